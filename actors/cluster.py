@@ -1,0 +1,64 @@
+"""Everything the orchestrator needs of Ray, behind one object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from actors.covariance import CovarianceEstimator
+from actors.editor import ContextSpec, EditorClient, HistoryItem
+from actors.evaluation import EvaluationPool, EvaluationSettings
+from actors.retrieval import MemoryClient
+from actors.runtime import connect, disconnect
+from actors.settings import ModelSpec, RayConfig
+from retrieval.index import IndexConfig
+from retrieval.memory import MemoryEntry
+
+_T = TypeVar("_T")
+
+
+class Cluster:
+    """A connection to Ray and the actors made through it; a context manager that ends what it started."""
+
+    def __init__(self, config: RayConfig, spec: ModelSpec) -> None:
+        self.config, self.spec = config, spec
+        self._owns_ray = False
+        self._parts: list[Any] = []
+
+    def __enter__(self) -> Self:
+        self._owns_ray = connect(self.config)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for part in reversed(self._parts):
+            part.close()
+        self._parts = []
+        if self._owns_ray:
+            disconnect()
+
+    def estimator(self) -> CovarianceEstimator:
+        """Workers that estimate covariances."""
+        return self._keep(CovarianceEstimator(self.config, self.spec))
+
+    def editor(
+        self, editor_config: Any, contexts: ContextSpec, history: Callable[[], Iterable[HistoryItem]]
+    ) -> EditorClient:
+        """The stateful editor."""
+        return self._keep(EditorClient(self.config, self.spec, editor_config, contexts, history))
+
+    def memory(
+        self, embedder_config: Any, index_config: IndexConfig, entries: Callable[[], Sequence[MemoryEntry]]
+    ) -> MemoryClient:
+        """The external memory."""
+        return self._keep(MemoryClient(self.config, embedder_config, index_config, entries))
+
+    def evaluators(self, settings: EvaluationSettings) -> EvaluationPool:
+        """Workers that evaluate frozen versions."""
+        return self._keep(EvaluationPool(self.config, self.spec, settings))
+
+    def _keep(self, part: _T) -> _T:
+        self._parts.append(part)
+        return part

@@ -1,0 +1,328 @@
+"""Sharded covariance estimation: blocks of seeded units, any number of workers, one fixed order of addition.
+
+A *block* is a fixed run of consecutive units. A worker computes a block's units in order and hands over one sum; the
+sums are added by pairs in a binary tree whose shape depends only on how many blocks count. A block that dies with its
+worker is done again and yields the same bytes. With a token budget the blocks that count are the shortest prefix that
+reaches it; what was computed beyond is dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from actors.runtime import LOST, kill, make_actor, unwrap
+from actors.settings import ModelSpec, RayConfig, RoleConfig
+from actors.worker import VersionedModel, load_for
+from editing.covariance import KeyCovariance
+from editing.errors import ErrataError
+from editing.selfgen import SelfGenerationConfig, run_unit, unit_of
+
+logger = logging.getLogger(__name__)
+
+Sums = dict[int, np.ndarray[Any, np.dtype[np.float64]]]
+
+
+class EstimateJob(BaseModel):
+    """One estimate: what the model says, from which version, up to which budget."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    generation: SelfGenerationConfig = SelfGenerationConfig()
+    layers: tuple[int, ...] = Field(min_length=1)
+    seed: int = 0
+    tokens: int | None = Field(None, ge=1)
+    sequences: int | None = Field(None, ge=1)
+    units_per_block: int = Field(1, ge=1)
+    version: str
+    """Digest of the version whose weights are used; part of the result's source."""
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> EstimateJob:
+        if (self.tokens is None) == (self.sequences is None):
+            raise ValueError(f"give one budget: tokens ({self.tokens}) or sequences ({self.sequences})")
+        return self
+
+    def source(self, dtype: str) -> dict[str, Any]:
+        """All that decides the result, as it is stored with it."""
+        return {
+            "kind": "self_generated",
+            "version": self.version,
+            "seed": self.seed,
+            "dtype": dtype,
+            "tokens": self.tokens,
+            "sequences": self.sequences,
+            "units_per_block": self.units_per_block,
+            **self.generation.model_dump(),
+        }
+
+
+@dataclass(frozen=True)
+class BlockInfo:
+    """What is known of a finished block without its sums."""
+
+    block: int
+    tokens: int
+    documents: tuple[tuple[float, int], ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EstimateProgress:
+    """How far an estimate is. ``share`` is 0..1; ``seconds_left`` is None until a rate is known."""
+
+    tokens: int
+    share: float
+    tokens_per_second: float
+    seconds_left: float | None
+    repeated: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A finished estimate: the covariance, (NLL, tokens) per sequence, and how it went."""
+
+    covariance: KeyCovariance
+    documents: tuple[tuple[float, int], ...]
+    seconds: float
+    repeated_blocks: int
+
+
+class UnitWorker:
+    """Computes blocks of units on one model. Plain class; `UnitActor` is its shell."""
+
+    def __init__(self, spec: ModelSpec, role: RoleConfig) -> None:
+        self._versioned = VersionedModel(load_for(role, spec))
+
+    def block(
+        self, job: EstimateJob, index: int, sequences: int, weights: Mapping[int, Tensor]
+    ) -> tuple[BlockInfo, Sums]:
+        """Sums of a block's units, added in their order; ``sequences`` is what is left for this block at most."""
+        started = time.perf_counter()
+        self._versioned.show(job.version, weights)
+        sums: Sums = {}
+        tokens, documents = 0, list[tuple[float, int]]()
+        for place in range(job.units_per_block):
+            take = min(job.generation.sequences_per_unit, sequences - place * job.generation.sequences_per_unit)
+            if take <= 0:
+                break
+            unit = unit_of(index * job.units_per_block + place, seed=job.seed, sequences=take)
+            result = run_unit(self._versioned.model, unit, job.layers, job.generation)
+            for layer, value in result.sums.items():
+                array = value.numpy()
+                sums[layer] = array if layer not in sums else sums[layer] + array
+            tokens += result.tokens
+            documents += result.documents
+        return BlockInfo(index, tokens, tuple(documents), time.perf_counter() - started), sums
+
+
+@ray.remote
+class UnitActor:
+    """Shell of `UnitWorker`."""
+
+    def __init__(self, spec: ModelSpec, role: RoleConfig) -> None:
+        self._worker = UnitWorker(spec, role)
+
+    @ray.method(num_returns=2)
+    def block(
+        self, job: EstimateJob, index: int, sequences: int, weights: Mapping[int, Tensor]
+    ) -> tuple[BlockInfo, Sums]:
+        return self._worker.block(job, index, sequences, weights)
+
+
+def add_sums(left: Sums, right: Sums) -> Sums:
+    """One node of the tree."""
+    return {layer: left[layer] + right[layer] for layer in left}
+
+
+_add_remote: Any = ray.remote(num_cpus=0)(add_sums)
+
+
+class _Tree:
+    """Binary-counter tree over blocks arriving in order; nodes are references, the adding is done by Ray tasks."""
+
+    def __init__(self) -> None:
+        self._levels: dict[int, Any] = {}
+
+    def push(self, node: Any) -> None:
+        level = 0
+        while level in self._levels:
+            node = _add_remote.remote(self._levels.pop(level), node)
+            level += 1
+        self._levels[level] = node
+
+    def root(self) -> Any:
+        """The sum of all, larger subtrees first."""
+        nodes = [self._levels[level] for level in sorted(self._levels, reverse=True)]
+        total = nodes[0]
+        for node in nodes[1:]:
+            total = _add_remote.remote(total, node)
+        return total
+
+
+@dataclass
+class _Run:
+    """State of one estimate in the scheduler."""
+
+    job: EstimateJob
+    weights: Any
+    outstanding: dict[Any, tuple[int, int, Any]] = field(default_factory=dict)
+    finished: dict[int, tuple[BlockInfo, Any]] = field(default_factory=dict)
+    redo: list[int] = field(default_factory=list)
+    next_block: int = 0
+    released: int = 0
+    tokens: int = 0
+    repeated: int = 0
+
+    def total_blocks(self) -> int | None:
+        if self.job.sequences is None:
+            return None
+        per_block = self.job.generation.sequences_per_unit * self.job.units_per_block
+        return -(-self.job.sequences // per_block)
+
+    def sequences_for(self, block: int) -> int:
+        per_block = self.job.generation.sequences_per_unit * self.job.units_per_block
+        return per_block if self.job.sequences is None else min(per_block, self.job.sequences - block * per_block)
+
+    def complete(self) -> bool:
+        if self.job.tokens is not None:
+            return self.tokens >= self.job.tokens
+        return self.released == self.total_blocks()
+
+    def wants_more(self) -> bool:
+        """Whether a further block is likely to count."""
+        total = self.total_blocks()
+        if total is not None:
+            return self.next_block < total
+        assert self.job.tokens is not None
+        known = [info.tokens for info, _ in self.finished.values()]
+        ahead = self.next_block - self.released
+        expected = (sum(known) / len(known)) if known else 0.0
+        return self.tokens + ahead * expected < self.job.tokens
+
+
+class CovarianceEstimator:
+    """Owns the unit workers and runs one estimate at a time over them."""
+
+    def __init__(self, config: RayConfig, spec: ModelSpec) -> None:
+        self._config, self._spec = config, spec
+        self._actors: list[Any] = []
+        self._revivals = 0
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Make the workers (they load their model in the background)."""
+        while len(self._actors) < self._config.generation_workers:
+            self._actors.append(self._make())
+
+    def close(self) -> None:
+        """End the workers."""
+        for actor in self._actors:
+            kill(actor)
+        self._actors = []
+
+    def actors(self) -> Sequence[Any]:
+        """Handles of the workers, for fault tests."""
+        return tuple(self._actors)
+
+    def _make(self) -> Any:
+        return make_actor(UnitActor, self._config.generation, self._spec, self._config.generation)
+
+    def estimate(
+        self,
+        job: EstimateJob,
+        weights: Any,
+        progress: Callable[[EstimateProgress], None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> Estimate:
+        """Run a job to its end; call from any thread.
+
+        Args:
+            weights: edited maps by layer, or a reference to such; empty for the base.
+            progress: called after each block.
+            stop: set it to give up.
+
+        Raises:
+            ErrataError: given up, or workers died more often than the settings allow.
+        """
+        with self._lock:
+            self.start()
+            started = time.perf_counter()
+            reference = weights if isinstance(weights, ray.ObjectRef) else ray.put(dict(weights))
+            run, tree = _Run(job, reference), _Tree()
+            documents: list[tuple[float, int]] = []
+            idle = list(self._actors)
+            while not run.complete():
+                if stop is not None and stop.is_set():
+                    raise ErrataError("the covariance estimate was given up")
+                self._hand_out(run, idle)
+                ready, _ = ray.wait(list(run.outstanding), num_returns=1, timeout=0.5)
+                for reference in ready:
+                    idle.append(self._collect(run, reference))
+                while not run.complete() and run.released in run.finished:
+                    info, sums = run.finished[run.released]
+                    tree.push(sums)
+                    run.released += 1
+                    run.tokens += info.tokens
+                    documents += info.documents
+                if ready and progress is not None:
+                    progress(_progress(run, time.perf_counter() - started))
+            for reference in run.outstanding:
+                # what was begun beyond the budget is of no use; the worker finishes it and is free again
+                logger.debug("block beyond the budget dropped: %s", run.outstanding[reference][0])
+            sums = ray.get(tree.root())
+            tensors = {layer: torch.from_numpy(np.array(value)) for layer, value in sorted(sums.items())}
+            covariance = KeyCovariance(tensors, run.tokens, job.source(self._spec.dtype))
+            return Estimate(covariance, tuple(documents), time.perf_counter() - started, run.repeated)
+
+    def _hand_out(self, run: _Run, idle: list[Any]) -> None:
+        while idle and (run.redo or run.wants_more()):
+            # with nothing known of a block's size, one block per worker is a safe start
+            if not run.redo and not run.finished and len(run.outstanding) >= len(self._actors):
+                return
+            if run.redo:
+                block = run.redo.pop(0)
+            else:
+                block, run.next_block = run.next_block, run.next_block + 1
+            actor = idle.pop(0)
+            info, sums = actor.block.remote(run.job, block, run.sequences_for(block), run.weights)
+            run.outstanding[info] = (block, self._actors.index(actor), sums)
+
+    def _collect(self, run: _Run, reference: Any) -> Any:
+        block, slot, sums = run.outstanding.pop(reference)
+        try:
+            run.finished[block] = (ray.get(reference), sums)
+        except LOST as error:
+            self._revivals += 1
+            run.repeated += 1
+            run.redo.append(block)
+            if self._revivals > self._config.max_revivals:
+                raise ErrataError(
+                    f"covariance workers died {self._revivals} times; allowed: ray.max_revivals "
+                    f"{self._config.max_revivals}"
+                ) from error
+            logger.warning("a covariance worker died; block %d is done again by a new one", block)
+            kill(self._actors[slot])
+            self._actors[slot] = self._make()
+        except ray.exceptions.RayTaskError as error:
+            raise unwrap(error) from error
+        return self._actors[slot]
+
+
+def _progress(run: _Run, seconds: float) -> EstimateProgress:
+    done = sum(info.tokens for info, _ in run.finished.values())
+    rate = done / max(seconds, 1e-9)
+    total = run.total_blocks()
+    share = done / run.job.tokens if run.job.tokens is not None else len(run.finished) / max(total or 1, 1)
+    left = None if share <= 0 else seconds * (1 - min(share, 1.0)) / share
+    return EstimateProgress(done, min(share, 1.0), rate, left, run.repeated)

@@ -1,0 +1,242 @@
+"""The stateful editor: one actor that holds the live model and the lifelong state, and its client.
+
+The actor is a cache. The client starts a new one when it dies, replays the journal's history into it, and repeats the
+call; applying a batch is idempotent by its sequence number.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from torch import Tensor
+
+from actors.runtime import LOST, kill, make_actor, unwrap
+from actors.settings import ModelSpec, RayConfig, RoleConfig
+from actors.worker import load_for
+from editing.contexts import sample_contexts
+from editing.covariance import KeyCovariance
+from editing.editors import make_editor
+from editing.errors import ErrataError
+from editing.request import EditBatch
+from editing.session import EditReceipt, EditSession
+
+logger = logging.getLogger(__name__)
+
+HistoryItem = EditReceipt | KeyCovariance
+"""A commit to replay, or a covariance that takes effect at that point."""
+
+
+@dataclass(frozen=True)
+class ContextSpec:
+    """Context prefixes: given, or sampled from the base model."""
+
+    count: int
+    length: int
+    seed: int
+    given: tuple[str, ...] | None = None
+
+
+class EditorWorker:
+    """An `EditSession` over a model loaded in this process. Plain class; `EditorActor` is its shell."""
+
+    def __init__(self, spec: ModelSpec, role: RoleConfig, editor_config: Any, contexts: ContextSpec) -> None:
+        self._model = load_for(role, spec)
+        self._editor = make_editor(editor_config)
+        self._model.check_layers(self._editor.layers)
+        self.contexts = contexts.given or sample_contexts(
+            self._model, count=contexts.count, length=contexts.length, seed=contexts.seed
+        )
+        self._session: EditSession | None = None
+
+    def start(self, covariance: KeyCovariance | None) -> None:
+        """Begin the lifetime on its first covariance."""
+        self._session = EditSession(self._model, self._editor, covariance, self.contexts)
+
+    def map_widths(self) -> dict[int, int]:
+        """d_in of every edited map."""
+        return {layer: int(self._model.weight(layer).shape[1]) for layer in self._editor.layers}
+
+    def session(self) -> EditSession:
+        """The session; raises before ``start``."""
+        if self._session is None:
+            raise ErrataError("the editor has not been started with a covariance yet")
+        return self._session
+
+    def replay(self, item: HistoryItem) -> None:
+        """Take over one item of history."""
+        if isinstance(item, KeyCovariance):
+            self.session().swap_covariance(item)
+        else:
+            self.session().replay(item)
+
+
+@ray.remote
+class EditorActor:
+    """Shell of `EditorWorker`."""
+
+    def __init__(self, spec: ModelSpec, role: RoleConfig, editor_config: Any, contexts: ContextSpec) -> None:
+        self._worker = EditorWorker(spec, role, editor_config, contexts)
+
+    def contexts(self) -> tuple[str, ...]:
+        return self._worker.contexts
+
+    def map_widths(self) -> dict[int, int]:
+        return self._worker.map_widths()
+
+    def start(self, covariance: KeyCovariance | None) -> None:
+        self._worker.start(covariance)
+
+    def replay(self, item: HistoryItem) -> None:
+        self._worker.replay(item)
+
+    def apply(self, batch: EditBatch) -> EditReceipt:
+        return self._worker.session().apply(batch)
+
+    def swap(self, covariance: KeyCovariance) -> None:
+        self._worker.session().swap_covariance(covariance)
+
+    def weights(self) -> dict[int, Tensor]:
+        return self._worker.session().weights()
+
+    def norms(self) -> dict[int, float]:
+        return self._worker.session().norms()
+
+
+class EditorClient:
+    """What the orchestrator calls. Survives the actor's death."""
+
+    def __init__(
+        self,
+        config: RayConfig,
+        spec: ModelSpec,
+        editor_config: Any,
+        contexts: ContextSpec,
+        history: Callable[[], Iterable[HistoryItem]],
+    ) -> None:
+        """``history`` yields, in order, the first covariance (if the editor uses one), commits and swaps."""
+        self._config, self._spec, self._editor_config = config, spec, editor_config
+        self._contexts, self._history = contexts, history
+        self._revivals = 0
+        self._actor: Any = self._make()
+
+    def _make(self) -> Any:
+        return make_actor(
+            EditorActor,
+            self._config.editor,
+            self._spec,
+            self._config.editor,
+            self._editor_config,
+            self._contexts,
+        )
+
+    @property
+    def actor(self) -> Any:
+        """The handle, for fault tests."""
+        return self._actor
+
+    @property
+    def revivals(self) -> int:
+        """How often the actor had to be started again."""
+        return self._revivals
+
+    def contexts(self) -> tuple[str, ...]:
+        """The context prefixes in use; fixes them for every later revival."""
+        found: tuple[str, ...] = self._call("contexts")
+        self._contexts = ContextSpec(self._contexts.count, self._contexts.length, self._contexts.seed, found)
+        return found
+
+    def map_widths(self) -> dict[int, int]:
+        """d_in of every edited map."""
+        found: dict[int, int] = self._call("map_widths")
+        return found
+
+    def restore(self) -> None:
+        """Replay the whole history into a fresh actor."""
+        self._guarded(self._replay_all)
+
+    def begin(self, covariance: KeyCovariance | None) -> None:
+        """Begin a restoration item by item, where the caller wants to look at the versions in between."""
+        ray.get(self._actor.start.remote(covariance))
+
+    def replay(self, item: HistoryItem) -> None:
+        """The next item of such a restoration."""
+        ray.get(self._actor.replay.remote(item))
+
+    def apply(self, batch: EditBatch) -> EditReceipt:
+        """Write a batch; the weights have changed when this returns."""
+        receipt: EditReceipt = self._call("apply", batch)
+        return receipt
+
+    def swap(self, covariance: KeyCovariance) -> None:
+        """Continue on another covariance. Journal the swap first: a revival replays it from there."""
+        before = self._revivals
+        self._call("swap", covariance)
+        if self._revivals != before:
+            # the revived actor has taken it from the history already; taking it twice gives the same state
+            logger.debug("covariance swap repeated after a revival")
+
+    def weights(self) -> Any:
+        """A reference to the edited maps by layer as they are now; pass it on without fetching it."""
+        return self._actor.weights.remote()
+
+    def norms(self) -> dict[int, float]:
+        """Frobenius norms of the edited matrices."""
+        found: dict[int, float] = self._call("norms")
+        return found
+
+    def close(self) -> None:
+        """End the actor."""
+        kill(self._actor)
+
+    # --- fault handling ---
+
+    def _call(self, method: str, *args: Any) -> Any:
+        def once() -> Any:
+            # each name is a method of EditorActor above; a table of bound methods would go stale with the actor
+            call = {
+                "contexts": self._actor.contexts,
+                "map_widths": self._actor.map_widths,
+                "apply": self._actor.apply,
+                "swap": self._actor.swap,
+                "norms": self._actor.norms,
+            }[method]
+            return ray.get(call.remote(*args), timeout=self._config.call_timeout_seconds)
+
+        return self._guarded(once)
+
+    def _guarded(self, action: Callable[[], Any]) -> Any:
+        while True:
+            try:
+                return action()
+            except LOST as error:
+                self._revive(error)
+            except ray.exceptions.RayTaskError as error:
+                raise unwrap(error) from error
+
+    def _revive(self, error: Exception) -> None:
+        self._revivals += 1
+        if self._revivals > self._config.max_revivals:
+            raise ErrataError(
+                f"the editor died {self._revivals} times; allowed: ray.max_revivals {self._config.max_revivals}"
+            ) from error
+        logger.warning("the editor died (%s); starting a new one from the journal", type(error).__name__)
+        kill(self._actor)
+        self._actor = self._make()
+        self._guarded(self._replay_all)
+
+    def _replay_all(self) -> None:
+        started = False
+        for item in self._history():
+            if not started:
+                first = item if isinstance(item, KeyCovariance) else None
+                ray.get(self._actor.start.remote(first))
+                started = True
+                if first is not None:
+                    continue
+            ray.get(self._actor.replay.remote(item))
+        if not started:
+            ray.get(self._actor.start.remote(None))

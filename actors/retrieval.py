@@ -1,0 +1,154 @@
+"""The external memory as an actor: embeds questions, searches, adds and forgets statements."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+
+from actors.runtime import LOST, kill, make_actor, unwrap
+from actors.settings import RayConfig
+from editing.errors import ErrataError
+from retrieval.embedder import build_embedder
+from retrieval.index import IndexConfig
+from retrieval.memory import FactMemory, Hit, MemoryEntry
+
+logger = logging.getLogger(__name__)
+
+
+class RetrievalWorker:
+    """A `FactMemory` with its embedder. Plain class; `RetrievalActor` is its shell."""
+
+    def __init__(self, embedder_config: Any, index_config: IndexConfig) -> None:
+        self._embedder = build_embedder(embedder_config)
+        self._memory = FactMemory(self._embedder, index_config)
+        self._questions: dict[str, Any] = {}
+
+    def add(self, entries: Sequence[MemoryEntry]) -> int:
+        """Add statements that are not there yet; returns how many are active."""
+        self._memory.add([entry for entry in entries if self._memory.get(entry.id) is None])
+        return len(self._memory)
+
+    def remove(self, ids: Sequence[int]) -> int:
+        """Forget statements; an older one that was superseded by them holds again."""
+        self._memory.remove(ids, missing_ok=True)
+        return len(self._memory)
+
+    def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
+        """The k nearest active statements of each question, best first. Questions are embedded once."""
+        if not questions:
+            return []
+        unknown = [q for q in dict.fromkeys(questions) if q not in self._questions]
+        if unknown:
+            self._questions.update(zip(unknown, self._embedder.embed(unknown), strict=True))
+        import numpy as np
+
+        return self._memory.search_vectors(np.stack([self._questions[q] for q in questions]), k)
+
+    def search_seconds(self, questions: Sequence[str], k: int) -> float:
+        """Mean wall seconds of embedding and searching one question alone, after one to warm up."""
+        self._memory.search(questions[:1], k)
+        started = time.perf_counter()
+        for question in questions:
+            self._memory.search([question], k)
+        return (time.perf_counter() - started) / max(1, len(questions))
+
+    def digest(self) -> str:
+        """Digest of the active content."""
+        return self._memory.digest
+
+
+@ray.remote
+class RetrievalActor:
+    """Shell of `RetrievalWorker`."""
+
+    def __init__(self, embedder_config: Any, index_config: IndexConfig) -> None:
+        self._worker = RetrievalWorker(embedder_config, index_config)
+
+    def add(self, entries: Sequence[MemoryEntry]) -> int:
+        return self._worker.add(entries)
+
+    def remove(self, ids: Sequence[int]) -> int:
+        return self._worker.remove(ids)
+
+    def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
+        return self._worker.search(questions, k)
+
+    def search_seconds(self, questions: Sequence[str], k: int) -> float:
+        return self._worker.search_seconds(questions, k)
+
+    def digest(self) -> str:
+        return self._worker.digest()
+
+
+class MemoryClient:
+    """What the orchestrator calls. A memory that died is filled again from the journal."""
+
+    def __init__(
+        self,
+        config: RayConfig,
+        embedder_config: Any,
+        index_config: IndexConfig,
+        entries: Callable[[], Sequence[MemoryEntry]],
+    ) -> None:
+        """``entries`` gives everything the memory should hold, in order of acceptance."""
+        self._config, self._arguments, self._entries = config, (embedder_config, index_config), entries
+        self._revivals = 0
+        self._actor: Any = self._make()
+
+    def _make(self) -> Any:
+        return make_actor(RetrievalActor, self._config.retrieval, *self._arguments)
+
+    @property
+    def actor(self) -> Any:
+        """The handle, for fault tests."""
+        return self._actor
+
+    def restore(self) -> int:
+        """Add everything the journal says it should hold."""
+        return int(self._guarded(lambda: self._actor.add.remote(list(self._entries()))))
+
+    def add(self, entries: Sequence[MemoryEntry]) -> int:
+        """Add statements; adding one twice changes nothing."""
+        return int(self._guarded(lambda: self._actor.add.remote(list(entries))))
+
+    def remove(self, ids: Sequence[int]) -> int:
+        """Forget statements by id."""
+        return int(self._guarded(lambda: self._actor.remove.remote(list(ids))))
+
+    def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
+        """The k nearest active statements of each question, best first."""
+        found: list[list[Hit]] = self._guarded(lambda: self._actor.search.remote(list(questions), k))
+        return found
+
+    def search_seconds(self, questions: Sequence[str], k: int) -> float:
+        """Mean wall seconds of embedding and searching one question alone."""
+        return float(self._guarded(lambda: self._actor.search_seconds.remote(list(questions), k)))
+
+    def digest(self) -> str:
+        """Digest of the active content."""
+        return str(self._guarded(lambda: self._actor.digest.remote()))
+
+    def close(self) -> None:
+        """End the actor."""
+        kill(self._actor)
+
+    def _guarded(self, call: Callable[[], Any]) -> Any:
+        while True:
+            try:
+                return ray.get(call(), timeout=self._config.call_timeout_seconds)
+            except LOST as error:
+                self._revivals += 1
+                if self._revivals > self._config.max_revivals:
+                    raise ErrataError(
+                        f"the memory died {self._revivals} times; allowed: ray.max_revivals {self._config.max_revivals}"
+                    ) from error
+                logger.warning("the memory died (%s); filling a new one from the journal", type(error).__name__)
+                kill(self._actor)
+                self._actor = self._make()
+                self._actor.add.remote(list(self._entries()))  # calls run in order: this one comes first
+            except ray.exceptions.RayTaskError as error:
+                raise unwrap(error) from error

@@ -1,0 +1,88 @@
+"""Starting Ray, making actors, and telling a lost actor from a failed call."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import ray
+import ray.exceptions
+
+from actors.settings import RayConfig, RoleConfig
+from editing.errors import ErrataError, UserError
+
+logger = logging.getLogger(__name__)
+
+LOST = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.GetTimeoutError,
+)
+"""The call may never have run, or its result is gone: start the actor again and repeat what is idempotent."""
+
+
+def connect(config: RayConfig) -> bool:
+    """Join or start Ray. Returns whether it was started here and is to be ended here.
+
+    Raises:
+        UserError: the address cannot be reached.
+    """
+    if ray.is_initialized():
+        return False
+    quiet: dict[str, Any] = {
+        "logging_level": logging.ERROR,
+        "log_to_driver": os.environ.get("ERRATA_RAY_LOGS") == "1",
+        "namespace": config.namespace,
+    }
+    if config.address == "local":
+        cpus = max(float(os.cpu_count() or 1), config.local_cpus())
+        # "local" and not None: None would join whatever cluster runs on this machine
+        ray.init(address="local", num_cpus=int(-(-cpus // 1)), include_dashboard=False, **quiet)
+        return True
+    try:
+        ray.init(address=config.address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"ray.address {config.address!r} cannot be reached: {first_line(error)}") from error
+    return True
+
+
+def disconnect() -> None:
+    """Leave Ray; a local one ends with this process."""
+    ray.shutdown()
+
+
+def make_actor(shell: Any, role: RoleConfig, *args: Any) -> Any:
+    """An actor of a role. It does not restart by itself: whoever made it must restore what it held."""
+    options: dict[str, Any] = {
+        "num_cpus": role.num_cpus,
+        "num_gpus": role.num_gpus,
+        "resources": dict(role.resources),
+        "max_restarts": 0,
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(role.threads), "TOKENIZERS_PARALLELISM": "false"}},
+    }
+    return shell.options(**options).remote(*args)
+
+
+def kill(actor: Any) -> None:
+    """End an actor at once; it may be gone already."""
+    try:
+        ray.kill(actor)
+    except Exception:  # a handle to a dead actor raises one of several types
+        logger.debug("actor was gone before it was ended")
+
+
+def unwrap(error: Exception) -> Exception:
+    """The exception a method raised, out of the envelope Ray puts around it."""
+    if isinstance(error, ray.exceptions.RayTaskError):
+        cause = error.cause if isinstance(error.cause, Exception) else error
+        if isinstance(cause, ErrataError):
+            # a fresh object of the plain type: Ray's has the remote traceback as its text
+            return type(cause)(*cause.args) if type(cause).__module__.startswith("editing") else cause
+    return error
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's text, or its type."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

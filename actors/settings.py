@@ -1,0 +1,58 @@
+"""Settings of the cluster: where Ray is, how many workers of each kind, and what each of them asks for."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RoleConfig(_Closed):
+    """What one kind of actor asks Ray for."""
+
+    num_cpus: float = Field(1.0, ge=0)
+    num_gpus: float = Field(0.0, ge=0)
+    resources: dict[str, float] = {}
+    """Custom resources, such as a label that ties the role to a group of nodes."""
+    device: str = "cpu"
+    threads: int = Field(1, ge=1)
+    """Torch threads of the process. Results are promised bit-identical only for an equal number."""
+
+
+class RayConfig(_Closed):
+    """The cluster."""
+
+    address: str = "local"
+    """``local`` starts Ray on this machine; else the address of a running cluster."""
+    namespace: str = "errata"
+    generation: RoleConfig = RoleConfig()
+    generation_workers: int = Field(2, ge=1)
+    editor: RoleConfig = RoleConfig()
+    evaluation: RoleConfig = RoleConfig()
+    evaluation_workers: int = Field(2, ge=1)
+    retrieval: RoleConfig = RoleConfig(num_cpus=0.5)
+    max_revivals: int = Field(5, ge=0)
+    """How often an actor that died is started again before the run gives up."""
+    call_timeout_seconds: float = Field(3600.0, gt=0)
+    """A call that takes longer is given up as lost."""
+
+    def local_cpus(self) -> float:
+        """CPUs that a local Ray must offer for every actor to be placed at once."""
+        return (
+            self.generation.num_cpus * self.generation_workers
+            + self.editor.num_cpus
+            + self.evaluation.num_cpus * self.evaluation_workers
+            + self.retrieval.num_cpus
+            + 1.0
+        )
+
+
+class ModelSpec(_Closed):
+    """A model as every actor loads it by itself: weights never travel through the object store."""
+
+    name: str
+    dtype: str = "float32"
+    digest: str | None = None
+    """Digest of the checkpoint, where it is known already; else each actor reads all files to compute it."""

@@ -1,0 +1,43 @@
+"""What a process with a model needs at its start: threads, the model, the weights of a version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from actors.settings import ModelSpec, RoleConfig
+from editing.model.adapter import EditableModel
+from editing.model.load import load_model
+
+
+def load_for(role: RoleConfig, spec: ModelSpec) -> EditableModel:
+    """Load the model in this process for a role."""
+    torch.set_num_threads(role.threads)
+    return load_model(spec.name, dtype=spec.dtype, device=role.device, digest=spec.digest)
+
+
+class VersionedModel:
+    """A model whose edited maps are set to one version or another; the base is kept to go back to."""
+
+    def __init__(self, model: EditableModel) -> None:
+        self.model = model
+        self._base: dict[int, Tensor] = {}
+        self._version: str | None = None
+
+    def base(self, layers: tuple[int, ...]) -> dict[int, Tensor]:
+        """Unedited float32 maps of the layers."""
+        for layer in layers:
+            if layer not in self._base:
+                self._base[layer] = self.model.weight(layer).clone()
+        return {layer: self._base[layer] for layer in layers}
+
+    def show(self, version: str, weights: Mapping[int, Tensor]) -> None:
+        """Make the live weights those of ``version``; layers not given are the base's."""
+        if version == self._version:
+            return
+        self.base(tuple(weights))
+        for layer, unedited in self._base.items():
+            self.model.set_weight(layer, weights.get(layer, unedited))
+        self._version = version

@@ -1,0 +1,156 @@
+"""Second moments of keys: what an editor preserves.
+
+``C = E[k k^T]``, uncentred, a mean per token, for each edited layer; carried as a float64 sum and a token count, so
+that shards merge by addition. A covariance is known by the digest of its content and of what it was made from.
+
+Letters: I = d_in of the edited map.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from editing.digest import digest_json, digest_tensors
+from editing.errors import DamagedFileError, UserError
+
+_FORMAT = "errata-covariance-1"
+
+
+@dataclass(frozen=True)
+class KeyCovariance:
+    """Sums of key outer products by layer, float64 (I, I) on the CPU, over ``tokens`` tokens.
+
+    ``source`` says what it was made from (kind, seed, budget, model version, dtype); it is part of the digest.
+    """
+
+    sums: Mapping[int, Tensor]
+    tokens: int
+    source: Mapping[str, Any]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the sums, the token count and the source."""
+        content = digest_tensors({str(layer): value for layer, value in self.sums.items()})
+        return digest_json({"sums": content, "tokens": self.tokens, "source": dict(self.source)})
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers covered, ascending."""
+        return tuple(sorted(self.sums))
+
+    def mean(self, layer: int) -> Tensor:
+        """C of one layer, float64 (I, I).
+
+        Raises:
+            UserError: the layer is not covered or no token was counted.
+        """
+        if layer not in self.sums:
+            raise UserError(f"the covariance covers layers {list(self.layers)}, not layer {layer}")
+        if self.tokens <= 0:
+            raise UserError("the covariance counts no tokens; estimate it with a budget above 0")
+        return self.sums[layer] / self.tokens
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file that carries its own digest."""
+        metadata = {
+            "format": _FORMAT,
+            "tokens": str(self.tokens),
+            "source": json.dumps(dict(self.source), sort_keys=True),
+            "digest": self.digest,
+        }
+        save_file({str(layer): value.contiguous() for layer, value in self.sums.items()}, path, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> KeyCovariance:
+        """Read a file and check it against its digest.
+
+        Raises:
+            DamagedFileError: it is not such a file, is cut short, or its bytes have changed.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                sums = {int(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            if metadata.get("format") != _FORMAT:
+                raise ValueError(f"format {metadata.get('format')!r}, want {_FORMAT!r}")
+            loaded = cls(sums, int(metadata["tokens"]), json.loads(metadata["source"]))
+        except Exception as error:  # safetensors raises its own type, which it does not export everywhere
+            raise DamagedFileError(f"covariance file {path.name!r} cannot be read: {error}") from error
+        if loaded.digest != metadata.get("digest"):
+            raise DamagedFileError(
+                f"covariance file {path.name!r}: digest {loaded.digest[:12]}, want {str(metadata.get('digest'))[:12]}"
+            )
+        return loaded
+
+    @classmethod
+    def identity(cls, sizes: Mapping[int, int]) -> KeyCovariance:
+        """C = I for every layer; ``sizes`` gives d_in by layer."""
+        sums = {layer: torch.eye(size, dtype=torch.float64) for layer, size in sizes.items()}
+        return cls(sums, 1, {"kind": "identity"})
+
+
+def merge(parts: Sequence[KeyCovariance], source: Mapping[str, Any] | None = None) -> KeyCovariance:
+    """Sum of covariances over the same layers, in the order given; counts add exactly.
+
+    Raises:
+        UserError: nothing to merge, or the parts cover different layers.
+    """
+    if not parts:
+        raise UserError("nothing to merge: give at least one covariance")
+    layers = parts[0].layers
+    for part in parts[1:]:
+        if part.layers != layers:
+            raise UserError(f"covariances cover different layers: {list(layers)} and {list(part.layers)}")
+    sums = {layer: parts[0].sums[layer].clone() for layer in layers}
+    for part in parts[1:]:
+        for layer in layers:
+            sums[layer] += part.sums[layer]
+    made_from = source if source is not None else {"kind": "merge", "parts": [part.digest for part in parts]}
+    return KeyCovariance(sums, sum(part.tokens for part in parts), made_from)
+
+
+class MomentAccumulator:
+    """Adds up k k^T of one layer: keys gather in a buffer, products are taken in blocks, sums kept in float64.
+
+    Half-precision keys multiply with a float32 accumulator; blocks have a fixed size, so the result does not depend
+    on how the keys arrived.
+    """
+
+    def __init__(self, size: int, *, block: int = 256, device: torch.device | str = "cpu") -> None:
+        self.sum = torch.zeros(size, size, dtype=torch.float64, device=device)
+        self.count = 0
+        self._buffer = torch.zeros(block, size, dtype=torch.float32, device=device)
+        self._fill = 0
+
+    def add(self, keys: Tensor) -> None:
+        """Take keys (n, I) of any floating type."""
+        at = 0
+        while at < keys.shape[0]:
+            take = min(keys.shape[0] - at, self._buffer.shape[0] - self._fill)
+            self._buffer[self._fill : self._fill + take] = keys[at : at + take]
+            self._fill += take
+            at += take
+            if self._fill == self._buffer.shape[0]:
+                self._flush()
+        self.count += keys.shape[0]
+
+    def _flush(self) -> None:
+        if self._fill:
+            block = self._buffer[: self._fill]
+            self.sum += (block.T @ block).double()
+            self._fill = 0
+
+    def total(self) -> Tensor:
+        """The sum so far, float64 (I, I); symmetric."""
+        self._flush()
+        return 0.5 * (self.sum + self.sum.T)

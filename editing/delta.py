@@ -1,0 +1,151 @@
+"""Weight changes as data: low-rank factors or dense matrices per layer, with norms, digest and a file form.
+
+A version of the model is the base and an ordered list of these. ``apply_delta`` is the only function that turns
+one into weights, in the editor and in every replay, so that both yield the same bytes.
+
+Letters: O = d_out, I = d_in, m rank.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from editing.digest import digest_tensors
+from editing.errors import DamagedFileError
+
+_FORMAT = "errata-delta-1"
+DeltaKind = Literal["low_rank", "dense", "orthogonal"]
+
+
+@dataclass(frozen=True)
+class LayerDelta:
+    """Change of one weight W (O, I), float32 on the CPU.
+
+    ``low_rank``: W + left @ right, with left (O, m) and right (m, I). ``dense``: W + left, with left (O, I).
+    ``orthogonal``: left @ W, with left (O, O). The latter two have no ``right``.
+    """
+
+    kind: DeltaKind
+    left: Tensor
+    right: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if (self.right is not None) != (self.kind == "low_rank"):
+            raise ValueError(f"a {self.kind} change {'needs' if self.kind == 'low_rank' else 'has no'} right factor")
+        for tensor in (self.left, self.right):
+            if tensor is not None and (tensor.dtype != torch.float32 or tensor.device.type != "cpu"):
+                raise ValueError(f"factors are float32 on the CPU, got {tensor.dtype} on {tensor.device}")
+
+    @cached_property
+    def norm(self) -> float:
+        """Frobenius norm of what is added to W; of Q - I for an orthogonal change."""
+        if self.kind == "low_rank":
+            assert self.right is not None
+            left, right = self.left.double(), self.right.double()
+            # |L R|_F^2 = tr(L^T L R R^T), without the full matrix
+            return float(((left.T @ left) * (right @ right.T)).sum().clamp_min(0).sqrt())
+        matrix = self.left.double()
+        if self.kind == "orthogonal":
+            matrix = matrix - torch.eye(matrix.shape[0], dtype=torch.float64)
+        return float(matrix.norm())
+
+
+@dataclass(frozen=True)
+class WeightDelta:
+    """One commit's changes, by layer, and the name of the editor that made them."""
+
+    layers: Mapping[int, LayerDelta]
+    editor: str
+    notes: Mapping[str, float] = field(default_factory=dict)
+    """Numbers worth keeping with it, such as how many singular values were damped."""
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over kinds, shapes and bytes of all factors."""
+        return digest_tensors(self._tensors())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {}
+        for layer, change in self.layers.items():
+            tensors[f"{layer}.{change.kind}.left"] = change.left.contiguous()
+            if change.right is not None:
+                tensors[f"{layer}.{change.kind}.right"] = change.right.contiguous()
+        return tensors
+
+    def norms(self) -> dict[int, float]:
+        """Frobenius norm of the change of each layer."""
+        return {layer: change.norm for layer, change in self.layers.items()}
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file that carries its own digest."""
+        metadata = {
+            "format": _FORMAT,
+            "editor": self.editor,
+            "digest": self.digest,
+            "notes": json.dumps(dict(self.notes), sort_keys=True),
+        }
+        save_file(self._tensors(), path, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> WeightDelta:
+        """Read a file and check it against its digest.
+
+        Raises:
+            DamagedFileError: it is not such a file, is cut short, or its bytes have changed.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        except Exception as error:  # safetensors raises its own type, which it does not export everywhere
+            raise DamagedFileError(f"delta file {path.name!r} cannot be read: {error}") from error
+        if metadata.get("format") != _FORMAT:
+            raise DamagedFileError(f"delta file {path.name!r} has format {metadata.get('format')!r}, want {_FORMAT!r}")
+        layers: dict[int, LayerDelta] = {}
+        for name, tensor in tensors.items():
+            layer, kind, side = name.split(".")
+            if side == "left":
+                layers[int(layer)] = LayerDelta(kind, tensor, tensors.get(f"{layer}.{kind}.right"))
+        delta = cls(dict(sorted(layers.items())), metadata.get("editor", ""), json.loads(metadata.get("notes", "{}")))
+        if delta.digest != metadata.get("digest"):
+            raise DamagedFileError(
+                f"delta file {path.name!r}: digest {delta.digest[:12]}, want {metadata.get('digest')!r}"
+            )
+        return delta
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch's CPU kernels on one thread: how many there are may change the order of a sum."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def apply_delta(weight: Tensor, change: LayerDelta) -> Tensor:
+    """The changed weight, float32 on ``weight``'s device; ``weight`` (O, I) is left alone.
+
+    The product is taken in float64 and rounded once, on one thread, so that the result does not depend on how the
+    process was set up.
+    """
+    left = change.left.to(weight.device, torch.float64)
+    with one_thread():
+        if change.kind == "orthogonal":
+            return (left @ weight.double()).float()
+        if change.right is None:
+            return (weight.double() + left).float()
+        return (weight.double() + left @ change.right.to(weight.device, torch.float64)).float()

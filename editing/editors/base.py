@@ -1,0 +1,84 @@
+"""What every editor is: settings, a lifelong state, and a pure computation of one batch's weight change."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import Tensor
+
+from editing.covariance import KeyCovariance
+from editing.delta import WeightDelta
+from editing.model.adapter import EditableModel
+from editing.request import EditRequest
+from editing.state import LifelongState
+from editing.values import TargetValue, ValueConfig
+
+Progress = Callable[[int], None]
+
+
+class EditorConfig(BaseModel):
+    """Settings every editor has; ``type`` tells them apart."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: str
+    layers: tuple[int, ...] = Field(min_length=1)
+    """Decoder layers to edit, ascending; the last one is the value layer."""
+    values: ValueConfig = ValueConfig()
+
+    @field_validator("layers")
+    @classmethod
+    def _ascending(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if list(layers) != sorted(set(layers)):
+            raise ValueError(f"must be ascending without repeats, got {list(layers)}; write {sorted(set(layers))}")
+        return layers
+
+
+@dataclass(frozen=True)
+class Computation:
+    """One batch, computed but not applied.
+
+    ``keys`` are float32 (d_in, m) by layer, columns in the order of the requests; they join the past keys when the
+    batch is committed. ``values`` are the target values, one per request.
+    """
+
+    delta: WeightDelta
+    keys: Mapping[int, Tensor]
+    values: Sequence[TargetValue]
+
+
+class Editor(ABC):
+    """A method of writing facts into weights."""
+
+    needs_covariance: bool = True
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers whose weights the editor may change."""
+        layers: tuple[int, ...] = self.config.layers
+        return layers
+
+    @abstractmethod
+    def new_state(self, model: EditableModel, covariance: KeyCovariance | None) -> LifelongState:
+        """The state before the first edit."""
+
+    @abstractmethod
+    def compute(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        state: LifelongState,
+        contexts: Sequence[str],
+        progress: Progress | None = None,
+    ) -> Computation:
+        """The change that writes ``requests`` into the model's current weights.
+
+        Neither the model (bytes are restored) nor the state is changed.
+        """

@@ -1,0 +1,199 @@
+"""Linear systems that grow with a lifetime: (A_0 + K_p K_p^T) X = Y, without a d x d solve per edit.
+
+``A_0`` is fixed for one covariance version; past keys K_p arrive in small batches and now and then one leaves.
+While there are fewer past keys than dimensions the p x p capacitance matrix S = I + K_p^T A_0^-1 K_p is kept as a
+Cholesky factor that grows by rows (Woodbury identity); from then on the d x d inverse is kept and changed by
+rank-m updates. Everything is float64.
+
+Letters: d width, p past keys, m new keys.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from editing.errors import NumericalError
+
+
+class Base(ABC):
+    """A fixed positive definite A_0, or one restricted to a subspace, and how to solve with it."""
+
+    @abstractmethod
+    def solve(self, right: Tensor) -> Tensor:
+        """A_0^-1 right for right (d, m) float64."""
+
+    @abstractmethod
+    def multiply(self, x: Tensor) -> Tensor:
+        """A_0 x for x (d, m) float64."""
+
+    def restrict(self, keys: Tensor) -> Tensor:
+        """Keys (d, m) as the system sees them; a projection where the system lives in a subspace."""
+        return keys
+
+
+class DenseBase(Base):
+    """A_0 given as a symmetric positive definite matrix (d, d), factored once."""
+
+    def __init__(self, matrix: Tensor, *, what: str) -> None:
+        self.matrix = matrix.double()
+        factor, info = torch.linalg.cholesky_ex(self.matrix)
+        if int(info) or not bool(torch.isfinite(factor).all()):
+            raise NumericalError(
+                f"{what} is not positive definite: leading minor {int(info)} of {matrix.shape[0]}; "
+                "estimate it from more tokens than it has rows"
+            )
+        self._factor = factor
+
+    def solve(self, right: Tensor) -> Tensor:
+        return torch.cholesky_solve(right, self._factor)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        return self.matrix @ x
+
+
+class ProjectedIdentity(Base):
+    """A_0 = c I on the span left by an orthogonal projector P, held by the thinner of its two bases.
+
+    ``P = U U^T`` or ``P = I - V V^T``; solving gives ``P right / c``.
+    """
+
+    def __init__(self, scale: float, basis: Tensor, *, complement: bool) -> None:
+        self.scale, self.basis, self.complement = scale, basis.double(), complement
+
+    def restrict(self, keys: Tensor) -> Tensor:
+        inside = self.basis @ (self.basis.T @ keys)
+        return keys - inside if self.complement else inside
+
+    def solve(self, right: Tensor) -> Tensor:
+        return self.restrict(right) / self.scale
+
+    def multiply(self, x: Tensor) -> Tensor:
+        return self.restrict(x) * self.scale
+
+
+class ScaledIdentity(Base):
+    """A_0 = c I."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def solve(self, right: Tensor) -> Tensor:
+        return right / self.scale
+
+    def multiply(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+@dataclass(frozen=True)
+class GrowingSystem:
+    """A_0 + K_p K_p^T as a value: each change gives a new system that shares what has not changed."""
+
+    base: Base
+    past: Tensor
+    """K_p (d, p), restricted, float64."""
+    solved: Tensor
+    """A_0^-1 K_p (d, p)."""
+    factor: Tensor | None
+    """Lower Cholesky factor of S (p, p), or None once the inverse is kept."""
+    inverse: Tensor | None = None
+    """(A_0 + K_p K_p^T)^-1 (d, d), kept when p has reached d."""
+
+    @classmethod
+    def start(cls, base: Base, past: Tensor, width: int) -> GrowingSystem:
+        """The system with all ``past`` keys (d, p) at once."""
+        empty = torch.zeros(width, 0, dtype=torch.float64, device=past.device)
+        system = cls(base, empty, empty, torch.zeros(0, 0, dtype=torch.float64, device=past.device))
+        return system.append(past) if past.shape[1] else system
+
+    def solve(self, right: Tensor) -> Tensor:
+        """(A_0 + K_p K_p^T)^-1 right for right (d, m)."""
+        right = right.double()
+        if self.inverse is not None:
+            return self.inverse @ right
+        first = self.base.solve(right)
+        if not self.past.shape[1]:
+            return first
+        assert self.factor is not None
+        return first - self.solved @ torch.cholesky_solve(self.past.T @ first, self.factor)
+
+    def append(self, keys: Tensor) -> GrowingSystem:
+        """The system with new past keys (d, m)."""
+        new = self.base.restrict(keys.double())
+        if self.inverse is not None:
+            reach = self.inverse @ new
+            core = torch.eye(new.shape[1], dtype=torch.float64, device=new.device) + new.T @ reach
+            inverse = self.inverse - reach @ torch.cholesky_solve(reach.T, _cholesky(core, "I + K^T A^-1 K"))
+            return replace(self, past=torch.cat([self.past, new], 1), inverse=0.5 * (inverse + inverse.T))
+        solved = self.base.solve(new)
+        past = torch.cat([self.past, new], dim=1)
+        if past.shape[1] >= past.shape[0]:
+            return self._dense(past)
+        assert self.factor is not None
+        size, extra = self.past.shape[1], new.shape[1]
+        corner = torch.eye(extra, dtype=torch.float64, device=new.device) + new.T @ solved
+        factor = torch.zeros(size + extra, size + extra, dtype=torch.float64, device=new.device)
+        factor[:size, :size] = self.factor
+        if size:
+            side = torch.linalg.solve_triangular(self.factor, self.past.T @ solved, upper=False)
+            factor[size:, :size] = side.T
+            corner = corner - side.T @ side
+        factor[size:, size:] = _cholesky(corner, "capacitance of the past keys")
+        return replace(self, past=past, solved=torch.cat([self.solved, solved], dim=1), factor=factor)
+
+    def without(self, columns: list[int]) -> GrowingSystem:
+        """The system without the past keys at ``columns``; computed afresh, as this is rare."""
+        gone = set(columns)
+        keep = [i for i in range(self.past.shape[1]) if i not in gone]
+        return GrowingSystem.start(self.base, self.past[:, keep], self.past.shape[0])
+
+    def _dense(self, past: Tensor) -> GrowingSystem:
+        width = past.shape[0]
+        eye = torch.eye(width, dtype=torch.float64, device=past.device)
+        first, solved = self.base.solve(eye), self.base.solve(past)
+        core = torch.eye(past.shape[1], dtype=torch.float64, device=past.device) + past.T @ solved
+        inverse = first - solved @ torch.cholesky_solve(solved.T, _cholesky(core, "capacitance of the past keys"))
+        return GrowingSystem(self.base, past, past[:, :0], None, 0.5 * (inverse + inverse.T))
+
+    def drift(self, probe: Tensor) -> float:
+        """Relative error |A A^-1 x - x| / |x| on restricted probe columns x (d, m)."""
+        x = self.base.restrict(probe.double())
+        answer = self.solve(x)
+        back = self.base.multiply(answer) + self.past @ (self.past.T @ answer)
+        return float((back - x).norm() / x.norm().clamp_min(1e-300))
+
+
+def update_factor(system: GrowingSystem, keys: Tensor) -> Tensor:
+    """Right factor (m, d) of R K^T (A_0 + K_p K_p^T + K K^T)^-1, for new keys K (d, m).
+
+    By the push-through identity it is (I + K^T A^-1 K)^-1 (A^-1 K)^T with A the system as it stands.
+    """
+    restricted = system.base.restrict(keys.double())
+    reach = system.solve(restricted)
+    core = torch.eye(keys.shape[1], dtype=torch.float64, device=keys.device) + restricted.T @ reach
+    return torch.cholesky_solve(reach.T, _cholesky(core, "I + K^T A^-1 K"))
+
+
+def _cholesky(matrix: Tensor, what: str) -> Tensor:
+    factor, info = torch.linalg.cholesky_ex(0.5 * (matrix + matrix.T))
+    if int(info) or not bool(torch.isfinite(factor).all()):
+        raise NumericalError(f"{what} could not be factored: leading minor {int(info)} of {matrix.shape[0]}")
+    return factor
+
+
+def null_space(matrix: Tensor, threshold: float) -> tuple[Tensor, bool, int]:
+    """Span of the eigenvectors of a symmetric matrix (d, d) with eigenvalues below ``threshold``.
+
+    Returns:
+        Orthonormal columns, whether they span the complement instead, and the dimension of the null space. Of the
+        two bases the thinner is returned.
+    """
+    values, vectors = torch.linalg.eigh(matrix.double())
+    free = int((values < threshold).sum())
+    # eigenvalues ascend: the first `free` columns are the null space
+    if free <= matrix.shape[0] - free:
+        return vectors[:, :free].contiguous(), False, free
+    return vectors[:, free:].contiguous(), True, free

@@ -1,0 +1,188 @@
+"""A loaded language model as the rest of the project sees it: passes over parts of it, and its edited maps.
+
+Letters: B rows, T tokens, d hidden size, I = d_in of the edited map, O = d_out (= d in every supported family).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from editing.digest import digest_tensors
+from editing.errors import ErrataError, UserError
+from editing.model.decoder import Decoder, Layout, Positional, decoder_for, plain_layout
+from editing.model.text import TextCodec
+
+_CHECK_TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-6, torch.float16: 0.1, torch.bfloat16: 0.5}
+
+
+@dataclass
+class Rows:
+    """Right-padded token rows: ids (B, T) and their layout."""
+
+    ids: Tensor
+    layout: Layout
+    lengths: Tensor
+
+
+class EditableModel:
+    """One causal language model in evaluation mode, its tokenizer, and float32 masters of the edited maps."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, *, name: str, digest: str | None = None) -> None:
+        self.hf = cast(Any, model.eval().requires_grad_(False))
+        self.decoder: Decoder = decoder_for(model)
+        self.text = TextCodec(tokenizer)
+        self.name = name
+        self.family: str = str(self.hf.config.model_type)
+        self.num_layers = len(self.decoder.layers)
+        first = next(model.parameters())
+        self.device, self.dtype = first.device, first.dtype
+        self.hidden_size: int = int(self.hf.config.hidden_size)
+        self._masters: dict[int, Tensor] = {}
+        self.digest = digest if digest is not None else digest_tensors(dict(model.state_dict()))
+        self._check_forward()
+
+    def _check_forward(self) -> None:
+        """Compare this package's layer-by-layer pass with the library's own, so that a change there is noticed."""
+        vocabulary = int(self.hf.config.vocab_size)
+        ids = [(7 * i + 3) % vocabulary for i in range(6)]
+        with torch.no_grad():
+            want = self.hf(input_ids=torch.tensor([ids], device=self.device)).logits[0, -1].float()
+            rows = self.rows([ids])
+            hidden = self.run(self.embed(rows), 0, self.num_layers, self.positional(rows.layout))
+            got = self.decoder.logits(hidden[0, -1]).float()
+        scale = want.abs().max().clamp_min(1.0)
+        error = float((got - want).abs().max() / scale)
+        if not error <= _CHECK_TOLERANCE.get(self.dtype, 0.5):
+            raise ErrataError(
+                f"model {self.name!r} ({self.family}): the layer-by-layer pass differs from the library's by "
+                f"{error:.2g} of the largest logit; this version of transformers is not supported for this family"
+            )
+
+    # --- passes ---
+
+    def rows(self, sequences: Sequence[Sequence[int]]) -> Rows:
+        """Token lists to one right-padded batch on the model's device."""
+        lengths = torch.tensor([len(s) for s in sequences], device=self.device)
+        width = int(lengths.max())
+        ids = torch.full((len(sequences), width), self.text.pad_id, dtype=torch.long)
+        for row, tokens in enumerate(sequences):
+            ids[row, : len(tokens)] = torch.tensor(list(tokens), dtype=torch.long)
+        return Rows(ids.to(self.device), plain_layout(lengths, width), lengths)
+
+    def embed(self, rows: Rows) -> Tensor:
+        """Input of layer 0, (B, T, d)."""
+        return self.decoder.embed(rows.ids, rows.layout.positions)
+
+    def positional(self, queries: Layout, keys: Layout | None = None) -> Positional:
+        """Rotary tables and masks for passes of ``queries`` over ``keys``; made once, used for every layer."""
+        probe = torch.empty(1, dtype=self.dtype, device=self.device)
+        return self.decoder.positional(probe, queries, keys)
+
+    def run(self, hidden: Tensor, start: int, stop: int, positional: Positional, cache: Any = None) -> Tensor:
+        """Layers ``start`` to ``stop - 1`` over hidden states (B, T, d)."""
+        for index in range(start, stop):
+            hidden = self.decoder.layer(index, hidden, positional, cache)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Last layer's output (..., d) to logits (..., V)."""
+        return self.decoder.logits(hidden)
+
+    @contextmanager
+    def map_inputs(self, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        """Within the context, each pass leaves the input (B, T, I) of the edited maps of ``layers`` in the dict."""
+        caught: dict[int, Tensor] = {}
+        handles = []
+        for layer in layers:
+
+            def hook(_: nn.Module, args: tuple[Any, ...], layer: int = layer) -> None:
+                caught[layer] = args[0]
+
+            handles.append(self.decoder.edited_map(layer).register_forward_pre_hook(hook))
+        try:
+            yield caught
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def map_outputs(self, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        """Within the context, each pass leaves the output (B, T, O) of the edited maps, bias included, in the dict."""
+        caught: dict[int, Tensor] = {}
+        handles = []
+        for layer in layers:
+
+            def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor, layer: int = layer) -> None:
+                caught[layer] = output
+
+            handles.append(self.decoder.edited_map(layer).register_forward_hook(hook))
+        try:
+            yield caught
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    # --- the edited maps ---
+
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Raise UserError unless every layer exists."""
+        for layer in layers:
+            if not 0 <= layer < self.num_layers:
+                raise UserError(f"layer {layer} does not exist in {self.name!r}; allowed: 0..{self.num_layers - 1}")
+
+    def parameter(self, layer: int) -> nn.Parameter:
+        """The live parameter of the edited map, in the model's own dtype and orientation."""
+        weight = self.decoder.edited_map(layer).weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+    def weight(self, layer: int) -> Tensor:
+        """Float32 master (O, I) of the edited map. The caller must not write into it."""
+        if layer not in self._masters:
+            live = self.parameter(layer).detach()
+            # a copy: a master that shared the live storage would change when the live weight is patched
+            self._masters[layer] = (live.T if self.decoder.transposed else live).to(torch.float32, copy=True)
+        return self._masters[layer]
+
+    def set_weight(self, layer: int, weight: Tensor) -> None:
+        """Make ``weight`` (O, I), float32, the master and its cast the live weight.
+
+        Raises:
+            ValueError: the shape is not that of the map.
+        """
+        if weight.shape != self.weight(layer).shape:
+            raise ValueError(
+                f"layer {layer}: weight of shape {tuple(weight.shape)}, want {tuple(self.weight(layer).shape)}"
+            )
+        master = weight.detach().to(self.device, torch.float32, copy=True)
+        self._masters[layer] = master
+        with torch.no_grad():
+            self.parameter(layer).copy_(master.T if self.decoder.transposed else master)
+
+    def weights(self, layers: Sequence[int]) -> dict[int, Tensor]:
+        """Copies of the masters, by layer."""
+        return {layer: self.weight(layer).clone() for layer in layers}
+
+    def set_weights(self, weights: Mapping[int, Tensor]) -> None:
+        """``set_weight`` for each layer."""
+        for layer, weight in weights.items():
+            self.set_weight(layer, weight)
+
+    @contextmanager
+    def patched(self, layers: Sequence[int]) -> Iterator[None]:
+        """Whatever is written to the maps of ``layers`` inside is taken back at the end, byte for byte."""
+        saved_masters = {layer: self.weight(layer) for layer in layers}
+        saved_live = {layer: self.parameter(layer).detach().clone() for layer in layers}
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for layer in layers:
+                    self._masters[layer] = saved_masters[layer]
+                    self.parameter(layer).copy_(saved_live[layer])

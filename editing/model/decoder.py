@@ -1,0 +1,278 @@
+"""One view of every supported decoder family: embed, run a span of layers, finish, and the edited map.
+
+Family differences live here and nowhere else. A family is a small class in ``FAMILIES``, chosen by the
+checkpoint's ``config.model_type``; what is not listed is refused with the list of what is.
+
+Letters: B rows, T tokens, d hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from editing.errors import UserError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where tokens stand: positions and segments, both long (B, T). A token sees only its own segment; -1 is padding."""
+
+    positions: Tensor
+    segments: Tensor
+
+    def followed_by(self, other: Layout) -> Layout:
+        """This layout with another's tokens after it, row by row."""
+        return Layout(
+            torch.cat([self.positions, other.positions], dim=1),
+            torch.cat([self.segments, other.segments], dim=1),
+        )
+
+
+def plain_layout(lengths: Tensor, width: int) -> Layout:
+    """Right-padded rows of one segment each: lengths (B,), T = width."""
+    positions = torch.arange(width, device=lengths.device).expand(lengths.numel(), width)
+    segments = torch.where(positions < lengths[:, None], 0, -1)
+    return Layout(positions, segments)
+
+
+def attention_mask(queries: Layout, keys: Layout, dtype: torch.dtype, window: int | None) -> Tensor:
+    """Additive mask (B, 1, Q, K): causal inside each segment, within ``window`` positions if one is given.
+
+    The blocked value is the lowest finite number, so that a padding query, which sees nothing, yields numbers
+    and not NaN.
+    """
+    q_pos, k_pos = queries.positions[:, :, None], keys.positions[:, None, :]
+    q_seg, k_seg = queries.segments[:, :, None], keys.segments[:, None, :]
+    seen = (q_seg == k_seg) & (k_seg >= 0) & (k_pos <= q_pos)
+    if window is not None:
+        seen &= q_pos - k_pos < window
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+
+@dataclass(frozen=True)
+class Positional:
+    """What the layers need to know of positions for one pass: rotary tables and masks by kind of layer."""
+
+    positions: Tensor
+    rotary: dict[str, Any]
+    masks: dict[str, Tensor]
+
+
+class Decoder:
+    """Rotary pre-norm decoders that name their parts as Llama does; the base of the other families."""
+
+    cache_argument = "past_key_values"
+    post_norm_name: str | None = None
+    """Attribute of a layer that normalises the MLP's output before it joins the residual, if any."""
+    map_name = "mlp.down_proj"
+    transposed = False
+    """True where the map stores (d_in, d_out)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model: Any = model
+        self.config: Any = model.config
+        self.body: Any = self._body()
+        self.layers: nn.ModuleList = self._layers()
+
+    # --- the parts, overridden by families that name them differently ---
+
+    def _body(self) -> Any:
+        return self.model.model
+
+    def _layers(self) -> nn.ModuleList:
+        layers: nn.ModuleList = self.body.layers
+        return layers
+
+    def _layers_path(self) -> str:
+        return "model.layers"
+
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Token ids (B, T) to the input of layer 0, (B, T, d)."""
+        hidden: Tensor = self.body.embed_tokens(ids)
+        return hidden
+
+    def _rotary(self, hidden: Tensor, positions: Tensor, kind: str) -> Any:
+        return self.body.rotary_emb(hidden, positions)
+
+    def _final_norm(self, hidden: Tensor) -> Tensor:
+        normed: Tensor = self.body.norm(hidden)
+        return normed
+
+    def _kind(self, layer: int) -> str:
+        kinds = getattr(self.config, "layer_types", None)
+        if kinds:
+            return str(kinds[layer])
+        return "sliding_attention" if getattr(self.config, "sliding_window", None) else "full_attention"
+
+    def _window(self, kind: str) -> int | None:
+        return int(self.config.sliding_window) if kind == "sliding_attention" else None
+
+    # --- passes ---
+
+    def positional(self, hidden: Tensor, queries: Layout, keys: Layout | None = None) -> Positional:
+        """Rotary tables and masks for a pass of ``queries`` over ``keys`` (default: over themselves)."""
+        keys = queries if keys is None else keys
+        kinds = {self._kind(i) for i in range(len(self.layers))}
+        return Positional(
+            positions=queries.positions,
+            rotary={kind: self._rotary(hidden, queries.positions, kind) for kind in kinds},
+            masks={kind: attention_mask(queries, keys, hidden.dtype, self._window(kind)) for kind in kinds},
+        )
+
+    def layer(self, index: int, hidden: Tensor, positional: Positional, cache: Any = None) -> Tensor:
+        """Run one layer: (B, T, d) to (B, T, d)."""
+        kind = self._kind(index)
+        out = self.layers[index](
+            hidden,
+            attention_mask=positional.masks[kind],
+            position_ids=positional.positions,
+            position_embeddings=positional.rotary[kind],
+            **{self.cache_argument: cache},
+        )
+        result: Tensor = out[0] if isinstance(out, tuple) else out
+        return result
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Output of the last layer (..., d) to logits (..., V), final norm included."""
+        out: Tensor = self.model.lm_head(self._final_norm(hidden))
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return out if cap is None else torch.tanh(out / cap) * cap
+
+    # --- the edited map ---
+
+    def edited_map(self, layer: int) -> nn.Module:
+        """The linear map that editors write: the MLP's output projection of a layer."""
+        return self.layers[layer].get_submodule(self.map_name)
+
+    def parameter_name(self, layer: int) -> str:
+        """Name of the edited weight in the checkpoint."""
+        return f"{self._layers_path()}.{layer}.{self.map_name}.weight"
+
+    def post_norm(self, layer: int) -> nn.Module | None:
+        """The norm between the edited map and the residual stream, or None."""
+        return None if self.post_norm_name is None else self.layers[layer].get_submodule(self.post_norm_name)
+
+    def post_norm_gain(self, layer: int) -> Tensor:
+        """Gain g (d,) of that norm, with ``norm(x) = g * x / rms(x)``."""
+        weight = self.layers[layer].get_parameter(f"{self.post_norm_name}.weight")
+        return weight.detach().float()
+
+
+class _PostNorm(Decoder):
+    post_norm_name = "post_feedforward_layernorm"
+
+
+class _Gemma(_PostNorm):
+    def post_norm_gain(self, layer: int) -> Tensor:
+        return 1.0 + super().post_norm_gain(layer)
+
+
+class _Gemma3(_Gemma):
+    def _rotary(self, hidden: Tensor, positions: Tensor, kind: str) -> Any:
+        return self.body.rotary_emb(hidden, positions, kind)
+
+
+class _GPT2(Decoder):
+    map_name, transposed = "mlp.c_proj", True
+
+    def _body(self) -> Any:
+        return self.model.transformer
+
+    def _layers(self) -> nn.ModuleList:
+        layers: nn.ModuleList = self.body.h
+        return layers
+
+    def _layers_path(self) -> str:
+        return "transformer.h"
+
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        hidden: Tensor = self.body.wte(ids) + self.body.wpe(positions)
+        return hidden
+
+    def _rotary(self, hidden: Tensor, positions: Tensor, kind: str) -> Any:
+        return None
+
+    def _final_norm(self, hidden: Tensor) -> Tensor:
+        normed: Tensor = self.body.ln_f(hidden)
+        return normed
+
+    def layer(self, index: int, hidden: Tensor, positional: Positional, cache: Any = None) -> Tensor:
+        out = self.layers[index](
+            hidden, attention_mask=positional.masks[self._kind(index)], **{self.cache_argument: cache}
+        )
+        result: Tensor = out[0] if isinstance(out, tuple) else out
+        return result
+
+
+class _GPTJ(_GPT2):
+    map_name, transposed = "mlp.fc_out", False
+    cache_argument = "layer_past"
+
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        hidden: Tensor = self.body.wte(ids)
+        return hidden
+
+    def layer(self, index: int, hidden: Tensor, positional: Positional, cache: Any = None) -> Tensor:
+        out = self.layers[index](
+            hidden,
+            attention_mask=positional.masks[self._kind(index)],
+            position_ids=positional.positions,
+            **{self.cache_argument: cache},
+        )
+        result: Tensor = out[0] if isinstance(out, tuple) else out
+        return result
+
+
+class _GPTNeoX(Decoder):
+    map_name = "mlp.dense_4h_to_h"
+    cache_argument = "layer_past"
+
+    def _body(self) -> Any:
+        return self.model.gpt_neox
+
+    def _layers_path(self) -> str:
+        return "gpt_neox.layers"
+
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        hidden: Tensor = self.body.embed_in(ids)
+        return hidden
+
+    def _final_norm(self, hidden: Tensor) -> Tensor:
+        normed: Tensor = self.body.final_layer_norm(hidden)
+        return normed
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        out: Tensor = self.model.get_output_embeddings()(self._final_norm(hidden))
+        return out
+
+
+FAMILIES: dict[str, type[Decoder]] = {
+    "llama": Decoder,
+    "mistral": Decoder,
+    "qwen2": Decoder,
+    "qwen3": Decoder,
+    "olmo2": _PostNorm,
+    "gemma2": _Gemma,
+    "gemma3_text": _Gemma3,
+    "phi3": Decoder,
+    "gpt2": _GPT2,
+    "gptj": _GPTJ,
+    "gpt_neox": _GPTNeoX,
+}
+
+
+def decoder_for(model: nn.Module) -> Decoder:
+    """The family's view of a loaded model.
+
+    Raises:
+        UserError: the model's type is not one of ``FAMILIES``.
+    """
+    model_type = str(model.config.model_type)  # type: ignore[union-attr]
+    if model_type not in FAMILIES:
+        raise UserError(f"model type {model_type!r} is not supported; supported: {', '.join(sorted(FAMILIES))}")
+    return FAMILIES[model_type](model)

@@ -1,0 +1,69 @@
+"""Keys and values of attention, kept between partial forward passes.
+
+Every supported attention module calls ``cache.update(keys, values, layer_index)`` and attends over what comes
+back. These three classes are what the passes of this package need of it.
+
+Letters: B rows, H key/value heads, T tokens, D head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class RecordingKV:
+    """Hands keys and values back unchanged and remembers them for the layers from ``first`` on."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, T, D) of one layer; returned as they are."""
+        if layer >= self.first:
+            self.layers[layer] = (keys, values)
+        return keys, values
+
+
+class PrefixKV:
+    """Puts a fixed past before the new keys and values; gradients flow through the new ones only."""
+
+    def __init__(self, past: dict[int, tuple[Tensor, Tensor]]) -> None:
+        self.past = past
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """New keys and values (B, H, T, D); returns past and new, (B, H, P + T, D)."""
+        past_keys, past_values = self.past[layer]
+        return torch.cat([past_keys, keys], dim=2), torch.cat([past_values, values], dim=2)
+
+
+class SlotKV:
+    """A fixed buffer of slots for decoding: row b writes its new tokens at ``write_at[b]`` onwards."""
+
+    def __init__(self, rows: int, capacity: int) -> None:
+        self.rows, self.capacity = rows, capacity
+        self.write_at: Tensor = torch.zeros(rows, dtype=torch.long)
+        self.length = 0
+        """Attention looks at the first ``length`` places of the buffer; set before each pass."""
+        self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """New keys and values (B, H, T, D); returns the buffer's first ``length`` places, (B, H, length, D)."""
+        if layer not in self._buffers:
+            shape = (self.rows, keys.shape[1], self.capacity, keys.shape[3])
+            self._buffers[layer] = (keys.new_zeros(shape), values.new_zeros(shape))
+        buffer_k, buffer_v = self._buffers[layer]
+        rows = torch.arange(self.rows, device=keys.device)[:, None]
+        places = self.write_at.to(keys.device)[:, None] + torch.arange(keys.shape[2], device=keys.device)[None, :]
+        buffer_k[rows, :, places] = keys.transpose(1, 2)
+        buffer_v[rows, :, places] = values.transpose(1, 2)
+        return buffer_k[:, :, : self.length], buffer_v[:, :, : self.length]
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Drop all rows but the given ones (long tensor), in that order."""
+        self.rows = int(rows.numel())
+        self.write_at = self.write_at[rows]
+        self._buffers = {i: (k[rows], v[rows]) for i, (k, v) in self._buffers.items()}

@@ -1,0 +1,114 @@
+"""Models from a directory, from the Hugging Face hub, or from the store that ``errata models fetch`` fills."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from editing.digest import digest_file, digest_json
+from editing.errors import UserError
+from editing.model.adapter import EditableModel
+from editing.model.decoder import FAMILIES
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
+_WEIGHT_SUFFIXES = (".safetensors", ".bin")
+
+
+def checkpoint_digest(directory: Path) -> str:
+    """Digest of what defines a checkpoint: its weight files, configuration and tokenizer."""
+    names = sorted(
+        p.name
+        for p in directory.iterdir()
+        if p.suffix in _WEIGHT_SUFFIXES or p.name in ("config.json", "tokenizer.json")
+    )
+    return digest_json({name: digest_file(directory / name) for name in names})
+
+
+def resolve_model(name_or_path: str) -> Path:
+    """The directory of a model: the path itself, a fetched model, or a snapshot from the hub.
+
+    Raises:
+        UserError: none of the three ways leads to the model; the message names them.
+    """
+    from editing.model import fetch
+
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"model directory {name_or_path!r} has no config.json; it must hold a checkpoint")
+        return path
+    fetched = fetch.model_dir(name_or_path)
+    if fetched is not None:
+        return fetched
+    ways = (
+        f"model {name_or_path!r} is not there; give a directory with a checkpoint, a model name on the Hugging Face "
+        f"hub (needs network), or run `errata models fetch NAME` with one of: {', '.join(sorted(fetch.MODELS))}"
+    )
+    if name_or_path in fetch.MODELS or "/" not in name_or_path or name_or_path.startswith((".", "/", "~")):
+        raise UserError(ways)
+    try:
+        from huggingface_hub import snapshot_download
+
+        patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+        return Path(snapshot_download(name_or_path, allow_patterns=patterns))
+    except Exception as error:  # every way the hub client fails means the same to the user
+        raise UserError(f"{ways} (hub: {type(error).__name__})") from error
+
+
+def read_model_config(directory: Path, name: str) -> Any:
+    """The configuration of a checkpoint of a supported type.
+
+    Raises:
+        UserError: the type is not supported, or the file is no configuration.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(directory)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"model {name!r}: its config.json cannot be read ({type(error).__name__})") from error
+    if config.model_type not in FAMILIES:
+        raise UserError(
+            f"model type {config.model_type!r} of {name!r} is not supported; supported: {', '.join(sorted(FAMILIES))}"
+        )
+    return config
+
+
+def load_model(
+    name_or_path: str, *, dtype: str = "float32", device: str = "cpu", digest: str | None = None
+) -> EditableModel:
+    """Load a model and its tokenizer for editing.
+
+    Args:
+        name_or_path: directory, hub name, or a name known to ``errata models fetch``.
+        dtype: of the forward pass; the numerics of editing are float32 or better whatever it is.
+        device: a torch device.
+        digest: digest of the checkpoint, where the caller knows it; else all files are read for it.
+
+    Raises:
+        UserError: the model is not there, its type is not supported, or dtype or device are not known.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    if dtype not in DTYPES:
+        raise UserError(f"model.dtype {dtype!r} is not known; allowed: {', '.join(DTYPES)}")
+    directory = resolve_model(name_or_path)
+    config = read_model_config(directory, name_or_path)
+    offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+    tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=offline)
+    attention = "eager" if config.model_type in ("gemma2", "gptj") else "sdpa"
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=DTYPES[dtype], attn_implementation=attention, local_files_only=offline
+    )
+    return EditableModel(model.to(device), tokenizer, name=name_or_path, digest=digest or checkpoint_digest(directory))

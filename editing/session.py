@@ -1,0 +1,200 @@
+"""The stateful editor as a plain class: a model, an editor, its lifelong state, and the versions in between.
+
+An actor or a test holds one. It is a cache: base weights, the ordered commits and the covariances they name rebuild
+it exactly.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from editing.covariance import KeyCovariance
+from editing.delta import WeightDelta, apply_delta
+from editing.editors.base import Computation, Editor, Progress
+from editing.errors import ErrataError, NumericalError, UserError
+from editing.model.adapter import EditableModel
+from editing.request import EditBatch, EditRequest
+from editing.state import LifelongState
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RequestResult:
+    """What became of one request of a batch."""
+
+    request_id: str
+    applied: bool
+    reason: str | None = None
+    loss: float = math.nan
+    steps: int = 0
+    converged: bool = False
+    clamped: bool = False
+
+
+@dataclass(frozen=True)
+class EditReceipt:
+    """One applied batch: the change, what joins the past keys, and the fate of every request.
+
+    ``keys`` are float32 (d_in, m) by layer and ``targets`` float32 (m, d), for the applied requests in order.
+    ``delta`` is None when no request could be applied.
+    """
+
+    sequence: int
+    delta: WeightDelta | None
+    results: tuple[RequestResult, ...]
+    request_ids: tuple[str, ...]
+    fact_keys: tuple[str, ...]
+    superseded: tuple[str, ...]
+    """Earlier requests whose facts this batch overwrites; their keys have left the past keys."""
+    keys: Mapping[int, Tensor] = field(default_factory=dict)
+    targets: Tensor | None = None
+    covariance_digest: str | None = None
+    seconds: float = 0.0
+
+
+class EditSession:
+    """Applies batches in order; applying a sequence number again returns the receipt it had."""
+
+    def __init__(
+        self,
+        model: EditableModel,
+        editor: Editor,
+        covariance: KeyCovariance | None,
+        contexts: Sequence[str],
+    ) -> None:
+        self.model, self.editor, self.contexts = model, editor, tuple(contexts)
+        self.state: LifelongState = editor.new_state(model, covariance)
+        self.sequence = 0
+        self.last: EditReceipt | None = None
+
+    def apply(self, batch: EditBatch, progress: Progress | None = None) -> EditReceipt:
+        """Write a batch into the weights.
+
+        Raises:
+            ErrataError: the sequence number neither follows the last one nor repeats it.
+        """
+        if self.last is not None and batch.sequence == self.last.sequence:
+            return self.last
+        if batch.sequence != self.sequence + 1:
+            raise ErrataError(f"batch {batch.sequence} does not follow batch {self.sequence}; replay what lies between")
+        started = time.perf_counter()
+        good, refused = self._check(batch.requests)
+        superseded = tuple(self.state.holding([r.fact_key for r in good]))
+        state = self.state.without(superseded)
+        computation: Computation | None = None
+        while good:
+            computation = self.editor.compute(self.model, good, state, self.contexts, progress)
+            bad = [i for i, value in enumerate(computation.values) if not _finite(value.loss, value.delta)]
+            if not bad:
+                break
+            for i in bad:
+                refused[good[i].id] = "the target value did not stay finite; check editor.values.lr"
+            good = [r for i, r in enumerate(good) if i not in bad]
+            computation = None
+            # what a refused request would have superseded stays
+            superseded = tuple(self.state.holding([r.fact_key for r in good]))
+            state = self.state.without(superseded)
+        if computation is not None:
+            self._require_finite(computation.delta)
+        receipt = self._receipt(batch, good, refused, superseded, computation)
+        if computation is not None:
+            self._advance(receipt, state)
+        self.sequence, self.last = batch.sequence, replace(receipt, seconds=time.perf_counter() - started)
+        return self.last
+
+    def replay(self, receipt: EditReceipt) -> None:
+        """Take over a committed batch without computing it again.
+
+        Raises:
+            ErrataError: it does not follow the last batch, or was computed on another covariance.
+        """
+        if receipt.sequence != self.sequence + 1:
+            raise ErrataError(f"commit {receipt.sequence} does not follow commit {self.sequence}")
+        if receipt.delta is not None:
+            if receipt.covariance_digest != self.state.covariance_digest:
+                raise ErrataError(
+                    f"commit {receipt.sequence} was made on covariance {str(receipt.covariance_digest)[:12]}, "
+                    f"the editor holds {str(self.state.covariance_digest)[:12]}"
+                )
+            self._advance(receipt, self.state.without(receipt.superseded))
+        self.sequence, self.last = receipt.sequence, receipt
+
+    def swap_covariance(self, covariance: KeyCovariance) -> None:
+        """Continue on another covariance; past keys are kept."""
+        self.state = self.state.with_covariance(covariance)
+
+    def weights(self) -> dict[int, Tensor]:
+        """Float32 masters of the edited maps as they are now."""
+        return self.model.weights(self.editor.layers)
+
+    def norms(self) -> dict[int, float]:
+        """Frobenius norm of each edited matrix as it is now."""
+        return {layer: float(self.model.weight(layer).double().norm()) for layer in self.editor.layers}
+
+    # --- parts ---
+
+    def _check(self, requests: Sequence[EditRequest]) -> tuple[list[EditRequest], dict[str, str]]:
+        good: list[EditRequest] = []
+        refused: dict[str, str] = {}
+        for request in requests:
+            try:
+                self.model.text.encode_target(request.target_new)
+                self.model.text.encode_with_subject("", request.prompt, request.subject)
+            except (UserError, ValueError) as error:
+                refused[request.id] = str(error)
+            else:
+                good.append(request)
+        return good, refused
+
+    def _require_finite(self, delta: WeightDelta) -> None:
+        for layer, change in delta.layers.items():
+            if not math.isfinite(change.norm):
+                raise NumericalError(f"the update of layer {layer} is not finite (norm {change.norm})")
+
+    def _receipt(
+        self,
+        batch: EditBatch,
+        good: Sequence[EditRequest],
+        refused: Mapping[str, str],
+        superseded: tuple[str, ...],
+        computation: Computation | None,
+    ) -> EditReceipt:
+        values = {} if computation is None else {r.id: v for r, v in zip(good, computation.values, strict=True)}
+        results = []
+        for request in batch.requests:
+            if request.id in refused:
+                results.append(RequestResult(request.id, applied=False, reason=refused[request.id]))
+            else:
+                v = values[request.id]
+                results.append(RequestResult(request.id, True, None, v.loss, v.steps, v.converged, v.clamped))
+        return EditReceipt(
+            sequence=batch.sequence,
+            delta=None if computation is None else computation.delta,
+            results=tuple(results),
+            request_ids=tuple(r.id for r in good),
+            fact_keys=tuple(r.fact_key for r in good),
+            superseded=superseded,
+            keys={} if computation is None else dict(computation.keys),
+            targets=None if computation is None else torch.stack([v.state for v in computation.values]),
+            covariance_digest=self.state.covariance_digest,
+        )
+
+    def _advance(self, receipt: EditReceipt, state: LifelongState) -> None:
+        assert receipt.delta is not None
+        # the state first: it can fail, and then neither it nor the weights have changed
+        advanced = state.appended(receipt.keys, receipt.request_ids, receipt.fact_keys)
+        for layer, change in receipt.delta.layers.items():
+            self.model.set_weight(layer, apply_delta(self.model.weight(layer), change))
+        self.state = advanced
+
+
+def _finite(loss: float, delta: Tensor) -> bool:
+    return math.isfinite(loss) and bool(torch.isfinite(delta).all())

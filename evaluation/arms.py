@@ -1,0 +1,343 @@
+"""The four arms on the same questions: unedited and edited weights, each without and with the external
+memory.
+
+Work is shared: each set of weights is loaded once, equal prompts run once, a memory arm that chose nothing
+*is* the arm without memory, and what the unedited weights said is remembered from one evaluation to the next.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from editing.digest import digest_json, digest_tensors
+from editing.model.adapter import EditableModel
+from editing.model.engine import Answer, Continuation, LanguageEngine
+from editing.request import EditRequest
+from evaluation.caching import CachingEngine
+from evaluation.judge import Case, ContainsJudge, Judge
+from evaluation.metrics import locality_exact, locality_match_ratio, token_accuracy
+from evaluation.outcomes import (
+    ARMS,
+    MEMORY_ARMS,
+    Arm,
+    ProbeOutcome,
+    ProbeResult,
+    RecordResult,
+    Retrieved,
+    arm_metrics,
+    choice_rates,
+)
+from evaluation.probes import Probe, probes_of
+
+
+class HitLike(Protocol):
+    """A statement found in the memory."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def score(self) -> float: ...
+    @property
+    def statement(self) -> str: ...
+
+
+class ChoiceLike(Protocol):
+    """Which of the statements found bears on a question, if any, and why."""
+
+    @property
+    def hit(self) -> HitLike | None: ...
+    @property
+    def reason(self) -> str: ...
+
+
+class Chooser(Protocol):
+    """Selective contextual reasoning, with whatever weights the model has at the moment."""
+
+    def choose(self, questions: Sequence[str], hits: Sequence[Sequence[HitLike]]) -> Sequence[ChoiceLike]:
+        """One choice a question."""
+        ...
+
+    def prompt_ids(self, question: str, choice: ChoiceLike) -> list[int]:
+        """Tokens to answer from: with the chosen statement, or the plain prompt where none was chosen."""
+        ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of some records."""
+
+    records: tuple[RecordResult, ...]
+    arms: tuple[Arm, ...]
+    seconds: float
+
+    def metrics(self, query_seconds: Mapping[Arm, float] | None = None) -> dict[Arm, dict[str, float | None]]:
+        """`arm_metrics` of every arm."""
+        times = query_seconds or {}
+        return {arm: arm_metrics(self.records, arm, query_seconds=times.get(arm)) for arm in self.arms}
+
+    def choices(self) -> dict[Arm, dict[str, float | None]]:
+        """`choice_rates` of the memory arms."""
+        return {arm: choice_rates(self.records, arm) for arm in self.arms if arm in MEMORY_ARMS}
+
+
+@dataclass(frozen=True)
+class _Reply:
+    continuation: Continuation
+    answer: Answer
+    choice: ChoiceLike | None = None
+
+
+class ArmEvaluator:
+    """Puts the probes of many edits to every arm; leaves the model's weights as it found them."""
+
+    def __init__(
+        self,
+        model: EditableModel,
+        chooser: Chooser | None = None,
+        *,
+        engine: LanguageEngine | None = None,
+        judge: Judge | None = None,
+        max_new_tokens: int = 12,
+        stop_at_newline: bool = True,
+    ) -> None:
+        """Build the `chooser` on the same ``CachingEngine`` as given here, and its scores are remembered too.
+
+        Args:
+            model: its edited maps are switched between the weights given to each call.
+            chooser: needed for the memory arms only.
+            engine: runs this model; a `CachingEngine` of its own by default.
+            judge: of generated answers to in-scope questions; containment by default.
+            max_new_tokens: end of a generated answer.
+            stop_at_newline: whether a newline ends it too.
+        """
+        self.model = model
+        self.chooser = chooser
+        self.engine = engine if engine is not None else CachingEngine(model)
+        self.judge: Judge = judge if judge is not None else ContainsJudge()
+        self.max_new_tokens = max_new_tokens
+        self.stop_at_newline = stop_at_newline
+
+    def evaluate(
+        self,
+        requests: Sequence[EditRequest],
+        *,
+        base: Mapping[int, Tensor],
+        edited: Mapping[int, Tensor],
+        hits: Mapping[str, Sequence[HitLike]] | None = None,
+        arms: Sequence[Arm] = ARMS,
+        base_digest: str | None = None,
+    ) -> Evaluation:
+        """Ask every probe of every request of every arm.
+
+        Args:
+            requests: the edits to measure, already applied in ``edited`` (or not yet: the probes are the
+            same).
+            base: per layer the unedited map, float32 (O, I).
+            edited: per layer the edited map; layers that are absent are unedited.
+            hits: per question what the memory found, best first; a question that is absent found nothing.
+            arms: which arms; the unedited model always runs, locality is agreement with it.
+            base_digest: names the weights of ``base`` in the engine's memory; computed when absent.
+
+        Raises:
+            ValueError: a memory arm without a chooser, or an edited layer without its unedited map.
+        """
+        start = time.perf_counter()
+        if self.chooser is None and MEMORY_ARMS & set(arms):
+            raise ValueError("the arms 'memory' and 'edited_memory' need a chooser")
+        probes = [probes_of(request) for request in requests]
+        questions = list(dict.fromkeys(probe.prompt for group in probes for probe in group))
+        rows = list(dict.fromkeys((probe.prompt, probe.teacher or "") for group in probes for probe in group))
+        found = hits or {}
+        replies: dict[Arm, dict[tuple[str, str], _Reply]] = {}
+        # base first: its plain replies are the yardstick of locality for every arm
+        with self._loaded(base, edited=None, digest=base_digest):
+            replies["base"] = self._plain(rows)
+            if "memory" in arms:
+                replies["memory"] = self._with_memory(rows, questions, found, replies["base"])
+        if {"edited", "edited_memory"} & set(arms):
+            with self._loaded(base, edited=edited, digest=None):
+                replies["edited"] = self._plain(rows)
+                if "edited_memory" in arms:
+                    replies["edited_memory"] = self._with_memory(rows, questions, found, replies["edited"])
+        wanted = tuple(arm for arm in ARMS if arm in arms)
+        outcomes = {arm: self._outcomes(probes, replies[arm], replies["base"], found) for arm in wanted}
+        records = tuple(
+            RecordResult(
+                request.id,
+                tuple(ProbeResult(probe, {arm: outcomes[arm][probe] for arm in wanted}) for probe in group),
+            )
+            for request, group in zip(requests, probes, strict=True)
+        )
+        return Evaluation(records, wanted, time.perf_counter() - start)
+
+    def query_seconds(
+        self,
+        questions: Sequence[str],
+        *,
+        base: Mapping[int, Tensor],
+        edited: Mapping[int, Tensor],
+        hits: Mapping[str, Sequence[HitLike]] | None = None,
+        arms: Sequence[Arm] = ARMS,
+        search_seconds: float = 0.0,
+    ) -> dict[Arm, float]:
+        """Mean wall seconds of one question asked alone, choosing included, nothing remembered.
+
+        Args:
+            questions: a few; each is timed on its own after one warm-up question.
+            search_seconds: what embedding and searching cost for one question, measured where it happens.
+        """
+        if not questions:
+            raise ValueError("query_seconds needs at least one question")
+        found, times = hits or {}, dict[Arm, float]()
+        for plain, memory, weights in (("base", "memory", None), ("edited", "edited_memory", edited)):
+            pair: tuple[Arm, ...] = tuple(arm for arm in ARMS if arm in (plain, memory) and arm in arms)
+            if not pair:
+                continue
+            with self._loaded(base, edited=weights, digest=None, remember=False):
+                for arm in pair:
+                    self._ask_alone(questions[0], arm, found)
+                    start = time.perf_counter()
+                    for question in questions:
+                        self._ask_alone(question, arm, found)
+                    times[arm] = (time.perf_counter() - start) / len(questions)
+                    if arm in MEMORY_ARMS:
+                        times[arm] += search_seconds
+        return times
+
+    # --- parts ---
+
+    def _ask_alone(self, question: str, arm: Arm, hits: Mapping[str, Sequence[HitLike]]) -> None:
+        if arm in MEMORY_ARMS:
+            assert self.chooser is not None
+            choice = self.chooser.choose([question], [list(hits.get(question, ()))])[0]
+            ids = self.chooser.prompt_ids(question, choice)
+        else:
+            ids = self.model.text.encode_prompt(question)
+        self.engine.generate([ids], max_new_tokens=self.max_new_tokens, stop_at_newline=self.stop_at_newline)
+
+    @contextmanager
+    def _loaded(
+        self,
+        base: Mapping[int, Tensor],
+        *,
+        edited: Mapping[int, Tensor] | None,
+        digest: str | None,
+        remember: bool = True,
+    ) -> Iterator[None]:
+        """The weights of one side, live; taken back at the end, also on an error."""
+        strangers = sorted(set(edited or ()) - set(base))
+        if strangers:
+            raise ValueError(f"edited layers {strangers} have no unedited map; given: {sorted(base)}")
+        with self.model.patched(sorted(base)):
+            self.model.set_weights({**base, **(edited or {})})
+            if isinstance(self.engine, CachingEngine):
+                key: str | None = None
+                if remember and edited is None:
+                    key = digest or base_weights_digest(self.model, base)
+                with self.engine.weights(key):
+                    yield
+            else:
+                yield
+
+    def _plain(self, rows: Sequence[tuple[str, str]]) -> dict[tuple[str, str], _Reply]:
+        text = self.model.text
+        tokens = [
+            (text.encode_prompt(prompt), text.encode_target(teacher) if teacher else [])
+            for prompt, teacher in rows
+        ]
+        results = self.engine.score_and_generate(
+            tokens, max_new_tokens=self.max_new_tokens, stop_at_newline=self.stop_at_newline
+        )
+        return {row: _Reply(*result) for row, result in zip(rows, results, strict=True)}
+
+    def _with_memory(
+        self,
+        rows: Sequence[tuple[str, str]],
+        questions: Sequence[str],
+        hits: Mapping[str, Sequence[HitLike]],
+        plain: Mapping[tuple[str, str], _Reply],
+    ) -> dict[tuple[str, str], _Reply]:
+        assert self.chooser is not None
+        choices = dict(
+            zip(
+                questions,
+                self.chooser.choose(questions, [list(hits.get(question, ())) for question in questions]),
+                strict=True,
+            )
+        )
+        # nothing chosen: the model answers as without memory, so that reply is taken and nothing runs again
+        replies = {row: _Reply(plain[row].continuation, plain[row].answer, choices[row[0]]) for row in rows}
+        informed = [row for row in rows if choices[row[0]].hit is not None]
+        tokens = []
+        for prompt, teacher in informed:
+            context = self.chooser.prompt_ids(prompt, choices[prompt])
+            tokens.append((context, self._continuation(context, teacher)))
+        results = self.engine.score_and_generate(
+            tokens, max_new_tokens=self.max_new_tokens, stop_at_newline=self.stop_at_newline
+        )
+        for row, result in zip(informed, results, strict=True):
+            replies[row] = _Reply(*result, choices[row[0]])
+        return replies
+
+    def _continuation(self, context: Sequence[int], teacher: str) -> list[int]:
+        """The target's tokens after a context; no leading space after white space or a special token.
+
+        A chat template ends in a newline or a special token, after which an answer starts without a space.
+        """
+        if not teacher:
+            return []
+        text = self.model.text
+        tail = text.decode(context[-1:])
+        if tail and not tail[-1].isspace():
+            return text.encode_target(teacher)
+        return text.encode_prompt(teacher.strip())[len(text.bos) :]
+
+    def _outcomes(
+        self,
+        probes: Sequence[Sequence[Probe]],
+        replies: Mapping[tuple[str, str], _Reply],
+        unedited: Mapping[tuple[str, str], _Reply],
+        hits: Mapping[str, Sequence[HitLike]],
+    ) -> dict[Probe, ProbeOutcome]:
+        distinct = list(dict.fromkeys(probe for group in probes for probe in group))
+        rows = {probe: (probe.prompt, probe.teacher or "") for probe in distinct}
+        judged = [probe for probe in distinct if probe.in_scope]
+        verdicts = dict(
+            zip(
+                judged,
+                self.judge.judge([Case(p.prompt, replies[rows[p]].answer.text, p.expected) for p in judged]),
+                strict=True,
+            )
+        )
+        found: dict[Probe, ProbeOutcome] = {}
+        for probe in distinct:
+            reply, plain = replies[rows[probe]], unedited[rows[probe]]
+            choice = reply.choice
+            found[probe] = ProbeOutcome(
+                answer=reply.answer.text.strip(),
+                ok=verdicts[probe]
+                if probe.in_scope
+                else locality_exact(reply.answer.text, plain.answer.text),
+                accuracy=token_accuracy(reply.continuation.hits) if reply.continuation.hits else None,
+                match_ratio=locality_match_ratio(reply.answer.ids, plain.answer.ids),
+                chosen=choice.hit.statement if choice is not None and choice.hit is not None else None,
+                reason=choice.reason if choice is not None else None,
+                retrieved=tuple(
+                    Retrieved(hit.id, float(hit.score), hit.statement) for hit in hits.get(probe.prompt, ())
+                )
+                if choice is not None
+                else (),
+            )
+        return found
+
+
+def base_weights_digest(model: EditableModel, base: Mapping[int, Tensor]) -> str:
+    """Names a model with these maps: digest of the checkpoint, the dtype and the maps themselves."""
+    maps = digest_tensors({str(layer): weight for layer, weight in base.items()})
+    return digest_json([model.digest, str(model.dtype), maps])

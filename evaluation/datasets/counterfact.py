@@ -1,0 +1,86 @@
+"""CounterFact (Meng et al. 2022, arXiv:2202.05262): full records and the flat layout of EasyEdit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from evaluation.datasets.record import Draft, Loader, Raw, optional_text, text_of, texts
+
+
+def convert(raw: Raw, target: str) -> Iterator[Draft]:
+    """`requested_rewrite` with its paraphrases; neighbourhood prompts share the *old* object.
+
+    Added fields are used where they are: `portability` (one hop, Yao et al. 2023) and
+    `alternative_subject`, whose question is the edit's own template about the alias. `attribute_prompts`
+    and `generation_prompts` are not part of a request.
+    """
+    yield _draft(raw, "neighborhood_prompts")
+
+
+def convert_distracting(raw: Raw, target: str) -> Iterator[Draft]:
+    """The same with the edited statement in front of each neighbourhood prompt (Hoelscher-Obermaier et al.
+    2023)."""
+    yield _draft(raw, "distracting_neighborhood_prompts")
+
+
+def _draft(raw: Raw, neighborhood: str) -> Draft:
+    old, new = (
+        text_of(raw, "requested_rewrite", "target_true", "str"),
+        text_of(raw, "requested_rewrite", "target_new", "str"),
+    )
+    prompt = text_of(raw, "requested_rewrite", "prompt")
+    portability = []
+    if question := optional_text(raw, "portability", "New Question"):
+        portability.append({"prompt": question, "answers": (text_of(raw, "portability", "New Answer"),)})
+    if alias := optional_text(raw, "alternative_subject"):
+        portability.append(
+            {"prompt": prompt.replace("{}", alias), "answers": (new,), "kind": "subject_alias"}
+        )
+    return {
+        "id": f"cf-{text_of(raw, 'case_id')}",
+        "subject": text_of(raw, "requested_rewrite", "subject"),
+        "prompt": prompt,
+        "target_new": new,
+        "target_true": old,
+        "relation": optional_text(raw, "requested_rewrite", "relation_id"),
+        "paraphrases": tuple(texts(raw.get("paraphrase_prompts", ()))),
+        "neighborhood": tuple({"prompt": text, "answer": old} for text in texts(raw.get(neighborhood, ()))),
+        "portability": tuple(portability),
+    }
+
+
+def convert_flat(raw: Raw, target: str) -> Iterator[Draft]:
+    """EasyEdit's flat layout: the subject is spelled out in the prompt, one probe of each kind.
+
+    `rephrase_prompt` is as a rule one of CounterFact's *generation* prompts, not a paraphrase:
+    generalisation measured with it does not compare with the paraphrase score of the full records.
+    """
+    probe = optional_text(raw, "locality_prompt")
+    yield {
+        "id": f"cfe-{text_of(raw, 'case_id')}",
+        "subject": text_of(raw, "subject"),
+        "prompt": text_of(raw, "prompt"),
+        "target_new": text_of(raw, "target_new"),
+        "target_true": text_of(raw, "ground_truth"),
+        "paraphrases": tuple(texts(raw.get("rephrase_prompt", ()))),
+        "neighborhood": ({"prompt": probe, "answer": text_of(raw, "locality_ground_truth")},)
+        if probe
+        else (),
+    }
+
+
+def _is_full(raw: Raw) -> bool:
+    rewrite = raw.get("requested_rewrite")
+    return isinstance(rewrite, Mapping) and "subject" in rewrite
+
+
+COUNTERFACT = Loader("counterfact", detect=_is_full, convert=convert)
+COUNTERFACT_DISTRACTING = Loader(
+    "counterfact_distracting", detect=lambda raw: False, convert=convert_distracting
+)
+"""Never chosen by itself: its records look like CounterFact's."""
+COUNTERFACT_EASYEDIT = Loader(
+    "counterfact_easyedit",
+    detect=lambda raw: {"case_id", "locality_prompt", "prompt"} <= raw.keys(),
+    convert=convert_flat,
+)

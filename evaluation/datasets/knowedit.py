@@ -1,0 +1,96 @@
+"""KnowEdit (Zhang et al. 2024, arXiv:2401.01286): ZsRE, WikiData counterfact, WikiData recent, WikiBio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from evaluation.datasets.record import Draft, Loader, Raw, items_of, optional_text, raw_id, text_of, texts
+
+
+def _probes(groups: Any) -> Iterator[tuple[str, str, list[str]]]:
+    """(kind, prompt, answers) of `locality` or `portability`; one without answers is left out."""
+    if not isinstance(groups, Mapping):
+        return
+    for kind in groups:
+        for item in items_of(groups, kind, required=False):
+            prompt, answers = optional_text(item, "prompt"), texts(item.get("ground_truth"))
+            if prompt and answers:
+                yield kind.lower(), prompt, answers
+
+
+def _neighborhood(raw: Raw) -> tuple[dict[str, str], ...]:
+    # a neighbourhood probe has one answer: the first alias of the first answer, the name Wikidata gives
+    return tuple(
+        {"prompt": prompt, "answer": answers[0]} for _, prompt, answers in _probes(raw.get("locality"))
+    )
+
+
+def _convert(schema: str) -> Callable[[Raw, str], Iterator[Draft]]:
+    def convert(raw: Raw, target: str) -> Iterator[Draft]:
+        """`target_new` is written; `ground_truth` (text, list, or absent) is the old answer.
+
+        Every alias of a portability answer counts as right. Kinds: `reasoning`, `logical_generalization`,
+        `subject_aliasing`. Locality of both kinds (`Relation_Specificity`, `Forgetfulness`) is
+        neighbourhood.
+        """
+        old = texts(raw.get("ground_truth", ()))
+        yield {
+            "id": raw_id(schema, raw, target),
+            "subject": text_of(raw, "subject"),
+            "prompt": text_of(raw, "prompt"),
+            "target_new": text_of(raw, "target_new"),
+            "target_true": old[0] if old else None,
+            "paraphrases": tuple(texts(raw.get("rephrase_prompt", ()))),
+            "neighborhood": _neighborhood(raw),
+            "portability": tuple(
+                {"prompt": prompt, "answers": tuple(answers), "kind": kind}
+                for kind, prompt, answers in _probes(raw.get("portability"))
+            ),
+        }
+
+    return convert
+
+
+def convert_wikibio(raw: Raw, target: str) -> Iterator[Draft]:
+    """The passage so far is the prompt, the correct next sentence the target, the person the subject."""
+    yield {
+        "id": raw_id("wikibio", raw, target),
+        "subject": text_of(raw, "concept"),
+        "prompt": text_of(raw, "text"),
+        "target_new": text_of(raw, "labels"),
+        "statement": text_of(raw, "labels"),
+        "neighborhood": _neighborhood(raw),
+    }
+
+
+def _is_wiki(raw: Raw) -> bool:
+    return {
+        "subject",
+        "prompt",
+        "target_new",
+        "portability",
+        "locality",
+    } <= raw.keys() and "rephrase_prompt" not in raw
+
+
+KNOWEDIT_ZSRE = Loader(
+    "knowedit_zsre",
+    detect=lambda raw: {"prompt", "rephrase_prompt", "locality", "portability"} <= raw.keys(),
+    convert=_convert("knowedit-zsre"),
+)
+KNOWEDIT_WIKI_COUNTERFACT = Loader(
+    "knowedit_wiki_counterfact",
+    detect=lambda raw: _is_wiki(raw) and "ground_truth" in raw,
+    convert=_convert("wiki-counterfact"),
+)
+KNOWEDIT_WIKI_RECENT = Loader(
+    "knowedit_wiki_recent",
+    detect=lambda raw: _is_wiki(raw) and "ground_truth" not in raw,
+    convert=_convert("wiki-recent"),
+)
+KNOWEDIT_WIKIBIO = Loader(
+    "knowedit_wikibio",
+    detect=lambda raw: {"concept", "text", "labels"} <= raw.keys(),
+    convert=convert_wikibio,
+)

@@ -1,0 +1,55 @@
+"""Metrics: small pure functions, each with its definition, source, direction and version (`METRICS`)."""
+
+from evaluation.metrics.card import METRICS, MetricCard
+from evaluation.metrics.composite import Average, average, edit_score, harmonic_mean, preservation_score
+from evaluation.metrics.fluency import TfIdf, consistency, fluency, fluency_star, ngram_entropy
+from evaluation.metrics.generated import (
+    answer_contains,
+    answer_exact,
+    answer_f1,
+    locality_exact,
+    locality_match_ratio,
+)
+from evaluation.metrics.overlap import rouge_1, rouge_2, rouge_l, rouge_mean
+from evaluation.metrics.teacher_forced import (
+    all_tokens_correct,
+    efficacy_score,
+    mean_nll,
+    neighborhood_score,
+    neighborhood_score_argmax,
+    paraphrase_score,
+    probability_margin,
+    token_accuracy,
+)
+
+__all__ = [
+    "METRICS",
+    "Average",
+    "MetricCard",
+    "TfIdf",
+    "all_tokens_correct",
+    "answer_contains",
+    "answer_exact",
+    "answer_f1",
+    "average",
+    "consistency",
+    "edit_score",
+    "efficacy_score",
+    "fluency",
+    "fluency_star",
+    "harmonic_mean",
+    "locality_exact",
+    "locality_match_ratio",
+    "mean_nll",
+    "neighborhood_score",
+    "neighborhood_score_argmax",
+    "ngram_entropy",
+    "paraphrase_score",
+    "preservation_score",
+    "probability_margin",
+    "rouge_1",
+    "rouge_2",
+    "rouge_l",
+    "rouge_mean",
+    "token_accuracy",
+]

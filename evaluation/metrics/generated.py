@@ -1,0 +1,50 @@
+"""Metrics of freely generated answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evaluation.matching import best_f1, contains, exact_match
+from evaluation.metrics.card import metric
+
+_REVISITING = "revisiting, section 2 and C.1"
+
+
+@metric("answer_contains", version=1, source=f"{_REVISITING} (judged there by a language model)")
+def answer_contains(answer: str, expected: Sequence[str]) -> bool:
+    """Whether the generated answer contains an expected one, word by word (no case, no articles).
+
+    Reliability on the edit prompt, generated generalisation on paraphrases, portability on portability
+    questions.
+    """
+    return contains(answer, expected)
+
+
+@metric("answer_exact", version=1, source="SQuAD, Rajpurkar et al. 2016 (exact match)")
+def answer_exact(answer: str, expected: Sequence[str]) -> bool:
+    """Whether the generated answer equals an expected one after the same normalisation."""
+    return exact_match(answer, expected)
+
+
+@metric("answer_f1", version=1, source="SQuAD, Rajpurkar et al. 2016; rose D.2 (LoCoMo-Edit)")
+def answer_f1(answer: str, expected: Sequence[str]) -> float:
+    """Largest word-level F1 of the generated answer against the expected ones."""
+    return best_f1(answer, expected)
+
+
+@metric("locality_exact", version=1, source="revisiting C.5, table 40 (exact match)")
+def locality_exact(answer: str, unedited: str) -> bool:
+    """Whether an answer is that of the unedited model: the same text but for white space at its ends."""
+    return answer.strip() == unedited.strip()
+
+
+@metric("locality_match_ratio", version=1, source="revisiting C.5, table 40 (match ratio)")
+def locality_match_ratio(tokens: Sequence[int], unedited: Sequence[int]) -> float:
+    """Share of positions at which the generated tokens equal the unedited model's, of the longer of the two.
+
+    Two empty answers agree (1).
+    """
+    longest = max(len(tokens), len(unedited))
+    if longest == 0:
+        return 1.0
+    return sum(a == b for a, b in zip(tokens, unedited, strict=False)) / longest

@@ -1,0 +1,224 @@
+"""What an evaluation yields, and how single outcomes become the numbers that are reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+from editing.request import EditRequest
+from evaluation.probes import Probe, ProbeKind
+
+Arm = Literal["base", "edited", "memory", "edited_memory"]
+ARMS: tuple[Arm, ...] = ("base", "edited", "memory", "edited_memory")
+MEMORY_ARMS: frozenset[Arm] = frozenset({"memory", "edited_memory"})
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """A statement that the memory found for a question."""
+
+    id: int
+    score: float
+    statement: str
+
+
+@dataclass(frozen=True)
+class ProbeOutcome:
+    """How one arm did on one probe."""
+
+    answer: str
+    """Generated, greedy, at most the configured number of tokens or up to a newline."""
+    ok: bool
+    """In scope: the judge's verdict. Out of scope: the answer is that of the unedited model."""
+    accuracy: float | None
+    """Teacher-forced share of the target's tokens that are the argmax; None where the probe has no target."""
+    match_ratio: float
+    """Share of generated tokens equal to the unedited model's, position by position."""
+    chosen: str | None = None
+    """Statement the answer was given with; None: as the model without memory."""
+    reason: str | None = None
+    """Why it was chosen, or why none was; None in arms without memory."""
+    retrieved: tuple[Retrieved, ...] = ()
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """One probe and how every arm did on it."""
+
+    probe: Probe
+    arms: Mapping[Arm, ProbeOutcome]
+
+
+@dataclass(frozen=True)
+class RecordResult:
+    """All probes of one edit."""
+
+    request_id: str
+    probes: tuple[ProbeResult, ...]
+
+
+def record_mean(
+    records: Iterable[RecordResult], arm: Arm, kind: ProbeKind, value: Callable[[ProbeOutcome], float | None]
+) -> float | None:
+    """Mean over the records of the mean over a record's probes of one kind; None without such a probe.
+
+    Records weigh alike however many probes they have (the convention of ROME and EasyEdit); records without
+    a probe of the kind are left out.
+    """
+    means = []
+    for record in records:
+        found = [
+            value(result.arms[arm])
+            for result in record.probes
+            if result.probe.kind == kind and arm in result.arms
+        ]
+        values = [float(item) for item in found if item is not None]
+        if values:
+            means.append(sum(values) / len(values))
+    return sum(means) / len(means) if means else None
+
+
+def arm_metrics(
+    records: Sequence[RecordResult], arm: Arm, *, query_seconds: float | None = None
+) -> dict[str, float | None]:
+    """The numbers of one arm, by the names of ``summary.json``.
+
+    Teacher-forced (share of target tokens that are the argmax): ``efficacy`` on edit prompts,
+    ``generalization`` on paraphrases, ``specificity`` on neighbourhood prompts with the original answer.
+    Generated: ``reliability``, ``generalization_gen``, ``portability`` by the judge, ``locality`` the share
+    of neighbourhood answers equal to the unedited model's. All by `record_mean`; None where no record has
+    such a probe.
+    """
+
+    def accuracy(kind: ProbeKind) -> float | None:
+        return record_mean(records, arm, kind, lambda outcome: outcome.accuracy)
+
+    def judged(kind: ProbeKind) -> float | None:
+        return record_mean(records, arm, kind, lambda outcome: outcome.ok)
+
+    return {
+        "efficacy": accuracy("edit"),
+        "generalization": accuracy("paraphrase"),
+        "specificity": accuracy("neighborhood"),
+        "reliability": judged("edit"),
+        "generalization_gen": judged("paraphrase"),
+        "locality": judged("neighborhood"),
+        "portability": judged("portability"),
+        "query_seconds": query_seconds,
+    }
+
+
+def portability_by_kind(records: Sequence[RecordResult], arm: Arm) -> dict[str, float]:
+    """Portability of each kind of question, by `record_mean`."""
+    kinds = {r.probe.detail for record in records for r in record.probes if r.probe.kind == "portability"}
+    found = {}
+    for kind in sorted(kinds):
+        part = [
+            RecordResult(record.request_id, tuple(r for r in record.probes if r.probe.detail == kind))
+            for record in records
+        ]
+        value = record_mean(part, arm, "portability", lambda outcome: outcome.ok)
+        if value is not None:
+            found[kind] = value
+    return found
+
+
+def locality_match_ratio_of(records: Sequence[RecordResult], arm: Arm) -> float | None:
+    """Mean `match_ratio` on neighbourhood prompts (revisiting C.5), beside the exact `locality`."""
+    return record_mean(records, arm, "neighborhood", lambda outcome: outcome.match_ratio)
+
+
+def choice_rates(records: Sequence[RecordResult], arm: Arm) -> dict[str, float | None]:
+    """How often a memory arm chose no statement: shares of the in-scope and of the out-of-scope questions."""
+    counts = {True: [0, 0], False: [0, 0]}
+    for record in records:
+        for result in record.probes:
+            if arm in result.arms:
+                tally = counts[result.probe.in_scope]
+                tally[0] += result.arms[arm].chosen is None
+                tally[1] += 1
+    shares = {scope: none / total if total else None for scope, (none, total) in counts.items()}
+    return {"none_in_scope": shares[True], "none_out_of_scope": shares[False]}
+
+
+@dataclass(frozen=True)
+class AgeBin:
+    """Edits of like age, and a metric over them."""
+
+    youngest: int
+    oldest: int
+    """Ages in edits: how many edits came after, at the time of measuring."""
+    records: int
+    value: float | None
+
+
+def forgetting_curve(
+    records: Sequence[RecordResult],
+    sequences: Mapping[str, int],
+    now: int,
+    value: Callable[[Sequence[RecordResult]], float | None],
+    *,
+    bins: int = 10,
+) -> list[AgeBin]:
+    """A metric as a function of the age of the edit, in ``bins`` groups of as nearly equal size as can be.
+
+    Args:
+        records: outcomes measured on one version.
+        sequences: per request id its place in the stream, from 1.
+        now: the number of edits at the time of measuring.
+        value: for instance ``lambda part: arm_metrics(part, "edited")["efficacy"]``.
+        bins: number of groups, youngest first; fewer where there are fewer records.
+
+    Raises:
+        ValueError: ``bins`` is below 1.
+    """
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
+    aged = sorted(
+        ((now - sequences[record.request_id], record) for record in records), key=lambda pair: pair[0]
+    )
+    bins = min(bins, len(aged))
+    edges = [round(at * len(aged) / bins) for at in range(bins + 1)] if bins else [0]
+    curve = []
+    for start, stop in pairwise(edges):
+        part = aged[start:stop]
+        curve.append(AgeBin(part[0][0], part[-1][0], len(part), value([record for _, record in part])))
+    return curve
+
+
+def fact_line(request: EditRequest, sequence: int, record: RecordResult) -> dict[str, Any]:
+    """One line of ``facts.jsonl``: the edit, and every arm's actual answer to each of its questions."""
+    return {
+        "id": request.id,
+        "subject": request.subject,
+        "prompt": request.text,
+        "target_new": request.target_new,
+        "target_true": request.target_true,
+        "relation": request.relation,
+        "sequence": sequence,
+        "probes": [
+            {
+                "kind": result.probe.kind,
+                "prompt": result.probe.prompt,
+                "expected": list(result.probe.expected),
+                "arms": {arm: _arm_line(outcome) for arm, outcome in result.arms.items()},
+            }
+            for result in record.probes
+        ],
+    }
+
+
+def _arm_line(outcome: ProbeOutcome) -> dict[str, Any]:
+    return {
+        "answer": outcome.answer,
+        "ok": outcome.ok,
+        "accuracy": outcome.accuracy,
+        "chosen": outcome.chosen,
+        "reason": outcome.reason,
+        "retrieved": [
+            {"id": item.id, "score": round(item.score, 4), "statement": item.statement}
+            for item in outcome.retrieved
+        ],
+    }

@@ -1,0 +1,314 @@
+"""The root configuration: a composition of the components' own settings, closed and resolved once.
+
+An unknown key or a bad value is one line that names the key, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from actors.covariance import EstimateJob
+from actors.settings import ModelSpec, RayConfig
+from editing.digest import digest_json
+from editing.editors import REGISTRY
+from editing.errors import UserError
+from editing.selfgen import SelfGenerationConfig
+from evaluation.outcomes import ARMS, Arm
+from orchestrator.presets import find_config, find_data
+from retrieval.embedder import EmbedderConfig, SentenceEmbedderConfig
+from retrieval.index import IndexConfig
+from retrieval.scr import ScrConfig
+
+# the union is read off the registry, so that a new editor needs no line here; the type checker sees the base class
+EditorUnion: Any = Annotated[reduce(or_, (config for config, _ in REGISTRY.values())), Field(discriminator="type")]
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(_Closed):
+    """The model that is kept current."""
+
+    name: str
+    """A directory, a Hugging Face hub name, or a name known to ``errata models fetch``."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+
+class ContextsConfig(_Closed):
+    """Prefixes in front of the edit prompts while values and keys are computed."""
+
+    count: int = Field(5, ge=0)
+    length: int = Field(10, ge=1)
+
+
+class StreamConfig(_Closed):
+    """Where updates come from."""
+
+    path: str
+    schema_: str = Field("auto", alias="schema")
+    target: str = "default"
+    limit: int | None = Field(None, ge=1)
+    skip: int = Field(0, ge=0)
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class BatchingConfig(_Closed):
+    """How many updates are written together."""
+
+    size: int = Field(10, ge=1)
+
+
+class CovarianceConfig(SelfGenerationConfig):
+    """What is preserved, and how much is sampled to find out."""
+
+    source: Literal["self_generated", "identity"] = "self_generated"
+    seed: int = Field(0, ge=0)
+    tokens: int | None = Field(None, ge=1)
+    """Budget in sampled tokens; exclusive with ``sequences``."""
+    sequences: int | None = Field(None, ge=1)
+    units_per_block: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> CovarianceConfig:
+        if self.source == "self_generated" and (self.tokens is None) == (self.sequences is None):
+            raise ValueError(f"give one of tokens and sequences, got tokens={self.tokens}, sequences={self.sequences}")
+        return self
+
+    def job(self, layers: Sequence[int], version: str, *, seed_shift: int = 0) -> EstimateJob:
+        """The estimate of this configuration for a version; every refresh draws with a seed of its own."""
+        generation = SelfGenerationConfig(**{k: getattr(self, k) for k in SelfGenerationConfig.model_fields})
+        return EstimateJob(
+            generation=generation,
+            layers=tuple(layers),
+            seed=self.seed + seed_shift,
+            tokens=self.tokens,
+            sequences=self.sequences,
+            units_per_block=self.units_per_block,
+            version=version,
+        )
+
+
+class RefreshConfig(_Closed):
+    """When the covariance is estimated again, and how the new one takes over."""
+
+    every: int | None = Field(None, ge=1)
+    """Edits between two refreshes; null for none."""
+    lag: int = Field(10, ge=0)
+    """The new covariance takes effect this many edits after its refresh was triggered, waiting if it is late."""
+    model: Literal["live", "base"] = "live"
+    mode: Literal["replace", "ema"] = "replace"
+    ema_weight: float = Field(0.5, gt=0, le=1)
+    """Weight of the new estimate under ``ema``."""
+
+
+class MemoryConfig(_Closed):
+    """The external memory and how it is consulted."""
+
+    embedder: EmbedderConfig = SentenceEmbedderConfig()
+    index: IndexConfig = IndexConfig()
+    scr: ScrConfig = ScrConfig()
+
+
+class EvaluationConfig(_Closed):
+    """What is measured, when, and on how many facts."""
+
+    every: int | None = Field(None, ge=1)
+    """Edits between two points of the timeline; null for the end only."""
+    sample: int = Field(24, ge=1)
+    """Facts of a timeline point: the same ones each time, from the first points' edits."""
+    arms: tuple[Arm, ...] = ARMS
+    max_new_tokens: int = Field(12, ge=1)
+    stop_at_newline: bool = True
+    held_out: str | None = "configs/text/heldout.txt"
+    """Text on which perplexity is measured; null for none."""
+    latency_questions: int = Field(8, ge=0)
+    """Questions asked one by one at the end to measure ``query_seconds``."""
+
+    @model_validator(mode="after")
+    def _has_base(self) -> EvaluationConfig:
+        if "base" not in self.arms:
+            raise ValueError(f"arms must include 'base', against which locality is measured; got {list(self.arms)}")
+        return self
+
+
+class TrackingConfig(_Closed):
+    """MLflow."""
+
+    uri: str | None = None
+    """Server or database; null for a SQLite file in the output directory."""
+    experiment: str = "errata"
+
+
+class RunConfig(_Closed):
+    """One lifelong-editing run."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
+    seed: int = Field(0, ge=0)
+    model: ModelConfig
+    editor: EditorUnion
+    contexts: ContextsConfig = ContextsConfig()
+    stream: StreamConfig
+    batching: BatchingConfig = BatchingConfig()
+    covariance: CovarianceConfig
+    refresh: RefreshConfig = RefreshConfig()
+    memory: MemoryConfig = MemoryConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _refresh_has_source(self) -> RunConfig:
+        if self.refresh.every is not None and self.covariance.source == "identity":
+            raise ValueError("refresh.every needs covariance.source 'self_generated'; an identity never changes")
+        return self
+
+    def dump(self) -> dict[str, Any]:
+        """All values, defaults included, as plain data."""
+        plain: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
+        return plain
+
+    def to_yaml(self) -> str:
+        """The resolved configuration; loading it gives an equal one."""
+        return yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the results. Where it runs, how it is tracked and where the stream ends may change on resume."""
+        plain = self.dump()
+        for key in ("ray", "tracking", "name"):
+            plain.pop(key)
+        plain["stream"].pop("limit")
+        return plain
+
+    @property
+    def digest(self) -> str:
+        """Digest of ``identity``."""
+        return digest_json(self.identity())
+
+    def model_spec(self, digest: str | None = None) -> ModelSpec:
+        """The model as actors load it."""
+        return ModelSpec(name=self.model.name, dtype=self.model.dtype, digest=digest)
+
+
+def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a configuration file, apply ``dotted.key=value`` overrides in order, and check everything.
+
+    Raises:
+        UserError: the file is missing or no YAML mapping, an override has no ``=``, or a value does not fit.
+    """
+    path = find_config(name_or_path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" line {where.line + 1}" if where is not None else ""
+        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: a configuration is a mapping of keys, got {type(data).__name__}")
+    for override in overrides:
+        apply_override(data, override)
+    return build_config(data, source=path)
+
+
+def build_config(data: Mapping[str, Any], source: Path | None = None) -> RunConfig:
+    """Check plain data and resolve the data files it names; ``source`` is named in errors."""
+    try:
+        config = RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise UserError(explain(error, RunConfig, str(source) if source else "configuration")) from error
+    beside = source.parent if source else None
+    stream = config.stream.model_copy(update={"path": find_data(config.stream.path, beside)})
+    update: dict[str, Any] = {"stream": stream}
+    if config.evaluation.held_out is not None:
+        held_out = find_data(config.evaluation.held_out, beside)
+        update["evaluation"] = config.evaluation.model_copy(update={"held_out": held_out})
+    return config.model_copy(update=update)
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set one ``dotted.key=value``; the value is read as YAML, so numbers, lists and null work.
+
+    Raises:
+        UserError: no ``=``, an empty key, or a key below something that is no mapping.
+    """
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UserError(f"--set {override!r}: want dotted.key=value")
+    try:
+        value = yaml.safe_load(text) if text.strip() else ""
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {key.strip()}: value {text!r} is not valid YAML") from error
+    place: Any = data
+    for part in parts[:-1]:
+        if place.get(part) is None:
+            place[part] = {}
+        place = place[part]
+        if not isinstance(place, dict):
+            raise UserError(f"--set {key.strip()}: {part!r} holds {place!r} and has no keys below it")
+    place[parts[-1]] = value
+
+
+def explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
+    """One line for the first problem: the key, the value, and what is allowed."""
+    first = error.errors()[0]
+    # a tag of a discriminated union stands in the location but is no key of the file
+    path = [str(p) for p in first["loc"] if not (p in REGISTRY or p in ("sentence", "hash"))]
+    key = ".".join(path) or "(top level)"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    kind, message, value = first["type"], first["msg"].removeprefix("Value error, "), first.get("input")
+    if kind == "extra_forbidden":
+        allowed = _keys_beside(error, model, first["loc"])
+        near = difflib.get_close_matches(path[-1], allowed, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        listed = f"; allowed: {', '.join(allowed)}" if allowed else ""
+        return f"{source}: unknown key {key!r} = {_short(value)}{hint}{listed}{more}"
+    if kind == "missing":
+        return f"{source}: key {key!r} is missing{more}"
+    if kind == "union_tag_invalid":
+        context = first.get("ctx", {})
+        return f"{source}: {key}.type = {context.get('tag')!r}; allowed: {context.get('expected_tags')}{more}"
+    if kind == "union_tag_not_found":
+        return f"{source}: key {key + '.type'!r} is missing{more}"
+    if isinstance(value, Mapping):
+        return f"{source}: {key}: {message}{more}"
+    return f"{source}: {key} = {_short(value)}: {message}{more}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _keys_beside(error: ValidationError, model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Keys that are allowed where an unknown one was found."""
+    current: Any = model
+    for part in location[:-1]:
+        if not (isinstance(current, type) and issubclass(current, BaseModel)):
+            return []
+        if part in current.model_fields:
+            current = current.model_fields[str(part)].annotation
+        elif part in REGISTRY:
+            current = REGISTRY[str(part)][0]
+            continue
+        candidates = getattr(current, "__args__", ())
+        if part in ("editor",):
+            # the next part of the location is the tag that picks one of the union
+            tag = str(location[location.index(part) + 1])
+            current = REGISTRY[tag][0] if tag in REGISTRY else current
+        elif candidates:
+            current = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), current)
+        if isinstance(current, type) and issubclass(current, BaseModel) and part == location[-2]:
+            break
+    if isinstance(current, type) and issubclass(current, BaseModel):
+        return sorted(field.alias or name for name, field in current.model_fields.items())
+    return []

@@ -1,0 +1,190 @@
+"""From a configuration to a running loop: checks first, then the directory, then everything else.
+
+Whatever the user can have got wrong is found before a file is written.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from actors.cluster import Cluster
+from editing.digest import digest_json
+from editing.editors import make_editor
+from editing.errors import UserError
+from editing.model.load import checkpoint_digest, read_model_config, resolve_model
+from orchestrator.config import RunConfig
+from orchestrator.journal import Journal
+from orchestrator.journal_rows import JournalMeta
+from orchestrator.measure import read_held_out
+from orchestrator.outputs import errata_version
+from orchestrator.progress import Display
+from orchestrator.run import RunLoop
+from orchestrator.streams import StreamRecord, open_stream
+from orchestrator.tracking import Tracker
+from orchestrator.versions import open_store
+from retrieval.embedder import check_embedder
+
+logger = logging.getLogger(__name__)
+
+JOURNAL = "journal.sqlite"
+
+
+def run_experiment(config: RunConfig, output: Path, *, resume: bool, display: Display) -> None:
+    """Run to the end, or go on with a run that was interrupted.
+
+    Raises:
+        UserError: something the user can put right; nothing was written then.
+        KeyboardInterrupt: interrupted; what was committed is kept and ``resume`` goes on from there.
+    """
+    directory = resolve_model(config.model.name)
+    _check_layers(config, directory)
+    check_embedder(config.memory.embedder)
+    read_held_out(config.evaluation.held_out)
+    records = list(
+        open_stream(
+            config.stream.path,
+            config.stream.schema_,
+            target=config.stream.target,
+            limit=config.stream.limit,
+            skip=config.stream.skip,
+        )
+    )
+    if not any(record.request for record in records):
+        raise UserError(f"stream {config.stream.path!r}: no record fits; the first: {records[0].problem}")
+    _check_output(config, output, resume=resume)
+    model_digest = checkpoint_digest(directory)
+    with _termination_as_interrupt(), _open_journal(config, output, model_digest) as journal:
+        store = open_store(output)
+        store.sweep()
+        _take_in(journal, records, display)
+        (output / "resolved.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        tracker = Tracker(
+            output,
+            run_key=journal.meta.run_id,
+            uri=config.tracking.uri,
+            experiment=config.tracking.experiment,
+            run_name=config.name,
+        )
+        tracker.log_params(config.dump())
+        status: Any = "FAILED"
+        try:
+            with Cluster(config.ray, config.model_spec(model_digest)) as cluster:
+                loop = RunLoop(
+                    config,
+                    journal,
+                    store,
+                    cluster,
+                    output=output,
+                    model_digest=model_digest,
+                    tracker=tracker,
+                    display=display,
+                )
+                try:
+                    loop.run()
+                finally:
+                    loop.close()
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            if not tracker.close(timeout=60.0, status=status):
+                display.say("tracking: the store did not take everything; the rest is kept and sent on --resume")
+
+
+def _check_layers(config: RunConfig, directory: Path) -> None:
+    model = read_model_config(directory, config.model.name)
+    for layer in make_editor(config.editor).layers:
+        if not 0 <= layer < model.num_hidden_layers:
+            raise UserError(
+                f"editor.layers: layer {layer} does not exist in {config.model.name!r}; "
+                f"allowed: 0..{model.num_hidden_layers - 1}"
+            )
+
+
+def _check_output(config: RunConfig, output: Path, *, resume: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output {str(output)!r} is a file; give a directory")
+    exists = Journal.exists(output / JOURNAL)
+    if not exists:
+        if output.is_dir() and any(output.iterdir()) and not (output / JOURNAL).exists():
+            raise UserError(f"output directory {str(output)!r} is not empty and holds no run; give another one")
+        if resume and not output.exists():
+            raise UserError(f"--resume: there is no run in {str(output)!r}")
+        return
+    if not resume:
+        raise UserError(f"output directory {str(output)!r} holds a run; add --resume to go on with it, or give another")
+    with Journal.open(output / JOURNAL, read_only=True) as journal:
+        kept = RunConfig.model_validate(dict(journal.meta.config))
+    if kept.digest != config.digest:
+        key = _first_difference(kept.identity(), config.identity())
+        raise UserError(f"--resume: the run in {str(output)!r} was begun with another configuration: {key}")
+
+
+def _first_difference(old: Any, new: Any, at: str = "") -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(k for k in new if k not in old)]:
+            if old.get(key) != new.get(key):
+                return _first_difference(old.get(key), new.get(key), f"{at}.{key}" if at else str(key))
+    return f"{at} was {old!r}, is now {new!r}"
+
+
+def _open_journal(config: RunConfig, output: Path, model_digest: str) -> Journal:
+    path = output / JOURNAL
+    if Journal.exists(path):
+        journal = Journal.open(path)
+        if journal.meta.base_digest != model_digest:
+            journal.close()
+            raise UserError(
+                f"--resume: model {config.model.name!r} has digest {model_digest[:12]}, the run was begun on "
+                f"{journal.meta.base_digest[:12]}"
+            )
+        return journal
+    editor = digest_json(
+        {"editor": config.dump()["editor"], "contexts": config.dump()["contexts"], "seed": config.seed}
+    )
+    return Journal.create(
+        path,
+        JournalMeta(
+            run_id=uuid.uuid4().hex,
+            base_digest=model_digest,
+            editor_digest=editor,
+            config=config.dump(),
+            errata_version=errata_version(),
+        ),
+    )
+
+
+def _take_in(journal: Journal, records: list[StreamRecord], display: Display) -> None:
+    """Accept the stream; from here nothing is lost. Doing it again on resume changes nothing."""
+    good = [record for record in records if record.request is not None]
+    accepted = journal.accept([record.request for record in good if record.request is not None])
+    for record, answer in zip(good, accepted, strict=True):
+        if answer.refused:
+            journal.reject(record.position, answer.refused)
+            display.say(f"{record.position}: {answer.refused}")
+    for record in records:
+        if record.problem is not None:
+            journal.reject(record.position, record.problem)
+            display.say(f"{record.position}: {record.problem}")
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does: cleanly, with what is done kept."""
+
+    def handler(_: int, __: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

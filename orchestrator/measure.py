@@ -1,0 +1,121 @@
+"""Evaluations of frozen versions in the background: they never hold editing up and never influence it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.evaluation import EvaluationPool, Hits
+from actors.retrieval import MemoryClient
+from editing.errors import UserError
+from editing.request import EditRequest
+from evaluation.arms import Evaluation
+from evaluation.outcomes import Arm
+from evaluation.probes import questions_of
+from orchestrator.config import EvaluationConfig, MemoryConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One evaluation with everything that is reported of it."""
+
+    edits: int
+    version: str
+    evaluation: Evaluation
+    perplexity: float | None
+    query_seconds: dict[Arm, float]
+    seconds: float
+
+    def arms(self) -> dict[str, dict[str, float | None]]:
+        """Metrics by arm."""
+        return {arm: dict(values) for arm, values in self.evaluation.metrics(self.query_seconds).items()}
+
+    def choices(self) -> dict[str, dict[str, float | None]]:
+        """How often the memory arms chose nothing."""
+        return {arm: dict(values) for arm, values in self.evaluation.choices().items()}
+
+
+class Measurer:
+    """Puts questions to frozen versions, one evaluation at a time, in a thread of its own."""
+
+    def __init__(self, pool: EvaluationPool, memory: MemoryClient, config: EvaluationConfig, mem: MemoryConfig) -> None:
+        self._pool, self._memory, self._config, self._mem = pool, memory, config, mem
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="evaluation")
+        self._text = read_held_out(config.held_out)
+        self.seconds = 0.0
+
+    def base_perplexity(self) -> Future[float | None]:
+        """Perplexity of the unedited model."""
+        return self._thread.submit(lambda: None if self._text is None else self._pool.perplexity(self._text, {}))
+
+    def submit(
+        self,
+        requests: Sequence[EditRequest],
+        weights: Any,
+        *,
+        edits: int,
+        version: str,
+        latency: bool = False,
+        done: Callable[[Measurement], None] | None = None,
+    ) -> Future[Measurement]:
+        """Freeze what the memory finds now, then evaluate in the background.
+
+        Args:
+            requests: the facts to ask about.
+            weights: reference to the version's edited maps.
+            latency: also measure ``query_seconds``.
+            done: called in the background with the result.
+        """
+        questions = questions_of(requests)
+        found = self._memory.search(questions, self._mem.scr.k)
+        hits: Hits = dict(zip(questions, found, strict=True))
+
+        def work() -> Measurement:
+            started = time.perf_counter()
+            evaluation = self._pool.evaluate(requests, weights, hits)
+            perplexity = None if self._text is None else self._pool.perplexity(self._text, weights)
+            times = self._latency(questions, weights, hits) if latency else {}
+            taken = time.perf_counter() - started
+            self.seconds += taken
+            result = Measurement(edits, version, evaluation, perplexity, times, taken)
+            if done is not None:
+                done(result)
+            return result
+
+        return self._thread.submit(work)
+
+    def _latency(self, questions: Sequence[str], weights: Any, hits: Hits) -> dict[Arm, float]:
+        count = self._config.latency_questions
+        if not count:
+            return {}
+        chosen = list(questions[:: max(1, len(questions) // count)][:count])
+        search = self._memory.search_seconds(chosen, self._mem.scr.k)
+        return self._pool.query_seconds(chosen, weights, {q: hits[q] for q in chosen}, search)
+
+    def close(self) -> None:
+        """Drop what has not begun."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def read_held_out(path: str | None) -> str | None:
+    """The held-out text, or None if none is configured.
+
+    Raises:
+        UserError: the file is not there or not text.
+    """
+    if path is None:
+        return None
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"evaluation.held_out {path!r} cannot be read: {type(error).__name__}") from error
+    if not text.strip():
+        raise UserError(f"evaluation.held_out {path!r} holds no text")
+    return text

@@ -1,0 +1,164 @@
+"""The facts of a run as the report shows them: each question with the four arms' actual answers."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.report.formats import DASH, mapping, number, percent, sequence
+from orchestrator.report.wording import ARMS, KIND_SHORT, KINDS, MEMORY_ARMS
+
+
+@dataclass(frozen=True)
+class AnswerView:
+    """One arm's answer; `ok` is None where the arm was not asked, `retrieved` is empty outside the memory arms."""
+
+    style: str
+    arm: str
+    text: str
+    ok: bool | None
+    verdict: str
+    tokens: str
+    asks_memory: bool
+    chosen: str | None
+    retrieved: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ProbeView:
+    """One question with what was expected and what each arm said, in the arms' order."""
+
+    kind: str
+    label: str
+    prompt: str
+    expected: str
+    answers: tuple[AnswerView, ...]
+
+
+@dataclass(frozen=True)
+class TallyView:
+    """How one arm did on a fact's other questions of one kind: a mark for each, and the sentence that says it."""
+
+    kind: str
+    marks: tuple[bool, ...]
+    spoken: str
+
+
+@dataclass(frozen=True)
+class FactView:
+    """One update: the question that was rewritten, the questions around it, and words to filter by."""
+
+    name: str
+    position: str
+    prompt: str
+    old: str
+    new: str
+    relation: str
+    main: ProbeView | None
+    others: tuple[ProbeView, ...]
+    tallies: tuple[tuple[TallyView, ...], ...]
+    tags: str
+
+
+def kind_counts(facts: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """How many questions of each kind were asked."""
+    return Counter(str(mapping(probe).get("kind")) for fact in facts for probe in sequence(fact.get("probes")))
+
+
+def fact_view(fact: Mapping[str, Any]) -> FactView:
+    """One line of facts.jsonl, ready to be shown."""
+    probes = [probe_view(mapping(probe)) for probe in sequence(fact.get("probes"))]
+    main = next((probe for probe in probes if probe.kind == "edit"), None)
+    order = list(KINDS)
+    others = sorted(
+        (probe for probe in probes if probe is not main),
+        key=lambda probe: order.index(probe.kind) if probe.kind in order else len(order),
+    )
+    subject = _text(fact.get("subject"))
+    return FactView(
+        name=_text(fact.get("id")),
+        position=_text(fact.get("sequence")),
+        prompt=_text(fact.get("prompt")).replace("{}", subject),
+        old=_text(fact.get("target_true")),
+        new=_text(fact.get("target_new")),
+        relation=_text(fact.get("relation")),
+        main=main,
+        others=tuple(others),
+        tallies=tuple(_tallies(others, index) for index in range(len(ARMS))),
+        tags=" ".join(_tags(main, others)),
+    )
+
+
+def probe_view(probe: Mapping[str, Any]) -> ProbeView:
+    """One question of a fact, ready to be shown."""
+    kind = _text(probe.get("kind"))
+    arms = mapping(probe.get("arms"))
+    expected = probe.get("expected")
+    listed = [_text(item) for item in expected] if isinstance(expected, list | tuple) else [_text(expected)]
+    return ProbeView(
+        kind=kind,
+        label=KINDS.get(kind, kind),
+        prompt=_text(probe.get("prompt")),
+        expected=" / ".join(dict.fromkeys(item for item in listed if item)),
+        answers=tuple(_answer(kind, arm.key, arm.name, mapping(arms.get(arm.key))) for arm in ARMS),
+    )
+
+
+def _answer(kind: str, key: str, name: str, answer: Mapping[str, Any]) -> AnswerView:
+    raw = answer.get("ok")
+    ok = raw if isinstance(raw, bool) else None
+    words = ("unchanged", "changed") if kind == "neighborhood" else ("right", "wrong")
+    text = answer.get("answer")
+    accuracy = number(answer.get("accuracy"))
+    chosen = answer.get("chosen")
+    return AnswerView(
+        style=key,
+        arm=name,
+        text=DASH if text is None else _text(text) or "(nothing)",
+        ok=ok,
+        verdict="not asked" if ok is None else words[0] if ok else words[1],
+        tokens="" if accuracy is None else percent(accuracy, 0),
+        asks_memory=key in MEMORY_ARMS and bool(answer),
+        chosen=None if chosen is None else _statement(chosen),
+        retrieved=tuple(_statement(item) for item in sequence(answer.get("retrieved"))),
+    )
+
+
+def _tallies(others: list[ProbeView], index: int) -> tuple[TallyView, ...]:
+    rows = []
+    for kind in KINDS:
+        marks = tuple(p.answers[index].ok is True for p in others if p.kind == kind and p.answers[index].ok is not None)
+        if marks:
+            good = "unchanged" if kind == "neighborhood" else "right"
+            rows.append(TallyView(kind, marks, f"{KIND_SHORT[kind]}: {sum(marks)} of {len(marks)} {good}"))
+    return tuple(rows)
+
+
+def _tags(main: ProbeView | None, others: list[ProbeView]) -> list[str]:
+    """The words of `wording.OUTCOMES` that hold for a fact."""
+    tags = []
+    if main is not None:
+        verdicts = {answer.style: answer.ok for answer in main.answers}
+        tags += [f"{arm}-wrong" for arm in ("edited", "memory", "edited_memory") if verdicts[arm] is False]
+        if len({verdicts[arm] for arm in ("edited", "memory", "edited_memory")} - {None}) > 1:
+            tags.append("disagree")
+    edited = next(index for index, arm in enumerate(ARMS) if arm.key == "edited")
+    if any(probe.kind == "neighborhood" and probe.answers[edited].ok is False for probe in others):
+        tags.append("side-effect")
+    return tags
+
+
+def _statement(item: Any) -> str:
+    """A retrieved statement, which may come as text or as a record that holds it."""
+    if isinstance(item, Mapping):
+        return _text(item.get("statement") or item.get("text") or json.dumps(dict(item), default=str, sort_keys=True))
+    if isinstance(item, list | tuple) and item:
+        return _statement(item[0])
+    return _text(item)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()

@@ -1,0 +1,90 @@
+"""From a run's summary to its report: one HTML page that needs nothing else, neither files nor the network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from orchestrator.report import curves, view
+from orchestrator.report.facts import fact_view
+from orchestrator.report.formats import duration, mapping, moment, short_digest
+from orchestrator.report.wording import ARMS, KIND_SHORT, OUTCOMES
+
+MOST_FACTS = 2000  # beyond this the page would weigh tens of megabytes; facts.jsonl has them all
+
+
+def render_report(
+    summary: Mapping[str, Any],
+    facts: Sequence[Mapping[str, Any]],
+    resolved_yaml: str,
+    *,
+    most_facts: int = MOST_FACTS,
+) -> str:
+    """The report of a run as one self-contained HTML page.
+
+    Anything that is missing or null in `summary` or `facts` is shown as a dash or left out; all text from them is
+    escaped, and the page's own content security policy lets no script run but its own.
+
+    Args:
+        summary: the contents of summary.json.
+        facts: the lines of facts.jsonl, in order.
+        resolved_yaml: the configuration that was run.
+        most_facts: how many facts the page lists; it says so when there are more.
+
+    Returns:
+        The page, to be written as UTF-8.
+    """
+    script, style = _asset("script.js"), _asset("style.css")
+    environment = Environment(
+        loader=FunctionLoader(_asset),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("template.html.j2").render(
+        arms=ARMS,
+        cards=view.cards(summary),
+        charts=curves.charts(summary),
+        choice=view.choice_rows(summary),
+        config_digest=short_digest(summary.get("config_digest")),
+        editor=view.editor_name(summary),
+        errata_version=summary.get("errata_version") or "",
+        facts=[fact_view(fact) for fact in facts[:most_facts]],
+        facts_total=len(facts),
+        failures=view.failures(summary),
+        finished=moment(summary.get("finished_at")),
+        groups=view.groups(summary, facts),
+        headline=view.headline(summary),
+        kinds=KIND_SHORT,
+        lead=view.lead(summary),
+        model=view.model_name(summary),
+        model_digest=short_digest(mapping(summary.get("model")).get("digest")),
+        norm_table=curves.norm_table(summary),
+        outcomes=OUTCOMES,
+        refreshes=view.refresh_rows(summary),
+        resolved_yaml=resolved_yaml,
+        run_name=summary.get("name") or "run",
+        sample_sizes=view.sample_sizes(summary),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        stages=view.stage_rows(summary),
+        started=moment(summary.get("started_at")),
+        style=Markup(style),
+        table=curves.table(summary),
+        verdict=view.verdict(summary),
+        version=short_digest(summary.get("version")),
+        wall=duration(summary.get("wall_seconds")),
+    )
+    return page.lstrip()
+
+
+def _asset(name: str) -> str:
+    """The text of a file that lies beside this module, also when the package is installed as a wheel."""
+    return resources.files("orchestrator.report").joinpath(name).read_text(encoding="utf-8")

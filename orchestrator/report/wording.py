@@ -1,0 +1,82 @@
+"""What the report calls things: the arms, the metrics and how each one was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the four ways to ask; `short` is the name where room is scarce, such as line ends."""
+
+    key: str
+    name: str
+    short: str
+    about: str
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of an arm; `kind` is the probe kind it is measured on (None: on all of them)."""
+
+    key: str
+    name: str
+    definition: str
+    kind: str | None
+
+
+ARMS = (
+    Arm("base", "Base", "Base", "the model before any update"),
+    Arm("edited", "Edited", "Edited", "updates written into the weights"),
+    Arm("memory", "Memory", "Memory", "untouched weights, updates retrieved"),
+    Arm("edited_memory", "Edited + memory", "Both", "edited weights, updates retrieved"),
+)
+MEMORY_ARMS = ("memory", "edited_memory")
+
+GENERATED = (
+    Metric("reliability", "Reliability", "The updated question itself is answered with the new fact.", "edit"),
+    Metric("generalization_gen", "Generalisation", "So is the same question in other words.", "paraphrase"),
+    Metric("portability", "Portability", "A question one step further, whose answer follows from the new fact, is right.",
+           "portability"),
+    Metric("locality", "Locality", "A question about a neighbour that was not updated is answered as the base answers it.",
+           "neighborhood"),
+)  # fmt: skip
+TEACHER_FORCED = (
+    Metric("efficacy", "Efficacy", "Tokens of the new answer that are the model's first choice after the updated question.",
+           "edit"),
+    Metric("generalization", "Generalisation", "The same after the question in other words.", "paraphrase"),
+    Metric("specificity", "Specificity", "Tokens of a neighbour's original answer that are still the model's first choice.",
+           "neighborhood"),
+)  # fmt: skip
+
+KINDS = {
+    "edit": "Update",
+    "paraphrase": "In other words",
+    "portability": "One step further",
+    "neighborhood": "Neighbour, must not change",
+}
+KIND_SHORT = {"edit": "update", "paraphrase": "reworded", "portability": "one step", "neighborhood": "neighbours"}
+
+EDITORS = {
+    "alphaedit": "AlphaEdit",
+    "emmet": "EMMET",
+    "ft_l": "FT-L",
+    "memit": "MEMIT",
+    "memit_merge": "MEMIT-Merge",
+    "mose": "MOSE",
+    "pmet": "PMET",
+    "prune": "PRUNE",
+    "rect": "RECT",
+    "rome": "ROME",
+    "rose": "ROSE",
+    "ultraedit": "UltraEdit",
+}
+
+OUTCOMES = (
+    ("", "All facts"),
+    ("edited-wrong", "Edited arm wrong"),
+    ("memory-wrong", "Memory arm wrong"),
+    ("edited_memory-wrong", "Edited + memory wrong"),
+    ("disagree", "The three updated arms disagree"),
+    ("side-effect", "A neighbour changed in the edited arm"),
+)

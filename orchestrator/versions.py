@@ -1,0 +1,156 @@
+"""From journal and files back to what they stand for: receipts, covariances, the history of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from editing.covariance import KeyCovariance
+from editing.delta import WeightDelta
+from editing.digest import digest_json, digest_tensors
+from editing.errors import DamagedFileError
+from editing.session import EditReceipt, RequestResult
+from orchestrator.artifacts import ArtifactStore
+from orchestrator.journal import Journal
+from orchestrator.journal_rows import CommitData, RequestOutcome, Version
+from retrieval.memory import MemoryEntry
+
+_FORMAT = "errata-receipt-1"
+
+
+def receipt_digest(path: Path) -> str:
+    """Digest of a receipt file's content, independent of how its header is laid out."""
+    metadata, tensors = _read(path)
+    return digest_json({"metadata": metadata, "tensors": digest_tensors(tensors)})
+
+
+def open_store(root: Path) -> ArtifactStore:
+    """The files of a run; deltas, covariances and receipts are known by their content, not by their headers."""
+    return ArtifactStore(
+        root,
+        digesters={
+            "deltas": lambda path: WeightDelta.load(path).digest,
+            "covariances": lambda path: KeyCovariance.load(path).digest,
+            "keys": receipt_digest,
+        },
+    )
+
+
+def store_receipt(store: ArtifactStore, receipt: EditReceipt) -> tuple[str | None, str]:
+    """Write a batch's delta and its keys and target values; returns both digests (no delta: None)."""
+    tensors: dict[str, Tensor] = {f"keys.{layer}": keys.contiguous() for layer, keys in receipt.keys.items()}
+    if receipt.targets is not None:
+        tensors["targets"] = receipt.targets.contiguous()
+    if not tensors:
+        tensors["empty"] = torch.zeros(1)
+    metadata = {
+        "format": _FORMAT,
+        "sequence": str(receipt.sequence),
+        "request_ids": json.dumps(receipt.request_ids),
+        "fact_keys": json.dumps(receipt.fact_keys),
+        "superseded": json.dumps(receipt.superseded),
+        "covariance": receipt.covariance_digest or "",
+    }
+    keys = store.put_file("keys", lambda path: save_file(tensors, path, metadata=metadata))
+    if receipt.delta is None:
+        return None, keys
+    return store.put_file("deltas", receipt.delta.save), keys
+
+
+def load_receipt(store: ArtifactStore, version: Version) -> EditReceipt:
+    """What the editor needs to take a commit over without computing it.
+
+    Raises:
+        DamagedFileError, FileNotFoundError: a file of the commit is damaged or gone.
+    """
+    if version.keys is None:
+        raise DamagedFileError(f"commit {version.sequence} names no receipt")
+    metadata, tensors = _read(store.get("keys", version.keys))
+    delta = None if version.delta is None else WeightDelta.load(store.get("deltas", version.delta))
+    return EditReceipt(
+        sequence=version.sequence,
+        delta=delta,
+        results=(),
+        request_ids=tuple(json.loads(metadata["request_ids"])),
+        fact_keys=tuple(json.loads(metadata["fact_keys"])),
+        superseded=tuple(json.loads(metadata["superseded"])),
+        keys={int(n.split(".")[1]): t for n, t in tensors.items() if n.startswith("keys.")},
+        targets=tensors.get("targets"),
+        covariance_digest=metadata["covariance"] or None,
+        seconds=version.seconds,
+    )
+
+
+def commit_data(
+    receipt: EditReceipt,
+    *,
+    delta: str | None,
+    keys: str,
+    contexts: str | None,
+    norms: dict[int, float],
+    superseded: tuple[tuple[str, str], ...],
+) -> CommitData:
+    """A receipt as the journal records it."""
+    outcomes = tuple(
+        RequestOutcome(result.request_id, result.applied, result.reason, _figures(result)) for result in receipt.results
+    )
+    return CommitData(
+        sequence=receipt.sequence,
+        outcomes=outcomes,
+        delta=delta,
+        keys=keys,
+        contexts=contexts,
+        covariance=receipt.covariance_digest,
+        norms=norms,
+        delta_norms={} if receipt.delta is None else receipt.delta.norms(),
+        seconds=receipt.seconds,
+        superseded=superseded,
+    )
+
+
+def history(journal: Journal, store: ArtifactStore) -> Iterator[EditReceipt | KeyCovariance]:
+    """Everything that made the editor's state, in order: covariances where they took effect, and commits."""
+    swaps = {swap.after_sequence: swap.covariance for swap in journal.swaps()}
+    if 0 in swaps:
+        yield load_covariance(store, swaps[0])
+    for version in journal.versions():
+        if version.kind == "base":
+            continue
+        yield load_receipt(store, version)
+        if version.sequence in swaps:
+            yield load_covariance(store, swaps[version.sequence])
+
+
+def load_covariance(store: ArtifactStore, digest: str) -> KeyCovariance:
+    """A stored covariance, verified."""
+    return KeyCovariance.load(store.get("covariances", digest))
+
+
+def memory_entries(journal: Journal) -> list[MemoryEntry]:
+    """Statements the memory holds now: those of applied requests, numbered by their acceptance."""
+    return [MemoryEntry.of(row.request, row.seq) for row in journal.requests("applied")]
+
+
+def _figures(result: RequestResult) -> dict[str, Any]:
+    kept = asdict(result)
+    return {name: kept[name] for name in ("loss", "steps", "converged", "clamped")} if result.applied else {}
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except Exception as error:  # safetensors raises its own type, which it does not export everywhere
+        raise DamagedFileError(f"receipt file {path.name!r} cannot be read: {error}") from error
+    if metadata.get("format") != _FORMAT:
+        raise DamagedFileError(f"receipt file {path.name!r} has format {metadata.get('format')!r}, want {_FORMAT!r}")
+    return dict(metadata), tensors

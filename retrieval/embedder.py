@@ -1,0 +1,259 @@
+"""Sentences to unit vectors: the interface, a sentence-transformers model, and feature hashing."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from editing.digest import digest_json, digest_tensors
+from editing.errors import UserError
+from editing.model import fetch
+
+logger = logging.getLogger(__name__)
+
+Vectors = NDArray[np.float32]
+
+
+class Embedder(Protocol):
+    """What the memory needs of an embedder."""
+
+    @property
+    def name(self) -> str:
+        """Short name for reports."""
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+
+    @property
+    def digest(self) -> str:
+        """Names the function text -> vector: equal digests give equal vectors, different ones never mix."""
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Vectors (n, dim), float32, C-contiguous, unit Euclidean norm; (0, dim) for no text."""
+
+
+class HashEmbedderConfig(BaseModel):
+    """Feature hashing of words and character n-grams; needs no model file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    type: Literal["hash"] = "hash"
+    dim: int = Field(256, ge=8, le=65_536)
+    ngram: int = Field(4, ge=2, le=8)
+    """Length of the character n-grams."""
+
+
+class SentenceEmbedderConfig(BaseModel):
+    """A sentence-transformers model: a directory, a hub name, or a name the project can fetch."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    type: Literal["sentence"] = "sentence"
+    model: str = Field("all-minilm-l6-v2", min_length=1)
+    batch_size: int = Field(32, ge=1)
+    device: str = "cpu"
+    threads: int = Field(1, ge=0)
+    """CPU threads used while embedding; one is fastest for single short texts, 0 leaves them as they are."""
+
+
+EmbedderConfig = Annotated[SentenceEmbedderConfig | HashEmbedderConfig, Field(discriminator="type")]
+
+
+def build_embedder(config: SentenceEmbedderConfig | HashEmbedderConfig) -> Embedder:
+    """The embedder of a configuration; loads the model where there is one.
+
+    Raises:
+        UserError: the model is not there, or sentence-transformers is not installed.
+    """
+    if isinstance(config, HashEmbedderConfig):
+        return HashEmbedder(dim=config.dim, ngram=config.ngram)
+    return SentenceEmbedder(config.model, batch_size=config.batch_size, device=config.device, threads=config.threads)
+
+
+def check_embedder(config: SentenceEmbedderConfig | HashEmbedderConfig) -> None:
+    """Find out whether the embedder's model is there, without loading it.
+
+    Raises:
+        UserError: it is neither a directory nor fetched nor a name the hub could know.
+    """
+    if isinstance(config, SentenceEmbedderConfig):
+        _resolve(config.model)
+
+
+class HashEmbedder:
+    """Signed feature hashing (Weinberger et al. 2009) of lower-cased words and character n-grams.
+
+    Deterministic across processes and machines. Finds statements that share words with the question, which is
+    what tests and runs without a sentence model need; it knows no synonyms.
+    """
+
+    def __init__(self, *, dim: int = 256, ngram: int = 4) -> None:
+        self._dim, self._ngram = dim, ngram
+
+    @property
+    def name(self) -> str:
+        """Short name for reports."""
+        return f"hash-{self._dim}-{self._ngram}"
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self._dim
+
+    @property
+    def digest(self) -> str:
+        """Of the settings: they determine every vector."""
+        return digest_json({"embedder": "hash", "dim": self._dim, "ngram": self._ngram, "version": 1})
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Vectors (n, dim), float32, unit norm. A text without any feature maps to the first axis."""
+        vectors = np.zeros((len(texts), self._dim), dtype=np.float32)
+        for row, text in zip(vectors, texts, strict=True):
+            for feature, weight in _features(text, self._ngram):
+                slot, sign = _slot(feature)
+                row[slot % self._dim] += sign * weight
+            if not row.any():
+                row[0] = 1.0
+        return unit_rows(vectors)
+
+
+def _features(text: str, ngram: int) -> Iterator[tuple[str, float]]:
+    # Whole words weigh more than their pieces: a shared name tells more than a shared ending.
+    for word in text.casefold().split():
+        word = word.strip(".,;:!?\"'()[]")
+        if not word:
+            continue
+        yield f"w:{word}", 1.0
+        padded = f"^{word}$"
+        for start in range(len(padded) - ngram + 1):
+            yield f"c:{padded[start : start + ngram]}", 0.3
+
+
+@lru_cache(maxsize=1 << 16)
+def _slot(feature: str) -> tuple[int, float]:
+    # blake2b, not hash(): Python's string hash differs from process to process
+    number = int.from_bytes(hashlib.blake2b(feature.encode(), digest_size=8).digest(), "little")
+    return number >> 1, 1.0 if number & 1 else -1.0
+
+
+class SentenceEmbedder:
+    """A sentence-transformers model, for example all-minilm-l6-v2 (384 dimensions)."""
+
+    def __init__(self, model: str, *, batch_size: int = 32, device: str = "cpu", threads: int = 1) -> None:
+        self._name = model
+        self._batch_size, self._threads = batch_size, threads
+        self._model = _load_sentence_model(model, device)
+        # Asked of a vector: the accessor's name differs between releases of the library.
+        self._dim = int(np.asarray(self._model.encode(["a"], show_progress_bar=False)).shape[1])
+        # Of the weights, not of the files: the hub's copy and a fetched one are the same function.
+        self._digest = digest_json(
+            {
+                "embedder": "sentence",
+                "weights": digest_tensors(self._model.state_dict()),
+                "max_length": self._model.get_max_seq_length(),
+                "version": 1,
+            }
+        )
+
+    @property
+    def name(self) -> str:
+        """The name it was asked for by."""
+        return self._name
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self._dim
+
+    @property
+    def digest(self) -> str:
+        """Of the weights and the length limit."""
+        return self._digest
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Vectors (n, dim), float32, unit norm. Longer texts than the model's limit are cut by it."""
+        if not texts:
+            return np.zeros((0, self._dim), dtype=np.float32)
+        with _torch_threads(self._threads):
+            vectors = self._model.encode(
+                list(texts), batch_size=self._batch_size, convert_to_numpy=True, show_progress_bar=False
+            )
+        return unit_rows(np.asarray(vectors, dtype=np.float32))
+
+
+def _load_sentence_model(model: str, device: str) -> Any:
+    path = _resolve(model)
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise UserError(
+            f"embedder {model!r} needs sentence-transformers, which is not installed; "
+            "install it, or set the embedder's type to 'hash'"
+        ) from error
+    try:
+        return SentenceTransformer(path, device=device)
+    except Exception as error:  # every way the library and the hub client fail means the same to the user
+        raise UserError(
+            f"embedder {model!r} could not be loaded ({type(error).__name__}: {_first_line(error)}); "
+            + fetch.three_ways(model)
+        ) from error
+
+
+def _resolve(model: str) -> str:
+    """A directory given as such, the directory of a fetched model, or a name that the hub is asked for."""
+    if Path(model).expanduser().is_dir():
+        return str(Path(model).expanduser())
+    found = fetch.model_dir(model) if fetch.fetchable_name(model) else None
+    if found is not None:
+        return str(found)
+    if "/" not in model or model.startswith((".", "/", "~")):  # not a hub name: asking it would only be slow
+        raise UserError(f"embedder {model!r} is not there; {fetch.three_ways(model)}")
+    return model
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    if not threads:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    if before == threads:
+        yield
+        return
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def unit_rows(vectors: NDArray[np.floating[Any]]) -> Vectors:
+    """Rows scaled to unit Euclidean norm, float32, C-contiguous; a zero row stays zero.
+
+    Args:
+        vectors: (n, d), finite.
+
+    Raises:
+        ValueError: not two-dimensional, or not finite.
+    """
+    if vectors.ndim != 2:
+        raise ValueError(f"vectors must be (n, d), got shape {vectors.shape}")
+    if not np.isfinite(vectors).all():
+        bad = int((~np.isfinite(vectors)).any(axis=1).sum())
+        raise ValueError(f"{bad} of {len(vectors)} vectors are not finite")
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    return np.ascontiguousarray(vectors / np.where(norms > 0, norms, 1.0), dtype=np.float32)

@@ -1,0 +1,344 @@
+"""The external memory: edits as sentences, found by meaning, with exact supersede and exact rollback.
+
+Every entry that was added and not removed is kept, with its vector. Of the entries about one fact (one
+``fact_key``) the one with the largest id is *active* and can be found; the others are superseded. What is
+active is a function of the set of entries alone, so any order of additions, a removal of the newest entry
+(a rollback), and a rebuild from a journal all end in the same memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from bisect import insort
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from editing.digest import digest_json
+from editing.errors import UserError
+from editing.request import EditRequest
+from retrieval import store
+from retrieval.embedder import Embedder, unit_rows
+from retrieval.index import IndexConfig, VectorIndex
+
+logger = logging.getLogger(__name__)
+
+Vectors = NDArray[np.float32]
+# Candidates beyond k, scored again in float64: the order among near-equal scores then does not depend on
+# whether the query came alone, in a batch, or after a rebuild.
+_SLACK = 8
+
+
+class MemoryEntry(BaseModel):
+    """One statement in the memory."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    id: int = Field(ge=0, lt=1 << 62)
+    """Number of the edit; of two entries about one fact the larger id is the newer."""
+    request_id: str
+    subject: str
+    relation: str | None = None
+    fact_key: str
+    statement: str = Field(min_length=1)
+    time: datetime | None = None
+
+    @classmethod
+    def of(
+        cls, request: EditRequest, id: int, *, statement: str | None = None, time: datetime | None = None
+    ) -> MemoryEntry:
+        """The entry of an edit request; the statement is the request's own unless another is given."""
+        when = time if time is not None else (request.provenance.when if request.provenance else None)
+        return cls(
+            id=id,
+            request_id=request.id,
+            subject=request.subject,
+            relation=request.relation,
+            fact_key=request.fact_key,
+            statement=statement or request.statement,
+            time=when,
+        )
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An active entry found for a query, with the cosine of the two vectors."""
+
+    id: int
+    score: float
+    statement: str
+    subject: str
+    relation: str | None
+    request_id: str
+    fact_key: str
+
+
+class FactMemory:
+    """Statements behind an embedder and a vector index. Not thread-safe: one owner."""
+
+    def __init__(self, embedder: Embedder, config: IndexConfig | None = None) -> None:
+        self.embedder = embedder
+        self._index = VectorIndex(embedder.dim, config)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._entries: dict[int, MemoryEntry] = {}
+        self._chains: dict[str, list[int]] = {}
+        self._vectors: Vectors = np.zeros((0, self.embedder.dim), dtype=np.float32)
+        self._row_of: dict[int, int] = {}
+        self._id_at: list[int] = []
+
+    # ---- content
+
+    def __len__(self) -> int:
+        """Number of active entries."""
+        return len(self._chains)
+
+    @property
+    def stored(self) -> int:
+        """Number of entries kept, superseded ones included."""
+        return len(self._entries)
+
+    @property
+    def exact(self) -> bool:
+        """Whether searches are exhaustive at the present size."""
+        return self._index.exact
+
+    def get(self, id: int) -> MemoryEntry | None:
+        """The entry of an id, active or superseded."""
+        return self._entries.get(id)
+
+    def is_active(self, id: int) -> bool:
+        """Whether the entry is there and no newer one supersedes it."""
+        entry = self._entries.get(id)
+        return entry is not None and self._chains[entry.fact_key][-1] == id
+
+    def history(self, fact_key: str) -> list[MemoryEntry]:
+        """All kept entries about one fact, oldest first; the last one is active."""
+        return [self._entries[id] for id in self._chains.get(fact_key, [])]
+
+    def entries(self) -> list[MemoryEntry]:
+        """All kept entries by id."""
+        return [self._entries[id] for id in sorted(self._entries)]
+
+    def active(self) -> list[MemoryEntry]:
+        """Active entries by id."""
+        return [self._entries[id] for id in sorted(chain[-1] for chain in self._chains.values())]
+
+    def vectors(self, ids: Sequence[int]) -> Vectors:
+        """Copies of the stored vectors (n, dim) of entries, active or not."""
+        return self._vectors[[self._row_of[id] for id in ids]].reshape(len(ids), self.embedder.dim)
+
+    @property
+    def digest(self) -> str:
+        """Of the active entries and the embedder: two memories with one digest answer every query alike."""
+        sha = hashlib.sha256(self.embedder.digest.encode())
+        for entry in self.active():
+            sha.update(digest_json(entry.model_dump(mode="json")).encode())
+        return sha.hexdigest()
+
+    # ---- change
+
+    def add(self, entries: Iterable[MemoryEntry], vectors: Vectors | None = None) -> list[int]:
+        """Keep entries; an entry already kept under its id with the same content changes nothing.
+
+        Args:
+            entries: in any order.
+            vectors: (n, dim) embeddings of the statements, where they are known; otherwise they are embedded.
+
+        Returns:
+            Ids that were active before and are superseded now, ascending.
+
+        Raises:
+            UserError: an id is taken by an entry with another content, or the shape of ``vectors`` does not
+                fit. Nothing is added then.
+        """
+        given = list(entries)
+        fresh: dict[int, int] = {}
+        for place, entry in enumerate(given):
+            known = self._entries.get(entry.id) or (given[fresh[entry.id]] if entry.id in fresh else None)
+            if known is None:
+                fresh[entry.id] = place
+            elif known != entry:
+                raise UserError(
+                    f"memory id {entry.id} holds {known.statement!r}; it cannot also hold "
+                    f"{entry.statement!r}: remove it first, or use another id"
+                )
+        new = [given[place] for place in fresh.values()]
+        if vectors is None:
+            rows = self.embedder.embed([entry.statement for entry in new])
+        else:
+            expected = (len(given), self.embedder.dim)
+            if vectors.shape != expected:
+                raise UserError(f"memory needs vectors of shape {expected}, got {vectors.shape}")
+            rows = unit_rows(vectors[list(fresh.values())])
+        if not new:
+            return []
+        before = {entry.fact_key: self._top(entry.fact_key) for entry in new}
+        self._append_rows([entry.id for entry in new], rows)
+        for entry in new:
+            self._entries[entry.id] = entry
+            insort(self._chains.setdefault(entry.fact_key, []), entry.id)
+        return self._sync_index(before)[0]
+
+    def remove(self, ids: Iterable[int], *, missing_ok: bool = False) -> list[int]:
+        """Drop entries as if they had never been added: an entry they superseded is active again.
+
+        Returns:
+            Ids that are active now and were superseded before, ascending.
+
+        Raises:
+            UserError: an id is not there (unless ``missing_ok``). Nothing is removed then.
+        """
+        asked = set(ids)
+        there = sorted(asked & self._entries.keys())
+        if not missing_ok and len(there) < len(asked):
+            missing = sorted(asked - self._entries.keys())
+            raise UserError(f"memory has no entry with id {missing[0]} ({len(missing)} of {len(asked)} are missing)")
+        before = {self._entries[id].fact_key: self._top(self._entries[id].fact_key) for id in there}
+        for id in there:
+            key = self._entries.pop(id).fact_key
+            self._chains[key].remove(id)
+            if not self._chains[key]:
+                del self._chains[key]
+        changed = self._sync_index(before)[1]
+        for id in there:
+            self._drop_row(id)
+        return changed
+
+    def rebuild(self, entries: Iterable[MemoryEntry], vectors: Vectors | None = None) -> None:
+        """Replace the whole content, for example by what a journal says; arguments as for :meth:`add`."""
+        fresh = FactMemory(self.embedder, self._index.config)
+        fresh.add(entries, vectors)  # a refused entry leaves this memory as it was
+        self._index, self._entries, self._chains = fresh._index, fresh._entries, fresh._chains
+        self._vectors, self._row_of, self._id_at = fresh._vectors, fresh._row_of, fresh._id_at
+
+    def _top(self, key: str) -> int | None:
+        chain = self._chains.get(key)
+        return chain[-1] if chain else None
+
+    def _sync_index(self, before: dict[str, int | None]) -> tuple[list[int], list[int]]:
+        """Make the index hold what is active now; returns ids (superseded, active now and not before)."""
+        out, into = [], []
+        for key, old in before.items():
+            now = self._top(key)
+            if old != now:
+                out += [old] if old is not None else []
+                into += [now] if now is not None else []
+        out, into = sorted(out), sorted(into)
+        self._index.remove(np.asarray(out, dtype=np.int64))
+        self._index.add(np.asarray(into, dtype=np.int64), self.vectors(into))
+        if self._index.needs_build:
+            self._build_index()
+        return [id for id in out if id in self._entries], into
+
+    def _build_index(self) -> None:
+        ids = sorted(chain[-1] for chain in self._chains.values())
+        self._index.build(np.asarray(ids, dtype=np.int64), self.vectors(ids))
+
+    def _append_rows(self, ids: list[int], rows: Vectors) -> None:
+        start, end = len(self._id_at), len(self._id_at) + len(ids)
+        if end > len(self._vectors):  # grown by half: adding one at a time copies each row a few times only
+            grown = np.empty((max(end, len(self._vectors) * 3 // 2, 64), self.embedder.dim), dtype=np.float32)
+            grown[:start] = self._vectors[:start]
+            self._vectors = grown
+        self._vectors[start:end] = rows
+        self._id_at += ids
+        self._row_of.update(zip(ids, range(start, end), strict=True))
+
+    def _drop_row(self, id: int) -> None:
+        row, last = self._row_of.pop(id), self._id_at.pop()
+        if last != id:  # the last row takes the free place
+            self._vectors[row] = self._vectors[len(self._id_at)]
+            self._id_at[row], self._row_of[last] = last, row
+
+    # ---- search
+
+    def search(self, queries: Sequence[str], k: int = 3) -> list[list[Hit]]:
+        """The ``k`` active entries nearest to each text, best first (equal scores: the newer first)."""
+        return self.search_vectors(self.embedder.embed(queries), k)
+
+    def search_vectors(self, queries: Vectors, k: int = 3) -> list[list[Hit]]:
+        """As :meth:`search`, for embedded queries (n, dim) of unit norm.
+
+        Raises:
+            UserError: ``k`` is not positive, or the dimension is not the embedder's.
+        """
+        if k < 1:
+            raise UserError(f"memory search needs k >= 1, got {k}")
+        if queries.ndim != 2 or queries.shape[1] != self.embedder.dim:
+            raise UserError(f"memory search needs queries of shape (n, {self.embedder.dim}), got {queries.shape}")
+        if not len(self):
+            return [[] for _ in queries]
+        _, found = self._index.search(queries, min(k + _SLACK, len(self)))
+        return [self._hits(query, ids[ids >= 0], k) for query, ids in zip(queries, found, strict=True)]
+
+    def _hits(self, query: Vectors, ids: NDArray[np.int64], k: int) -> list[Hit]:
+        rows = [self._row_of[int(id)] for id in ids]
+        scores = self._vectors[rows].astype(np.float64) @ query.astype(np.float64)
+        order = np.lexsort((-ids, -scores))[:k]
+        return [_hit(self._entries[int(ids[i])], float(scores[i])) for i in order]
+
+    # ---- disk
+
+    def save(self, directory: Path) -> None:
+        """Write entries, vectors, index, and a manifest of digests; a crash leaves the former state."""
+        entries = self.entries()
+        store.write(
+            directory,
+            entries=[entry.model_dump_json() for entry in entries],
+            vectors=self.vectors([entry.id for entry in entries]),
+            index=self._index,
+            embedder={"name": self.embedder.name, "digest": self.embedder.digest, "dim": self.embedder.dim},
+            content=self.digest,
+        )
+
+    @classmethod
+    def load(cls, directory: Path, embedder: Embedder, config: IndexConfig | None = None) -> FactMemory:
+        """Read a saved memory; nothing is embedded.
+
+        A missing, truncated or foreign index file is replaced by a new index over the stored vectors, with a
+        warning.
+
+        Raises:
+            UserError: there is no memory in the directory, or another embedder made it.
+            DamagedFileError: entries, vectors or manifest are not what was written.
+        """
+        manifest = store.read_manifest(directory)
+        if manifest.embedder.digest != embedder.digest:
+            raise UserError(
+                f"memory {directory} was embedded with {manifest.embedder.name!r} "
+                f"({manifest.embedder.digest[:12]}), the configuration says {embedder.name!r} "
+                f"({embedder.digest[:12]}); use that embedder, or rebuild the memory from the journal"
+            )
+        memory = cls(embedder, config)
+        entries = [MemoryEntry.model_validate_json(line) for line in store.read_entries(directory, manifest)]
+        memory._append_rows([entry.id for entry in entries], store.read_vectors(directory, manifest))
+        for entry in entries:
+            memory._entries[entry.id] = entry
+            insort(memory._chains.setdefault(entry.fact_key, []), entry.id)
+        store.check_content(directory, manifest, memory.digest)
+        ids = np.asarray([entry.id for entry in memory.active()], dtype=np.int64)
+        try:
+            memory._index.load(store.index_files(directory, manifest), ids)
+        except ValueError as error:
+            logger.warning("memory %s: %s; built again from %d stored vectors", directory, error, len(ids))
+            memory._build_index()
+        return memory
+
+
+def _hit(entry: MemoryEntry, score: float) -> Hit:
+    return Hit(
+        id=entry.id,
+        score=score,
+        statement=entry.statement,
+        subject=entry.subject,
+        relation=entry.relation,
+        request_id=entry.request_id,
+        fact_key=entry.fact_key,
+    )

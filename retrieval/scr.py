@@ -1,0 +1,236 @@
+"""Selective contextual reasoning: of the statements found, the model picks the one that bears on the question,
+or none; with one it answers in its context, with none exactly as without a memory.
+
+The weights are never touched. Whatever they are at the moment, edited or not, the same steps run: retrieve,
+choose, answer. Each stage is timed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from editing.errors import UserError
+from editing.model.engine import Answer, Continuation
+from editing.model.text import TextCodec
+from retrieval.choosing import (
+    Candidate,
+    Found,
+    Row,
+    ScoringEngine,
+    gain,
+    numbered_list,
+    read_number,
+    subject_of,
+)
+from retrieval.memory import FactMemory, Hit
+
+# Worked examples make even a model of 135 M parameters name what a text is about; they are about no subject of
+# any data set used here. The question follows in the same form.
+_ABOUT = (
+    "Text: The capital city of France is\nSubject: France\n\n"
+    "Text: He sang for years. Freddie Mercury was born in\nSubject: Freddie Mercury\n\n"
+    "Text: {question}\nSubject:"
+)
+_NO_QUESTION = "It is"
+_ASK = (
+    "Statements:\n{statements}\n\nQuestion: {question}\n\n"
+    "Which statement is about the same thing as the question and helps to answer it? "
+    "Reply with its number only, or with 'none' if no statement does."
+)
+_ASK_TOKENS = 8
+_USE = (
+    "Use this fact, even if you believed otherwise: {statement}\n"
+    "Complete with a few words, and write only the missing words: {question}"
+)
+
+
+class ScrConfig(BaseModel):
+    """How a statement is chosen, and how it is used."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    k: int = Field(3, ge=1, le=100)
+    """Statements considered for a question."""
+    min_similarity: float = Field(0.3, ge=-1, le=1)
+    """Statements less similar to the question (cosine) are not considered."""
+    chooser: Literal["likelihood", "instruct"] = "likelihood"
+    """``likelihood`` asks for probabilities, which any model gives; ``instruct`` asks in words, through the chat
+    template, which takes a model that follows instructions."""
+    min_score: float = 0.0
+    """``likelihood``: the best statement is chosen if its score, ``gain + similarity_weight * similarity``,
+    reaches this; else none."""
+    similarity_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+    style: Literal["prefix", "chat"] = "prefix"
+    """``prefix`` puts the statement before the question; ``chat`` gives both through the chat template."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The statement chosen for a question, or None, why, and all that were considered."""
+
+    hit: Found | None
+    reason: str
+    scores: tuple[Candidate, ...] = ()
+
+
+class ChoiceLike(Protocol):
+    """What a prompt is made from."""
+
+    @property
+    def hit(self) -> Found | None: ...
+
+
+@dataclass(frozen=True)
+class ScrSeconds:
+    """Wall time of each stage, for all questions of a call together."""
+
+    embed: float
+    search: float
+    choose: float
+    answer: float
+
+
+@dataclass(frozen=True)
+class ScrAnswer:
+    """An answer with what was retrieved and what was chosen for it."""
+
+    question: str
+    answer: Answer
+    retrieved: tuple[Hit, ...]
+    choice: Choice
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Statements found per question, best first, and the time it took."""
+
+    hits: tuple[tuple[Hit, ...], ...]
+    embed_seconds: float
+    search_seconds: float
+
+
+def retrieve(memory: FactMemory, questions: Sequence[str], k: int) -> Retrieval:
+    """Embed the questions and find the ``k`` nearest active statements of each."""
+    start = time.perf_counter()
+    vectors = memory.embedder.embed(questions)
+    embedded = time.perf_counter()
+    hits = memory.search_vectors(vectors, k)
+    return Retrieval(tuple(tuple(row) for row in hits), embedded - start, time.perf_counter() - embedded)
+
+
+class SelectiveReasoner:
+    """Chooses and answers with whatever weights the engine's model has at the moment of the call."""
+
+    def __init__(self, engine: ScoringEngine, text: TextCodec, config: ScrConfig | None = None) -> None:
+        """Raises UserError where the configuration needs a chat template and the tokenizer has none."""
+        self.engine, self.text = engine, text
+        self.config = config or ScrConfig()
+        for setting, value in (("chooser", self.config.chooser), ("style", self.config.style)):
+            if value in ("instruct", "chat") and not text.has_chat_template:
+                other = "likelihood" if setting == "chooser" else "prefix"
+                raise UserError(
+                    f"scr.{setting}={value!r} needs a chat template, which the model's tokenizer has not; use {other!r}"
+                )
+
+    def choose(self, questions: Sequence[str], hits: Sequence[Sequence[Found]]) -> list[Choice]:
+        """One choice per question, all questions in one batch; ``hits`` are best first, per question.
+
+        Raises:
+            ValueError: not one list of hits per question.
+        """
+        if len(questions) != len(hits):
+            raise ValueError(f"one list of hits per question: got {len(hits)} for {len(questions)}")
+        settings = self.config
+        near = [[h for h in row[: settings.k] if h.score >= settings.min_similarity] for row in hits]
+        asked = [i for i, row in enumerate(near) if row]
+        pick = self._by_instruction if settings.chooser == "instruct" else self._by_likelihood
+        picked = iter(pick([questions[i] for i in asked], [near[i] for i in asked]))
+        return [next(picked) if near[i] else self._nothing_near(hits[i]) for i in range(len(questions))]
+
+    def prompt_ids(self, question: str, choice: ChoiceLike) -> list[int]:
+        """Tokens to answer from; with no statement chosen exactly those of the plain question."""
+        if choice.hit is None:
+            return self.text.encode_prompt(question)
+        statement = choice.hit.statement.strip()
+        if self.config.style == "chat":
+            content = _USE.format(statement=statement, question=question)
+            return self.text.encode_chat([{"role": "user", "content": content}])
+        return self.text.encode_prompt(f"{statement} {question}")
+
+    def answer(
+        self, memory: FactMemory, questions: Sequence[str], *, max_new_tokens: int = 12
+    ) -> tuple[list[ScrAnswer], ScrSeconds]:
+        """All steps for a batch of questions."""
+        found = retrieve(memory, questions, self.config.k)
+        start = time.perf_counter()
+        choices = self.choose(questions, found.hits)
+        chosen = time.perf_counter()
+        prompts = [self.prompt_ids(q, c) for q, c in zip(questions, choices, strict=True)]
+        answers = self.engine.generate(prompts, max_new_tokens=max_new_tokens)
+        seconds = ScrSeconds(found.embed_seconds, found.search_seconds, chosen - start, time.perf_counter() - chosen)
+        return [ScrAnswer(*row) for row in zip(questions, answers, found.hits, choices, strict=True)], seconds
+
+    # ---- choosing
+
+    def _nothing_near(self, row: Sequence[Found]) -> Choice:
+        considered = tuple(Candidate(h.id, h.score) for h in row[: self.config.k])
+        if not considered:
+            return Choice(None, "the memory found nothing")
+        best = max(c.similarity for c in considered)
+        return Choice(None, f"similarity {best:.2f} is below {self.config.min_similarity:.2f}", considered)
+
+    def _by_likelihood(self, questions: Sequence[str], near: Sequence[Sequence[Found]]) -> list[Choice]:
+        rows: list[Row] = []
+        alone = self.text.encode_prompt(_ABOUT.format(question=_NO_QUESTION))
+        for question, found in zip(questions, near, strict=True):
+            # one prompt for all candidates of a question, so the engine reads it once
+            prompt = self.text.encode_prompt(_ABOUT.format(question=question))
+            for hit in found:
+                subject = self.text.encode_target(subject_of(hit))
+                rows += [(prompt, subject), (alone, subject)]
+        distinct = list(dict.fromkeys((tuple(p), tuple(c)) for p, c in rows))
+        scored = dict(zip(distinct, self.engine.score(distinct), strict=True))
+        pairs = iter([scored[tuple(p), tuple(c)] for p, c in rows])
+        return [self._best(found, [(next(pairs), next(pairs)) for _ in found]) for found in near]
+
+    def _best(self, found: Sequence[Found], pairs: Sequence[tuple[Continuation, Continuation]]) -> Choice:
+        settings = self.config
+        considered = []
+        for hit, (given, alone) in zip(found, pairs, strict=True):
+            share = gain(given, alone)
+            mean = sum(given.logprobs) / max(1, len(given.logprobs))
+            score = share + settings.similarity_weight * hit.score
+            considered.append(Candidate(hit.id, hit.score, mean, share, score))
+        # the earlier (more similar) of equal scores
+        place, best = max(enumerate(considered), key=lambda pair: (pair[1].score or 0.0, -pair[0]))
+        score = best.score or 0.0
+        detail = f"subject gain {best.gain:.2f}, similarity {best.similarity:.2f}, score {score:.2f}"
+        if score < settings.min_score:
+            return Choice(None, f"{detail} is below {settings.min_score:.2f}", tuple(considered))
+        return Choice(found[place], detail, tuple(considered))
+
+    def _by_instruction(self, questions: Sequence[str], near: Sequence[Sequence[Found]]) -> list[Choice]:
+        prompts = [
+            self.text.encode_chat(
+                [
+                    {
+                        "role": "user",
+                        "content": _ASK.format(
+                            statements=numbered_list([hit.statement for hit in found]), question=question
+                        ),
+                    }
+                ]
+            )
+            for question, found in zip(questions, near, strict=True)
+        ]
+        answers = self.engine.generate(prompts, max_new_tokens=_ASK_TOKENS)
+        choices = []
+        for found, answer in zip(near, answers, strict=True):
+            place, reason = read_number(answer.text, len(found))
+            considered = tuple(Candidate(hit.id, hit.score) for hit in found)
+            choices.append(Choice(None if place is None else found[place], reason, considered))
+        return choices

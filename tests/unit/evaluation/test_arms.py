@@ -1,0 +1,264 @@
+"""The arm evaluator on a tiny random model, against one plain unbatched pass a question."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from editing.model.adapter import EditableModel
+from editing.model.engine import LanguageEngine
+from editing.request import EditRequest
+from evaluation.arms import ArmEvaluator, Evaluation, base_weights_digest
+from evaluation.caching import CachingEngine
+from evaluation.outcomes import ARMS, ProbeOutcome, arm_metrics
+from evaluation.probes import probes_of, questions_of
+from tests.helpers.tiny import tiny_model
+from tests.unit.evaluation.fakes import FakeHit, KeywordChooser
+
+LAYERS = (1, 2)
+
+
+def request(subject: str, target: str, **more: Any) -> EditRequest:
+    return EditRequest(
+        id=f"r-{subject}",
+        subject=subject,
+        prompt="The mother tongue of {} is",
+        target_new=target,
+        target_true="French",
+        paraphrases=(f"{subject} speaks",),
+        neighborhood=({"prompt": "The capital of France is", "answer": "Paris"},),  # type: ignore[arg-type]
+        **more,
+    )
+
+
+REQUESTS = [
+    request(
+        "Danielle",
+        "Italian words",
+        portability=({"prompt": "Danielle was born in", "answers": ("Rome", "Italy")},),
+    ),
+    request("Thierry", "football"),
+]
+HITS = {
+    "The mother tongue of Danielle is": [FakeHit(1, 0.9, "Danielle speaks Italian words.")],
+    "Danielle speaks": [
+        FakeHit(2, 0.6, "Thierry plays football."),
+        FakeHit(1, 0.5, "Danielle speaks Italian words."),
+    ],
+    "The capital of France is": [FakeHit(2, 0.3, "Thierry plays football.")],
+}
+
+
+@pytest.fixture
+def model() -> EditableModel:
+    return tiny_model("llama", layers=3)
+
+
+def weights(model: EditableModel, seed: int | None) -> dict[int, Tensor]:
+    base = model.weights(LAYERS)
+    if seed is None:
+        return base
+    generator = torch.Generator().manual_seed(seed)
+    return {layer: w + 0.3 * torch.randn(w.shape, generator=generator) for layer, w in base.items()}
+
+
+def slow_reply(model: EditableModel, prompt: list[int], target: list[int]) -> tuple[float, str, list[int]]:
+    """Teacher-forced accuracy and greedy answer by whole, unpadded, uncached passes of the library's own
+    model."""
+    hf = model.decoder.model
+
+    def argmax(ids: list[int]) -> list[int]:
+        with torch.no_grad():
+            return hf(torch.tensor([ids])).logits[0].argmax(-1).tolist()
+
+    predicted = argmax(prompt + target)[len(prompt) - 1 : -1]
+    accuracy = sum(a == b for a, b in zip(predicted, target, strict=True)) / len(target)
+    answer: list[int] = []
+    for _ in range(12):
+        token = argmax(prompt + answer)[-1]
+        if token in model.text.eos_ids:
+            break
+        answer.append(token)
+        if "\n" in model.text.decode([token]):
+            break
+    return accuracy, model.text.decode(answer).split("\n")[0].strip(), answer
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_every_arm_equals_the_plain_evaluation(model: EditableModel, chat: bool) -> None:
+    base, edited = weights(model, None), weights(model, 1)
+    chooser = KeywordChooser(model.text, chat=chat)
+    got = ArmEvaluator(model, chooser).evaluate(REQUESTS, base=base, edited=edited, hits=HITS)
+    assert got.arms == ARMS
+    unedited: dict[str, list[int]] = {}
+    for arm in ARMS:
+        model.set_weights(edited if arm.startswith("edited") else base)
+        for record, asked in zip(got.records, REQUESTS, strict=True):
+            assert [result.probe for result in record.probes] == probes_of(asked)
+            for result in record.probes:
+                probe, outcome = result.probe, result.arms[arm]
+                hits = HITS.get(probe.prompt, [])
+                (choice,) = chooser.choose([probe.prompt], [hits])
+                informed = arm in ("memory", "edited_memory") and choice.hit is not None
+                prompt = (
+                    chooser.prompt_ids(probe.prompt, choice)
+                    if informed
+                    else model.text.encode_prompt(probe.prompt)
+                )
+                assert probe.teacher is not None
+                target = model.text.encode_target(probe.teacher)
+                if (
+                    informed and chat
+                ):  # after the newline of a chat template the answer starts without a space
+                    target = model.text.encode_prompt(probe.teacher)
+                accuracy, answer, ids = slow_reply(model, prompt, target)
+                assert (outcome.accuracy, outcome.answer) == (pytest.approx(accuracy), answer)
+                if arm == "base":
+                    unedited[probe.prompt] = ids
+                want = unedited[probe.prompt]
+                same = sum(a == b for a, b in zip(ids, want, strict=False)) / max(len(ids), len(want), 1)
+                assert outcome.match_ratio == pytest.approx(same)
+                if not probe.in_scope:
+                    assert outcome.ok == (answer == model.text.decode(want).split("\n")[0].strip())
+                assert outcome.chosen == (choice.hit.statement if informed and choice.hit else None)
+
+
+def test_memory_that_chose_nothing_is_the_arm_without_memory(model: EditableModel) -> None:
+    base, edited = weights(model, None), weights(model, 1)
+    got = ArmEvaluator(model, KeywordChooser(model.text)).evaluate(
+        REQUESTS, base=base, edited=edited, hits=HITS
+    )
+    reasons = set()
+    for record in got.records:
+        for result in record.probes:
+            for plain, memory in (("base", "memory"), ("edited", "edited_memory")):
+                outcome: ProbeOutcome = result.arms[memory]  # type: ignore[index]
+                reasons.add(outcome.reason)
+                assert [hit.id for hit in outcome.retrieved] == [
+                    hit.id for hit in HITS.get(result.probe.prompt, [])
+                ]
+                if outcome.chosen is None:
+                    stripped = replace(outcome, reason=None, retrieved=())
+                    assert stripped == result.arms[plain]  # type: ignore[index]
+    assert reasons == {"shares its subject", "no statement fits"}
+
+
+def test_numbers_of_the_arms(model: EditableModel) -> None:
+    base, edited = weights(model, None), weights(model, 1)
+    got = ArmEvaluator(model, KeywordChooser(model.text)).evaluate(
+        REQUESTS, base=base, edited=edited, hits=HITS
+    )
+    metrics = got.metrics({"base": 0.5})
+    assert metrics["base"]["locality"] == 1.0 and metrics["base"]["query_seconds"] == 0.5
+    assert metrics["memory"]["locality"] == 1.0  # nothing was chosen out of scope
+    assert metrics["edited"] == arm_metrics(got.records, "edited")
+    # in scope 5 questions (2 edits, 2 paraphrases, 1 portability), 2 of them with a statement; out of
+    # scope 2, none
+    assert got.choices() == {
+        arm: {"none_in_scope": pytest.approx(3 / 5), "none_out_of_scope": 1.0}
+        for arm in ("memory", "edited_memory")
+    }
+
+
+def test_the_model_is_left_as_it_was_found(model: EditableModel) -> None:
+    base, edited = weights(model, None), weights(model, 1)
+    model.set_weights(weights(model, 5))
+    before = {layer: model.parameter(layer).detach().clone() for layer in LAYERS}
+    evaluator = ArmEvaluator(model, KeywordChooser(model.text))
+    evaluator.evaluate(REQUESTS, base=base, edited=edited, hits=HITS)
+    evaluator.query_seconds(["Danielle speaks"], base=base, edited=edited, hits=HITS)
+    assert all(torch.equal(model.parameter(layer), before[layer]) for layer in LAYERS)
+
+    class Broken(KeywordChooser):
+        def choose(self, questions: Any, hits: Any) -> Any:
+            raise RuntimeError("chooser broke")
+
+    with pytest.raises(RuntimeError, match="chooser broke"):
+        ArmEvaluator(model, Broken(model.text)).evaluate(REQUESTS, base=base, edited=edited, hits=HITS)
+    assert all(torch.equal(model.parameter(layer), before[layer]) for layer in LAYERS)
+
+
+def test_absent_layers_are_unedited_and_arms_can_be_left_out(model: EditableModel) -> None:
+    base = weights(model, None)
+    got = ArmEvaluator(model).evaluate(REQUESTS, base=base, edited={}, arms=("edited",))
+    assert got.arms == ("edited",) and arm_metrics(got.records, "edited")["locality"] == 1.0
+    assert set(got.records[0].probes[0].arms) == {"edited"}
+    part = {2: weights(model, 1)[2]}
+    full = ArmEvaluator(model).evaluate(REQUESTS, base=base, edited={**base, **part}, arms=("base", "edited"))
+    some = ArmEvaluator(model).evaluate(REQUESTS, base=base, edited=part, arms=("base", "edited"))
+    assert some.records == full.records
+
+
+def test_misuse_is_named(model: EditableModel) -> None:
+    base = weights(model, None)
+    with pytest.raises(ValueError, match="need a chooser"):
+        ArmEvaluator(model).evaluate(REQUESTS, base=base, edited={})
+    with pytest.raises(ValueError, match=r"edited layers \[0\] have no unedited map"):
+        ArmEvaluator(model).evaluate(REQUESTS, base=base, edited={0: base[1]}, arms=("edited",))
+
+
+def test_the_unedited_model_is_asked_once_over_many_evaluations(model: EditableModel) -> None:
+    base = weights(model, None)
+    engine = CachingEngine(model)
+    evaluator = ArmEvaluator(model, KeywordChooser(model.text), engine=engine)
+
+    def run(seed: int) -> Evaluation:
+        return evaluator.evaluate(REQUESTS, base=base, edited=weights(model, seed), hits=HITS)
+
+    first = run(1)
+    missed = engine.misses
+    second = run(2)
+    assert engine.misses == missed and engine.hits >= missed > 0
+    for one, other in zip(first.records, second.records, strict=True):
+        for a, b in zip(one.probes, other.probes, strict=True):
+            assert (a.arms["base"], a.arms["memory"]) == (b.arms["base"], b.arms["memory"])
+    assert any(
+        a.arms["edited"] != b.arms["edited"]
+        for one, other in zip(first.records, second.records, strict=True)
+        for a, b in zip(one.probes, other.probes, strict=True)
+    )
+    # another base is another model: nothing is taken from the first
+    evaluator.evaluate(REQUESTS, base=weights(model, 3), edited={}, hits=HITS)
+    assert engine.misses > missed
+
+
+def test_cached_results_are_those_of_the_engine(model: EditableModel) -> None:
+    engine, plain = CachingEngine(model, max_entries=3), LanguageEngine(model)
+    rows = [([5, 6, 7], [8, 9]), ([5, 6, 7], [10]), ([11, 12], [8, 9]), ([5, 6, 7], [8, 9])]
+    with engine.weights("w"):
+        for _ in range(2):
+            assert engine.score(rows) == plain.score(rows)
+            assert engine.score_and_generate(rows) == plain.score_and_generate(rows)
+            prompts = [prompt for prompt, _ in rows]
+            assert engine.generate(prompts, max_new_tokens=3) == plain.generate(prompts, max_new_tokens=3)
+        assert len(engine._kept) == 3
+    misses = engine.misses
+    assert engine.score(rows) == plain.score(rows)  # no digest set: nothing is looked up
+    assert engine.misses == misses
+
+
+def test_digest_of_the_unedited_weights(model: EditableModel) -> None:
+    base = weights(model, None)
+    assert base_weights_digest(model, base) == base_weights_digest(model, weights(model, None))
+    assert base_weights_digest(model, base) != base_weights_digest(model, weights(model, 1))
+    assert base_weights_digest(model, base) != base_weights_digest(model, {1: base[1]})
+
+
+def test_query_seconds_times_each_arm_and_adds_the_search(model: EditableModel) -> None:
+    base = weights(model, None)
+    engine = CachingEngine(model)
+    chooser = KeywordChooser(model.text)
+    evaluator = ArmEvaluator(model, chooser, engine=engine)
+    questions = questions_of(REQUESTS)[:2]
+    times = evaluator.query_seconds(questions, base=base, edited={}, hits=HITS, search_seconds=100.0)
+    assert set(times) == set(ARMS)
+    assert 0 < times["base"] < 100 < times["memory"]
+    assert len(chooser.asked) == 2 * 3  # two arms with memory, a warm-up and two questions each
+    assert (engine.hits, engine.misses) == (0, 0)
+    assert set(evaluator.query_seconds(questions, base=base, edited={}, arms=("base",))) == {"base"}
+    with pytest.raises(ValueError, match="at least one question"):
+        evaluator.query_seconds([], base=base, edited={})

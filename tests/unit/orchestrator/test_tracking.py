@@ -1,0 +1,251 @@
+"""Tracking: all arrives in a real store, a dead one costs nothing, and what it missed is sent later."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+
+from orchestrator.tracking import NullTracker, Tracker, flatten, leading_group
+from orchestrator.tracking_spool import Entry, Spool
+from orchestrator.tracking_store import MlflowStore
+
+
+def points(database: Path) -> dict[str, list[tuple[int, float, int]]]:
+    """(step, value, whether NaN) by metric, read past MLflow."""
+    connection = sqlite3.connect(database)
+    rows = connection.execute("SELECT key, step, value, is_nan FROM metrics ORDER BY key, step").fetchall()
+    connection.close()
+    found: dict[str, list[tuple[int, float, int]]] = {}
+    for key, step, value, is_nan in rows:
+        found.setdefault(key, []).append((step, value, int(is_nan)))
+    return found
+
+
+def table(database: Path, query: str) -> list[tuple[object, ...]]:
+    connection = sqlite3.connect(database)
+    rows = connection.execute(query).fetchall()
+    connection.close()
+    return rows
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory) -> Path:
+    """A database with MLflow's tables, which take seconds to make."""
+    directory = tmp_path_factory.mktemp("template")
+    tracker = Tracker(directory, run_key="template")
+    assert tracker.close(timeout=120)
+    return directory / "mlflow.db"
+
+
+@pytest.fixture
+def uri(template: Path, tmp_path: Path) -> str:
+    (tmp_path / "store.db").write_bytes(template.read_bytes())
+    return f"sqlite:///{tmp_path / 'store.db'}"
+
+
+@pytest.fixture(autouse=True)
+def _artifacts_beside_the_test(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a database given by address keeps artifacts under the working directory
+
+
+@pytest.fixture
+def dead_server() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_a_run_arrives_in_the_default_database(tmp_path, template):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "mlflow.db").write_bytes(template.read_bytes())
+    (output / "report.html").write_text("<p>report</p>")
+    tracker = Tracker(output, run_key="r1", experiment="demo", run_name="quickstart", tags={"model": "tiny"})
+    tracker.log_params({"editor": {"type": "memit", "layers": [4, 5]}, "odd key!": None, "long": "x" * 9_000})
+    for step in range(30):  # in all, more than one call takes
+        tracker.log_metrics({f"arm {arm}/efficacy": arm + step / 30 for arm in range(40)}, step)
+    tracker.log_metrics({"ppl": float("inf"), "gap": float("nan")}, 3)
+    tracker.log_artifact(output / "report.html", "pages")
+    assert tracker.close(timeout=120)
+    got = points(output / "mlflow.db")
+    for arm in range(40):
+        assert got[f"arm {arm}/efficacy"] == [(step, arm + step / 30, 0) for step in range(30)]
+    assert [is_nan for _, _, is_nan in got["ppl"] + got["gap"]] == [1, 1]
+    params = dict(table(output / "mlflow.db", "SELECT key, value FROM params"))
+    assert params["editor.type"] == "memit" and params["editor.layers"] == "[4, 5]"
+    assert params["odd key_"] == "null" and len(str(params["long"])) == 6_000
+    tags = dict(table(output / "mlflow.db", f"SELECT key, value FROM tags WHERE run_uuid = '{tracker.run_id}'"))
+    assert tags["errata.run"] == "r1" and tags["model"] == "tiny"
+    assert tags["not_finite.ppl"] == "inf at step 3"
+    runs = f"SELECT name, status FROM runs WHERE run_uuid = '{tracker.run_id}'"
+    assert table(output / "mlflow.db", runs) == [("quickstart", "FINISHED")]
+    (page,) = (output / "mlartifacts").rglob("report.html")
+    assert page.parent.name == "pages" and page.read_text() == "<p>report</p>"
+
+
+def test_a_resumed_run_is_the_same_mlflow_run(tmp_path, uri):
+    first = Tracker(tmp_path / "out", run_key="r1", uri=uri)
+    first.log_params({"seed": 1})
+    first.log_metrics({"x": 1.0}, 1)
+    assert first.close(timeout=60, status="KILLED")
+    second = Tracker(tmp_path / "out", run_key="r1", uri=uri)
+    assert second.run_id == first.run_id
+    second.log_metrics({"x": 2.0}, 2)
+    assert second.close(timeout=60)
+    # even when the note of its id is lost, the run is found by its tag and nothing is doubled
+    (tmp_path / "out" / "tracking_run.json").unlink()
+    third = Tracker(tmp_path / "out", run_key="r1", uri=uri)
+    assert third.close(timeout=60) and third.run_id == first.run_id
+    assert points(tmp_path / "store.db")["x"] == [(1, 1.0, 0), (2, 2.0, 0)]
+    assert table(tmp_path / "store.db", f"SELECT status FROM runs WHERE run_uuid = '{first.run_id}'") == [("FINISHED",)]
+
+
+def test_a_dead_server_costs_nothing_and_gets_everything_later(tmp_path, uri, dead_server, caplog):
+    with caplog.at_level(logging.WARNING, logger="orchestrator.tracking"):
+        tracker = Tracker(tmp_path / "out", run_key="r1", uri=dead_server, pause=(0.01, 0.02))
+        for step in range(50):
+            tracker.log_metrics({"x": float(step)}, step)
+        assert not tracker.close(timeout=0.5), "the end does not wait for it either"
+    assert "were not delivered" in caplog.text
+    assert tracker.waiting() >= 50 and tracker.run_id is None
+    later = Tracker(tmp_path / "out", run_key="r1", uri=uri)
+    assert later.close(timeout=60)
+    assert points(tmp_path / "store.db")["x"] == [(step, float(step), 0) for step in range(50)]
+    log = [json.loads(line) for line in (tmp_path / "out" / "tracking.jsonl").read_text().splitlines()]
+    stamps = [entry["timestamp"] for entry in log if entry["key"] == "x"]
+    stored = table(tmp_path / "store.db", "SELECT timestamp FROM metrics WHERE key = 'x' ORDER BY step")
+    assert [row[0] for row in stored] == stamps, "the moment it was measured, not the moment it was sent"
+
+
+def test_an_outage_in_the_middle_loses_and_doubles_nothing(tmp_path, uri, monkeypatch):
+    up = threading.Event()
+    failed = threading.Event()
+    send = MlflowStore.send
+
+    def flaky(self: MlflowStore, entries: list[Entry]) -> None:
+        if not up.is_set():
+            failed.set()
+            raise ConnectionError("down")
+        send(self, entries)
+
+    monkeypatch.setattr(MlflowStore, "send", flaky)
+    tracker = Tracker(tmp_path / "out", run_key="r1", uri=uri, pause=(0.01, 0.02))
+    for step in range(20):
+        tracker.log_metrics({"x": 1.0}, step)
+    assert failed.wait(20) and tracker.waiting() == 21
+    up.set()
+    for step in range(20, 30):
+        tracker.log_metrics({"x": 1.0}, step)
+    assert tracker.close(timeout=60) and tracker.waiting() == 0
+    assert [step for step, _, _ in points(tmp_path / "store.db")["x"]] == list(range(30))
+
+
+def test_what_the_store_refuses_does_not_hold_up_the_rest(tmp_path, uri, caplog):
+    tracker = Tracker(tmp_path / "out", run_key="r1", uri=uri)
+    tracker.log_params({"seed": 1, "layers": "4"})
+    tracker.log_artifact(tmp_path / "never-written.html")
+    tracker.log_params({"seed": 2, "editor": "memit"})  # MLflow does not let a parameter change
+    tracker.log_metrics({"x": 1.0}, 1)
+    with caplog.at_level(logging.WARNING, logger="orchestrator.tracking"):
+        assert tracker.close(timeout=60)
+    query = f"SELECT key, value FROM params WHERE run_uuid = '{tracker.run_id}'"
+    assert dict(table(tmp_path / "store.db", query)) == {"seed": "1", "layers": "4", "editor": "memit"}
+    assert points(tmp_path / "store.db")["x"] == [(1, 1.0, 0)]
+    assert "refused param seed" in caplog.text and "refused artifact" in caplog.text
+
+
+def test_a_run_deleted_from_the_store_is_written_again(tmp_path, uri):
+    first = Tracker(tmp_path / "out", run_key="r1", uri=uri)
+    first.log_metrics({"x": 1.0}, 1)
+    assert first.close(timeout=60)
+    for name in ("metrics", "latest_metrics", "params", "tags"):
+        connection = sqlite3.connect(tmp_path / "store.db")
+        connection.execute(f"DELETE FROM {name} WHERE run_uuid = ?", (first.run_id,))
+        connection.execute("DELETE FROM runs WHERE run_uuid = ?", (first.run_id,))
+        connection.commit()
+        connection.close()
+    second = Tracker(tmp_path / "out", run_key="r1", uri=uri)
+    second.log_metrics({"x": 2.0}, 2)
+    assert second.close(timeout=60) and second.run_id != first.run_id
+    assert points(tmp_path / "store.db")["x"] == [(1, 1.0, 0), (2, 2.0, 0)]
+
+
+def test_logging_never_raises(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(MlflowStore, "send", lambda *_: None)
+    tracker = Tracker(tmp_path / "out", run_key="r1")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("orchestrator.tracking_spool.os.fsync", full)
+        tracker.log_metrics({"x": 1.0}, 1)
+        tracker.log_metrics({"x": 2.0}, 2)
+    tracker.log_metrics({"x": 3.0}, 3)
+    assert tracker.close(timeout=20) and tracker.close()
+    tracker.log_metrics({"x": 4.0}, 4)
+    lines = (tmp_path / "out" / "tracking.jsonl").read_text().splitlines()
+    assert [json.loads(line)["value"] for line in lines] == ["RUNNING", 3.0, "FINISHED"]
+    assert caplog.text.count("cannot be written") == 1
+
+
+def test_the_spool_survives_a_torn_line_and_a_wild_offset(tmp_path):
+    entries = [Entry("r", "metric", "x", float(number), number, 1_000 + number) for number in range(3)]
+    spool = Spool(tmp_path)
+    spool.append(entries)
+    read, ends = spool.read(2)
+    assert read == entries[:2]
+    spool.acknowledge(ends[0])
+    spool.close()
+    with (tmp_path / "tracking.jsonl").open("a") as file:
+        file.write('{"run": "r", "ki')
+    spool = Spool(tmp_path)
+    assert spool.read(10)[0] == entries[1:] and spool.waiting() == 2
+    spool.append(entries[:1])
+    assert spool.read(10)[0] == [*entries[1:], entries[0]]
+    spool.close()
+    (tmp_path / "tracking.offset").write_text("999999")
+    spool = Spool(tmp_path)
+    assert spool.waiting() == 4
+    spool.close()
+
+
+def test_calls_stay_within_what_mlflow_takes():
+    def entry(kind: str) -> Entry:
+        return Entry("r", kind, "k", None, 0, 0)  # type: ignore[arg-type]
+
+    metrics, params = [entry("metric")] * 1_500, [entry("param")] * 150
+    assert leading_group(metrics) == 1_000
+    assert leading_group(params) == 100
+    assert leading_group([*metrics[:5], *params]) == 105
+    assert leading_group([*metrics[:5], entry("artifact"), *metrics]) == 5
+    assert leading_group([entry("status"), *metrics]) == 1
+
+
+def test_parameters_are_flattened_to_texts():
+    assert flatten({"a": {"b": [1, 2], "c": {"d": "x"}}, "e": {}, "f": True}) == {
+        "a.b": "[1, 2]",
+        "a.c.d": "x",
+        "e": "{}",
+        "f": "true",
+    }
+
+
+def test_tracking_can_be_switched_off(tmp_path):
+    tracker = NullTracker()
+    tracker.log_metrics({"x": 1.0}, 1)
+    tracker.log_params({"a": 1})
+    tracker.set_tags({"a": "b"})
+    tracker.log_artifact(tmp_path / "absent")
+    assert tracker.close() and list(tmp_path.iterdir()) == []
+
+
+def test_the_key_of_a_run_is_plain(tmp_path):
+    with pytest.raises(ValueError, match="run_key"):
+        Tracker(tmp_path, run_key="it's")

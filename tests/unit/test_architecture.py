@@ -1,0 +1,172 @@
+"""The house rules a reader relies on: who imports whom, who knows Ray, where a new editor is announced."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MAY_IMPORT: dict[str, set[str]] = {
+    "editing": set(),
+    "retrieval": {"editing"},
+    "evaluation": {"editing"},
+    "actors": {"editing", "retrieval", "evaluation"},
+    "orchestrator": {"editing", "retrieval", "evaluation", "actors"},
+}
+OUTSIDE = {"tests", "benchmarks", "configs", "k8s", "docs"}
+EDITING_NEEDS_ONLY = {"torch", "transformers", "pydantic", "safetensors", "numpy"}
+MAX_LINES = 600
+NOT_EDITORS = {"__init__", "base", "registry"}
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(p for f in folders for p in (ROOT / f).rglob("*.py") if "__pycache__" not in p.parts)
+
+
+def imported_modules(code: str, package: tuple[str, ...], name: str = "<code>") -> Iterator[tuple[int, str, bool]]:
+    """(line, dotted module, whether at module level) of every import in `code`, also inside functions.
+
+    `package` is the package the file lies in; relative imports are resolved against it. String constants
+    given to `import_module` and `__import__` count, and imports under `if TYPE_CHECKING:` do too.
+    """
+    tree = ast.parse(code, filename=name)
+    inner = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        top = id(node) not in inner
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name, top
+        elif isinstance(node, ast.ImportFrom):
+            if node.level == 0:
+                yield node.lineno, node.module or "", top
+                continue
+            base = package[: len(package) - node.level + 1]
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            for name in names:
+                yield node.lineno, ".".join((*base, name)), top
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in {"import_module", "__import__"} and isinstance(node.args[0].value, str):
+                yield node.lineno, node.args[0].value, top
+
+
+def forbidden_imports(code: str, package: tuple[str, ...], name: str = "<code>") -> list[str]:
+    """What in `code`, a file of `package`, breaks the direction of imports."""
+    room = package[0]
+    bad = []
+    for line, module, top in imported_modules(code, package, name):
+        root = module.split(".")[0]
+        if root == room:
+            continue
+        wrong_room = root in MAY_IMPORT and root not in MAY_IMPORT[room]
+        wrong_ray = root == "ray" and room != "actors"
+        heavy = room == "editing" and top and root not in EDITING_NEEDS_ONLY | sys.stdlib_module_names
+        if wrong_room or wrong_ray or heavy or root in OUTSIDE:
+            bad.append(f"{line}: {room} imports {module}")
+    return bad
+
+
+def test_imports_point_one_way_and_only_actors_know_ray() -> None:
+    bad = []
+    for path in sources(*MAY_IMPORT):
+        relative = path.relative_to(ROOT)
+        bad += [f"{relative}:{b}" for b in forbidden_imports(path.read_text(), relative.parent.parts, str(relative))]
+    assert not bad, "\n".join(bad)
+
+
+@pytest.mark.parametrize(
+    ("package", "code"),
+    [
+        ("orchestrator", "import ray"),
+        ("orchestrator", "def f():\n    from ray.util import metrics"),
+        ("editing.model", "from retrieval import memory"),
+        ("editing", "import faiss"),
+        ("editing.model", "from ... import actors"),
+        ("retrieval", "from evaluation.metrics import accuracy"),
+        ("evaluation", "import importlib\nimportlib.import_module('actors.cluster')"),
+        ("actors", "async def f():\n    import orchestrator.config as c"),
+        ("actors", "from tests.helpers import tiny"),
+    ],
+)
+def test_the_checker_sees_a_forbidden_import(package: str, code: str) -> None:
+    assert forbidden_imports(code, tuple(package.split(".")))
+
+
+@pytest.mark.parametrize(
+    ("package", "code"),
+    [
+        ("actors", "import ray\nfrom editing.errors import UserError"),
+        ("editing.model", "from . import fetch\nfrom ..errors import UserError\nimport torch, json"),
+        ("editing", "def export():\n    import peft"),
+        ("orchestrator", "import mlflow\nfrom actors import cluster"),
+        ("retrieval", "import rays, raytrace"),
+    ],
+)
+def test_the_checker_allows_what_is_allowed(package: str, code: str) -> None:
+    assert forbidden_imports(code, tuple(package.split("."))) == []
+
+
+def test_editing_imports_without_ray_faiss_or_mlflow() -> None:
+    """Every module of `editing/` is imported in a fresh interpreter in which the others cannot be."""
+    script = dedent("""
+        import importlib, pkgutil, sys
+        BLOCKED = {"ray", "faiss", "mlflow", "sentence_transformers", "redis", "fastapi", "typer"}
+        class Block:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] in BLOCKED:
+                    raise ModuleNotFoundError(f"{name} is blocked", name=name)
+        sys.meta_path.insert(0, Block())
+        import editing
+        names = [m.name for m in pkgutil.walk_packages(editing.__path__, "editing.")]
+        for name in names:
+            importlib.import_module(name)
+        assert "editing.errors" in names
+        loaded = BLOCKED & {m.split(".")[0] for m in sys.modules}
+        assert not loaded, loaded
+    """)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_every_editor_file_has_a_registry_entry() -> None:
+    package = importlib.import_module("editing.editors")
+    files = {p.stem for p in (ROOT / "editing" / "editors").glob("*.py")}
+    editors = {stem for stem in files - NOT_EDITORS if not stem.startswith("_")}
+    registry = getattr(package, "REGISTRY", {})
+    announced = " ".join(f"{key} {value!r}" for key, value in registry.items())
+    missing = {stem for stem in editors if not re.search(rf"\b{stem}\b", announced)}
+    assert not missing, f"editing/editors/__init__.py: no REGISTRY entry for {sorted(missing)}"
+
+
+def test_no_source_file_is_too_long() -> None:
+    lengths = {
+        p.relative_to(ROOT): len(p.read_text().splitlines()) for p in sources(*MAY_IMPORT, "tests", "benchmarks")
+    }
+    too_long = {str(path): n for path, n in lengths.items() if n > MAX_LINES}
+    assert not too_long, f"more than {MAX_LINES} lines: {too_long}"
+
+
+def test_no_source_or_configuration_names_a_machine_path() -> None:
+    machine_path = re.compile(r"(?<![\w.])/(?:home|root|work|Users)/")
+    files = sources(*MAY_IMPORT, "tests", "benchmarks")
+    files += sorted(p for p in (ROOT / "configs").rglob("*") if p.suffix in {".yaml", ".json", ".jsonl", ".md"})
+    bad = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()[:80]}"
+        for path in files
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if machine_path.search(line)
+    ]
+    assert not bad, "\n".join(bad)
