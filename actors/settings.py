@@ -13,10 +13,13 @@ class RoleConfig(_Closed):
     """What one kind of actor asks Ray for."""
 
     num_cpus: float = Field(1.0, ge=0)
+    """CPUs reserved for one actor."""
     num_gpus: float = Field(0.0, ge=0)
+    """GPUs reserved for one actor; set ``device`` to use them."""
     resources: dict[str, float] = {}
     """Custom resources, such as a label that ties the role to a group of nodes."""
     device: str = "cpu"
+    """Torch device the actor's model lives on."""
     threads: int = Field(1, ge=1)
     """Torch threads of the process. Results are promised bit-identical only for an equal number."""
 
@@ -27,11 +30,14 @@ class RayConfig(_Closed):
     address: str = "local"
     """``local`` starts Ray on this machine; else the address of a running cluster."""
     namespace: str = "errata"
+    """Ray namespace of the actors."""
     generation: RoleConfig = RoleConfig()
     generation_workers: int = Field(2, ge=1)
+    """Actors that generate text and sum its keys."""
     editor: RoleConfig = RoleConfig()
     evaluation: RoleConfig = RoleConfig()
     evaluation_workers: int = Field(2, ge=1)
+    """Actors that evaluate frozen versions."""
     retrieval: RoleConfig = RoleConfig(num_cpus=0.5)
     max_revivals: int = Field(5, ge=0)
     """How often an actor that died is started again before the run gives up."""

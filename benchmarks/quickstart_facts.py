@@ -198,6 +198,7 @@ def main() -> None:
         known = write_filtered(args.stream, records, known)
     config = model.config
     described = {
+        "name": Path(args.model).name,
         "model_type": config.model_type,
         "layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,

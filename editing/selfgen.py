@@ -40,7 +40,9 @@ class SelfGenerationConfig(BaseModel):
     seed_tokens: int = Field(1, ge=1, le=4)
     """Random tokens per sequence (MOIR, table 2: one is best)."""
     max_new_tokens: int = Field(256, ge=1)
+    """Length at which a sequence ends."""
     sequences_per_unit: int = Field(16, ge=1)
+    """Sequences of one unit of work, the smallest share that has a seed of its own."""
     slots: int = Field(16, ge=1)
     """Sequences decoded side by side within a unit."""
 

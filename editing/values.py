@@ -54,7 +54,9 @@ class ValueConfig(BaseModel):
     clamp: float | None = Field(0.75, gt=0)
     """Bound on |delta| / |h|; null for none."""
     weight_decay: float = Field(0.5, ge=0)
+    """Weight of |delta| / |h|^2 in the loss."""
     kl_factor: float = Field(0.0625, ge=0)
+    """Weight of the divergence from the unedited model after "{subject} is a"."""
     stop_loss: float = Field(5e-2, ge=0)
     """An edit stops when its total loss is below this, tested before the update."""
     post_norm: Literal["exact", "published"] = "exact"

@@ -248,8 +248,7 @@ class ArmEvaluator:
     def _plain(self, rows: Sequence[tuple[str, str]]) -> dict[tuple[str, str], _Reply]:
         text = self.model.text
         tokens = [
-            (text.encode_prompt(prompt), text.encode_target(teacher) if teacher else [])
-            for prompt, teacher in rows
+            (text.encode_prompt(prompt), text.encode_target(teacher) if teacher else []) for prompt, teacher in rows
         ]
         results = self.engine.score_and_generate(
             tokens, max_new_tokens=self.max_new_tokens, stop_at_newline=self.stop_at_newline
@@ -321,9 +320,7 @@ class ArmEvaluator:
             choice = reply.choice
             found[probe] = ProbeOutcome(
                 answer=reply.answer.text.strip(),
-                ok=verdicts[probe]
-                if probe.in_scope
-                else locality_exact(reply.answer.text, plain.answer.text),
+                ok=verdicts[probe] if probe.in_scope else locality_exact(reply.answer.text, plain.answer.text),
                 accuracy=token_accuracy(reply.continuation.hits) if reply.continuation.hits else None,
                 match_ratio=locality_match_ratio(reply.answer.ids, plain.answer.ids),
                 chosen=choice.hit.statement if choice is not None and choice.hit is not None else None,

@@ -56,9 +56,7 @@ class CachingEngine(LanguageEngine):
         self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int = 12, stop_at_newline: bool = True
     ) -> list[Answer]:
         """As `LanguageEngine.generate`, from memory where it is known."""
-        return [
-            answer for _, answer in self._recall([(p, ()) for p in prompts], max_new_tokens, stop_at_newline)
-        ]
+        return [answer for _, answer in self._recall([(p, ()) for p in prompts], max_new_tokens, stop_at_newline)]
 
     def score_and_generate(
         self, rows: Sequence[Row], *, max_new_tokens: int = 12, stop_at_newline: bool = True
@@ -70,9 +68,7 @@ class CachingEngine(LanguageEngine):
         self, rows: Sequence[Row], max_new_tokens: int, stop_at_newline: bool
     ) -> list[tuple[Continuation, Answer]]:
         if self._digest is None:
-            return super().score_and_generate(
-                rows, max_new_tokens=max_new_tokens, stop_at_newline=stop_at_newline
-            )
+            return super().score_and_generate(rows, max_new_tokens=max_new_tokens, stop_at_newline=stop_at_newline)
         settings = (self._digest, max_new_tokens, stop_at_newline)
         keys = [(*settings, _ids_digest(prompt), _ids_digest(continuation)) for prompt, continuation in rows]
         missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._kept}

@@ -68,14 +68,10 @@ def _of_one(
         return _mean([token_accuracy(scored[own].hits) for k, own, _ in spots if k == kind])
 
     def wins(kind: ProbeKind, score: Callable[[Sequence[float], Sequence[float]], bool]) -> float | None:
-        pairs = [
-            (scored[own].logprobs, scored[rival].logprobs) for k, own, rival in spots if k == kind and rival
-        ]
+        pairs = [(scored[own].logprobs, scored[rival].logprobs) for k, own, rival in spots if k == kind and rival]
         return _mean([float(score(own, rival)) for own, rival in pairs])
 
-    argmax = [
-        float(neighborhood_score_argmax(scored[own].hits)) for k, own, _ in spots if k == "neighborhood"
-    ]
+    argmax = [float(neighborhood_score_argmax(scored[own].hits)) for k, own, _ in spots if k == "neighborhood"]
     return EditScores(
         request_id=request_id,
         efficacy_score=wins("edit", efficacy_score),
@@ -96,7 +92,4 @@ def _mean(values: Sequence[float]) -> float | None:
 def mean_scores(scores: Sequence[EditScores]) -> dict[str, float | None]:
     """Mean of every score over the edits that have it."""
     names = [name for name in EditScores.__dataclass_fields__ if name != "request_id"]
-    return {
-        name: _mean([value for item in scores if (value := getattr(item, name)) is not None])
-        for name in names
-    }
+    return {name: _mean([value for item in scores if (value := getattr(item, name)) is not None]) for name in names}

@@ -146,9 +146,7 @@ def _text_of(answer: Any, url: str) -> str:
     try:
         text = answer["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError) as error:
-        raise EndpointError(
-            f"{url} answered without choices[0].message.content: {str(answer)[:200]!r}"
-        ) from error
+        raise EndpointError(f"{url} answered without choices[0].message.content: {str(answer)[:200]!r}") from error
     return text if isinstance(text, str) else ""
 
 

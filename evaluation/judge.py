@@ -171,9 +171,7 @@ class Agreement:
 def agreement(one: Sequence[bool], other: Sequence[bool]) -> Agreement:
     """Compare two judges' verdicts. ValueError: different numbers of verdicts, or none."""
     if len(one) != len(other) or not one:
-        raise ValueError(
-            f"two judges need as many verdicts each, at least one; got {len(one)} and {len(other)}"
-        )
+        raise ValueError(f"two judges need as many verdicts each, at least one; got {len(one)} and {len(other)}")
     share = sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
     p, q = sum(one) / len(one), sum(other) / len(other)
     chance = p * q + (1 - p) * (1 - q)

@@ -70,9 +70,7 @@ def record_mean(
     means = []
     for record in records:
         found = [
-            value(result.arms[arm])
-            for result in record.probes
-            if result.probe.kind == kind and arm in result.arms
+            value(result.arms[arm]) for result in record.probes if result.probe.kind == kind and arm in result.arms
         ]
         values = [float(item) for item in found if item is not None]
         if values:
@@ -176,9 +174,7 @@ def forgetting_curve(
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
-    aged = sorted(
-        ((now - sequences[record.request_id], record) for record in records), key=lambda pair: pair[0]
-    )
+    aged = sorted(((now - sequences[record.request_id], record) for record in records), key=lambda pair: pair[0])
     bins = min(bins, len(aged))
     edges = [round(at * len(aged) / bins) for at in range(bins + 1)] if bins else [0]
     curve = []
@@ -218,7 +214,6 @@ def _arm_line(outcome: ProbeOutcome) -> dict[str, Any]:
         "chosen": outcome.chosen,
         "reason": outcome.reason,
         "retrieved": [
-            {"id": item.id, "score": round(item.score, 4), "statement": item.statement}
-            for item in outcome.retrieved
+            {"id": item.id, "score": round(item.score, 4), "statement": item.statement} for item in outcome.retrieved
         ],
     }

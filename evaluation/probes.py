@@ -37,12 +37,9 @@ def probes_of(request: EditRequest) -> list[Probe]:
     new = request.target_new
     found = [Probe("edit", request.text, (new,), new)]
     found += [Probe("paraphrase", prompt, (new,), new) for prompt in request.paraphrases]
+    found += [Probe("neighborhood", item.prompt, (item.answer,), item.answer) for item in request.neighborhood]
     found += [
-        Probe("neighborhood", item.prompt, (item.answer,), item.answer) for item in request.neighborhood
-    ]
-    found += [
-        Probe("portability", item.prompt, item.answers, item.answers[0], item.kind)
-        for item in request.portability
+        Probe("portability", item.prompt, item.answers, item.answers[0], item.kind) for item in request.portability
     ]
     return found
 

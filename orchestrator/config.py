@@ -41,23 +41,31 @@ class ModelConfig(_Closed):
     name: str
     """A directory, a Hugging Face hub name, or a name known to ``errata models fetch``."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of the forward pass; the numerics of editing are float32 or better whatever it is."""
 
 
 class ContextsConfig(_Closed):
     """Prefixes in front of the edit prompts while values and keys are computed."""
 
     count: int = Field(5, ge=0)
+    """Prefixes besides the empty one, sampled once from the base model."""
     length: int = Field(10, ge=1)
+    """Tokens of each."""
 
 
 class StreamConfig(_Closed):
     """Where updates come from."""
 
     path: str
+    """JSON Lines or a JSON array, or ``hub:NAME[:SPLIT]``."""
     schema_: str = Field("auto", alias="schema")
+    """Layout of the records; ``auto`` tells it from the first one."""
     target: str = "default"
+    """Which answer is written where a layout offers several."""
     limit: int | None = Field(None, ge=1)
+    """At most this many records; null for all."""
     skip: int = Field(0, ge=0)
+    """Records passed over at the beginning."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
@@ -66,17 +74,22 @@ class BatchingConfig(_Closed):
     """How many updates are written together."""
 
     size: int = Field(10, ge=1)
+    """Updates per commit; 1 writes them one by one."""
 
 
 class CovarianceConfig(SelfGenerationConfig):
     """What is preserved, and how much is sampled to find out."""
 
     source: Literal["self_generated", "identity"] = "self_generated"
+    """``self_generated`` samples from the model; ``identity`` preserves nothing in particular."""
     seed: int = Field(0, ge=0)
+    """Seed of the first estimate; a refresh adds the number of edits at which it was triggered."""
     tokens: int | None = Field(None, ge=1)
     """Budget in sampled tokens; exclusive with ``sequences``."""
     sequences: int | None = Field(None, ge=1)
+    """Budget in sequences."""
     units_per_block: int = Field(1, ge=1)
+    """Units that a worker sums before it hands over; what a dying worker can lose."""
 
     @model_validator(mode="after")
     def _one_budget(self) -> CovarianceConfig:
@@ -106,7 +119,9 @@ class RefreshConfig(_Closed):
     lag: int = Field(10, ge=0)
     """The new covariance takes effect this many edits after its refresh was triggered, waiting if it is late."""
     model: Literal["live", "base"] = "live"
+    """Whose generations: the edited model's as it is then, or the unedited one's."""
     mode: Literal["replace", "ema"] = "replace"
+    """The new estimate replaces the old one, or is averaged into it."""
     ema_weight: float = Field(0.5, gt=0, le=1)
     """Weight of the new estimate under ``ema``."""
 
@@ -115,6 +130,7 @@ class MemoryConfig(_Closed):
     """The external memory and how it is consulted."""
 
     embedder: EmbedderConfig = SentenceEmbedderConfig()
+    """What turns statements and questions into vectors: ``type: sentence`` or, without a model, ``hash``."""
     index: IndexConfig = IndexConfig()
     scr: ScrConfig = ScrConfig()
 
@@ -127,8 +143,11 @@ class EvaluationConfig(_Closed):
     sample: int = Field(24, ge=1)
     """Facts of a timeline point: the same ones each time, from the first points' edits."""
     arms: tuple[Arm, ...] = ARMS
+    """Ways of knowing that are asked; ``base`` is always among them."""
     max_new_tokens: int = Field(12, ge=1)
+    """Length at which a generated answer ends."""
     stop_at_newline: bool = True
+    """Whether a newline ends it too."""
     held_out: str | None = "configs/text/heldout.txt"
     """Text on which perplexity is measured; null for none."""
     latency_questions: int = Field(8, ge=0)
@@ -147,13 +166,16 @@ class TrackingConfig(_Closed):
     uri: str | None = None
     """Server or database; null for a SQLite file in the output directory."""
     experiment: str = "errata"
+    """MLflow experiment that the run belongs to."""
 
 
 class RunConfig(_Closed):
     """One lifelong-editing run."""
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
+    """Name of the run and of its default directory."""
     seed: int = Field(0, ge=0)
+    """Seed of the context prefixes."""
     model: ModelConfig
     editor: EditorUnion
     contexts: ContextsConfig = ContextsConfig()

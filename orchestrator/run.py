@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -229,7 +229,8 @@ class RunLoop:
         total = counts.accepted + counts.applied + counts.superseded
         self._display.update("edits", version.edits, max(total, version.edits), f"version {version.digest[:10]}")
         before = self._edits_before(version)
-        if crossed(before, version.edits, self._config.evaluation.every) is not None:
+        # the last point of the timeline is read off the final evaluation, which asks the same and more
+        if crossed(before, version.edits, self._config.evaluation.every) is not None and counts.accepted:
             self._measure_timeline(version)
         triggered = crossed(before, version.edits, self._config.refresh.every)
         if triggered is not None:
@@ -308,6 +309,16 @@ class RunLoop:
         )
         self._timeline.append(future)
 
+    def _close_timeline(self, final: Measurement, head: Version) -> None:
+        """The end as a point of the timeline: the same facts as at the others, out of the final evaluation."""
+        if self._config.evaluation.every is None:
+            return
+        wanted = {request.id for request in self._sample()}
+        records = tuple(r for r in final.evaluation.records if r.request_id in wanted)
+        if records:
+            point = replace(final, evaluation=replace(final.evaluation, records=records), query_seconds={})
+            self._record(point, head, _TIMELINE, len(records))
+
     def _record(self, result: Measurement, version: Version, kind: str, facts: int) -> None:
         metrics = {
             "arms": result.arms(),
@@ -350,6 +361,7 @@ class RunLoop:
                 requests, self._editor.weights(), edits=head.edits, version=head.digest, latency=True
             ).result()
             self._record(final, head, _FINAL, len(requests))
+            self._close_timeline(final, head)
         write_outputs(
             self._config,
             self._journal,

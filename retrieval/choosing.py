@@ -44,14 +44,12 @@ class Candidate:
             the model was not asked.
         gain: share of the subject's surprise that the question explains, ``1 - log p(s | q) / log p(s)``: 1 for
             a subject the question names, near 0 for one it does not; None where the model was not asked.
-        score: what the choice was made by.
     """
 
     id: int
     similarity: float
     logprob: float | None = None
     gain: float | None = None
-    score: float | None = None
 
 
 def subject_of(found: Found) -> str:
@@ -60,7 +58,7 @@ def subject_of(found: Found) -> str:
     return subject if isinstance(subject, str) and subject.strip() else found.statement
 
 
-def gain(given: Continuation, alone: Continuation) -> float:
+def explained_share(given: Continuation, alone: Continuation) -> float:
     """``1 - log p(s | q) / log p(s)``, at most 1; 0 where the text surprises nobody to begin with."""
     before = sum(alone.logprobs)
     return 1.0 - sum(given.logprobs) / before if before < 0 else 0.0

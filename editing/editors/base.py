@@ -26,6 +26,7 @@ class EditorConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     type: str
+    """Which editor."""
     layers: tuple[int, ...] = Field(min_length=1)
     """Decoder layers to edit, ascending; the last one is the value layer."""
     values: ValueConfig = ValueConfig()

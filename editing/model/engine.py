@@ -19,6 +19,9 @@ from editing.model.kv import SlotKV
 _LOGIT_ROWS = 512
 """Positions whose logits are held at once: 512 x 49 152 float32 are 100 MB."""
 
+_SHARED_TOKENS = 8
+"""A common beginning shorter than this is not worth a pass of its own."""
+
 
 @dataclass(frozen=True)
 class Continuation:
@@ -105,15 +108,7 @@ class LanguageEngine:
         for chunk in self._chunks([len(p) for p in prompts], self.batch_tokens):
             chosen = [prompts[i] for i in chunk]
             longest = max((len(rows[u][1]) for p in chosen for u in users[p]), default=0)
-            batch = self.model.rows(chosen)
-            width = batch.ids.shape[1]
-            cache = SlotKV(len(chosen), width + max(max_new_tokens, longest) + 1)
-            cache.length = width
-            hidden = self.model.run(
-                self.model.embed(batch), 0, self.model.num_layers, self.model.positional(batch.layout), cache
-            )
-            last = hidden[torch.arange(len(chosen), device=hidden.device), batch.lengths - 1]
-            cache.write_at = batch.lengths.clone()
+            cache, last = self._prefill(chosen, max(max_new_tokens, longest) + 1)
             pairs = [(row, user) for row, p in enumerate(chosen) for user in users[p] if len(rows[user][1])]
             for part in self._chunks([len(rows[user][1]) for _, user in pairs], self.batch_tokens):
                 self._score_part([pairs[i] for i in part], rows, cache, last, scores)
@@ -122,6 +117,27 @@ class LanguageEngine:
                     for user in users[chosen[row]]:
                         answers[user] = answer
         return list(zip(scores, answers, strict=True))
+
+    def _prefill(self, prompts: Sequence[tuple[int, ...]], room: int) -> tuple[SlotKV, Tensor]:
+        """Run prompts into a fresh cache with ``room`` places behind them; returns it and the last states (B, d).
+
+        What all prompts of a batch begin with (worked examples, a template) is run once and copied.
+        """
+        lengths = [len(prompt) for prompt in prompts]
+        shared = _common_prefix(prompts)
+        rows = len(prompts)
+        if rows == 1 or len(shared) < _SHARED_TOKENS:
+            shared = ()
+        cache = SlotKV(1 if shared else rows, max(lengths) + room)
+        cache.write_at = torch.zeros(cache.rows, dtype=torch.long, device=self.model.device)
+        if shared:
+            extend(self.model, cache, torch.tensor([shared], device=self.model.device))
+            cache.keep_rows(torch.zeros(rows, dtype=torch.long, device=self.model.device))
+            cache.write_at = torch.full_like(cache.write_at, len(shared))
+        batch = self.model.rows([prompt[len(shared) :] for prompt in prompts])
+        hidden = extend(self.model, cache, batch.ids)
+        cache.write_at = cache.write_at + batch.lengths
+        return cache, hidden[torch.arange(rows, device=hidden.device), batch.lengths - 1]
 
     def _score_part(
         self,
@@ -136,9 +152,7 @@ class LanguageEngine:
         width = max(len(c) for c in continuations)
         states = last[origin][:, None]
         if width > 1:
-            cache = SlotKV(prefix.rows, prefix.capacity)
-            cache._buffers, cache.write_at, cache.length = prefix._buffers, prefix.write_at, prefix.length
-            cache.keep_rows(origin)  # indexing copies, so the prefix stays as it is
+            cache = prefix.copy_of_rows(origin)
             batch = self.model.rows([c[:-1] or [0] for c in continuations])
             states = torch.cat([states, extend(self.model, cache, batch.ids)], dim=1)
         targets = torch.zeros(len(pairs), width, dtype=torch.long)
@@ -210,3 +224,13 @@ class LanguageEngine:
             chunk.append(index)
         if chunk:
             yield chunk
+
+
+def _common_prefix(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """What all prompts begin with; at least the last token of each is left out, as its state is wanted."""
+    low, high = min(prompts), max(prompts)
+    limit = min(len(p) for p in prompts) - 1
+    for at in range(limit):
+        if low[at] != high[at]:
+            return low[:at]
+    return low[: max(0, limit)]

@@ -62,6 +62,13 @@ class SlotKV:
         buffer_v[rows, :, places] = values.transpose(1, 2)
         return buffer_k[:, :, : self.length], buffer_v[:, :, : self.length]
 
+    def copy_of_rows(self, rows: Tensor) -> SlotKV:
+        """A cache of its own with the given rows (long tensor, repeats allowed); this one stays as it is."""
+        copy = SlotKV(int(rows.numel()), self.capacity)
+        copy.write_at, copy.length = self.write_at[rows], self.length
+        copy._buffers = {i: (k[rows], v[rows]) for i, (k, v) in self._buffers.items()}
+        return copy
+
     def keep_rows(self, rows: Tensor) -> None:
         """Drop all rows but the given ones (long tensor), in that order."""
         self.rows = int(rows.numel())

@@ -33,9 +33,7 @@ def _draft(raw: Raw, neighborhood: str) -> Draft:
     if question := optional_text(raw, "portability", "New Question"):
         portability.append({"prompt": question, "answers": (text_of(raw, "portability", "New Answer"),)})
     if alias := optional_text(raw, "alternative_subject"):
-        portability.append(
-            {"prompt": prompt.replace("{}", alias), "answers": (new,), "kind": "subject_alias"}
-        )
+        portability.append({"prompt": prompt.replace("{}", alias), "answers": (new,), "kind": "subject_alias"})
     return {
         "id": f"cf-{text_of(raw, 'case_id')}",
         "subject": text_of(raw, "requested_rewrite", "subject"),
@@ -63,9 +61,7 @@ def convert_flat(raw: Raw, target: str) -> Iterator[Draft]:
         "target_new": text_of(raw, "target_new"),
         "target_true": text_of(raw, "ground_truth"),
         "paraphrases": tuple(texts(raw.get("rephrase_prompt", ()))),
-        "neighborhood": ({"prompt": probe, "answer": text_of(raw, "locality_ground_truth")},)
-        if probe
-        else (),
+        "neighborhood": ({"prompt": probe, "answer": text_of(raw, "locality_ground_truth")},) if probe else (),
     }
 
 
@@ -75,9 +71,7 @@ def _is_full(raw: Raw) -> bool:
 
 
 COUNTERFACT = Loader("counterfact", detect=_is_full, convert=convert)
-COUNTERFACT_DISTRACTING = Loader(
-    "counterfact_distracting", detect=lambda raw: False, convert=convert_distracting
-)
+COUNTERFACT_DISTRACTING = Loader("counterfact_distracting", detect=lambda raw: False, convert=convert_distracting)
 """Never chosen by itself: its records look like CounterFact's."""
 COUNTERFACT_EASYEDIT = Loader(
     "counterfact_easyedit",

@@ -34,8 +34,7 @@ def convert(raw: Raw, target: str) -> Iterator[Draft]:
     questions = [item for item in asked if target == "all" or _is_known(item)]
     if triples:
         probes = tuple(
-            {"prompt": text_of(item, "question"), "answers": _answers(item), "kind": "event"}
-            for item in questions
+            {"prompt": text_of(item, "question"), "answers": _answers(item), "kind": "event"} for item in questions
         )
         for part, triple in enumerate(triples):
             yield {
@@ -78,9 +77,7 @@ def _subject(item: Raw, question: str) -> str:
     subject: Any = item.get("subject")
     known = dict(subject) if isinstance(subject, Mapping) else {}
     other = known.get("ent2name")
-    names = texts(
-        [known.get("name"), list(other.values()) if isinstance(other, Mapping) else other, item.get("alias")]
-    )
+    names = texts([known.get("name"), list(other.values()) if isinstance(other, Mapping) else other, item.get("alias")])
     for name in sorted(names, key=len, reverse=True):
         if name in question:
             return name

@@ -48,10 +48,7 @@ def with_triples(records: Iterable[Mapping[str, Any]], endpoint: ChatEndpoint) -
     rows = [dict(record) for record in records]
     wanted = [row for row in rows if not row.get("triples") and isinstance(row.get("event"), str)]
     replies = endpoint.ask_many(
-        [
-            [{"role": "system", "content": _INSTRUCTION}, {"role": "user", "content": row["event"]}]
-            for row in wanted
-        ]
+        [[{"role": "system", "content": _INSTRUCTION}, {"role": "user", "content": row["event"]}] for row in wanted]
     )
     for row, reply in zip(wanted, replies, strict=True):
         triples = parse_triples(reply)

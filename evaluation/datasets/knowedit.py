@@ -21,9 +21,7 @@ def _probes(groups: Any) -> Iterator[tuple[str, str, list[str]]]:
 
 def _neighborhood(raw: Raw) -> tuple[dict[str, str], ...]:
     # a neighbourhood probe has one answer: the first alias of the first answer, the name Wikidata gives
-    return tuple(
-        {"prompt": prompt, "answer": answers[0]} for _, prompt, answers in _probes(raw.get("locality"))
-    )
+    return tuple({"prompt": prompt, "answer": answers[0]} for _, prompt, answers in _probes(raw.get("locality")))
 
 
 def _convert(schema: str) -> Callable[[Raw, str], Iterator[Draft]]:

@@ -16,8 +16,7 @@ def convert_mquake(raw: Raw, target: str) -> Iterator[Draft]:
     case, rewrites = text_of(raw, "case_id"), items_of(raw, "requested_rewrite")
     answers = tuple(texts([text_of(raw, "new_answer"), raw.get("new_answer_alias") or []]))
     hops = tuple(
-        {"prompt": question, "answers": answers, "kind": "multi_hop"}
-        for question in texts(raw.get("questions", ()))
+        {"prompt": question, "answers": answers, "kind": "multi_hop"} for question in texts(raw.get("questions", ()))
     )
     for part, rewrite in enumerate(rewrites):
         yield {
@@ -52,9 +51,7 @@ def convert_conflictedit(raw: Raw, target: str) -> Iterator[Draft]:
         }
 
 
-MQUAKE = Loader(
-    "mquake", detect=lambda raw: isinstance(raw.get("requested_rewrite"), list), convert=convert_mquake
-)
+MQUAKE = Loader("mquake", detect=lambda raw: isinstance(raw.get("requested_rewrite"), list), convert=convert_mquake)
 CONFLICTEDIT = Loader(
     "conflictedit", detect=lambda raw: {"edits", "triples"} <= raw.keys(), convert=convert_conflictedit
 )

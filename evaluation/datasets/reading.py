@@ -39,9 +39,7 @@ def read_records(source: str | Path) -> Iterator[tuple[str, Any]]:
             return iter(_array(path))
         lines = sum(1 for _ in _lines(path))
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"data file {str(path)!r} is not UTF-8 text: {error.reason} at byte {error.start}"
-        ) from error
+        raise UserError(f"data file {str(path)!r} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except (OSError, EOFError) as error:
         raise UserError(f"data file {str(path)!r} cannot be read: {error}") from error
     if lines == 0:
@@ -86,9 +84,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
                 raise _malformed(path, error, number) from error
 
 
-def _malformed(
-    path: Path, error: json.JSONDecodeError | RecursionError, line: int | None = None
-) -> UserError:
+def _malformed(path: Path, error: json.JSONDecodeError | RecursionError, line: int | None = None) -> UserError:
     if isinstance(error, RecursionError):
         return UserError(f"{path}{'' if line is None else f':{line}'}: malformed JSON: nested too deeply")
     line = error.lineno if line is None else line
@@ -110,7 +106,5 @@ def _from_hub(source: str) -> Iterator[tuple[str, Any]]:
         rows = load_dataset(name, split=split)
     except Exception as error:
         # the library raises its own, requests' and fsspec's errors alike: for the user they mean one thing
-        raise UserError(
-            f"data source {source!r} could not be loaded: {' '.join(str(error).split())}"
-        ) from error
+        raise UserError(f"data source {source!r} could not be loaded: {' '.join(str(error).split())}") from error
     return ((f"{source}#{number}", dict(row)) for number, row in enumerate(rows, start=1))

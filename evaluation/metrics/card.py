@@ -48,9 +48,7 @@ def metric(name: str, *, version: int, source: str, higher_is_better: bool | Non
             None: "neither end is better in itself",
         }
         METRICS[name] = MetricCard(name, version, higher_is_better, source, function)
-        function.__doc__ += (
-            f"\n\nSource: {source}\nDirection: {direction[higher_is_better]}\nVersion: {version}\n"
-        )
+        function.__doc__ += f"\n\nSource: {source}\nDirection: {direction[higher_is_better]}\nVersion: {version}\n"
         return function
 
     return enter

@@ -61,9 +61,7 @@ class TfIdf:
         seen: Counter[str] = Counter()
         for text in corpus:
             seen.update(set(self._terms(text)))
-        self.idf: Mapping[str, float] = {
-            term: log((1 + len(corpus)) / (1 + count)) + 1 for term, count in seen.items()
-        }
+        self.idf: Mapping[str, float] = {term: log((1 + len(corpus)) / (1 + count)) + 1 for term, count in seen.items()}
 
     @staticmethod
     def _terms(text: str) -> list[str]:

@@ -13,7 +13,7 @@ from xml.etree import ElementTree as ET
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 340.0, 214.0
-LEFT, RIGHT, TOP, BOTTOM = 38.0, 94.0, 26.0, 36.0
+LEFT, RIGHT, TOP, BOTTOM = 43.0, 94.0, 26.0, 36.0
 LABEL_GAP = 14.0  # least distance of two labels at line ends: one line of text
 CHARACTER = 6.0  # rough width of a character, to keep the labels of neighbouring refreshes apart
 
@@ -29,10 +29,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Event:
-    """A moment on the x axis, drawn as a vertical line with a label on top."""
+    """A moment on the x axis, drawn as a vertical line with a label on top (`short` where there is no room for it)."""
 
     x: float
     label: str
+    short: str
     detail: str
 
 
@@ -197,15 +198,18 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _draw_events(svg: ET.Element, events: Sequence[Event], px: Callable[[float], float], bottom: float) -> None:
-    """Vertical lines with labels on top; a label that would touch the one before it is left to the hover text."""
+    """Vertical lines with labels on top; one that would touch the label before it is shortened or left to the hover text."""
     free_from = LEFT - 30
     for event in sorted(events, key=lambda item: item.x):
         group = _el(svg, "g", class_="event", data_tip=event.detail)
-        x, half = px(event.x), CHARACTER * len(event.label) / 2
+        x = px(event.x)
         _el(group, "line", x1=x, x2=x, y1=TOP - 6, y2=bottom)
-        if x - half >= free_from:
-            _el(group, "text", event.label, x=x, y=TOP - 11)
-            free_from = x + half + 4
+        for label in (event.label, event.short):
+            half = CHARACTER * len(label) / 2
+            if x - half >= free_from:
+                _el(group, "text", label, x=x, y=TOP - 11)
+                free_from = x + half + 4
+                break
         _el(group, "rect", class_="catch", x=x - 5, y=0.0, width=10.0, height=TOP + 6)
         _el(group, "title", event.detail)
 

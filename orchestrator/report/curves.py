@@ -96,6 +96,7 @@ def _perplexity_chart(points: list[Mapping[str, Any]], events: list[Event]) -> C
 
 def _norm_chart(points: list[Mapping[str, Any]], events: list[Event]) -> Chart:
     layers = sorted({str(layer) for p in points for layer in mapping(p.get("norms"))}, key=_layer_order)
+    word = "layer " if all(len(layer) == 1 for layer in layers) else "L"  # room at the line's end is scarce
     series = []
     for index, layer in enumerate(layers):
         norms = [(float(p["edits"]), number(mapping(p.get("norms")).get(layer))) for p in points]
@@ -103,7 +104,7 @@ def _norm_chart(points: list[Mapping[str, Any]], events: list[Event]) -> Chart:
         if first is not None:
             relative = tuple((x, None if norm is None else norm / first - 1) for x, norm in norms)
             shade = index * (MOST_SHADES - 1) // max(len(layers) - 1, 1)
-            series.append(Series(f"layer shade{shade}", f"layer {layer}", relative))
+            series.append(Series(f"layer shade{shade}", f"{word}{layer}", relative))
     caption = "Frobenius norm of each edited matrix against its first measurement. Steady growth foretells collapse."
     if len(series) > MOST_LAYERS:
         series = sorted(series, key=_last_change, reverse=True)[:MOST_LAYERS]
@@ -140,7 +141,7 @@ def _events(summary: Mapping[str, Any]) -> list[Event]:
             f"{count(event.get('tokens'))} tokens in {duration(event.get('seconds'))}",
             f"from version {short_digest(event.get('source_version'))}",
         ]
-        events.append(Event(swapped, f"refresh {index}", "\n".join(detail)))
+        events.append(Event(swapped, f"refresh {index}", str(index), "\n".join(detail)))
     return events
 
 

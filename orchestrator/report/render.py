@@ -16,7 +16,7 @@ from orchestrator.report.facts import fact_view
 from orchestrator.report.formats import duration, mapping, moment, short_digest
 from orchestrator.report.wording import ARMS, KIND_SHORT, OUTCOMES
 
-MOST_FACTS = 2000  # beyond this the page would weigh tens of megabytes; facts.jsonl has them all
+MOST_FACTS = 500  # some 12 kB each: a browser stays quick with this many; facts.jsonl has them all
 
 
 def render_report(

@@ -79,12 +79,12 @@ def counted(value: Any, noun: str) -> str:
     return f"{count(value)} {noun if number(value) == 1 else plural}"
 
 
-def headline(summary: Mapping[str, Any]) -> str:
-    """What was done, in one sentence."""
+def headline(summary: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What was done, in one sentence: the words before the model's name, the name, the words after it."""
     edits = number(summary.get("edits_applied"))
     if not edits:
-        return f"No update was written into {model_name(summary)}"
-    return f"{counted(edits, 'fact')} corrected in {model_name(summary)}, in its weights and in a memory beside it"
+        return "No update was written into", model_name(summary), ""
+    return f"{counted(edits, 'fact')} corrected in", model_name(summary), "in its weights and in a memory beside it"
 
 
 def lead(summary: Mapping[str, Any]) -> str:
@@ -112,13 +112,13 @@ def cards(summary: Mapping[str, Any]) -> list[Card]:
     return [
         Card("Edits applied", count(summary.get("edits_applied")),
              f"in {applied}, {'none' if failed == 0 else count(failed)} failed"),
-        Card("Seconds per edit", duration(summary.get("edit_seconds_per_edit")),
-             f"{duration(stages.get('edit_seconds'))} of {duration(summary.get('wall_seconds'))} in all"),
+        Card("Time per edit", duration(summary.get("edit_seconds_per_edit")),
+             f"{duration(stages.get('edit_seconds'))} of {duration(summary.get('wall_seconds'))}"),
         Card("Perplexity, held-out text", change(perplexity.get("edited"), perplexity.get("base")),
              f"from {fixed(perplexity.get('base'))} to {fixed(perplexity.get('edited'))}"),
         Card("Covariance refreshes", count(summary.get("refreshes")),
-             f"in use from edit {' and '.join(swaps)} on" if few else "while edits went on"),
-        Card("Version served", short_digest(summary.get("version"), 10), "the base and every edit, by content",
+             f"in use from edit {', '.join(swaps)}" if few else "while edits went on"),
+        Card("Version served", short_digest(summary.get("version"), 10), "digest of base and edits",
              str(summary.get("version") or "")),
     ]  # fmt: skip
 

@@ -82,9 +82,7 @@ def test_arms_equal_one_by_one_evaluation(model: EditableModel, requests: list[E
                     prompt = chooser.prompt_ids(result.probe.prompt, choice)
                     informed += 1
                 assert result.probe.teacher is not None
-                want = token_accuracy(
-                    library_pass(model, prompt, model.text.encode_target(result.probe.teacher))
-                )
+                want = token_accuracy(library_pass(model, prompt, model.text.encode_target(result.probe.teacher)))
                 assert result.arms[arm].accuracy == pytest.approx(want)  # type: ignore[index]
     model.set_weights(base)
     assert informed == 2 * len(some)  # the edit prompts, in both arms with memory

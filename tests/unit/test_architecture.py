@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 
@@ -24,7 +26,6 @@ MAY_IMPORT: dict[str, set[str]] = {
 OUTSIDE = {"tests", "benchmarks", "configs", "k8s", "docs"}
 EDITING_NEEDS_ONLY = {"torch", "transformers", "pydantic", "safetensors", "numpy"}
 MAX_LINES = 600
-NOT_EDITORS = {"__init__", "base", "registry"}
 
 
 def sources(*folders: str) -> list[Path]:
@@ -141,14 +142,30 @@ def test_editing_imports_without_ray_faiss_or_mlflow() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_every_editor_file_has_a_registry_entry() -> None:
+def test_every_editor_has_its_registry_entry() -> None:
+    """Every concrete editor and every configuration in `editing/editors/` is announced, under its own `type`."""
     package = importlib.import_module("editing.editors")
-    files = {p.stem for p in (ROOT / "editing" / "editors").glob("*.py")}
-    editors = {stem for stem in files - NOT_EDITORS if not stem.startswith("_")}
-    registry = getattr(package, "REGISTRY", {})
-    announced = " ".join(f"{key} {value!r}" for key, value in registry.items())
-    missing = {stem for stem in editors if not re.search(rf"\b{stem}\b", announced)}
-    assert not missing, f"editing/editors/__init__.py: no REGISTRY entry for {sorted(missing)}"
+    modules = [
+        importlib.import_module(f"editing.editors.{path.stem}")
+        for path in sorted((ROOT / "editing" / "editors").glob("*.py"))
+        if path.stem != "__init__"
+    ]
+    defined = {
+        value
+        for module in modules
+        for value in vars(module).values()
+        if inspect.isclass(value) and value.__module__ == module.__name__
+    }
+
+    def type_of(config: Any) -> object:
+        return config.model_fields["type"].default  # no string in a base class that several methods share
+
+    editors = {c for c in defined if issubclass(c, package.Editor) and not inspect.isabstract(c)}
+    configs = {c for c in defined if issubclass(c, package.EditorConfig) and isinstance(type_of(c), str)}
+    registered = package.REGISTRY
+    assert editors and editors == {editor for _, editor in registered.values()}
+    assert configs == {config for config, _ in registered.values()}
+    assert all(type_of(config) == name for name, (config, _) in registered.items())
 
 
 def test_no_source_file_is_too_long() -> None:

@@ -105,15 +105,11 @@ def test_every_arm_equals_the_plain_evaluation(model: EditableModel, chat: bool)
                 (choice,) = chooser.choose([probe.prompt], [hits])
                 informed = arm in ("memory", "edited_memory") and choice.hit is not None
                 prompt = (
-                    chooser.prompt_ids(probe.prompt, choice)
-                    if informed
-                    else model.text.encode_prompt(probe.prompt)
+                    chooser.prompt_ids(probe.prompt, choice) if informed else model.text.encode_prompt(probe.prompt)
                 )
                 assert probe.teacher is not None
                 target = model.text.encode_target(probe.teacher)
-                if (
-                    informed and chat
-                ):  # after the newline of a chat template the answer starts without a space
+                if informed and chat:  # after the newline of a chat template the answer starts without a space
                     target = model.text.encode_prompt(probe.teacher)
                 accuracy, answer, ids = slow_reply(model, prompt, target)
                 assert (outcome.accuracy, outcome.answer) == (pytest.approx(accuracy), answer)
@@ -129,18 +125,14 @@ def test_every_arm_equals_the_plain_evaluation(model: EditableModel, chat: bool)
 
 def test_memory_that_chose_nothing_is_the_arm_without_memory(model: EditableModel) -> None:
     base, edited = weights(model, None), weights(model, 1)
-    got = ArmEvaluator(model, KeywordChooser(model.text)).evaluate(
-        REQUESTS, base=base, edited=edited, hits=HITS
-    )
+    got = ArmEvaluator(model, KeywordChooser(model.text)).evaluate(REQUESTS, base=base, edited=edited, hits=HITS)
     reasons = set()
     for record in got.records:
         for result in record.probes:
             for plain, memory in (("base", "memory"), ("edited", "edited_memory")):
                 outcome: ProbeOutcome = result.arms[memory]  # type: ignore[index]
                 reasons.add(outcome.reason)
-                assert [hit.id for hit in outcome.retrieved] == [
-                    hit.id for hit in HITS.get(result.probe.prompt, [])
-                ]
+                assert [hit.id for hit in outcome.retrieved] == [hit.id for hit in HITS.get(result.probe.prompt, [])]
                 if outcome.chosen is None:
                     stripped = replace(outcome, reason=None, retrieved=())
                     assert stripped == result.arms[plain]  # type: ignore[index]
@@ -149,9 +141,7 @@ def test_memory_that_chose_nothing_is_the_arm_without_memory(model: EditableMode
 
 def test_numbers_of_the_arms(model: EditableModel) -> None:
     base, edited = weights(model, None), weights(model, 1)
-    got = ArmEvaluator(model, KeywordChooser(model.text)).evaluate(
-        REQUESTS, base=base, edited=edited, hits=HITS
-    )
+    got = ArmEvaluator(model, KeywordChooser(model.text)).evaluate(REQUESTS, base=base, edited=edited, hits=HITS)
     metrics = got.metrics({"base": 0.5})
     assert metrics["base"]["locality"] == 1.0 and metrics["base"]["query_seconds"] == 0.5
     assert metrics["memory"]["locality"] == 1.0  # nothing was chosen out of scope
@@ -159,8 +149,7 @@ def test_numbers_of_the_arms(model: EditableModel) -> None:
     # in scope 5 questions (2 edits, 2 paraphrases, 1 portability), 2 of them with a statement; out of
     # scope 2, none
     assert got.choices() == {
-        arm: {"none_in_scope": pytest.approx(3 / 5), "none_out_of_scope": 1.0}
-        for arm in ("memory", "edited_memory")
+        arm: {"none_in_scope": pytest.approx(3 / 5), "none_out_of_scope": 1.0} for arm in ("memory", "edited_memory")
     }
 
 

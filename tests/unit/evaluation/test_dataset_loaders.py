@@ -57,14 +57,10 @@ WIKI = {
     "target_new": "Zed",
     "ground_truth": "Yon",
     "portability": {
-        "Subject_Aliasing": [
-            {"prompt": "The name of the child of Annie is", "ground_truth": [["Zed", "Z."]]}
-        ],
+        "Subject_Aliasing": [{"prompt": "The name of the child of Annie is", "ground_truth": [["Zed", "Z."]]}],
         "Reasoning": [{"prompt": "The empty one is", "ground_truth": [[]]}],
     },
-    "locality": {
-        "Relation_Specificity": [{"prompt": "The mother of Ann Example is", "ground_truth": [["Mo", "M."]]}]
-    },
+    "locality": {"Relation_Specificity": [{"prompt": "The mother of Ann Example is", "ground_truth": [["Mo", "M."]]}]},
 }
 CONCEPT = {
     "label": "publisher",
@@ -219,9 +215,7 @@ SAMPLES: dict[str, dict[str, Any]] = {
         "text": "About Ann. Ann Example was born.",
         "labels": "She wrote.",
         "concept": "Ann Example",
-        "locality": {
-            "Relation_Specificity": [{"prompt": "The languages of Ann are", "ground_truth": ["English"]}]
-        },
+        "locality": {"Relation_Specificity": [{"prompt": "The languages of Ann are", "ground_truth": ["English"]}]},
     },
     "conceptedit_intra": CONCEPT,
     "elken": ELKEN,
@@ -436,8 +430,6 @@ def test_no_record_can_crash_a_loader(name: str, data: st.DataObject) -> None:
 
 def test_parse_triples_takes_what_is_one() -> None:
     good = {"subject": "Ann", "prompt": "Ann is", "target": "dead"}
-    reply = (
-        f"Sure!\n```json\n{json.dumps([good, {'subject': 'Bo', 'prompt': 'She is', 'target': 'x'}, 3])}\n```"
-    )
+    reply = f"Sure!\n```json\n{json.dumps([good, {'subject': 'Bo', 'prompt': 'She is', 'target': 'x'}, 3])}\n```"
     assert parse_triples(reply) == [good]
     assert parse_triples("no facts") == parse_triples("[broken") == parse_triples("[1, {]") == []

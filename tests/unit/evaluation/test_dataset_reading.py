@@ -14,9 +14,7 @@ import pytest
 from editing.errors import UserError
 from evaluation.datasets import DATASETS, BadRecord, ValidRecord, open_dataset
 
-RECORDS = [
-    {"subject": f"City {n}", "prompt": "The mayor of {} is", "target_new": f"Person {n}"} for n in range(1, 6)
-]
+RECORDS = [{"subject": f"City {n}", "prompt": "The mayor of {} is", "target_new": f"Person {n}"} for n in range(1, 6)]
 
 
 def write_lines(path: Path, records: list[Any]) -> Path:

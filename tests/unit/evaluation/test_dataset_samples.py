@@ -53,22 +53,14 @@ def test_probes_of_the_published_files(shared_data: Path) -> None:
     assert {len(r.request.paraphrases) for r in full} == {2}
     assert all(p.answer == r.request.target_true for r in full for p in r.request.neighborhood)
     one_hop = requests("zsre_mend/zsre_mend_eval_portability_gpt4.json")
-    assert (
-        sum(len(r.request.portability) for r in one_hop) == 0
-    )  # written for `alt`, not for the default target
-    kinds = Counter(
-        p.kind for r in requests("knowedit_wiki_counterfact/test_cf.json") for p in r.request.portability
-    )
+    assert sum(len(r.request.portability) for r in one_hop) == 0  # written for `alt`, not for the default target
+    kinds = Counter(p.kind for r in requests("knowedit_wiki_counterfact/test_cf.json") for p in r.request.portability)
     assert kinds == {"subject_aliasing": 1414, "reasoning": 1275, "logical_generalization": 272}
     coverage = requests("conflictedit/coverage_edit.json")
-    assert all(
-        a.request.fact_key == b.request.fact_key for a, b in zip(coverage[::2], coverage[1::2], strict=True)
-    )
+    assert all(a.request.fact_key == b.request.fact_key for a, b in zip(coverage[::2], coverage[1::2], strict=True))
 
 
 def test_reasons_name_the_subject_that_is_missing(shared_data: Path) -> None:
-    bad = [
-        r for r in open_dataset(shared_data / "knowedit_zsre/ZsRE-test-all.json") if isinstance(r, BadRecord)
-    ]
+    bad = [r for r in open_dataset(shared_data / "knowedit_zsre/ZsRE-test-all.json") if isinstance(r, BadRecord)]
     assert [r.position.rsplit("#")[1] for r in bad] == ["228", "351"]
     assert all("contains neither the slot '{}' nor the subject" in r.reason for r in bad)

@@ -86,9 +86,7 @@ def test_scores_equal_the_plain_evaluation(model: EditableModel) -> None:
 
 def test_what_an_edit_lacks_is_none_and_left_out_of_the_mean(model: EditableModel) -> None:
     bare = EditRequest(id="bare", subject="Rome", prompt="{} lies in", target_new="Italy")
-    full = EditRequest(
-        id="full", subject="Rome", prompt="{} lies in", target_new="Italy", target_true="Canada"
-    )
+    full = EditRequest(id="full", subject="Rome", prompt="{} lies in", target_new="Italy", target_true="Canada")
     first, second = edit_scores(LanguageEngine(model), model.text, [bare, full])
     assert (first.efficacy_score, first.paraphrase_score, first.specificity) == (None, None, None)
     assert first.efficacy is not None and second.efficacy_score is not None
@@ -115,9 +113,7 @@ def test_perplexity_equals_one_pass_a_window(model: EditableModel) -> None:
     assert (found.tokens, found.windows, found.window) == (count, len(windows), 16)
 
 
-def test_windows_carry_bos_and_respect_the_budget(
-    model: EditableModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_windows_carry_bos_and_respect_the_budget(model: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = model.text.encode_prompt("Rome lies in Italy. " * 5)
     monkeypatch.setattr(model.text, "bos", [0])
     windows = windows_of(model.text, ["Rome lies in Italy. " * 5, "yes no"], window=8, max_tokens=20)

@@ -57,9 +57,7 @@ class Server:
 
 
 def endpoint(server: Server, sleeps: list[float] | None = None, **settings: object) -> ChatEndpoint:
-    config = EndpointConfig.model_validate(
-        {"base_url": "http://judge/v1/", "model": "m", "parallel": 1, **settings}
-    )
+    config = EndpointConfig.model_validate({"base_url": "http://judge/v1/", "model": "m", "parallel": 1, **settings})
     return ChatEndpoint(
         config,
         transport=httpx.MockTransport(server.handle),
@@ -150,9 +148,7 @@ def test_cache_on_disk_survives_a_cut_line(tmp_path: Path) -> None:
     again = Server(lambda text: "new")
     second = endpoint(again, cache=cache)
     assert second.ask_many([hello("b"), hello("a")]) == ["re b", "re a"] and again.bodies == []
-    assert (
-        endpoint(again, cache=cache, model="other").ask(hello("a")) == "new"
-    )  # another model, another answer
+    assert endpoint(again, cache=cache, model="other").ask(hello("a")) == "new"  # another model, another answer
 
 
 def test_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

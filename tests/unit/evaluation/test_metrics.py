@@ -49,11 +49,7 @@ def test_every_metric_says_what_it_is() -> None:
     for name, card in METRICS.items():
         text = card.function.__doc__ or ""
         assert card.name == name and card.version >= 1
-        assert (
-            f"Version: {card.version}\n" in text
-            and f"Source: {card.source}\n" in text
-            and "Direction: " in text
-        )
+        assert f"Version: {card.version}\n" in text and f"Source: {card.source}\n" in text and "Direction: " in text
         assert len(card.definition) > 20 and "Source:" not in card.definition
 
 
@@ -96,9 +92,7 @@ def test_score_against_the_probabilities_themselves(new: list[float], old: list[
 
 
 def test_words() -> None:
-    assert words("The  U.S.A. (a Republic)!") == ["u", "s", "republic"] or words("The Republic!") == [
-        "republic"
-    ]
+    assert words("The  U.S.A. (a Republic)!") == ["u", "s", "republic"] or words("The Republic!") == ["republic"]
     assert words("The") == ["the"]
     assert words("\uff30\uff41ris") == ["paris"]
     assert words(" ... ") == []
@@ -115,9 +109,7 @@ def test_matching_by_hand() -> None:
 
 def test_f1_by_hand() -> None:
     # common {cat, sat}: precision 2/3, recall 2/4
-    assert token_f1("the cat sat down", "a cat sat on it") == pytest.approx(
-        2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4)
-    )
+    assert token_f1("the cat sat down", "a cat sat on it") == pytest.approx(2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
     assert token_f1("x", "y") == 0.0 and token_f1("X!", "x") == 1.0
     assert token_f1("a b b", "b") == pytest.approx(2 * (1 / 2) * 1 / (3 / 2))  # "a" is an article
 

@@ -26,9 +26,7 @@ def result(
     kind: ProbeKind, accuracy: float | None, ok: bool, detail: str = "", chosen: str | None = None
 ) -> ProbeResult:
     probe = Probe(kind, f"{kind} {accuracy} {ok} {detail}", ("x",), "x", detail)
-    outcome = ProbeOutcome(
-        "x", ok, accuracy, 1.0 if ok else 0.25, chosen, "why", (Retrieved(3, 0.51234, "s"),)
-    )
+    outcome = ProbeOutcome("x", ok, accuracy, 1.0 if ok else 0.25, chosen, "why", (Retrieved(3, 0.51234, "s"),))
     return ProbeResult(probe, {"memory": outcome})
 
 
@@ -84,9 +82,7 @@ def test_further_numbers() -> None:
 def test_forgetting_curve() -> None:
     records = [RecordResult(str(n), (result("edit", float(n > 3), True),)) for n in range(1, 7)]
     sequences = {str(n): n for n in range(1, 7)}
-    curve = forgetting_curve(
-        records, sequences, 6, lambda part: arm_metrics(part, "memory")["efficacy"], bins=3
-    )
+    curve = forgetting_curve(records, sequences, 6, lambda part: arm_metrics(part, "memory")["efficacy"], bins=3)
     assert [(b.youngest, b.oldest, b.records, b.value) for b in curve] == [
         (0, 1, 2, 1.0),
         (2, 3, 2, 0.5),
@@ -128,9 +124,7 @@ def test_probes_and_questions() -> None:
 def test_fact_line_is_json_with_the_documented_fields() -> None:
     request = EditRequest(id="a", subject="Ann", prompt="{} lives in", target_new="Rome", relation="home")
     line = json.loads(json.dumps(fact_line(request, 4, RECORDS[0])))
-    assert {
-        key: line[key] for key in ("id", "subject", "prompt", "target_new", "target_true", "relation")
-    } == {
+    assert {key: line[key] for key in ("id", "subject", "prompt", "target_new", "target_true", "relation")} == {
         "id": "a",
         "subject": "Ann",
         "prompt": "Ann lives in",

@@ -108,6 +108,15 @@ class PlainValue:
     loss: float
     steps: int
     losses: tuple[float, ...]
+    path: tuple[Tensor, ...]
+    """Delta at each forward pass; the first is 0."""
+
+    def stopped_at(self, threshold: float) -> PlainValue:
+        """The result of the same run, had it stopped at the first loss below ``threshold``."""
+        last = next((i for i, loss in enumerate(self.losses) if loss < threshold), len(self.losses) - 1)
+        return PlainValue(
+            self.h, self.path[last], self.losses[last], last + 1, self.losses[: last + 1], self.path[: last + 1]
+        )
 
 
 def optimise(
@@ -133,6 +142,7 @@ def optimise(
     delta = torch.zeros(h.shape[0], requires_grad=True)
     adam = torch.optim.Adam([delta], lr=config.lr)
     history: list[float] = []
+    path: list[Tensor] = []
     for step in range(config.steps):
         total = torch.zeros(())
         for ids, at in runs:
@@ -146,6 +156,7 @@ def optimise(
         if bool(delta.any()):  # |delta| has no gradient at 0
             total = total + config.weight_decay * delta.norm() / h.norm() ** 2
         history.append(float(total.detach()))
+        path.append(delta.detach().clone())
         if history[-1] < config.stop_loss or step == config.steps - 1:
             break
         adam.zero_grad()
@@ -156,7 +167,7 @@ def optimise(
                 bound = config.clamp * h.norm()
                 if delta.norm() > bound:
                     delta *= bound / delta.norm()
-    return PlainValue(h, delta.detach(), history[-1], len(history), tuple(history))
+    return PlainValue(h, delta.detach(), history[-1], len(history), tuple(history), tuple(path))
 
 
 def greedy(model: EditableModel, ids: Sequence[int], limit: int) -> list[int]:

@@ -1,0 +1,147 @@
+"""Scores, answers and likelihoods against the library run on one unpadded sequence at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from editing.model.adapter import EditableModel
+from editing.model.engine import Answer, Continuation, LanguageEngine
+from tests.unit.helpers import plain
+
+Tiny = Callable[[str], EditableModel]
+Row = tuple[list[int], list[int]]
+
+
+def rows_for(model: EditableModel, count: int = 8) -> list[Row]:
+    """Prompts of 3 to 12 tokens, some of them equal, with continuations of 1 to 4 tokens."""
+    generator = torch.Generator().manual_seed(5)
+    draw = lambda n: torch.randint(1, len(model.text.tokenizer), (n,), generator=generator).tolist()
+    return [(draw(3 + 3 * (i % 4)) if i % 3 else [5, 6, 7], draw(1 + i % 4)) for i in range(count)]
+
+
+def check_score(model: EditableModel, row: Row, got: Continuation) -> None:
+    prompt, continuation = row
+    with torch.no_grad():
+        scores = plain.logits(model, prompt + continuation).log_softmax(dim=-1)[len(prompt) - 1 : -1]
+    want = [float(scores[i, token]) for i, token in enumerate(continuation)]
+    assert got.logprobs == pytest.approx(want, abs=2e-4)
+    assert got.hits == tuple(int(scores[i].argmax()) == token for i, token in enumerate(continuation))
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text", "gpt2", "gptj", "gpt_neox"])
+@pytest.mark.parametrize("batch_tokens", [30, 4096])
+def test_scores_and_answers_equal_the_plain_form(tiny: Tiny, family: str, batch_tokens: int) -> None:
+    model = tiny(family)
+    rows = rows_for(model)
+    engine = LanguageEngine(model, batch_tokens=batch_tokens)
+    got = engine.score_and_generate(rows, max_new_tokens=6, stop_at_newline=False)
+    for row, (scored, answer) in zip(rows, got, strict=True):
+        check_score(model, row, scored)
+        assert list(answer.ids) == plain.greedy(model, row[0], 6)
+        assert answer.text == model.text.decode(answer.ids)
+
+
+def test_scoring_alone_and_generating_alone_agree_with_both(llama: EditableModel) -> None:
+    rows, engine = rows_for(llama), LanguageEngine(llama)
+    both = engine.score_and_generate(rows, max_new_tokens=5)
+    for row, (scored, answer), only in zip(rows, both, engine.score(rows), strict=True):
+        assert only.hits == scored.hits and only.logprobs == pytest.approx(scored.logprobs, abs=1e-5)
+        check_score(llama, row, only)
+        assert engine.generate([row[0]], max_new_tokens=5) == [answer]
+
+
+def test_a_hit_is_the_most_likely_token(llama: EditableModel) -> None:
+    prompt = [5, 77, 130, 9]
+    said = plain.greedy(llama, prompt, 3)
+    wrong = [said[0], (said[1] + 1) % 300, said[2]]
+    right, mixed = LanguageEngine(llama).score([(prompt, said), (prompt, wrong)])
+    assert right.hits == (True, True, True)
+    assert mixed.hits[:2] == (True, False)
+
+
+def test_equal_prompts_run_once(llama: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths: list[int] = []
+    embed = llama.embed
+    monkeypatch.setattr(llama, "embed", lambda rows: widths.append(rows.ids.shape[0]) or embed(rows))
+    prompt = [5, 77, 130]
+    rows = [(prompt, [3]), (prompt, [4, 5]), ([8, 9], [3]), (prompt, [])]
+    got = LanguageEngine(llama).score_and_generate(rows, max_new_tokens=2)
+    assert widths == [2], "one prefill of the two distinct prompts"
+    assert got[0][1] == got[1][1] == got[3][1]
+    assert got[3][0] == Continuation((), ())
+    for row, (scored, _) in zip(rows[:3], got, strict=False):
+        check_score(llama, row, scored)
+
+
+def relabel(model: EditableModel, old: int, new: int) -> None:
+    """Swap two tokens of the vocabulary: the model behaves as before with the two names exchanged."""
+    with torch.no_grad():
+        for weight in (model.hf.model.embed_tokens.weight, model.hf.lm_head.weight):
+            weight[[old, new]] = weight[[new, old]]
+
+
+def prompts_with_answer(model: EditableModel) -> tuple[list[int], list[int], int]:
+    """A prompt, its greedy continuation, and the place of a token in it that neither has before."""
+    for start in range(1, 200):
+        prompt = [start, start + 3, start + 11]
+        said = plain.greedy(model, prompt, 6)
+        for at in (2, 3):
+            if len(said) == 6 and said[at] not in prompt + said[:at]:
+                return prompt, said, at
+    raise AssertionError("no prompt has a varied enough continuation")
+
+
+def test_an_answer_ends_at_its_first_newline(llama: EditableModel) -> None:
+    newline = llama.text.tokenizer("\n", add_special_tokens=False)["input_ids"][0]
+    prompt, said, at = prompts_with_answer(llama)
+    assert newline not in prompt + said
+    relabel(llama, said[at], newline)
+    engine = LanguageEngine(llama)
+    other = [9, 8, 7, 6, 5]
+    stopped, beside = engine.generate([prompt, other], max_new_tokens=6)
+    assert stopped == Answer(llama.text.decode(said[:at]), (*said[:at], newline))
+    assert list(beside.ids)[:2] == plain.greedy(llama, other, 6)[:2], "its neighbour goes on"
+    (free,) = engine.generate([prompt], max_new_tokens=6, stop_at_newline=False)
+    assert list(free.ids) == plain.greedy(llama, prompt, 6) and "\n" in free.text
+
+
+def test_an_answer_ends_before_an_end_token(llama: EditableModel) -> None:
+    (end,) = llama.text.eos_ids
+    prompt, said, at = prompts_with_answer(llama)
+    relabel(llama, said[at], end)
+    stopped, beside = LanguageEngine(llama).generate([prompt, [9, 8, 7]], max_new_tokens=6, stop_at_newline=False)
+    assert list(stopped.ids) == said[:at]
+    assert list(beside.ids) == plain.greedy(llama, [9, 8, 7], 6)
+
+
+def test_documents_likelihood(tiny: Tiny) -> None:
+    for family in ("llama", "gpt2"):
+        model = tiny(family)
+        documents = [prompt + rest for prompt, rest in rows_for(model, 5)] + [[7]]
+        for batch_tokens in (20, 4096):
+            got = LanguageEngine(model, batch_tokens=batch_tokens).nll(documents)
+            for ids, (total, count) in zip(documents, got, strict=True):
+                with torch.no_grad():
+                    scores = plain.logits(model, ids).double().log_softmax(dim=-1)
+                want = -sum(float(scores[i, token]) for i, token in enumerate(ids[1:]))
+                assert count == len(ids) - 1
+                assert total == pytest.approx(want, rel=1e-5, abs=1e-9)
+
+
+def test_nothing_asked_nothing_answered(llama: EditableModel) -> None:
+    engine = LanguageEngine(llama)
+    assert engine.score([]) == [] and engine.generate([]) == [] and engine.nll([]) == []
+    with pytest.raises(ValueError, match="a prompt has no tokens"):
+        engine.generate([[1, 2], []])
+
+
+def test_the_current_weights_answer(llama: EditableModel) -> None:
+    engine, rows = LanguageEngine(llama), rows_for(llama, 3)
+    before = engine.score(rows)
+    llama.set_weight(1, -llama.weight(1))
+    for row, was, now in zip(rows, before, engine.score(rows), strict=True):
+        assert was != now
+        check_score(llama, row, now)
