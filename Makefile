@@ -41,11 +41,11 @@ demo: models  ## run configs/quickstart.yaml end to end; output in runs/demo
 	rm -rf $(DEMO)
 	$(BIN)/errata run configs/quickstart.yaml --output $(DEMO)
 
-test: models  ## all everyday tests: unit, integration, model
-	$(PYTEST) -m "$(EVERYDAY)"
+test: models test-unit  ## all everyday tests: unit, integration, model
+	$(PYTEST) -m "$(EVERYDAY)" tests/integration tests/model
 
-test-unit: setup  ## unit tests alone: seconds, no models, no Ray
-	$(PYTEST) -m "unit and $(EVERYDAY)" tests/unit
+test-unit: setup  ## unit tests alone: a minute, no models, no Ray
+	$(PYTEST) -n 2 -m "$(EVERYDAY)" tests/unit
 
 slow: models  ## the tests that take minutes
 	$(PYTEST) -m "slow and not gpu"

@@ -1,4 +1,6 @@
-"""Sharded covariance estimation: blocks of seeded units, any number of workers, one fixed order of addition.
+"""Sharded covariance estimation: blocks of units, any number of workers, one fixed order of addition.
+
+A unit is a share of sequences to sample, with a seed of its own, or a run of documents of a corpus.
 
 A *block* is a fixed run of consecutive units. A worker computes a block's units in order and hands over one sum; the
 sums are added by pairs in a binary tree whose shape depends only on how many blocks count. A block that dies with its
@@ -12,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,24 +23,38 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from actors.runtime import LOST, kill, make_actor, unwrap
+from actors.runtime import LOST, check_born, kill, make_actor, unwrap
 from actors.settings import ModelSpec, RayConfig, RoleConfig
 from actors.worker import VersionedModel, load_for
-from editing.covariance import KeyCovariance
+from editing.corpus import CorpusConfig, CorpusReader, check_digest, run_corpus_unit, second_pass
+from editing.covariance import KeyCovariance, SampleRecord
 from editing.errors import ErrataError
-from editing.selfgen import SelfGenerationConfig, run_unit, unit_of
+from editing.selfgen import SelfGenerationConfig, UnitResult, run_unit, unit_of
 
 logger = logging.getLogger(__name__)
 
 Sums = dict[int, np.ndarray[Any, np.dtype[np.float64]]]
 
 
+class CorpusShare(BaseModel):
+    """A corpus as an estimate was planned on it; a worker that finds another text there refuses to use it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    reading: CorpusConfig
+    digest: str
+    documents: int = Field(ge=1)
+    """How many there are."""
+
+
 class EstimateJob(BaseModel):
-    """One estimate: what the model says, from which version, up to which budget."""
+    """One estimate: what is run, on which version, up to which budget."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     generation: SelfGenerationConfig = SelfGenerationConfig()
+    corpus: CorpusShare | None = None
+    """Text to run instead of what the model generates."""
     layers: tuple[int, ...] = Field(min_length=1)
     seed: int = 0
     tokens: int | None = Field(None, ge=1)
@@ -53,18 +69,30 @@ class EstimateJob(BaseModel):
             raise ValueError(f"give one budget: tokens ({self.tokens}) or sequences ({self.sequences})")
         return self
 
+    @property
+    def per_unit(self) -> int:
+        """Sequences or documents of a full unit."""
+        return self.generation.sequences_per_unit if self.corpus is None else self.corpus.reading.documents_per_unit
+
+    @property
+    def most(self) -> int | None:
+        """Sequences or documents that the job can come to; None where only the tokens are bounded."""
+        if self.corpus is None:
+            return self.sequences
+        return self.corpus.documents if self.sequences is None else min(self.sequences, self.corpus.documents)
+
     def source(self, dtype: str) -> dict[str, Any]:
         """All that decides the result, as it is stored with it."""
-        return {
-            "kind": "self_generated",
+        common = {
             "version": self.version,
-            "seed": self.seed,
             "dtype": dtype,
             "tokens": self.tokens,
             "sequences": self.sequences,
             "units_per_block": self.units_per_block,
-            **self.generation.model_dump(),
         }
+        if self.corpus is not None:
+            return {"kind": "corpus", "text": self.corpus.digest, **common, **self.corpus.reading.identity()}
+        return {"kind": "self_generated", "seed": self.seed, **common, **self.generation.model_dump()}
 
 
 @dataclass(frozen=True)
@@ -75,6 +103,7 @@ class BlockInfo:
     tokens: int
     documents: tuple[tuple[float, int], ...]
     seconds: float
+    openings: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,12 +119,27 @@ class EstimateProgress:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A finished estimate: the covariance, (NLL, tokens) per sequence, and how it went."""
+    """A finished estimate: the covariance, (NLL, tokens) per document, and how it went."""
 
     covariance: KeyCovariance
     documents: tuple[tuple[float, int], ...]
     seconds: float
     repeated_blocks: int
+    openings: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def recorded(self) -> KeyCovariance:
+        """The covariance with its documents' likelihoods and first words beside it, as it is stored."""
+        return replace(self.covariance, record=SampleRecord(self.documents, self.openings))
+
+
+@dataclass(frozen=True)
+class KeyCheck:
+    """Keys taken while decoding against a packed second pass over the same tokens."""
+
+    tokens: int
+    errors: Mapping[int, float]
+    """``|S_fused - S_second|_F / |S_second|_F`` by layer."""
 
 
 class UnitWorker:
@@ -103,6 +147,7 @@ class UnitWorker:
 
     def __init__(self, spec: ModelSpec, role: RoleConfig) -> None:
         self._versioned = VersionedModel(load_for(role, spec))
+        self._reader: tuple[CorpusShare, CorpusReader] | None = None
 
     def block(
         self, job: EstimateJob, index: int, sequences: int, weights: Mapping[int, Tensor]
@@ -111,19 +156,42 @@ class UnitWorker:
         started = time.perf_counter()
         self._versioned.show(job.version, weights)
         sums: Sums = {}
-        tokens, documents = 0, list[tuple[float, int]]()
+        tokens, documents, openings = 0, list[tuple[float, int]](), list[tuple[str, ...]]()
         for place in range(job.units_per_block):
-            take = min(job.generation.sequences_per_unit, sequences - place * job.generation.sequences_per_unit)
+            take = min(job.per_unit, sequences - place * job.per_unit)
             if take <= 0:
                 break
-            unit = unit_of(index * job.units_per_block + place, seed=job.seed, sequences=take)
-            result = run_unit(self._versioned.model, unit, job.layers, job.generation)
+            result = self._unit(job, index * job.units_per_block + place, take)
             for layer, value in result.sums.items():
                 array = value.numpy()
                 sums[layer] = array if layer not in sums else sums[layer] + array
             tokens += result.tokens
             documents += result.documents
-        return BlockInfo(index, tokens, tuple(documents), time.perf_counter() - started), sums
+            openings += result.openings
+        seconds = time.perf_counter() - started
+        return BlockInfo(index, tokens, tuple(documents), seconds, tuple(openings)), sums
+
+    def _unit(self, job: EstimateJob, unit_id: int, take: int) -> UnitResult:
+        if job.corpus is None:
+            unit = unit_of(unit_id, seed=job.seed, sequences=take)
+            return run_unit(self._versioned.model, unit, job.layers, job.generation)
+        if self._reader is None or self._reader[0] != job.corpus:
+            check_digest(job.corpus.reading, job.corpus.digest)
+            self._reader = job.corpus, CorpusReader(job.corpus.reading)
+        first = unit_id * job.per_unit
+        texts = self._reader[1].take(first, take)
+        return run_corpus_unit(self._versioned.model, unit_id, first, texts, job.layers, job.corpus.reading)
+
+    def check(self, job: EstimateJob, sequences: int, weights: Mapping[int, Tensor]) -> KeyCheck:
+        """Sample the first unit again and compare its keys with those of a packed second pass."""
+        self._versioned.show(job.version, weights)
+        unit = unit_of(0, seed=job.seed, sequences=sequences)
+        fused = run_unit(self._versioned.model, unit, job.layers, job.generation, keep_tokens=True)
+        sums, tokens = second_pass(self._versioned.model, fused.sequences, job.layers)
+        if tokens != fused.tokens:
+            raise ErrataError(f"the decoding pass took {fused.tokens} keys, a second pass {tokens}")
+        errors = {i: float((fused.sums[i] - sums[i]).norm() / sums[i].norm().clamp_min(1e-300)) for i in job.layers}
+        return KeyCheck(tokens, errors)
 
 
 @ray.remote
@@ -138,6 +206,9 @@ class UnitActor:
         self, job: EstimateJob, index: int, sequences: int, weights: Mapping[int, Tensor]
     ) -> tuple[BlockInfo, Sums]:
         return self._worker.block(job, index, sequences, weights)
+
+    def check(self, job: EstimateJob, sequences: int, weights: Mapping[int, Tensor]) -> KeyCheck:
+        return self._worker.check(job, sequences, weights)
 
 
 def add_sums(left: Sums, right: Sums) -> Sums:
@@ -185,26 +256,25 @@ class _Run:
     repeated: int = 0
 
     def total_blocks(self) -> int | None:
-        if self.job.sequences is None:
-            return None
-        per_block = self.job.generation.sequences_per_unit * self.job.units_per_block
-        return -(-self.job.sequences // per_block)
+        most = self.job.most
+        return None if most is None else -(-most // (self.job.per_unit * self.job.units_per_block))
 
     def sequences_for(self, block: int) -> int:
-        per_block = self.job.generation.sequences_per_unit * self.job.units_per_block
-        return per_block if self.job.sequences is None else min(per_block, self.job.sequences - block * per_block)
+        per_block, most = self.job.per_unit * self.job.units_per_block, self.job.most
+        return per_block if most is None else min(per_block, most - block * per_block)
 
     def complete(self) -> bool:
-        if self.job.tokens is not None:
-            return self.tokens >= self.job.tokens
+        if self.job.tokens is not None and self.tokens >= self.job.tokens:
+            return True
         return self.released == self.total_blocks()
 
     def wants_more(self) -> bool:
         """Whether a further block is likely to count."""
         total = self.total_blocks()
-        if total is not None:
-            return self.next_block < total
-        assert self.job.tokens is not None
+        if total is not None and self.next_block >= total:
+            return False
+        if self.job.tokens is None:
+            return True
         known = [info.tokens for info, _ in self.finished.values()]
         ahead = self.next_block - self.released
         expected = (sum(known) / len(known)) if known else 0.0
@@ -261,6 +331,7 @@ class CovarianceEstimator:
             reference = weights if isinstance(weights, ray.ObjectRef) else ray.put(dict(weights))
             run, tree = _Run(job, reference), _Tree()
             documents: list[tuple[float, int]] = []
+            openings: list[tuple[str, ...]] = []
             idle = list(self._actors)
             while not run.complete():
                 if stop is not None and stop.is_set():
@@ -275,6 +346,7 @@ class CovarianceEstimator:
                     run.released += 1
                     run.tokens += info.tokens
                     documents += info.documents
+                    openings += info.openings
                 if ready and progress is not None:
                     progress(_progress(run, time.perf_counter() - started))
             for reference in run.outstanding:
@@ -283,7 +355,27 @@ class CovarianceEstimator:
             sums = ray.get(tree.root())
             tensors = {layer: torch.from_numpy(np.array(value)) for layer, value in sorted(sums.items())}
             covariance = KeyCovariance(tensors, run.tokens, job.source(self._spec.dtype))
-            return Estimate(covariance, tuple(documents), time.perf_counter() - started, run.repeated)
+            if job.tokens is not None and run.tokens < job.tokens:
+                logger.warning("the corpus ended at %d of %d tokens", run.tokens, job.tokens)
+            seconds = time.perf_counter() - started
+            return Estimate(covariance, tuple(documents), seconds, run.repeated, tuple(openings))
+
+    def check(self, job: EstimateJob, weights: Any) -> KeyCheck:
+        """Compare the keys of the first unit with a packed second pass over the same tokens, on one worker.
+
+        Raises:
+            ErrataError: the job runs a corpus, which has no decoding pass.
+        """
+        if job.corpus is not None:
+            raise ErrataError("only self-generated keys are taken while decoding; a corpus has nothing to check")
+        with self._lock:
+            self.start()
+            try:
+                sequences = min(job.per_unit, job.most or job.per_unit)
+                found: KeyCheck = ray.get(self._actors[0].check.remote(job, sequences, weights))
+            except ray.exceptions.RayTaskError as error:
+                raise unwrap(error) from error
+            return found
 
     def _hand_out(self, run: _Run, idle: list[Any]) -> None:
         while idle and (run.redo or run.wants_more()):
@@ -303,6 +395,7 @@ class CovarianceEstimator:
         try:
             run.finished[block] = (ray.get(reference), sums)
         except LOST as error:
+            check_born(error)
             self._revivals += 1
             run.repeated += 1
             run.redo.append(block)

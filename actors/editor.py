@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import ray
 from torch import Tensor
 
-from actors.runtime import LOST, kill, make_actor, unwrap
+from actors.runtime import LOST, check_born, kill, make_actor, unwrap
 from actors.settings import ModelSpec, RayConfig, RoleConfig
 from actors.worker import load_for
 from editing.contexts import sample_contexts
@@ -105,6 +106,9 @@ class EditorActor:
     def norms(self) -> dict[int, float]:
         return self._worker.session().norms()
 
+    def ping(self) -> None:
+        """Answers when every call before it is done."""
+
 
 class EditorClient:
     """What the orchestrator calls. Survives the actor's death."""
@@ -121,9 +125,14 @@ class EditorClient:
         self._config, self._spec, self._editor_config = config, spec, editor_config
         self._contexts, self._history = contexts, history
         self._revivals = 0
+        self._begun = False
+        self._limit: int | None = None
+        """Items of the history taken so far in a restoration item by item; None: all there are."""
+        self._last: EditReceipt | None = None
         self._actor: Any = self._make()
 
     def _make(self) -> Any:
+        self._started = False
         return make_actor(
             EditorActor,
             self._config.editor,
@@ -156,23 +165,30 @@ class EditorClient:
 
     def restore(self) -> None:
         """Replay the whole history into a fresh actor."""
-        self._guarded(self._replay_all)
+        self._begun, self._limit = True, None
+        self._guarded(self._catch_up)
 
     def begin(self, covariance: KeyCovariance | None) -> None:
         """Begin a restoration item by item, where the caller wants to look at the versions in between."""
-        ray.get(self._actor.start.remote(covariance))
+        self._begun, self._limit = True, int(covariance is not None)
+        self._guarded(lambda: self._start(covariance))
 
     def replay(self, item: HistoryItem) -> None:
-        """The next item of such a restoration."""
-        ray.get(self._actor.replay.remote(item))
+        """The next item of such a restoration; the items are those of the history, in its order."""
+        self._guarded(lambda: self._get(self._actor.replay.remote(item)))
+        if self._limit is not None:
+            self._limit += 1
 
     def apply(self, batch: EditBatch) -> EditReceipt:
         """Write a batch; the weights have changed when this returns."""
+        self._limit = None
         receipt: EditReceipt = self._call("apply", batch)
+        self._last = receipt
         return receipt
 
     def swap(self, covariance: KeyCovariance) -> None:
         """Continue on another covariance. Journal the swap first: a revival replays it from there."""
+        self._limit = None
         before = self._revivals
         self._call("swap", covariance)
         if self._revivals != before:
@@ -181,7 +197,14 @@ class EditorClient:
 
     def weights(self) -> Any:
         """A reference to the edited maps by layer as they are now; pass it on without fetching it."""
-        return self._actor.weights.remote()
+
+        def once() -> Any:
+            reference = self._actor.weights.remote()
+            # calls run in order: when this one answers, the weights are stored and outlive the actor
+            self._get(self._actor.ping.remote())
+            return reference
+
+        return self._guarded(once)
 
     def norms(self) -> dict[int, float]:
         """Frobenius norms of the edited matrices."""
@@ -204,15 +227,19 @@ class EditorClient:
                 "swap": self._actor.swap,
                 "norms": self._actor.norms,
             }[method]
-            return ray.get(call.remote(*args), timeout=self._config.call_timeout_seconds)
+            return self._get(call.remote(*args))
 
         return self._guarded(once)
+
+    def _get(self, reference: Any) -> Any:
+        return ray.get(reference, timeout=self._config.call_timeout_seconds)
 
     def _guarded(self, action: Callable[[], Any]) -> Any:
         while True:
             try:
                 return action()
             except LOST as error:
+                check_born(error)
                 self._revive(error)
             except ray.exceptions.RayTaskError as error:
                 raise unwrap(error) from error
@@ -226,17 +253,27 @@ class EditorClient:
         logger.warning("the editor died (%s); starting a new one from the journal", type(error).__name__)
         kill(self._actor)
         self._actor = self._make()
-        self._guarded(self._replay_all)
+        self._guarded(self._catch_up)
 
-    def _replay_all(self) -> None:
-        started = False
-        for item in self._history():
-            if not started:
-                first = item if isinstance(item, KeyCovariance) else None
-                ray.get(self._actor.start.remote(first))
-                started = True
-                if first is not None:
-                    continue
-            ray.get(self._actor.replay.remote(item))
-        if not started:
-            ray.get(self._actor.start.remote(None))
+    def _start(self, covariance: KeyCovariance | None) -> None:
+        if self._started:
+            # an actor that has begun a lifetime keeps its weights; another one begins on a fresh model
+            kill(self._actor)
+            self._actor = self._make()
+        self._started = True
+        self._get(self._actor.start.remote(covariance))
+
+    def _catch_up(self) -> None:
+        """Bring a new actor to where the one before it was."""
+        if not self._begun:
+            return
+        items = iter(islice(self._history(), self._limit))
+        first = next(items, None)
+        self._start(first if isinstance(first, KeyCovariance) else None)
+        reached = 0
+        for item in chain([first] if isinstance(first, EditReceipt) else [], items):
+            self._get(self._actor.replay.remote(item))
+            reached = item.sequence if isinstance(item, EditReceipt) else reached
+        if self._limit is None and self._last is not None and self._last.sequence == reached + 1:
+            # applied, and not in the journal yet: whoever asked for it goes on to commit it
+            self._get(self._actor.replay.remote(self._last))

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from actors.runtime import LOST, kill, make_actor, unwrap
+from actors.runtime import LOST, check_born, kill, make_actor, unwrap
 from actors.settings import ModelSpec, RayConfig, RoleConfig
 from actors.worker import VersionedModel, load_for
 from editing.errors import ErrataError
@@ -118,6 +118,7 @@ class EvaluationPool:
     def __init__(self, config: RayConfig, spec: ModelSpec, settings: EvaluationSettings) -> None:
         self._config, self._spec, self._settings = config, spec, settings
         self._lock = threading.Lock()
+        self._given_up = threading.Event()
         self._revivals = 0
         self._actors: list[Any] = [self._make() for _ in range(config.evaluation_workers)]
 
@@ -159,8 +160,13 @@ class EvaluationPool:
         found: list[float] = self._spread([lambda actor: actor.perplexity.remote(text, weights)])
         return found[0]
 
+    def give_up(self) -> None:
+        """End evaluations that are under way with an error; call from any thread."""
+        self._given_up.set()
+
     def close(self) -> None:
         """End the workers."""
+        self.give_up()
         for actor in self._actors:
             kill(actor)
 
@@ -172,6 +178,8 @@ class EvaluationPool:
             idle = list(range(len(self._actors)))
             results: dict[int, Any] = {}
             while waiting or running:
+                if self._given_up.is_set():
+                    raise ErrataError("the evaluation was given up")
                 while waiting and idle:
                     place, call = waiting.pop(0)
                     slot = idle.pop(0)
@@ -183,6 +191,9 @@ class EvaluationPool:
                     try:
                         results[place] = ray.get(reference)
                     except LOST as error:
+                        if self._given_up.is_set():
+                            raise ErrataError("the evaluation was given up") from error
+                        check_born(error)
                         self._revive(slot, error)
                         waiting.append((place, calls[place]))
                     except ray.exceptions.RayTaskError as error:

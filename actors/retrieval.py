@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from actors.runtime import LOST, kill, make_actor, unwrap
+from actors.runtime import LOST, check_born, kill, make_actor, unwrap
 from actors.settings import RayConfig
 from editing.errors import ErrataError
 from retrieval.embedder import build_embedder
@@ -141,6 +141,7 @@ class MemoryClient:
             try:
                 return ray.get(call(), timeout=self._config.call_timeout_seconds)
             except LOST as error:
+                check_born(error)
                 self._revivals += 1
                 if self._revivals > self._config.max_revivals:
                     raise ErrataError(

@@ -31,6 +31,8 @@ def connect(config: RayConfig) -> bool:
     """
     if ray.is_initialized():
         return False
+    # a call after the end of a run, from a thread that has not noticed it yet, must not start another Ray
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     quiet: dict[str, Any] = {
         "logging_level": logging.ERROR,
         "log_to_driver": os.environ.get("ERRATA_RAY_LOGS") == "1",
@@ -81,6 +83,22 @@ def unwrap(error: Exception) -> Exception:
             # a fresh object of the plain type: Ray's has the remote traceback as its text
             return type(cause)(*cause.args) if type(cause).__module__.startswith("editing") else cause
     return error
+
+
+def check_born(error: BaseException) -> None:
+    """Tell an actor that died from one that could not be made: another attempt at that would end the same way.
+
+    Raises:
+        UserError, ErrataError: its constructor failed; with the last line of what it said.
+    """
+    if not getattr(error, "actor_init_failed", False):
+        return
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    kind, _, message = lines[-1].strip().partition(": ")
+    # Ray keeps the text of the remote error only
+    if kind.rpartition(".")[2] == UserError.__name__:
+        raise UserError(message) from error
+    raise ErrataError(f"an actor could not be started: {lines[-1].strip()}") from error
 
 
 def first_line(error: BaseException) -> str:

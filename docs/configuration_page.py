@@ -19,10 +19,10 @@ from orchestrator.config import RunConfig
 
 HEAD = """# Configuration
 
-One YAML file, checked as a whole before anything starts: an unknown key or a value that does not fit is one line that names
-the key, the value and what is allowed, and exit code 2. `errata run CONFIG --dry-run` prints the file with every default filled
-in; `--set dotted.key=value` overrides single keys, the value read as YAML (`--set editor.layers=[4,5,6]`,
-`--set refresh.every=null`).
+One YAML file, checked as a whole before anything starts: an unknown key or a value that does not fit is one line that
+names the key, the value and what is allowed, and exit code 2. `errata run CONFIG --dry-run` prints the file with every
+default filled in; `--set dotted.key=value` overrides single keys, the value read as YAML
+(`--set editor.layers=[4,5,6]`, `--set refresh.every=null`).
 
 This page is written from the classes by `python docs/configuration_page.py`.
 """

@@ -8,6 +8,7 @@ Letters: I = d_in of the edited map.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,30 @@ from editing.digest import digest_json, digest_tensors
 from editing.errors import DamagedFileError, UserError
 
 _FORMAT = "errata-covariance-1"
+_RECORD = "record"
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """What is remembered of the documents behind a covariance besides their keys.
+
+    ``documents`` holds (sum of -log p in nats, predicted tokens) per document; ``openings`` the first words of each
+    generated one. Either may be empty where it was not taken.
+    """
+
+    documents: tuple[tuple[float, int], ...] = ()
+    openings: tuple[tuple[str, ...], ...] = ()
+
+    def to_bytes(self) -> bytes:
+        """JSON; equal records give equal bytes."""
+        return json.dumps({"documents": self.documents, "openings": self.openings}).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> SampleRecord:
+        """The record that ``to_bytes`` wrote; raises ValueError or KeyError for anything else."""
+        found = json.loads(data)
+        documents = tuple((float(nll), int(count)) for nll, count in found["documents"])
+        return cls(documents, tuple(tuple(str(word) for word in words) for words in found["openings"]))
 
 
 @dataclass(frozen=True)
@@ -31,11 +56,14 @@ class KeyCovariance:
     """Sums of key outer products by layer, float64 (I, I) on the CPU, over ``tokens`` tokens.
 
     ``source`` says what it was made from (kind, seed, budget, model version, dtype); it is part of the digest.
+    ``record`` is not: the matrices are what they are whether or not somebody remembers the documents. It travels in
+    the same file under a checksum of its own.
     """
 
     sums: Mapping[int, Tensor]
     tokens: int
     source: Mapping[str, Any]
+    record: SampleRecord | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -61,14 +89,19 @@ class KeyCovariance:
         return self.sums[layer] / self.tokens
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file that carries its own digest."""
+        """Write a safetensors file that carries its own digest, and the record if there is one."""
         metadata = {
             "format": _FORMAT,
             "tokens": str(self.tokens),
             "source": json.dumps(dict(self.source), sort_keys=True),
             "digest": self.digest,
         }
-        save_file({str(layer): value.contiguous() for layer, value in self.sums.items()}, path, metadata=metadata)
+        tensors = {str(layer): value.contiguous() for layer, value in self.sums.items()}
+        if self.record is not None:
+            data = self.record.to_bytes()
+            metadata["record_digest"] = hashlib.sha256(data).hexdigest()
+            tensors[_RECORD] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        save_file(tensors, path, metadata=metadata)
 
     @classmethod
     def load(cls, path: Path) -> KeyCovariance:
@@ -80,10 +113,12 @@ class KeyCovariance:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                sums = {int(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             if metadata.get("format") != _FORMAT:
                 raise ValueError(f"format {metadata.get('format')!r}, want {_FORMAT!r}")
-            loaded = cls(sums, int(metadata["tokens"]), json.loads(metadata["source"]))
+            record = _checked_record(tensors.pop(_RECORD, None), metadata.get("record_digest"))
+            sums = {int(name): value for name, value in tensors.items()}
+            loaded = cls(sums, int(metadata["tokens"]), json.loads(metadata["source"]), record)
         except Exception as error:  # safetensors raises its own type, which it does not export everywhere
             raise DamagedFileError(f"covariance file {path.name!r} cannot be read: {error}") from error
         if loaded.digest != metadata.get("digest"):
@@ -99,11 +134,20 @@ class KeyCovariance:
         return cls(sums, 1, {"kind": "identity"})
 
 
+def _checked_record(data: Tensor | None, digest: str | None) -> SampleRecord | None:
+    if data is None and digest is None:
+        return None
+    content = b"" if data is None else data.numpy().tobytes()
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise ValueError("the record of its documents is not what was written")
+    return SampleRecord.from_bytes(content)
+
+
 def merge(parts: Sequence[KeyCovariance], source: Mapping[str, Any] | None = None) -> KeyCovariance:
-    """Sum of covariances over the same layers, in the order given; counts add exactly.
+    """Sum of covariances over the same layers, in the order given; counts add exactly, records are joined.
 
     Raises:
-        UserError: nothing to merge, or the parts cover different layers.
+        UserError: nothing to merge, or the parts cover different layers or maps of different widths.
     """
     if not parts:
         raise UserError("nothing to merge: give at least one covariance")
@@ -111,12 +155,29 @@ def merge(parts: Sequence[KeyCovariance], source: Mapping[str, Any] | None = Non
     for part in parts[1:]:
         if part.layers != layers:
             raise UserError(f"covariances cover different layers: {list(layers)} and {list(part.layers)}")
+        for layer in layers:
+            if part.sums[layer].shape != parts[0].sums[layer].shape:
+                raise UserError(
+                    f"covariances of different widths at layer {layer}: {parts[0].sums[layer].shape[0]} and "
+                    f"{part.sums[layer].shape[0]}; they are of different models"
+                )
     sums = {layer: parts[0].sums[layer].clone() for layer in layers}
     for part in parts[1:]:
         for layer in layers:
             sums[layer] += part.sums[layer]
     made_from = source if source is not None else {"kind": "merge", "parts": [part.digest for part in parts]}
-    return KeyCovariance(sums, sum(part.tokens for part in parts), made_from)
+    return KeyCovariance(sums, sum(part.tokens for part in parts), made_from, joined_record(parts))
+
+
+def joined_record(parts: Sequence[KeyCovariance]) -> SampleRecord | None:
+    """The documents of all parts, in order; None where a part has no record."""
+    records = [part.record for part in parts if part.record is not None]
+    if len(records) < len(parts):
+        return None
+    return SampleRecord(
+        tuple(document for record in records for document in record.documents),
+        tuple(words for record in records for words in record.openings),
+    )
 
 
 class MomentAccumulator:

@@ -113,10 +113,13 @@ class WeightDelta:
         if metadata.get("format") != _FORMAT:
             raise DamagedFileError(f"delta file {path.name!r} has format {metadata.get('format')!r}, want {_FORMAT!r}")
         layers: dict[int, LayerDelta] = {}
-        for name, tensor in tensors.items():
-            layer, kind, side = name.split(".")
-            if side == "left":
-                layers[int(layer)] = LayerDelta(kind, tensor, tensors.get(f"{layer}.{kind}.right"))
+        try:
+            for name, tensor in tensors.items():
+                layer, kind, side = name.split(".")
+                if side == "left":
+                    layers[int(layer)] = LayerDelta(kind, tensor, tensors.get(f"{layer}.{kind}.right"))
+        except ValueError as error:
+            raise DamagedFileError(f"delta file {path.name!r} cannot be read: {error}") from error
         delta = cls(dict(sorted(layers.items())), metadata.get("editor", ""), json.loads(metadata.get("notes", "{}")))
         if delta.digest != metadata.get("digest"):
             raise DamagedFileError(

@@ -11,6 +11,17 @@ class UserError(ErrataError):
     """Something the user can put right: one clear line; the command line exits with code 2."""
 
 
+class DependentKeysError(UserError):
+    """Requests whose keys depend linearly on others of their batch, where the method must hit every target.
+
+    ``reasons`` says for each of them, by its id, which others it depends on; without them the batch can be written.
+    """
+
+    def __init__(self, reasons: dict[str, str]) -> None:
+        super().__init__("; ".join(f"request {request!r}: {reason}" for request, reason in reasons.items()))
+        self.reasons = reasons
+
+
 class NumericalError(ErrataError):
     """A linear system could not be solved to the promised accuracy; the message carries the numbers."""
 

@@ -18,6 +18,11 @@ from torch import Tensor
 
 from editing.errors import NumericalError
 
+MAX_DRIFT = 1e-9
+"""An inverse that answers its newest keys with a larger relative error is computed afresh."""
+_DEPENDENT = 1e-6
+"""Keys whose part outside the span of earlier ones has less than this share of their squared length depend on them."""
+
 
 class Base(ABC):
     """A fixed positive definite A_0, or one restricted to a subspace, and how to solve with it."""
@@ -127,7 +132,10 @@ class GrowingSystem:
             reach = self.inverse @ new
             core = torch.eye(new.shape[1], dtype=torch.float64, device=new.device) + new.T @ reach
             inverse = self.inverse - reach @ torch.cholesky_solve(reach.T, _cholesky(core, "I + K^T A^-1 K"))
-            return replace(self, past=torch.cat([self.past, new], 1), inverse=0.5 * (inverse + inverse.T))
+            past = torch.cat([self.past, new], dim=1)
+            grown = replace(self, past=past, inverse=0.5 * (inverse + inverse.T))
+            # rank-m updates of an inverse gather rounding errors; the newest keys show them at no great cost
+            return grown if grown.drift(keys) <= MAX_DRIFT else self._dense(past)
         solved = self.base.solve(new)
         past = torch.cat([self.past, new], dim=1)
         if past.shape[1] >= past.shape[0]:
@@ -175,6 +183,60 @@ def update_factor(system: GrowingSystem, keys: Tensor) -> Tensor:
     reach = system.solve(restricted)
     core = torch.eye(keys.shape[1], dtype=torch.float64, device=keys.device) + restricted.T @ reach
     return torch.cholesky_solve(reach.T, _cholesky(core, "I + K^T A^-1 K"))
+
+
+def equality_factor(system: GrowingSystem, keys: Tensor, damping: float = 0.0) -> Tensor:
+    """Right factor (m, d) of R (K^T A^-1 K + e I)^-1 K^T A^-1 with A the system as it stands and e the damping.
+
+    Undamped it maps key i exactly to unit vector i.
+
+    Raises:
+        DependentColumnsError: undamped, and keys depend linearly on each other.
+    """
+    restricted = system.base.restrict(keys.double())
+    reach = system.solve(restricted)
+    core = restricted.T @ reach
+    if damping:
+        core = core + damping * torch.eye(core.shape[0], dtype=torch.float64, device=core.device)
+    elif dependent := dependent_columns(core):
+        raise DependentColumnsError(dependent)
+    return torch.cholesky_solve(reach.T, _cholesky(core, "K^T A^-1 K"))
+
+
+class DependentColumnsError(NumericalError):
+    """Columns that depend linearly on others; ``columns`` names for each those it depends on."""
+
+    def __init__(self, columns: dict[int, list[int]]) -> None:
+        super().__init__(f"linearly dependent columns: {columns}")
+        self.columns = columns
+
+
+def dependent_columns(gram: Tensor) -> dict[int, list[int]]:
+    """Columns, by their Gram matrix (m, m), that depend on earlier independent ones; and on which."""
+    sizes = gram.diagonal().clamp_min(0).sqrt()
+    scale = torch.where(sizes > 0, sizes, torch.ones_like(sizes))
+    cosines = gram / scale[:, None] / scale[None, :]
+    independent: list[int] = []
+    dependent: dict[int, list[int]] = {}
+    factor = torch.zeros_like(cosines)
+    for j in range(cosines.shape[0]):
+        n = len(independent)
+        side = torch.linalg.solve_triangular(factor[:n, :n], cosines[independent, j][:, None], upper=False)
+        rest = float(cosines[j, j] - side.square().sum())
+        if rest >= _DEPENDENT:
+            factor[n, :n], factor[n, n] = side.squeeze(1), rest**0.5
+            independent.append(j)
+        else:
+            shares = torch.linalg.solve_triangular(factor[:n, :n].T, side, upper=True).squeeze(1).abs()
+            dependent[j] = [i for i, share in zip(independent, shares.tolist(), strict=True) if share > 1e-2]
+    return dependent
+
+
+def nearest_orthogonal(matrix: Tensor) -> Tensor:
+    """The orthogonal Q (d, d) with the largest trace of Q^T M: U V^T of the singular value decomposition of M."""
+    left, _, right = torch.linalg.svd(matrix.double())
+    nearest: Tensor = left @ right
+    return nearest
 
 
 def _cholesky(matrix: Tensor, what: str) -> Tensor:

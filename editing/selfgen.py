@@ -29,6 +29,9 @@ from editing.model.adapter import EditableModel
 from editing.model.decode import extend
 from editing.model.kv import SlotKV
 
+_OPENING_TOKENS = 32
+"""Enough for three words of any language but the longest compounds."""
+
 
 class SelfGenerationConfig(BaseModel):
     """How the model is made to speak."""
@@ -65,6 +68,10 @@ class UnitResult:
     tokens: int
     documents: tuple[tuple[float, int], ...]
     seconds: float
+    openings: tuple[tuple[str, ...], ...] = ()
+    """First words of each generated sequence, in the order of ``documents``; empty for given text."""
+    sequences: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+    """(seed tokens, sampled tokens) of each sequence, where they were asked for."""
 
 
 def unit_of(unit_id: int, *, seed: int, sequences: int) -> WorkUnit:
@@ -87,11 +94,19 @@ def _seed_sequences(model: EditableModel, unit: WorkUnit, config: SelfGeneration
 
 
 @torch.no_grad()
-def run_unit(model: EditableModel, unit: WorkUnit, layers: Sequence[int], config: SelfGenerationConfig) -> UnitResult:
+def run_unit(
+    model: EditableModel,
+    unit: WorkUnit,
+    layers: Sequence[int],
+    config: SelfGenerationConfig,
+    *,
+    keep_tokens: bool = False,
+) -> UnitResult:
     """Generate a unit's sequences and sum the keys of their sampled tokens.
 
     The seed's own keys are excluded; the last sampled token is fed once more for its key. An end-of-text token
     ends a sequence and is not counted. A slot whose sequence has ended takes the unit's next seed at once.
+    ``keep_tokens`` returns what was sampled too, so that a second pass can check the keys.
     """
     started = time.perf_counter()
     device = model.device
@@ -103,7 +118,7 @@ def run_unit(model: EditableModel, unit: WorkUnit, layers: Sequence[int], config
     cache = SlotKV(slots, longest + config.max_new_tokens + 1)
     cache.write_at = cache.write_at.to(device)
     active = [_Sequence(waiting.pop(0)) for _ in range(slots)]
-    documents: list[tuple[float, int]] = []
+    ended: list[_Sequence] = []
     with model.map_inputs(layers) as inputs:
         while active:
             fed = torch.tensor([[s.next_token()] for s in active], device=device)
@@ -122,7 +137,7 @@ def run_unit(model: EditableModel, unit: WorkUnit, layers: Sequence[int], config
                 if not sequence.take(token, losses[i], model.text.eos_ids, config.max_new_tokens):
                     keep.append(i)
                     continue
-                documents.append((sequence.nll, sequence.sampled))
+                ended.append(sequence)
                 if waiting:
                     active[i] = _Sequence(waiting.pop(0))
                     cache.write_at[i] = 0
@@ -131,8 +146,21 @@ def run_unit(model: EditableModel, unit: WorkUnit, layers: Sequence[int], config
                 active = [active[i] for i in keep]
                 cache.keep_rows(torch.tensor(keep, dtype=torch.long, device=device))
     sums = {layer: moment.total().cpu() for layer, moment in moments.items()}
-    tokens = moments[layers[0]].count if layers else sum(n for _, n in documents)
-    return UnitResult(unit.unit_id, sums, tokens, tuple(documents), time.perf_counter() - started)
+    tokens = moments[layers[0]].count if layers else sum(s.sampled for s in ended)
+    return UnitResult(
+        unit.unit_id,
+        sums,
+        tokens,
+        tuple((s.nll, s.sampled) for s in ended),
+        time.perf_counter() - started,
+        tuple(opening_words(model, s.tokens) for s in ended),
+        tuple((tuple(s.seeds), tuple(s.tokens)) for s in ended) if keep_tokens else (),
+    )
+
+
+def opening_words(model: EditableModel, tokens: Sequence[int]) -> tuple[str, ...]:
+    """The first three words of generated tokens (MOIR, figure 10): what stands between white space."""
+    return tuple(model.text.decode(tokens[:_OPENING_TOKENS]).split()[:3])
 
 
 def _draw(logprobs: Tensor, generator: torch.Generator) -> Tensor:
@@ -151,6 +179,8 @@ class _Sequence:
     """One sequence on its way: seeds still to be fed, then the tokens it samples."""
 
     def __init__(self, seeds: list[int]) -> None:
+        self.seeds = seeds
+        self.tokens: list[int] = []
         self._pending = list(seeds)
         self.sampled = 0
         self.nll = 0.0
@@ -173,6 +203,7 @@ class _Sequence:
         if self.sampled == limit or token in stops:
             return True
         self._token = token
+        self.tokens.append(token)
         self.sampled += 1
         self.nll += loss
         return not math.isfinite(loss)

@@ -18,7 +18,7 @@ from torch import Tensor
 from editing.covariance import KeyCovariance
 from editing.delta import WeightDelta, apply_delta
 from editing.editors.base import Computation, Editor, Progress
-from editing.errors import ErrataError, NumericalError, UserError
+from editing.errors import DependentKeysError, ErrataError, NumericalError, UserError
 from editing.model.adapter import EditableModel
 from editing.request import EditBatch, EditRequest
 from editing.state import LifelongState
@@ -91,8 +91,15 @@ class EditSession:
         state = self.state.without(superseded)
         computation: Computation | None = None
         while good:
-            computation = self.editor.compute(self.model, good, state, self.contexts, progress)
-            bad = [i for i, value in enumerate(computation.values) if not _finite(value.loss, value.delta)]
+            try:
+                computation = self.editor.compute(self.model, good, state, self.contexts, progress)
+            except DependentKeysError as error:
+                refused |= error.reasons
+                good = [r for r in good if r.id not in error.reasons]
+                superseded = tuple(self.state.holding([r.fact_key for r in good]))
+                state = self.state.without(superseded)
+                continue
+            bad = [i for i, value in enumerate(computation.values) if not value.finite]
             if not bad:
                 break
             for i in bad:
@@ -190,11 +197,7 @@ class EditSession:
     def _advance(self, receipt: EditReceipt, state: LifelongState) -> None:
         assert receipt.delta is not None
         # the state first: it can fail, and then neither it nor the weights have changed
-        advanced = state.appended(receipt.keys, receipt.request_ids, receipt.fact_keys)
+        advanced = self.editor.advance(state, receipt.delta, receipt.keys, receipt.request_ids, receipt.fact_keys)
         for layer, change in receipt.delta.layers.items():
             self.model.set_weight(layer, apply_delta(self.model.weight(layer), change))
         self.state = advanced
-
-
-def _finite(loss: float, delta: Tensor) -> bool:
-    return math.isfinite(loss) and bool(torch.isfinite(delta).all())

@@ -1,4 +1,4 @@
-"""Lifelong editor state: past keys by layer, and the growing systems built on them.
+"""Lifelong editor state: past keys by layer, the growing systems built on them, and what else an editor remembers.
 
 A state is a pure function of the ordered commits and the covariance it names. It is a value: changes give a new
 state and the old one stays usable, so a failed batch leaves nothing behind.
@@ -6,16 +6,25 @@ state and the old one stays usable, so a failed batch leaves nothing behind.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from editing.covariance import KeyCovariance
+from editing.digest import digest_json, digest_tensors
+from editing.errors import DamagedFileError, ErrataError
 from editing.linalg import Base, GrowingSystem
 
 MakeBase = Callable[[KeyCovariance, int], Base]
+NO_COVARIANCE = KeyCovariance({}, 0, {"kind": "none"})
+"""What ``MakeBase`` is given where an editor preserves nothing in particular."""
+_FORMAT = "errata-state-1"
 
 
 @dataclass(frozen=True)
@@ -26,39 +35,58 @@ class LifelongState:
     request_ids: tuple[str, ...]
     fact_keys: tuple[str, ...]
     keys: Mapping[int, Tensor]
-    """K_p by layer, float32 (d_in, p) on the CPU, columns in the order of ``request_ids``."""
+    """K_p by layer, float32 (d_in, p) on the CPU, columns in the order of ``request_ids``; none for some editors."""
     systems: Mapping[int, GrowingSystem]
     make_base: MakeBase | None = None
+    covariance: KeyCovariance | None = None
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
+    """Whatever else the editor carries from batch to batch, by a name of its own; on the CPU."""
+    grows: bool = True
+    """Whether past keys join the systems; they are kept in ``keys`` either way."""
 
     @classmethod
     def start(
-        cls, sizes: Mapping[int, int], covariance: KeyCovariance | None, make_base: MakeBase | None
+        cls,
+        sizes: Mapping[int, int],
+        covariance: KeyCovariance | None,
+        make_base: MakeBase | None,
+        *,
+        memory: Mapping[str, Tensor] | None = None,
+        grows: bool = True,
     ) -> LifelongState:
         """No past keys; ``sizes`` gives d_in by layer."""
         keys = {layer: torch.zeros(size, 0) for layer, size in sizes.items()}
-        state = cls(None, (), (), keys, {}, make_base)
-        return state.with_covariance(covariance) if covariance is not None else state
+        state = cls(None, (), (), keys, {}, make_base, None, memory or {}, grows)
+        if covariance is not None:
+            return state.with_covariance(covariance)
+        return replace(state, systems=state._systems(NO_COVARIANCE))
 
     def with_covariance(self, covariance: KeyCovariance) -> LifelongState:
         """The state on another covariance; every past key is kept."""
+        systems = self._systems(covariance)
+        return replace(self, covariance_digest=covariance.digest, covariance=covariance, systems=systems)
+
+    def _systems(self, covariance: KeyCovariance) -> dict[int, GrowingSystem]:
         systems: dict[int, GrowingSystem] = {}
         if self.make_base is not None:
             for layer, past in self.keys.items():
                 base = self.make_base(covariance, layer)
-                systems[layer] = GrowingSystem.start(base, base.restrict(past.double()), past.shape[0])
-        return LifelongState(covariance.digest, self.request_ids, self.fact_keys, self.keys, systems, self.make_base)
+                held = past if self.grows else past[:, :0]
+                systems[layer] = GrowingSystem.start(base, base.restrict(held.double()), past.shape[0])
+        return systems
 
     def appended(
         self, keys: Mapping[int, Tensor], request_ids: Sequence[str], fact_keys: Sequence[str]
     ) -> LifelongState:
         """The state after a batch whose keys (d_in, m) by layer are given."""
-        return LifelongState(
-            self.covariance_digest,
-            self.request_ids + tuple(request_ids),
-            self.fact_keys + tuple(fact_keys),
-            {layer: torch.cat([past, keys[layer]], dim=1) for layer, past in self.keys.items()},
-            {layer: system.append(keys[layer]) for layer, system in self.systems.items()},
-            self.make_base,
+        return replace(
+            self,
+            request_ids=self.request_ids + tuple(request_ids),
+            fact_keys=self.fact_keys + tuple(fact_keys),
+            keys={layer: torch.cat([past, keys[layer]], dim=1) for layer, past in self.keys.items()},
+            systems={
+                layer: system.append(keys[layer]) if self.grows else system for layer, system in self.systems.items()
+            },
         )
 
     def without(self, request_ids: Sequence[str]) -> LifelongState:
@@ -71,16 +99,98 @@ class LifelongState:
         if not columns:
             return self
         keep = [i for i in range(len(self.request_ids)) if i not in set(columns)]
-        return LifelongState(
-            self.covariance_digest,
-            tuple(self.request_ids[i] for i in keep),
-            tuple(self.fact_keys[i] for i in keep),
-            {layer: past[:, keep] for layer, past in self.keys.items()},
-            {layer: system.without(columns) for layer, system in self.systems.items()},
-            self.make_base,
+        return replace(
+            self,
+            request_ids=tuple(self.request_ids[i] for i in keep),
+            fact_keys=tuple(self.fact_keys[i] for i in keep),
+            keys={layer: past[:, keep] for layer, past in self.keys.items()},
+            systems={
+                layer: system.without(columns) if self.grows else system for layer, system in self.systems.items()
+            },
         )
 
     def holding(self, fact_keys: Sequence[str]) -> list[str]:
         """Requests whose keys are held for any of these facts."""
         wanted = set(fact_keys)
         return [r for r, fact in zip(self.request_ids, self.fact_keys, strict=True) if fact in wanted]
+
+    def remembering(self, memory: Mapping[str, Tensor]) -> LifelongState:
+        """The state with some of its memory replaced."""
+        return replace(self, memory={**self.memory, **memory})
+
+    # --- as a file ---
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {f"keys.{layer}": past for layer, past in self.keys.items()}
+        for layer, system in self.systems.items():
+            parts = {"past": system.past, "solved": system.solved, "factor": system.factor, "inverse": system.inverse}
+            tensors |= {f"system.{layer}.{name}": part for name, part in parts.items() if part is not None}
+        tensors |= {f"memory.{name}": value for name, value in self.memory.items()}
+        # a copy each: safetensors refuses tensors that share storage, and slices of one are not contiguous
+        return {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file; the covariance is named in it, not held."""
+        about = {
+            "covariance": self.covariance_digest,
+            "request_ids": self.request_ids,
+            "fact_keys": self.fact_keys,
+            "grows": self.grows,
+        }
+        tensors = self._tensors()
+        metadata = {"format": _FORMAT, "about": json.dumps(about), "digest": _digest(about, tensors)}
+        save_file(tensors, path, metadata=metadata)
+
+    def load(self, path: Path) -> LifelongState:
+        """The state that ``save`` wrote, continued on the covariance and the systems' bases of this one.
+
+        This one is what the editor's ``new_state`` gives on the same covariance. Continuing gives the same bits as
+        if the state had never been written.
+
+        Raises:
+            DamagedFileError: it is not such a file, is cut short, or its bytes have changed.
+            ErrataError: it belongs to another covariance, or to other layers.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            if metadata.get("format") != _FORMAT:
+                raise ValueError(f"format {metadata.get('format')!r}, want {_FORMAT!r}")
+            about = json.loads(metadata["about"])
+        except Exception as error:  # safetensors raises its own type, which it does not export everywhere
+            raise DamagedFileError(f"state file {path.name!r} cannot be read: {error}") from error
+        if _digest(about, tensors) != metadata.get("digest"):
+            raise DamagedFileError(f"state file {path.name!r} does not carry its digest")
+        if about["covariance"] != self.covariance_digest or about["grows"] != self.grows:
+            raise ErrataError(
+                f"state file {path.name!r} was made on covariance {str(about['covariance'])[:12]}, "
+                f"the editor holds {str(self.covariance_digest)[:12]}"
+            )
+        keys = {int(name.split(".")[1]): value for name, value in tensors.items() if name.startswith("keys.")}
+        if sorted(keys) != sorted(self.keys):
+            raise ErrataError(f"state file {path.name!r} holds layers {sorted(keys)}, want {sorted(self.keys)}")
+        systems = {
+            layer: GrowingSystem(
+                system.base,
+                tensors[f"system.{layer}.past"],
+                tensors[f"system.{layer}.solved"],
+                tensors.get(f"system.{layer}.factor"),
+                tensors.get(f"system.{layer}.inverse"),
+            )
+            for layer, system in self.systems.items()
+        }
+        memory = {n.removeprefix("memory."): value for n, value in tensors.items() if n.startswith("memory.")}
+        return replace(
+            self,
+            request_ids=tuple(about["request_ids"]),
+            fact_keys=tuple(about["fact_keys"]),
+            keys={layer: keys[layer] for layer in self.keys},
+            systems=systems,
+            memory=memory,
+        )
+
+
+def _digest(about: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:
+    content = digest_tensors(dict(tensors))
+    return digest_json({"about": json.loads(json.dumps(about)), "tensors": content})

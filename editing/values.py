@@ -22,6 +22,7 @@ Letters: B edits, J contexts, S kept positions of one edit, P past positions, d 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -87,6 +88,34 @@ class TargetValue:
         """The target, h + delta."""
         return self.h + self.delta
 
+    @property
+    def finite(self) -> bool:
+        """Whether the optimisation ended at numbers."""
+        return math.isfinite(self.loss) and bool(torch.isfinite(self.state).all())
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a method departs from MEMIT's optimisation; the defaults are no departure.
+
+    ``groups``: requests (by index) that share one delta, optimised on the mean of their losses; every index once.
+    ``prompts``: for each request the templates it is optimised on; else its own prompt.
+    ``unit_gradients``: requests of a group count by the direction of their gradient alone.
+    ``sphere``: the target keeps the length of the output of the edited map, ``|h - b + delta| = |h - b|``.
+    ``hit_weight``: weight of the target's loss while every token of it is the likeliest one.
+    ``joint``: a delta of the attention's output and one of the MLP's, (2d,), both at the value layer.
+    """
+
+    groups: Sequence[Sequence[int]] | None = None
+    prompts: Sequence[Sequence[str]] | None = None
+    unit_gradients: bool = False
+    sphere: bool = False
+    hit_weight: float = 1.0
+    joint: bool = False
+
+
+PLAIN = Variant()
+
 
 @dataclass(frozen=True)
 class _Segment:
@@ -98,13 +127,16 @@ class _Segment:
     """Target tokens; the positions that predict them are the last ``len(targets)``. Empty for the KL prompt."""
 
 
-def edit_segments(model: EditableModel, request: EditRequest, contexts: Sequence[str]) -> list[_Segment]:
-    """The contexts of one edit with the target appended, then the KL prompt."""
+def edit_segments(
+    model: EditableModel, request: EditRequest, contexts: Sequence[str], prompts: Sequence[str] | None = None
+) -> list[_Segment]:
+    """The contexts of one edit, in each of its prompts, with the target appended; then the KL prompt."""
     target = model.text.encode_target(request.target_new)
     segments = []
     for context in contexts:
-        tokens, subject = model.text.encode_with_subject(context, request.prompt, request.subject)
-        segments.append(_Segment(tokens + target[:-1], subject, target))
+        for prompt in prompts or (request.prompt,):
+            tokens, subject = model.text.encode_with_subject(context, prompt, request.subject)
+            segments.append(_Segment(tokens + target[:-1], subject, target))
     tokens, subject = model.text.encode_with_subject("", KL_TEMPLATE, request.subject)
     # the distribution is read at the subject's last token, so what follows it is never run
     segments.append(_Segment(tokens[: subject + 1], subject, []))
@@ -120,6 +152,7 @@ def optimise_values(
     config: ValueConfig,
     space: Literal["block", "mlp"] = "block",
     progress: Callable[[int], None] | None = None,
+    variant: Variant = PLAIN,
 ) -> list[TargetValue]:
     """Target values of many edits at one layer, in the order of the requests.
 
@@ -129,25 +162,44 @@ def optimise_values(
         contexts: prefixes, the empty one first.
         space: where norms (clamp, decay) are taken: the block's output, or the MLP's output (ROME, MOSE).
         progress: called with the number of edits finished so far.
+        variant: what a method does differently. The requests of a group get the same value, with the ``h`` of the
+            group's first.
     """
-    every = [edit_segments(model, request, contexts) for request in requests]
+    prompts: Sequence[Sequence[str] | None] = variant.prompts or [None] * len(requests)
+    every = [edit_segments(model, r, contexts, p) for r, p in zip(requests, prompts, strict=True)]
     kept = [sum(len(s.tokens) - s.subject for s in segments) for segments in every]
+    groups = [list(group) for group in variant.groups or [[i] for i in range(len(requests))]]
+    widest = [max(kept[i] for i in group) for group in groups]
     results: list[TargetValue | None] = [None] * len(requests)
-    order = sorted(range(len(requests)), key=lambda i: (-kept[i], i))
-    batch: list[int] = []
-    finished = 0
+    order = sorted(range(len(groups)), key=lambda g: (-widest[g], groups[g][0]))
+    batch: list[list[int]] = []
+    finished = rows = 0
     for place, index in enumerate(order):
-        batch.append(index)
-        following = order[place + 1] if place + 1 < len(order) else None
-        if following is None or (len(batch) + 1) * kept[batch[0]] > config.batch_tokens:
-            problem = _Problem(model, [every[i] for i in batch], layer, config, space)
-            for i, value in zip(batch, _minimise(problem, config), strict=True):
-                results[i] = value
-            finished += len(batch)
-            batch = []
+        batch.append(groups[index])
+        rows += len(groups[index])
+        following = groups[order[place + 1]] if place + 1 < len(order) else None
+        if following is None or (rows + len(following)) * widest[order[place + 1 - len(batch)]] > config.batch_tokens:
+            edits = [every[i] for group in batch for i in group]
+            problem = _problem(model, edits, layer, config, space, variant)
+            for group, value in zip(batch, _minimise(problem, config, [len(g) for g in batch]), strict=True):
+                for i in group:
+                    results[i] = value
+            finished += rows
+            batch, rows = [], 0
             if progress is not None:
                 progress(finished)
     return [value for value in results if value is not None]
+
+
+def _problem(
+    model: EditableModel,
+    edits: Sequence[list[_Segment]],
+    layer: int,
+    config: ValueConfig,
+    space: Literal["block", "mlp"],
+    variant: Variant,
+) -> _Problem:
+    return (_JointProblem if variant.joint else _Problem)(model, edits, layer, config, space, variant)
 
 
 class _Problem:
@@ -160,8 +212,11 @@ class _Problem:
         layer: int,
         config: ValueConfig,
         space: Literal["block", "mlp"],
+        variant: Variant = PLAIN,
     ) -> None:
-        self.model, self.layer, self.config = model, layer, config
+        self.model, self.layer, self.config, self.variant = model, layer, config, variant
+        self.first = layer if variant.joint else layer + 1
+        """First layer that is run again in every step."""
         self.in_mlp = space == "mlp" or (config.post_norm == "exact" and model.decoder.post_norm(layer) is not None)
         self._first_pass(edits)
 
@@ -170,12 +225,12 @@ class _Problem:
         model, device = self.model, self.model.device
         segments = [s for edit in edits for s in edit]
         rows = model.rows([s.tokens for s in segments])
-        record = RecordingKV(first=self.layer + 1)
+        record = RecordingKV(first=self.first)
         positional = model.positional(rows.layout)
-        with model.map_outputs([self.layer]) as outputs:
-            at_layer = model.run(model.embed(rows), 0, self.layer + 1, positional)
-        mlp_out = outputs[self.layer]
-        top = model.run(at_layer, self.layer + 1, model.num_layers, positional, record)
+        with model.map_outputs([self.layer]) as mapped, model.attention_outputs([self.layer]) as attended:
+            at_layer = model.run(model.embed(rows), 0, self.first, positional)
+            top = model.run(at_layer, self.first, model.num_layers, positional, record)
+        mlp_out = mapped[self.layer]
 
         # index tables: for each edit its kept positions and its past, as (row of the first pass, token)
         kept_at: list[list[tuple[int, int, int]]] = []
@@ -218,8 +273,8 @@ class _Problem:
         for b, s in subject_at:
             self.subject[b, s] = 1.0
         self.mlp_out = mlp_out[kept_rows, kept_tokens] if self.in_mlp else None
-        # the empty context is the first segment of each edit, and its subject the first kept position
-        self.h = (self.mlp_out if self.mlp_out is not None else self.hidden)[:, 0].float()
+        self.attention_out = attended[self.layer][kept_rows, kept_tokens] if self.variant.joint else None
+        self.h = self._at_first_subject()
         self.predict_edit = torch.tensor([p[0] for p in predict], device=device)
         self.predict_at = torch.tensor([p[1] for p in predict], device=device)
         self.predict_token = torch.tensor([p[2] for p in predict], device=device)
@@ -229,6 +284,10 @@ class _Problem:
         kl_tokens = torch.tensor([k[i][1] for k, i in zip(kept_at, kl_at, strict=True)], device=device)
         self.kl_base = model.logits(top[kl_rows, kl_tokens]).float().log_softmax(dim=-1)
         self.positional = model.positional(self.kept_layout, self.past_layout.followed_by(self.kept_layout))
+
+    def _at_first_subject(self) -> Tensor:
+        # the empty context is the first segment of each edit, and its subject the first kept position
+        return (self.mlp_out if self.mlp_out is not None else self.hidden)[:, 0].float()
 
     def _table(self, at: list[list[tuple[int, int, int]]], positions: Tensor) -> tuple[Tensor, Tensor, Layout]:
         width = max(1, max(len(places) for places in at))
@@ -252,6 +311,7 @@ class _Problem:
         self.predict_weight = self.predict_weight[mine]
         self.hidden, self.subject, self.h = self.hidden[rows], self.subject[rows], self.h[rows]
         self.mlp_out = None if self.mlp_out is None else self.mlp_out[rows]
+        self.attention_out = None if self.attention_out is None else self.attention_out[rows]
         self.past = {i: (k[rows], v[rows]) for i, (k, v) in self.past.items()}
         self.kl_at, self.kl_base = self.kl_at[rows], self.kl_base[rows]
         self.kept_layout = Layout(self.kept_layout.positions[rows], self.kept_layout.segments[rows])
@@ -266,36 +326,108 @@ class _Problem:
             return self.hidden + added
         return self.hidden + norm(self.mlp_out + added) - norm(self.mlp_out)
 
-    def change_of_state(self) -> Callable[[Tensor], Tensor]:
-        """A function from deltas (B, d) of all edits to the change (B, d) of the layer's output at the subject."""
+    def states(self, rows: Tensor) -> Callable[[Tensor], Tensor]:
+        """A function from deltas (G, d) of the edits at ``rows`` to the states (G, d) that they bring about."""
         norm = self.model.decoder.post_norm(self.layer)
+        first = self.hidden[rows, 0].float()
         if self.mlp_out is None or norm is None or self.config.post_norm == "published":
-            return lambda delta: delta
-        outputs = self.mlp_out[:, 0]
+            return lambda delta: first + delta
+        outputs = self.mlp_out[rows, 0]
 
         @torch.no_grad()
-        def change(delta: Tensor) -> Tensor:
+        def states(delta: Tensor) -> Tensor:
             moved: Tensor = norm(outputs + delta.to(outputs.dtype)) - norm(outputs)
-            return moved.float()
+            return first + moved.float()
 
-        return change
+        return states
+
+    def project(self, delta: Tensor, h: Tensor) -> tuple[Tensor, bool]:
+        """The closest allowed delta (d,) of an edit, and whether it had to be shortened."""
+        if self.variant.sphere:
+            bias = getattr(self.model.decoder.edited_map(self.layer), "bias", None)
+            output = h if bias is None else h - bias.detach().float()
+            target = output + delta
+            return target * (output.norm() / target.norm().clamp_min(1e-12)) - output, False
+        return _shortened(delta, h, self.config.clamp)
+
+    def _above(self, delta: Tensor) -> Tensor:
+        """Output (B, S, d) of the last layer with ``delta`` in place."""
+        model = self.model
+        return model.run(self._inject(delta), self.first, model.num_layers, self.positional, PrefixKV(self.past))
 
     def losses(self, delta: Tensor) -> Tensor:
         """Total loss (B,) of each edit at ``delta`` (B, d) float32."""
         model = self.model
-        hidden = model.run(self._inject(delta), self.layer + 1, model.num_layers, self.positional, PrefixKV(self.past))
+        hidden = self._above(delta)
         logits = model.logits(hidden[self.predict_edit, self.predict_at]).float()
         picked = logits.gather(1, self.predict_token[:, None]).squeeze(1)
         nll = (logits.logsumexp(dim=1) - picked) * self.predict_weight
         total = torch.zeros(delta.shape[0], device=delta.device).index_add(0, self.predict_edit, nll)
+        if self.variant.hit_weight != 1.0:
+            missed = torch.zeros_like(total).index_add(
+                0, self.predict_edit, (logits.argmax(dim=1) != self.predict_token).float()
+            )
+            total = torch.where(missed > 0, total, self.variant.hit_weight * total)
         if self.config.kl_factor:
             edits = torch.arange(delta.shape[0], device=delta.device)
             now = model.logits(hidden[edits, self.kl_at]).float().log_softmax(dim=-1)
             total = total + self.config.kl_factor * (now.exp() * (now - self.kl_base)).sum(dim=-1)
         if self.config.weight_decay:
-            scale = self.h.square().sum(dim=1)
-            total = total + self.config.weight_decay * _norm(delta) / scale
+            total = total + self.config.weight_decay * self._decay(delta)
         return total
+
+    def _decay(self, delta: Tensor) -> Tensor:
+        return _norm(delta) / self.h.square().sum(dim=1)
+
+
+class _JointProblem(_Problem):
+    """Deltas of the attention's and of the MLP's output of one layer, before any norm behind them (PMET).
+
+    The layer itself runs in every step, as the attention's output is what its MLP reads (arXiv:2308.08742).
+    """
+
+    def __init__(
+        self,
+        model: EditableModel,
+        edits: Sequence[list[_Segment]],
+        layer: int,
+        config: ValueConfig,
+        space: Literal["block", "mlp"],
+        variant: Variant,
+    ) -> None:
+        super().__init__(model, edits, layer, config, "mlp", variant)
+
+    def _at_first_subject(self) -> Tensor:
+        assert self.attention_out is not None and self.mlp_out is not None
+        return torch.cat([self.attention_out[:, 0], self.mlp_out[:, 0]], dim=1).float()
+
+    def states(self, rows: Tensor) -> Callable[[Tensor], Tensor]:
+        """As in the base class, but of the MLP's output: only its target is written into the weights."""
+        first = self.h[rows]
+        return lambda delta: (first + delta).chunk(2, dim=1)[1].contiguous()
+
+    def project(self, delta: Tensor, h: Tensor) -> tuple[Tensor, bool]:
+        """Each of the two halves is bounded by the size of its own output."""
+        parts = [_shortened(d, own, self.config.clamp) for d, own in zip(delta.chunk(2), h.chunk(2), strict=True)]
+        return torch.cat([part for part, _ in parts]), any(shortened for _, shortened in parts)
+
+    def _above(self, delta: Tensor) -> Tensor:
+        attention, mlp = (self.subject * half[:, None].to(self.hidden.dtype) for half in delta.chunk(2, dim=1))
+        model = self.model
+        with model.added(self.layer, attention=attention, mapped=mlp):
+            hidden = model.run(self.hidden, self.layer, self.layer + 1, self.positional, PrefixKV(self.past))
+        return model.run(hidden, self.layer + 1, model.num_layers, self.positional, PrefixKV(self.past))
+
+    def _decay(self, delta: Tensor) -> Tensor:
+        halves = zip(delta.chunk(2, dim=1), self.h.chunk(2, dim=1), strict=True)
+        return torch.stack([_norm(half) / h.square().sum(dim=1) for half, h in halves]).sum(dim=0)
+
+
+def _shortened(delta: Tensor, h: Tensor, clamp: float | None) -> tuple[Tensor, bool]:
+    if clamp is None:
+        return delta, False
+    bound, size = clamp * h.norm(), delta.norm()
+    return (delta * (bound / size), True) if bool(size > bound) else (delta, False)
 
 
 def _norm(delta: Tensor) -> Tensor:
@@ -303,47 +435,67 @@ def _norm(delta: Tensor) -> Tensor:
     return delta.square().sum(dim=1).clamp_min(1e-24).sqrt()
 
 
-def _minimise(problem: _Problem, config: ValueConfig) -> list[TargetValue]:
-    """Adam from zero with a projection after every update and a stop of its own for every edit."""
-    count, width = problem.h.shape
-    h = problem.h
-    first_states, changes = problem.hidden[:, 0].float(), problem.change_of_state()
-    deltas = [torch.zeros(width, device=h.device, requires_grad=True) for _ in range(count)]
+def _minimise(problem: _Problem, config: ValueConfig, sizes: Sequence[int]) -> list[TargetValue]:
+    """Adam from zero with a projection after every update and a stop of its own for every group of edits.
+
+    The rows of the problem are the edits, group after group; ``sizes`` counts those of each group.
+    """
+    count = len(sizes)
+    device = problem.h.device
+    first_rows = torch.tensor([sum(sizes[:g]) for g in range(count)], device=device)
+    h, states = problem.h[first_rows], problem.states(first_rows)
+    deltas = [torch.zeros(h.shape[1], device=device, requires_grad=True) for _ in range(count)]
     adam = torch.optim.Adam(deltas, lr=config.lr)
     loss_of, steps_of = [float("nan")] * count, [0] * count
     converged, clamped = [False] * count, [False] * count
     running = list(range(count))
     packed = list(range(count))
+    owner = _owners(sizes, packed, device)
+    problem.h = h[owner]  # a shared delta is measured by one size
     for step in range(config.steps):
-        stacked = torch.stack([deltas[i] for i in packed])
-        losses = problem.losses(stacked)
-        values = losses.tolist()
-        for place, i in enumerate(packed):
-            if i in running:
-                loss_of[i], steps_of[i] = values[place], step + 1
-                converged[i] = values[place] < config.stop_loss
-        running = [i for i in running if not converged[i]]
+        rows = torch.stack([deltas[g].detach() for g in packed])[owner].requires_grad_()
+        losses = problem.losses(rows)
+        for g, value in zip(packed, _mean_by(owner, losses.detach()).tolist(), strict=True):
+            if g in running:
+                loss_of[g], steps_of[g] = value, step + 1
+                converged[g] = value < config.stop_loss
+        running = [g for g in running if not converged[g]]
         if not running or step == config.steps - 1:
             break
-        adam.zero_grad(set_to_none=True)
         losses.sum().backward()
-        for i in packed:
-            if converged[i]:
-                deltas[i].grad = None  # Adam leaves alone what has no gradient
+        assert rows.grad is not None
+        gradients = rows.grad / _norm(rows.grad)[:, None] if problem.variant.unit_gradients else rows.grad
+        for g, gradient in zip(packed, _mean_by(owner, gradients), strict=True):
+            deltas[g].grad = None if converged[g] else gradient  # Adam leaves alone what has no gradient
         adam.step()
-        if config.clamp is not None:
-            with torch.no_grad():
-                for i in running:
-                    bound, size = config.clamp * h[i].norm(), deltas[i].norm()
-                    clamped[i] = bool(size > bound)
-                    if clamped[i]:
-                        deltas[i].mul_(bound / size)
+        with torch.no_grad():
+            for g in running:
+                allowed, clamped[g] = problem.project(deltas[g].detach(), h[g])
+                deltas[g].copy_(allowed)
         if len(running) < _REPACK_SHARE * len(packed):
-            problem.keep(torch.tensor([packed.index(i) for i in running], device=h.device))
+            left = torch.tensor([packed[int(p)] in running for p in owner], device=device)
+            problem.keep(left.nonzero().squeeze(1))
             packed = list(running)
+            owner = _owners(sizes, packed, device)
     final = torch.stack([d.detach() for d in deltas])
-    states = first_states + changes(final)
+    reached = states(final)
     return [
-        TargetValue(h[i].cpu(), final[i].cpu(), states[i].cpu(), loss_of[i], steps_of[i], converged[i], clamped[i])
-        for i in range(count)
+        TargetValue(h[g].cpu(), final[g].cpu(), reached[g].cpu(), loss_of[g], steps_of[g], converged[g], clamped[g])
+        for g in range(count)
     ]
+
+
+def _owners(sizes: Sequence[int], packed: Sequence[int], device: torch.device) -> Tensor:
+    """For every row the place of its group among ``packed``."""
+    places = [place for place, g in enumerate(packed) for _ in range(sizes[g])]
+    return torch.tensor(places, device=device)
+
+
+def _mean_by(owner: Tensor, rows: Tensor) -> Tensor:
+    """Means of the rows (B, ...) of each group."""
+    groups = int(owner.max()) + 1
+    if groups == rows.shape[0]:
+        return rows
+    total = torch.zeros(groups, *rows.shape[1:], dtype=rows.dtype, device=rows.device).index_add(0, owner, rows)
+    counts = torch.bincount(owner, minlength=groups).to(rows.dtype)
+    return total / counts.reshape(-1, *[1] * (rows.ndim - 1))

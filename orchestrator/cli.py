@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from editing.errors import ErrataError, UserError
+from orchestrator.cli_covariance import register as register_covariance
+from orchestrator.cli_history import register as register_history
 from orchestrator.progress import Display, configure_logging
 
 app = typer.Typer(
@@ -23,6 +25,8 @@ app = typer.Typer(
 )
 models = typer.Typer(help="Models that a package registry carries.", no_args_is_help=True)
 app.add_typer(models, name="models")
+register_history(app)
+register_covariance(app)
 
 INTERRUPTED = 130
 

@@ -10,19 +10,21 @@ from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from actors.covariance import EstimateJob
+from actors.covariance import CorpusShare, EstimateJob
 from actors.settings import ModelSpec, RayConfig
+from editing.corpus import HUB, CorpusConfig, survey
 from editing.digest import digest_json
 from editing.editors import REGISTRY
 from editing.errors import UserError
+from editing.mixture import ComponentConfig, MixtureConfig
 from editing.selfgen import SelfGenerationConfig
 from evaluation.outcomes import ARMS, Arm
-from orchestrator.presets import find_config, find_data
+from orchestrator.presets import configs_root, find_config, find_data
 from retrieval.embedder import EmbedderConfig, SentenceEmbedderConfig
 from retrieval.index import IndexConfig
 from retrieval.scr import ScrConfig
@@ -80,30 +82,73 @@ class BatchingConfig(_Closed):
 class CovarianceConfig(SelfGenerationConfig):
     """What is preserved, and how much is sampled to find out."""
 
-    source: Literal["self_generated", "identity"] = "self_generated"
-    """``self_generated`` samples from the model; ``identity`` preserves nothing in particular."""
+    source: Literal["self_generated", "corpus", "mixture", "identity"] = "self_generated"
+    """``self_generated`` samples from the model, ``corpus`` runs a text, ``mixture`` weighs several texts;
+    ``identity`` preserves nothing in particular."""
+    corpus: CorpusConfig | None = None
+    """The text of ``source: corpus``."""
+    mixture: MixtureConfig | None = None
+    """Weights and components of ``source: mixture``."""
+    store: str | None = None
+    """Directory in which the first estimate is looked up, and kept for other runs; null to estimate anew."""
     seed: int = Field(0, ge=0)
     """Seed of the first estimate; a refresh adds the number of edits at which it was triggered."""
     tokens: int | None = Field(None, ge=1)
-    """Budget in sampled tokens; exclusive with ``sequences``."""
+    """Budget in sampled tokens, or in those of a text; exclusive with ``sequences``."""
     sequences: int | None = Field(None, ge=1)
-    """Budget in sequences."""
+    """Budget in sequences, or in documents of a text."""
     units_per_block: int = Field(1, ge=1)
     """Units that a worker sums before it hands over; what a dying worker can lose."""
 
     @model_validator(mode="after")
     def _one_budget(self) -> CovarianceConfig:
-        if self.source == "self_generated" and (self.tokens is None) == (self.sequences is None):
+        if self.source != "identity" and (self.tokens is None) == (self.sequences is None):
             raise ValueError(f"give one of tokens and sequences, got tokens={self.tokens}, sequences={self.sequences}")
         return self
 
+    @model_validator(mode="after")
+    def _source_is_described(self) -> CovarianceConfig:
+        for kind in ("corpus", "mixture"):
+            given = getattr(self, kind) is not None
+            if given and self.source != kind:
+                raise ValueError(f"section {kind!r} is of no use with source {self.source!r}; write source: {kind}")
+            if not given and self.source == kind:
+                raise ValueError(f"source {kind!r} needs a section {kind!r}")
+        return self
+
     def job(self, layers: Sequence[int], version: str, *, seed_shift: int = 0) -> EstimateJob:
-        """The estimate of this configuration for a version; every refresh draws with a seed of its own."""
+        """The estimate of this configuration for a version; every refresh draws with a seed of its own.
+
+        A corpus is read once for it. A mixture has one job per component: ``component``.
+
+        Raises:
+            UserError: the corpus cannot be read.
+        """
+        if self.corpus is not None:
+            return self._corpus_job(self.corpus, layers, version)
         generation = SelfGenerationConfig(**{k: getattr(self, k) for k in SelfGenerationConfig.model_fields})
         return EstimateJob(
             generation=generation,
             layers=tuple(layers),
             seed=self.seed + seed_shift,
+            tokens=self.tokens,
+            sequences=self.sequences,
+            units_per_block=self.units_per_block,
+            version=version,
+        )
+
+    def component(self, name: str, layers: Sequence[int], version: str) -> EstimateJob:
+        """The estimate of one component of a mixture that is given as a text."""
+        assert self.mixture is not None
+        return self._corpus_job(self.mixture.components[name].corpus(), layers, version)
+
+    def _corpus_job(self, corpus: CorpusConfig, layers: Sequence[int], version: str) -> EstimateJob:
+        if not corpus.path.startswith(HUB):  # workers may have another working directory
+            corpus = corpus.model_copy(update={"path": str(Path(corpus.path).expanduser().resolve())})
+        found = survey(corpus)
+        return EstimateJob(
+            corpus=CorpusShare(reading=corpus, digest=found.digest, documents=found.documents),
+            layers=tuple(layers),
             tokens=self.tokens,
             sequences=self.sequences,
             units_per_block=self.units_per_block,
@@ -124,6 +169,10 @@ class RefreshConfig(_Closed):
     """The new estimate replaces the old one, or is averaged into it."""
     ema_weight: float = Field(0.5, gt=0, le=1)
     """Weight of the new estimate under ``ema``."""
+    max_jsd: float | None = Field(0.2, gt=0)
+    """A refresh is refused where the per-document NLL has moved further than this from the first estimate's
+    (Jensen-Shannon divergence, nats, at most 0.69); null accepts any. 0.2 is a shift by one and a half standard
+    deviations; two samples of one distribution of 50 documents differ by less than 0.06."""
 
 
 class MemoryConfig(_Closed):
@@ -190,8 +239,11 @@ class RunConfig(_Closed):
 
     @model_validator(mode="after")
     def _refresh_has_source(self) -> RunConfig:
-        if self.refresh.every is not None and self.covariance.source == "identity":
-            raise ValueError("refresh.every needs covariance.source 'self_generated'; an identity never changes")
+        if self.refresh.every is not None and self.covariance.source in ("identity", "mixture"):
+            raise ValueError(
+                "refresh.every needs covariance.source 'self_generated' or 'corpus'; "
+                + ("an identity never changes" if self.covariance.source == "identity" else "a mixture stays as it is")
+            )
         return self
 
     def dump(self) -> dict[str, Any]:
@@ -205,11 +257,7 @@ class RunConfig(_Closed):
 
     def identity(self) -> dict[str, Any]:
         """What decides the results. Where it runs, how it is tracked and where the stream ends may change on resume."""
-        plain = self.dump()
-        for key in ("ray", "tracking", "name"):
-            plain.pop(key)
-        plain["stream"].pop("limit")
-        return plain
+        return identity_of(self.dump())
 
     @property
     def digest(self) -> str:
@@ -219,6 +267,18 @@ class RunConfig(_Closed):
     def model_spec(self, digest: str | None = None) -> ModelSpec:
         """The model as actors load it."""
         return ModelSpec(name=self.model.name, dtype=self.model.dtype, digest=digest)
+
+
+def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """`RunConfig.identity` of a configuration kept as plain data, perhaps by an older release."""
+    kept = {key: value for key, value in plain.items() if key not in ("ray", "tracking", "name")}
+    stream = kept.get("stream")
+    if isinstance(stream, Mapping):
+        kept["stream"] = {key: value for key, value in stream.items() if key != "limit"}
+    covariance = kept.get("covariance")
+    if isinstance(covariance, Mapping):
+        kept["covariance"] = {key: value for key, value in covariance.items() if key != "store"}
+    return kept
 
 
 def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -244,7 +304,7 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> RunConfig:
 def build_config(data: Mapping[str, Any], source: Path | None = None) -> RunConfig:
     """Check plain data and resolve the data files it names; ``source`` is named in errors."""
     try:
-        config = RunConfig.model_validate(data)
+        config = RunConfig.model_validate(_with_shipped_weights(data))
     except ValidationError as error:
         raise UserError(explain(error, RunConfig, str(source) if source else "configuration")) from error
     beside = source.parent if source else None
@@ -253,7 +313,38 @@ def build_config(data: Mapping[str, Any], source: Path | None = None) -> RunConf
     if config.evaluation.held_out is not None:
         held_out = find_data(config.evaluation.held_out, beside)
         update["evaluation"] = config.evaluation.model_copy(update={"held_out": held_out})
+    if config.covariance.corpus is not None:
+        text = config.covariance.corpus
+        text = text.model_copy(update={"path": find_data(text.path, beside)})
+        update["covariance"] = config.covariance.model_copy(update={"corpus": text})
+    if config.covariance.mixture is not None:
+        mixture = config.covariance.mixture
+        found = {name: _found(part, beside) for name, part in mixture.components.items()}
+        mixture = mixture.model_copy(update={"components": found})
+        update["covariance"] = config.covariance.model_copy(update={"mixture": mixture})
     return config.model_copy(update=update)
+
+
+def _found(component: ComponentConfig, beside: Path | None) -> ComponentConfig:
+    places = {key: find_data(path, beside) for key in ("path", "file") if (path := getattr(component, key)) is not None}
+    return component.model_copy(update=places)
+
+
+def _with_shipped_weights(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same data with the name of shipped mixture weights replaced by the weights."""
+    covariance = data.get("covariance")
+    mixture = covariance.get("mixture") if isinstance(covariance, Mapping) else None
+    if not isinstance(covariance, Mapping) or not isinstance(mixture, Mapping):
+        return data
+    name = mixture.get("weights")
+    if not isinstance(name, str):
+        return data
+    root = configs_root() / "covariances"
+    known = sorted(path.stem for path in root.glob("*.yaml"))
+    if name not in known:
+        raise UserError(f"covariance.mixture.weights = {name!r}: no such weights; shipped: {', '.join(known)}")
+    weights = yaml.safe_load((root / f"{name}.yaml").read_text(encoding="utf-8"))["weights"]
+    return {**data, "covariance": {**covariance, "mixture": {**mixture, "weights": weights}}}
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
@@ -289,7 +380,7 @@ def explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     kind, message, value = first["type"], first["msg"].removeprefix("Value error, "), first.get("input")
     if kind == "extra_forbidden":
-        allowed = _keys_beside(error, model, first["loc"])
+        allowed = _keys_beside(model, first["loc"])
         near = difflib.get_close_matches(path[-1], allowed, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         listed = f"; allowed: {', '.join(allowed)}" if allowed else ""
@@ -311,26 +402,22 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _keys_beside(error: ValidationError, model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+def _keys_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """Keys that are allowed where an unknown one was found."""
-    current: Any = model
+    options = [model]
     for part in location[:-1]:
-        if not (isinstance(current, type) and issubclass(current, BaseModel)):
-            return []
-        if part in current.model_fields:
-            current = current.model_fields[str(part)].annotation
-        elif part in REGISTRY:
-            current = REGISTRY[str(part)][0]
+        # after a union the location names which of its members was meant: the default of their ``type``
+        tagged = [m for m in options if "type" in m.model_fields and m.model_fields["type"].default == part]
+        if tagged:
+            options = tagged
             continue
-        candidates = getattr(current, "__args__", ())
-        if part in ("editor",):
-            # the next part of the location is the tag that picks one of the union
-            tag = str(location[location.index(part) + 1])
-            current = REGISTRY[tag][0] if tag in REGISTRY else current
-        elif candidates:
-            current = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), current)
-        if isinstance(current, type) and issubclass(current, BaseModel) and part == location[-2]:
-            break
-    if isinstance(current, type) and issubclass(current, BaseModel):
-        return sorted(field.alias or name for name, field in current.model_fields.items())
-    return []
+        fields = [field for m in options for name, field in m.model_fields.items() if part in (name, field.alias)]
+        options = _models_in(fields[0].annotation) if fields else []
+    return sorted({field.alias or name for m in options for name, field in m.model_fields.items()})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models an annotation names, by itself or in a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _models_in(part)]

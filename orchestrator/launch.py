@@ -18,8 +18,9 @@ from actors.cluster import Cluster
 from editing.digest import digest_json
 from editing.editors import make_editor
 from editing.errors import UserError
+from editing.model.decoder import layer_of
 from editing.model.load import checkpoint_digest, read_model_config, resolve_model
-from orchestrator.config import RunConfig
+from orchestrator.config import RunConfig, identity_of
 from orchestrator.journal import Journal
 from orchestrator.journal_rows import JournalMeta
 from orchestrator.measure import read_held_out
@@ -44,7 +45,7 @@ def run_experiment(config: RunConfig, output: Path, *, resume: bool, display: Di
         KeyboardInterrupt: interrupted; what was committed is kept and ``resume`` goes on from there.
     """
     directory = resolve_model(config.model.name)
-    _check_layers(config, directory)
+    check_layers(config, directory)
     check_embedder(config.memory.embedder)
     read_held_out(config.evaluation.held_out)
     records = list(
@@ -99,9 +100,10 @@ def run_experiment(config: RunConfig, output: Path, *, resume: bool, display: Di
                 display.say("tracking: the store did not take everything; the rest is kept and sent on --resume")
 
 
-def _check_layers(config: RunConfig, directory: Path) -> None:
+def check_layers(config: RunConfig, directory: Path) -> None:
+    """Raise UserError unless the editor's layers exist in the model."""
     model = read_model_config(directory, config.model.name)
-    for layer in make_editor(config.editor).layers:
+    for layer in map(layer_of, make_editor(config.editor).layers):
         if not 0 <= layer < model.num_hidden_layers:
             raise UserError(
                 f"editor.layers: layer {layer} does not exist in {config.model.name!r}; "
@@ -122,9 +124,9 @@ def _check_output(config: RunConfig, output: Path, *, resume: bool) -> None:
     if not resume:
         raise UserError(f"output directory {str(output)!r} holds a run; add --resume to go on with it, or give another")
     with Journal.open(output / JOURNAL, read_only=True) as journal:
-        kept = RunConfig.model_validate(dict(journal.meta.config))
-    if kept.digest != config.digest:
-        key = _first_difference(kept.identity(), config.identity())
+        kept = identity_of(journal.meta.config)
+    if kept != config.identity():
+        key = _first_difference(kept, config.identity())
         raise UserError(f"--resume: the run in {str(output)!r} was begun with another configuration: {key}")
 
 

@@ -100,8 +100,9 @@ class Measurer:
         return self._pool.query_seconds(chosen, weights, {q: hits[q] for q in chosen}, search)
 
     def close(self) -> None:
-        """Drop what has not begun."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Drop what has not begun and give up what has; returns when the thread is done with the journal."""
+        self._pool.give_up()
+        self._thread.shutdown(wait=True, cancel_futures=True)
 
 
 def read_held_out(path: str | None) -> str | None:

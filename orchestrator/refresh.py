@@ -15,8 +15,12 @@ from typing import Any
 
 from actors.covariance import CovarianceEstimator, Estimate, EstimateJob, EstimateProgress
 from editing.covariance import KeyCovariance
+from editing.diagnostics import Documents, sanity
 
 logger = logging.getLogger(__name__)
+
+REFUSED = "refresh_refused"
+"""Kind of the journal's event for a refresh that was not let in."""
 
 
 def crossed(before: int, after: int, every: int | None) -> int | None:
@@ -62,13 +66,29 @@ class Refresher:
         return PendingRefresh(triggered_at, triggered_at + lag, job.version, future)
 
     def close(self) -> None:
-        """Give up whatever runs."""
+        """Give up whatever runs; returns when it has ended, within a second."""
         self._stop.set()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def blend(old: KeyCovariance, new: KeyCovariance, weight: float) -> KeyCovariance:
     """Exponential moving average of two means: (1 - weight) C_old + weight C_new, counted as the new one's tokens."""
     source: Mapping[str, Any] = {"kind": "ema", "weight": weight, "old": old.digest, "new": new.digest}
     sums = {layer: ((1.0 - weight) * old.mean(layer) + weight * new.mean(layer)) * new.tokens for layer in new.layers}
-    return KeyCovariance(sums, new.tokens, source)
+    return KeyCovariance(sums, new.tokens, source, new.record)
+
+
+def refusal(first: Documents | None, new: Documents, bound: float) -> str | None:
+    """Why a refresh would freeze damage in, or None where nothing speaks against it.
+
+    Args:
+        first: (NLL, tokens) per document of the first estimate; None where they were not kept.
+        new: the same of the refresh.
+        bound: largest divergence that is let in, nats.
+    """
+    if first is None:
+        return None
+    sane, found = sanity(first, new, bound)
+    if sane:
+        return None
+    return f"the model's own text has moved away: JSD of per-document NLL {found:.3f}, allowed {bound:g}"

@@ -26,13 +26,14 @@ from editing.request import EditRequest
 from orchestrator.artifacts import ArtifactStore
 from orchestrator.batcher import BatchPlan, plan_batch
 from orchestrator.config import RunConfig
+from orchestrator.covariance_store import CovarianceStore, obtain
 from orchestrator.fail_points import reach
 from orchestrator.journal import Journal
 from orchestrator.journal_rows import CovarianceRow, Version
 from orchestrator.measure import Measurement, Measurer
 from orchestrator.outputs import write_outputs
 from orchestrator.progress import Display
-from orchestrator.refresh import PendingRefresh, Refresher, blend, crossed
+from orchestrator.refresh import REFUSED, PendingRefresh, Refresher, blend, crossed, refusal
 from orchestrator.tracking import NullTracker, Tracker
 from orchestrator.versions import (
     commit_data,
@@ -135,10 +136,18 @@ class RunLoop:
         if self._config.covariance.source == "identity":
             covariance = KeyCovariance.identity(self._editor.map_widths())
         else:
-            job = self._config.covariance.job(self._layers, self._journal.base().digest)
-            estimate = self._estimator.estimate(job, {}, lambda p: self._show_estimate("first covariance", p))
-            covariance = estimate.covariance
-            self._clock.covariance += estimate.seconds
+            place = self._config.covariance.store
+            found = obtain(
+                self._config.covariance,
+                self._layers,
+                self._journal.base().digest,
+                self._estimator,
+                dtype=self._config.model.dtype,
+                store=None if place is None else CovarianceStore(Path(place).expanduser()),
+                progress=lambda part, p: self._show_estimate(f"first {part}", p),
+            )
+            covariance = found.covariance
+            self._clock.covariance += found.seconds
         self._keep_covariance(covariance, self._journal.base().digest)
         self._journal.record_swap(0, covariance.digest, 0)
 
@@ -230,7 +239,8 @@ class RunLoop:
         self._display.update("edits", version.edits, max(total, version.edits), f"version {version.digest[:10]}")
         before = self._edits_before(version)
         # the last point of the timeline is read off the final evaluation, which asks the same and more
-        if crossed(before, version.edits, self._config.evaluation.every) is not None and counts.accepted:
+        last = not counts.accepted and version.sequence == self._journal.head().sequence
+        if crossed(before, version.edits, self._config.evaluation.every) is not None and not last:
             self._measure_timeline(version)
         triggered = crossed(before, version.edits, self._config.refresh.every)
         if triggered is not None:
@@ -241,8 +251,10 @@ class RunLoop:
         return max((v.edits for v in versions if v.sequence == version.sequence - 1), default=0)
 
     def _trigger_refresh(self, version: Version, *, replayed: bool) -> None:
-        swapped = {row.triggered_at: row for row in self._journal.refreshes() if row.state in ("swapped", "refused")}
-        if version.edits in swapped or self._pending_refresh is not None:
+        row = next((row for row in self._journal.refreshes() if row.triggered_at == version.edits), None)
+        if self._pending_refresh is not None or (row is not None and row.state in ("swapped", "refused")):
+            return
+        if replayed and row is None and self._was_passed_over(version):
             return
         live = self._config.refresh.model == "live"
         source = version.digest if live else self._journal.base().digest
@@ -260,17 +272,27 @@ class RunLoop:
             progress=lambda p: self._show_estimate(stage, p),
         )
 
+    def _was_passed_over(self, version: Version) -> bool:
+        """Whether the run before the interruption went by this trigger, because another refresh was under way."""
+        swapped_here = any(swap.after_sequence == version.sequence for swap in self._journal.swaps())
+        refused_here = any(event.data["after_sequence"] == version.sequence for event in self._journal.events(REFUSED))
+        return swapped_here or refused_here or version.sequence < self._journal.head().sequence
+
     def _swap_if_due(self) -> None:
         pending, head = self._pending_refresh, self._journal.head()
         if pending is None or not pending.due(head.edits):
             return
         estimate: Estimate = pending.future.result()
-        covariance = estimate.covariance
+        self._clock.covariance += estimate.seconds
+        if (reason := self._refusal(estimate)) is not None:
+            self._refuse(pending, estimate, reason)
+            return
+        covariance = estimate.recorded
         if self._config.refresh.mode == "ema":
-            current = self._journal.covariance_for(head.sequence + 1)
+            # the one the newest batch was made on: a swap that a crash cut short may stand in the journal already
+            current = self._journal.covariance_for(head.sequence)
             assert current is not None
             covariance = blend(load_covariance(self._store, current), covariance, self._config.refresh.ema_weight)
-        self._clock.covariance += estimate.seconds
         self._keep_covariance(covariance, pending.version)
         self._journal.record_swap(head.sequence, covariance.digest, head.edits)
         self._journal.record_refresh(
@@ -280,6 +302,35 @@ class RunLoop:
         self._pending_refresh = None
         self._tracker.log_metrics({"covariance_tokens": float(covariance.tokens)}, step=head.edits)
         self._display.say(f"covariance of version {pending.version[:10]} in force after {head.edits} edits")
+
+    def _refusal(self, estimate: Estimate) -> str | None:
+        """Why an estimate may not take over, or None: its documents against those of the first estimate."""
+        bound = self._config.refresh.max_jsd
+        first = next((swap.covariance for swap in self._journal.swaps() if swap.after_sequence == 0), None)
+        if bound is None or first is None:
+            return None
+        record = load_covariance(self._store, first).record
+        return refusal(None if record is None else record.documents, estimate.documents, bound)
+
+    def _refuse(self, pending: PendingRefresh, estimate: Estimate, reason: str) -> None:
+        """The covariance in force stays, and everybody hears of it."""
+        head = self._journal.head()
+        data = {
+            "triggered_at": pending.triggered_at,
+            "edits": head.edits,
+            "after_sequence": head.sequence,
+            "version": pending.version,
+            "reason": reason,
+        }
+        # the event first: a resumed run reads off it at which boundary the refresh was done with
+        if all(event.data["triggered_at"] != pending.triggered_at for event in self._journal.events(REFUSED)):
+            self._journal.record_event(REFUSED, data)
+        self._journal.record_refresh(pending.triggered_at, "refused", reason=reason, seconds=estimate.seconds)
+        self._pending_refresh = None
+        self._display.say(
+            f"refresh triggered at {pending.triggered_at} edits REFUSED after {head.edits}: {reason}; "
+            "the covariance in force stays"
+        )
 
     # --- measuring ---
 

@@ -19,6 +19,7 @@ from editing.digest import digest_json, digest_tensors
 from editing.errors import DamagedFileError
 from editing.session import EditReceipt, RequestResult
 from orchestrator.artifacts import ArtifactStore
+from orchestrator.fail_points import reach
 from orchestrator.journal import Journal
 from orchestrator.journal_rows import CommitData, RequestOutcome, Version
 from retrieval.memory import MemoryEntry
@@ -60,6 +61,7 @@ def store_receipt(store: ArtifactStore, receipt: EditReceipt) -> tuple[str | Non
         "covariance": receipt.covariance_digest or "",
     }
     keys = store.put_file("keys", lambda path: save_file(tensors, path, metadata=metadata))
+    reach("after_keys_stored")
     if receipt.delta is None:
         return None, keys
     return store.put_file("deltas", receipt.delta.save), keys

@@ -25,12 +25,12 @@ from editing.errors import UserError
 from editing.request import EditRequest
 from retrieval import store
 from retrieval.embedder import Embedder, unit_rows
-from retrieval.index import IndexConfig, VectorIndex
+from retrieval.index import SCAN_ERROR, IndexConfig, VectorIndex
 
 logger = logging.getLogger(__name__)
 
 Vectors = NDArray[np.float32]
-# Candidates beyond k, scored again in float64: the order among near-equal scores then does not depend on
+# Candidates beyond k, scored again in float64 with the float32 vectors: the result then does not depend on
 # whether the query came alone, in a batch, or after a rebuild.
 _SLACK = 8
 
@@ -273,10 +273,22 @@ class FactMemory:
             raise UserError(f"memory search needs k >= 1, got {k}")
         if queries.ndim != 2 or queries.shape[1] != self.embedder.dim:
             raise UserError(f"memory search needs queries of shape (n, {self.embedder.dim}), got {queries.shape}")
-        if not len(self):
-            return [[] for _ in queries]
-        _, found = self._index.search(queries, min(k + _SLACK, len(self)))
-        return [self._hits(query, ids[ids >= 0], k) for query, ids in zip(queries, found, strict=True)]
+        found: list[list[Hit]] = [[] for _ in queries]
+        pending, candidates = list(range(len(queries))) if len(self) else [], k + _SLACK
+        while pending:
+            candidates = min(candidates, len(self))
+            scores, ids = self._index.search(queries[pending], candidates)
+            unsure = []
+            for row, place in enumerate(pending):
+                found[place] = self._hits(queries[place], ids[row][ids[row] >= 0], k)
+                # whatever was not looked at scores at most this: the scan's last score and its error
+                outside = float(scores[row][-1]) + SCAN_ERROR
+                if candidates < len(self) and found[place][-1].score <= outside:
+                    unsure.append(place)
+            if not self._index.exact:  # lists promise no exactness, and looking at more would not bring it
+                break
+            pending, candidates = unsure, 4 * candidates
+        return found
 
     def _hits(self, query: Vectors, ids: NDArray[np.int64], k: int) -> list[Hit]:
         rows = [self._row_of[int(id)] for id in ids]

@@ -43,9 +43,14 @@ _ASK = (
     "Reply with its number only, or with 'none' if no statement does."
 )
 _ASK_TOKENS = 8
-_USE = (
-    "Use this fact, even if you believed otherwise: {statement}\n"
-    "Complete with a few words, and write only the missing words: {question}"
+_FACT = "Fact: {statement}\n{question}"
+_USE = "{statement}\n\nUsing the fact above, complete the sentence: {question}"
+_REPLY = "{statement}\n\nUsing the fact above, answer in a few words: {question}"
+# Against what it firmly believes a small model takes a statement's word only after it has seen that done:
+# (statement, beginning of a sentence, its end)
+_USED = (
+    ("The capital of France is Berlin.", "In France, the seat of government is the city of", "Berlin."),
+    ("Freddie Mercury was born in Sweden.", "He sang for years. The birthplace of Freddie Mercury is", "Sweden."),
 )
 
 
@@ -65,8 +70,12 @@ class ScrConfig(BaseModel):
     """``likelihood``: the statement whose subject the question explains best is chosen if the explained share
     reaches this, else none. Tuned on 50 CounterFact records with SmolLM2-135M, docs/memory.md has the rates on
     50 others."""
-    style: Literal["prefix", "chat"] = "prefix"
-    """``prefix`` puts the statement before the question; ``chat`` gives both through the chat template."""
+    style: Literal["auto", "chat", "prefix"] = "auto"
+    """``chat`` gives statement and question through the chat template, ``prefix`` puts ``Fact:`` and the statement
+    on a line before the question, ``auto`` is ``chat`` where there is a template and ``prefix`` elsewhere. A
+    question for which nothing was chosen is always asked plainly."""
+    examples: bool = True
+    """``chat``: two worked examples before the question; without them a small model falls back on what it knew."""
 
 
 @dataclass(frozen=True)
@@ -157,10 +166,20 @@ class SelectiveReasoner:
         if choice.hit is None:
             return self.text.encode_prompt(question)
         statement = choice.hit.statement.strip()
-        if self.config.style == "chat":
-            content = _USE.format(statement=statement, question=question)
-            return self.text.encode_chat([{"role": "user", "content": content}])
-        return self.text.encode_prompt(f"{statement} {question}")
+        if self.config.style == "chat" or (self.config.style == "auto" and self.text.has_chat_template):
+            return self._chat_ids(statement, question)
+        return self.text.encode_prompt(_FACT.format(statement=statement, question=question))
+
+    def _chat_ids(self, statement: str, question: str) -> list[int]:
+        messages = []
+        for fact, begun, end in _USED if self.config.examples else ():
+            messages.append({"role": "user", "content": _USE.format(statement=fact, question=begun)})
+            messages.append({"role": "assistant", "content": f"{begun} {end}"})
+        asks = question.rstrip().endswith("?")
+        content = (_REPLY if asks else _USE).format(statement=statement, question=question)
+        prompt = self.text.encode_chat([*messages, {"role": "user", "content": content}])
+        # a sentence to complete also begins the reply, so that the answer is its continuation in every arm
+        return prompt if asks else prompt + self.text.encode_prompt(question)[len(self.text.bos) :]
 
     def answer(
         self, memory: FactMemory, questions: Sequence[str], *, max_new_tokens: int = 12

@@ -6,11 +6,31 @@ from typing import Any
 
 from editing.editors.alphaedit import AlphaEdit, AlphaEditConfig
 from editing.editors.base import Computation, Editor, EditorConfig
+from editing.editors.emmet import Emmet, EmmetConfig
+from editing.editors.ft_l import FtL, FtLConfig
 from editing.editors.memit import Memit, MemitConfig
+from editing.editors.memit_merge import MemitMerge, MemitMergeConfig
+from editing.editors.mose import Mose, MoseConfig
+from editing.editors.pmet import Pmet, PmetConfig
+from editing.editors.prune import Prune, PruneConfig
+from editing.editors.rect import Rect, RectConfig
+from editing.editors.rome import Rome, RomeConfig
+from editing.editors.rose import Rose, RoseConfig
+from editing.editors.ultraedit import UltraEdit, UltraEditConfig
 
 REGISTRY: dict[str, tuple[type[EditorConfig], type[Editor]]] = {
-    "memit": (MemitConfig, Memit),
     "alphaedit": (AlphaEditConfig, AlphaEdit),
+    "emmet": (EmmetConfig, Emmet),
+    "ft_l": (FtLConfig, FtL),
+    "memit": (MemitConfig, Memit),
+    "memit_merge": (MemitMergeConfig, MemitMerge),
+    "mose": (MoseConfig, Mose),
+    "pmet": (PmetConfig, Pmet),
+    "prune": (PruneConfig, Prune),
+    "rect": (RectConfig, Rect),
+    "rome": (RomeConfig, Rome),
+    "rose": (RoseConfig, Rose),
+    "ultraedit": (UltraEditConfig, UltraEdit),
 }
 
 

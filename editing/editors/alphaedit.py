@@ -14,14 +14,14 @@ from pydantic import Field
 from torch import Tensor
 
 from editing.covariance import KeyCovariance
-from editing.editors.base import EditorConfig
+from editing.editors.base import LocateConfig
 from editing.editors.locate import LocateEditor
 from editing.errors import UserError
 from editing.linalg import Base, ProjectedIdentity, null_space, update_factor
 from editing.state import LifelongState
 
 
-class AlphaEditConfig(EditorConfig):
+class AlphaEditConfig(LocateConfig):
     """Settings of AlphaEdit."""
 
     type: Literal["alphaedit"] = "alphaedit"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
@@ -29,7 +30,6 @@ class EditorConfig(BaseModel):
     """Which editor."""
     layers: tuple[int, ...] = Field(min_length=1)
     """Decoder layers to edit, ascending; the last one is the value layer."""
-    values: ValueConfig = ValueConfig()
 
     @field_validator("layers")
     @classmethod
@@ -39,12 +39,20 @@ class EditorConfig(BaseModel):
         return layers
 
 
+class LocateConfig(EditorConfig):
+    """Settings of editors that first find a target value."""
+
+    values: ValueConfig = ValueConfig()
+    """How target values are optimised."""
+
+
 @dataclass(frozen=True)
 class Computation:
     """One batch, computed but not applied.
 
     ``keys`` are float32 (d_in, m) by layer, columns in the order of the requests; they join the past keys when the
-    batch is committed. ``values`` are the target values, one per request.
+    batch is committed. An editor without past keys puts here what else its ``advance`` needs. ``values`` are the
+    target values, one per request.
     """
 
     delta: WeightDelta
@@ -56,6 +64,8 @@ class Editor(ABC):
     """A method of writing facts into weights."""
 
     needs_covariance: bool = True
+    commutes: bool = True
+    """Whether an update stays right when an earlier one is taken out; else a revert computes all later ones anew."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -83,3 +93,20 @@ class Editor(ABC):
 
         Neither the model (bytes are restored) nor the state is changed.
         """
+
+    def advance(
+        self,
+        state: LifelongState,
+        delta: WeightDelta,
+        keys: Mapping[int, Tensor],
+        request_ids: Sequence[str],
+        fact_keys: Sequence[str],
+    ) -> LifelongState:
+        """The state after a commit: a function of the state before it and of what the commit stores."""
+        return state.appended(keys, request_ids, fact_keys)
+
+
+def scalar_outcome(loss: float, *, steps: int, converged: bool) -> TargetValue:
+    """Outcome of one request for editors that optimise no target value; its tensors are empty."""
+    nothing = torch.zeros(0)
+    return TargetValue(nothing, nothing, nothing, loss, steps, converged, clamped=False)

@@ -9,31 +9,57 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from editing.covariance import KeyCovariance
 from editing.delta import LayerDelta, WeightDelta, apply_delta
-from editing.editors.base import Computation, Editor, Progress
-from editing.errors import UserError
-from editing.keys import SubjectPass, pull_back
-from editing.linalg import Base
+from editing.editors.base import Computation, Editor, LocateConfig, Progress
+from editing.errors import DependentKeysError, UserError
+from editing.keys import KeyAverage, SubjectPass, pull_back
+from editing.linalg import Base, DependentColumnsError
 from editing.model.adapter import EditableModel
 from editing.request import EditRequest
 from editing.state import LifelongState
-from editing.values import TargetValue, optimise_values
+from editing.values import PLAIN, TargetValue, Variant, optimise_values
+
+Written = tuple[dict[int, LayerDelta], dict[int, Tensor]]
+"""Changes by layer, and keys (I, m) by layer."""
+
+
+class LeastSquaresConfig(LocateConfig):
+    """Settings of methods that weigh new associations against the preserved second moment."""
+
+    cov_weight: float = Field(15_000.0, gt=0, allow_inf_nan=False)
+    """lambda: how strongly old keys are kept; unitless. The papers' grid: 500, 1500, 5000, 15 000, 30 000."""
+    past_keys: bool = True
+    """Keep the keys of earlier edits (the lifelong form); false is the method as first published."""
 
 
 class LocateEditor(Editor):
     """Spreads the residual ``z - h`` over the layers and solves a least-squares problem at each."""
 
+    key_average: KeyAverage = "half"
+
     def new_state(self, model: EditableModel, covariance: KeyCovariance | None) -> LifelongState:
+        self.check(model, covariance)
+        sizes = {layer: model.weight(layer).shape[1] for layer in self.layers}
+        return LifelongState.start(sizes, covariance, self.base_of, grows=self.keeps_past_keys)
+
+    def check(self, model: EditableModel, covariance: KeyCovariance | None) -> None:
+        """Raise UserError unless the layers exist and there is a covariance if one is needed."""
         model.check_layers(self.layers)
         if covariance is None and self.needs_covariance:
             raise UserError(f"editor {self.config.type!r} needs a covariance; set covariance.source")
-        sizes = {layer: model.weight(layer).shape[1] for layer in self.layers}
-        return LifelongState.start(sizes, covariance, self.base_of)
+
+    @property
+    def keeps_past_keys(self) -> bool:
+        """Whether the keys of earlier edits are preserved like the covariance."""
+        config: Any = self.config
+        return bool(config.past_keys) if isinstance(config, LeastSquaresConfig) else True
 
     def base_of(self, covariance: KeyCovariance, layer: int) -> Base:
         """A_0 of the layer's system."""
@@ -55,14 +81,20 @@ class LocateEditor(Editor):
         progress: Progress | None,
     ) -> list[TargetValue]:
         """Target values at the last edited layer."""
+        variant = self.variant(requests)
         return optimise_values(
             model,
             requests,
             layer=self.layers[-1],
-            contexts=contexts,
+            contexts=contexts if variant.prompts is None else contexts[:1],
             config=self.config.values,
             progress=progress,
+            variant=variant,
         )
+
+    def variant(self, requests: Sequence[EditRequest]) -> Variant:
+        """What the method's target values do differently from MEMIT's."""
+        return PLAIN
 
     def compute(
         self,
@@ -73,21 +105,74 @@ class LocateEditor(Editor):
         progress: Progress | None = None,
     ) -> Computation:
         values = self.find_values(model, requests, contexts, progress)
-        targets = torch.stack([value.state for value in values], dim=1).to(model.device)
-        last = self.layers[-1]
+        if not all(value.finite for value in values):
+            # one such value would spoil the keys of every edit above; the session refuses it and asks again
+            return Computation(WeightDelta({}, self.config.type), {}, values)
+        targets = torch.stack([value.state for value in values])
+        changes, keys = self.write(model, requests, targets, state, contexts)
+        return Computation(WeightDelta(changes, self.config.type), keys, values)
+
+    def write(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        targets: Tensor,
+        state: LifelongState,
+        contexts: Sequence[str],
+        layers: Sequence[int] | None = None,
+    ) -> Written:
+        """The changes that bring the subjects' states to ``targets`` (m, d); the model's bytes are restored.
+
+        Args:
+            layers: of this batch, ascending; by default all of the editor's.
+
+        Raises:
+            DependentKeysError: the method must hit every target, and some keys depend on others.
+        """
+        layers = self.layers if layers is None else tuple(layers)
+        wanted = targets.T.to(model.device)
         changes: dict[int, LayerDelta] = {}
         keys: dict[int, Tensor] = {}
         walk = SubjectPass(model, requests, contexts)
-        with model.patched(self.layers):
-            for place, layer in enumerate(self.layers):
-                found = walk.keys(layer)
-                reached, _ = walk.states(last)
-                residual = (targets - reached) / self.spread(len(self.layers) - place)
-                if self.config.values.post_norm == "exact":
-                    _, mapped = walk.states(layer)
-                    residual = pull_back(model, layer, mapped, residual)
-                right = self.right_factor(layer, found, state)
+        with model.patched(layers):
+            for place, layer in enumerate(layers):
+                found = walk.keys(layer, self.key_average)
+                residual = self.residual(model, walk, wanted, layer, layers[-1], self.spread(len(layers) - place))
+                try:
+                    changes[layer] = self.change(model, layer, found, residual, state)
+                except DependentColumnsError as error:
+                    raise named(error, requests, layer) from error
                 keys[layer] = found.cpu()
-                changes[layer] = LayerDelta("low_rank", residual.float().cpu(), right.float().cpu().contiguous())
                 model.set_weight(layer, apply_delta(model.weight(layer), changes[layer]))
-        return Computation(WeightDelta(changes, self.config.type), keys, values)
+        return changes, keys
+
+    def residual(
+        self, model: EditableModel, walk: SubjectPass, wanted: Tensor, layer: int, last: int, divisor: float
+    ) -> Tensor:
+        """What the map of ``layer`` must add to its outputs (O, m), when the last layer's states are ``wanted``."""
+        reached, _ = walk.states(last)
+        residual = (wanted - reached) / divisor
+        if self.config.values.post_norm == "exact":
+            _, mapped = walk.states(layer)
+            residual = pull_back(model, layer, mapped, residual)
+        return residual
+
+    def change(
+        self, model: EditableModel, layer: int, keys: Tensor, residual: Tensor, state: LifelongState
+    ) -> LayerDelta:
+        """The change of one layer's map for keys (I, m) and residuals (O, m)."""
+        right = self.right_factor(layer, keys, state)
+        return LayerDelta("low_rank", residual.float().cpu(), right.float().cpu().contiguous())
+
+
+def named(error: DependentColumnsError, requests: Sequence[EditRequest], layer: int) -> DependentKeysError:
+    """The same error in terms of requests."""
+    reasons = {}
+    for column, others in error.columns.items():
+        ids = ", ".join(requests[i].id for i in others)
+        what = f"depends linearly on that of {ids}" if others else "is zero"
+        reasons[requests[column].id] = (
+            f"its key at layer {layer} {what}, so not every target can be hit; "
+            "apply it in a later batch or set editor.damping"
+        )
+    return DependentKeysError(reasons)

@@ -8,30 +8,24 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from editing.covariance import KeyCovariance
-from editing.editors.base import EditorConfig
-from editing.editors.locate import LocateEditor
+from editing.editors.locate import LeastSquaresConfig, LocateEditor
 from editing.linalg import Base, DenseBase, update_factor
 from editing.state import LifelongState
 
 
-class MemitConfig(EditorConfig):
+class MemitConfig(LeastSquaresConfig):
     """Settings of MEMIT."""
 
     type: Literal["memit"] = "memit"
-    cov_weight: float = Field(15_000.0, gt=0, allow_inf_nan=False)
-    """lambda: how strongly old keys are kept; unitless. The papers' grid: 500, 1500, 5000, 15 000, 30 000."""
-    past_keys: bool = True
-    """Keep the keys of earlier edits (the lifelong form); false is the method as first published."""
 
 
 class Memit(LocateEditor):
     """Least squares between new associations and the preserved second moment."""
 
-    config: MemitConfig
+    config: LeastSquaresConfig
 
     def base_of(self, covariance: KeyCovariance, layer: int) -> Base:
         matrix = self.config.cov_weight * covariance.mean(layer)
@@ -39,7 +33,7 @@ class Memit(LocateEditor):
 
     def right_factor(self, layer: int, keys: Tensor, state: LifelongState) -> Tensor:
         system = state.systems[layer]
-        if not self.config.past_keys:
+        if not self.config.past_keys and system.past.shape[1]:
             width = system.past.shape[0]
             system = type(system).start(system.base, torch.zeros(width, 0, dtype=torch.float64), width)
         return update_factor(system, keys.cpu())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from editing.digest import digest_tensors
 from editing.errors import ErrataError, UserError
-from editing.model.decoder import Decoder, Layout, Positional, decoder_for, plain_layout
+from editing.model.decoder import Decoder, Layout, Positional, decoder_for, layer_of, plain_layout
 from editing.model.text import TextCodec
 
 _CHECK_TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-6, torch.float16: 0.1, torch.bfloat16: 0.5}
@@ -128,13 +128,52 @@ class EditableModel:
             for handle in handles:
                 handle.remove()
 
-    # --- the edited maps ---
+    @contextmanager
+    def attention_outputs(self, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        """Within the context, each pass leaves the attention's output (B, T, d) of ``layers`` in the dict."""
+        caught: dict[int, Tensor] = {}
+        handles = []
+        for layer in layers:
+
+            def hook(_: nn.Module, __: tuple[Any, ...], output: Any, layer: int = layer) -> None:
+                caught[layer] = output[0] if isinstance(output, tuple) else output
+
+            handles.append(self.decoder.attention(layer).register_forward_hook(hook))
+        try:
+            yield caught
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def added(self, layer: int, *, attention: Tensor, mapped: Tensor) -> Iterator[None]:
+        """Within the context, (B, T, d) are added to the outputs of a layer's attention and of its edited map."""
+
+        def hook(change: Tensor) -> Any:
+            def add(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+                return (output[0] + change, *output[1:]) if isinstance(output, tuple) else output + change
+
+            return add
+
+        handles = [
+            self.decoder.attention(layer).register_forward_hook(hook(attention)),
+            self.decoder.edited_map(layer).register_forward_hook(hook(mapped)),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    # --- the edited maps: a layer's number means its output projection, see ``map_number`` for the others ---
 
     def check_layers(self, layers: Sequence[int]) -> None:
-        """Raise UserError unless every layer exists."""
-        for layer in layers:
+        """Raise UserError unless every map exists."""
+        for number in layers:
+            layer = layer_of(number)
             if not 0 <= layer < self.num_layers:
                 raise UserError(f"layer {layer} does not exist in {self.name!r}; allowed: 0..{self.num_layers - 1}")
+            self.decoder.map_path(number)
 
     def parameter(self, layer: int) -> nn.Parameter:
         """The live parameter of the edited map, in the model's own dtype and orientation."""

@@ -8,18 +8,41 @@ Letters: B rows, T tokens, d hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from editing.errors import UserError
 
+_KIND = 1000
+"""More than any model has layers."""
+_KINDS = ("down_proj", "gate_proj", "up_proj")
+
+
+def map_number(layer: int, name: str = "down_proj") -> int:
+    """The number by which an edited map goes everywhere: its layer for the MLP's output projection (``down_proj``).
+
+    The other maps of an MLP, which few editors write, are counted from 1000 (``gate_proj``) and 2000 (``up_proj``).
+    """
+    return _KIND * _KINDS.index(name) + layer
+
+
+def layer_of(number: int) -> int:
+    """The layer that a map stands in."""
+    return number % _KIND if number >= 0 else number
+
+
+def map_kind(number: int) -> str:
+    """What the map is, by the name it has in Llama."""
+    return _KINDS[number // _KIND] if 0 <= number // _KIND < len(_KINDS) else "unknown"
+
 
 @dataclass(frozen=True)
 class Layout:
-    """Where tokens stand: positions and segments, both long (B, T). A token sees only its own segment; -1 is padding."""
+    """Where tokens stand: positions and segments, long (B, T). A token sees only its own segment; -1 is padding."""
 
     positions: Tensor
     segments: Tensor
@@ -69,7 +92,12 @@ class Decoder:
     cache_argument = "past_key_values"
     post_norm_name: str | None = None
     """Attribute of a layer that normalises the MLP's output before it joins the residual, if any."""
+    layers_path = "model.layers"
+    """Where the list of layers stands in the model."""
     map_name = "mlp.down_proj"
+    input_maps: ClassVar[Mapping[str, str]] = {"gate_proj": "mlp.gate_proj", "up_proj": "mlp.up_proj"}
+    """Where the maps into the MLP are, by the names of ``map_kind``; a family need not have both."""
+    attention_name = "self_attn"
     transposed = False
     """True where the map stores (d_in, d_out)."""
 
@@ -87,9 +115,6 @@ class Decoder:
     def _layers(self) -> nn.ModuleList:
         layers: nn.ModuleList = self.body.layers
         return layers
-
-    def _layers_path(self) -> str:
-        return "model.layers"
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Token ids (B, T) to the input of layer 0, (B, T, d)."""
@@ -145,13 +170,31 @@ class Decoder:
 
     # --- the edited map ---
 
-    def edited_map(self, layer: int) -> nn.Module:
-        """The linear map that editors write: the MLP's output projection of a layer."""
-        return self.layers[layer].get_submodule(self.map_name)
+    @classmethod
+    def map_path(cls, number: int) -> str:
+        """Where a map is within its layer.
 
-    def parameter_name(self, layer: int) -> str:
-        """Name of the edited weight in the checkpoint."""
-        return f"{self._layers_path()}.{layer}.{self.map_name}.weight"
+        Raises:
+            UserError: the family has no such map.
+        """
+        kind = map_kind(number)
+        known = {"down_proj": cls.map_name, **cls.input_maps}
+        if kind not in known:
+            raise UserError(f"the model's MLP has no map {kind!r} of its own; it has: {', '.join(known)}")
+        return known[kind]
+
+    def edited_map(self, number: int) -> nn.Module:
+        """A linear map that editors write: a layer's number means the MLP's output projection (see ``map_number``)."""
+        return self.layers[layer_of(number)].get_submodule(self.map_path(number))
+
+    def attention(self, layer: int) -> nn.Module:
+        """The attention of a layer, output projection included."""
+        return self.layers[layer].get_submodule(self.attention_name)
+
+    @classmethod
+    def parameter_name(cls, number: int) -> str:
+        """Name of the edited weight in the checkpoint; needs no loaded model."""
+        return f"{cls.layers_path}.{layer_of(number)}.{cls.map_path(number)}.weight"
 
     def post_norm(self, layer: int) -> nn.Module | None:
         """The norm between the edited map and the residual stream, or None."""
@@ -177,8 +220,14 @@ class _Gemma3(_Gemma):
         return self.body.rotary_emb(hidden, positions, kind)
 
 
+class _Phi3(Decoder):
+    input_maps: ClassVar[Mapping[str, str]] = {}  # one fused matrix, which is neither of the two
+
+
 class _GPT2(Decoder):
-    map_name, transposed = "mlp.c_proj", True
+    layers_path, map_name, transposed = "transformer.h", "mlp.c_proj", True
+    input_maps: ClassVar[Mapping[str, str]] = {"up_proj": "mlp.c_fc"}
+    attention_name = "attn"
 
     def _body(self) -> Any:
         return self.model.transformer
@@ -186,9 +235,6 @@ class _GPT2(Decoder):
     def _layers(self) -> nn.ModuleList:
         layers: nn.ModuleList = self.body.h
         return layers
-
-    def _layers_path(self) -> str:
-        return "transformer.h"
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         hidden: Tensor = self.body.wte(ids) + self.body.wpe(positions)
@@ -211,6 +257,7 @@ class _GPT2(Decoder):
 
 class _GPTJ(_GPT2):
     map_name, transposed = "mlp.fc_out", False
+    input_maps: ClassVar[Mapping[str, str]] = {"up_proj": "mlp.fc_in"}
     cache_argument = "layer_past"
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
@@ -229,14 +276,13 @@ class _GPTJ(_GPT2):
 
 
 class _GPTNeoX(Decoder):
-    map_name = "mlp.dense_4h_to_h"
+    layers_path, map_name = "gpt_neox.layers", "mlp.dense_4h_to_h"
+    input_maps: ClassVar[Mapping[str, str]] = {"up_proj": "mlp.dense_h_to_4h"}
+    attention_name = "attention"
     cache_argument = "layer_past"
 
     def _body(self) -> Any:
         return self.model.gpt_neox
-
-    def _layers_path(self) -> str:
-        return "gpt_neox.layers"
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         hidden: Tensor = self.body.embed_in(ids)
@@ -259,7 +305,7 @@ FAMILIES: dict[str, type[Decoder]] = {
     "olmo2": _PostNorm,
     "gemma2": _Gemma,
     "gemma3_text": _Gemma3,
-    "phi3": Decoder,
+    "phi3": _Phi3,
     "gpt2": _GPT2,
     "gptj": _GPTJ,
     "gpt_neox": _GPTNeoX,

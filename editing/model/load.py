@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def resolve_model(name_or_path: str) -> Path:
         if not (path / "config.json").is_file():
             raise UserError(f"model directory {name_or_path!r} has no config.json; it must hold a checkpoint")
         return path
-    fetched = fetch.model_dir(name_or_path)
+    fetched = fetch.model_dir(name_or_path) if fetch.fetchable_name(name_or_path) else None
     if fetched is not None:
         return fetched
     ways = (
@@ -72,13 +73,18 @@ def read_model_config(directory: Path, name: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        config: Any = AutoConfig.from_pretrained(directory)
-    except (OSError, ValueError, KeyError) as error:
+        model_type = json.loads((directory / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"model {name!r}: its config.json cannot be read ({type(error).__name__})") from error
-    if config.model_type not in FAMILIES:
+    # asked before the library is, which does not know every type either
+    if model_type not in FAMILIES:
         raise UserError(
-            f"model type {config.model_type!r} of {name!r} is not supported; supported: {', '.join(sorted(FAMILIES))}"
+            f"model type {model_type!r} of {name!r} is not supported; supported: {', '.join(sorted(FAMILIES))}"
         )
+    try:
+        config: Any = AutoConfig.from_pretrained(directory)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"model {name!r}: its config.json cannot be read ({type(error).__name__})") from error
     return config
 
 
@@ -103,12 +109,26 @@ def load_model(
     transformers_logging.set_verbosity_error()
     if dtype not in DTYPES:
         raise UserError(f"model.dtype {dtype!r} is not known; allowed: {', '.join(DTYPES)}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
+        raise UserError(
+            f"model.device {device!r} is not there ({_first_line(error)}); use cpu, cuda or cuda:N"
+        ) from error
     directory = resolve_model(name_or_path)
     config = read_model_config(directory, name_or_path)
     offline = os.environ.get("HF_HUB_OFFLINE") == "1"
-    tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=offline)
     attention = "eager" if config.model_type in ("gemma2", "gptj") else "sdpa"
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=DTYPES[dtype], attn_implementation=attention, local_files_only=offline
-    )
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=offline)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=DTYPES[dtype], attn_implementation=attention, local_files_only=offline
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {name_or_path!r}: its checkpoint cannot be loaded ({_first_line(error)})") from error
     return EditableModel(model.to(device), tokenizer, name=name_or_path, digest=digest or checkpoint_digest(directory))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

@@ -13,14 +13,14 @@ from xml.etree import ElementTree as ET
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 340.0, 214.0
-LEFT, RIGHT, TOP, BOTTOM = 43.0, 94.0, 26.0, 36.0
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 94.0, 26.0, 36.0
 LABEL_GAP = 14.0  # least distance of two labels at line ends: one line of text
 CHARACTER = 6.0  # rough width of a character, to keep the labels of neighbouring refreshes apart
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: `style` names its look in the style sheet, `points` are (x, y) with y None where nothing was measured."""
+    """One line: `style` names its look in the style sheet, `points` are (x, y), y None where nothing was measured."""
 
     style: str
     label: str
@@ -58,7 +58,7 @@ def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions as near to `wanted` as they can be with at least `gap` between neighbours, within [low, high] if they fit."""
+    """Positions near `wanted` with at least `gap` between neighbours, within [low, high] if they fit."""
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
     placed: list[float] = []
     for index in order:
@@ -198,7 +198,7 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _draw_events(svg: ET.Element, events: Sequence[Event], px: Callable[[float], float], bottom: float) -> None:
-    """Vertical lines with labels on top; one that would touch the label before it is shortened or left to the hover text."""
+    """Vertical lines with labels on top; one that would touch the label before it is shortened or left out."""
     free_from = LEFT - 30
     for event in sorted(events, key=lambda item: item.x):
         group = _el(svg, "g", class_="event", data_tip=event.detail)

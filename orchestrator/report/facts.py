@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.report.formats import DASH, mapping, number, percent, sequence
+from orchestrator.report.formats import DASH, fixed, mapping, number, percent, sequence
 from orchestrator.report.wording import ARMS, KIND_SHORT, KINDS, MEMORY_ARMS
 
 
 @dataclass(frozen=True)
 class AnswerView:
-    """One arm's answer; `ok` is None where the arm was not asked, `retrieved` is empty outside the memory arms."""
+    """One arm's answer; `ok` is None where the arm was not asked, `retrieved` are (statement, similarity)."""
 
     style: str
     arm: str
@@ -24,7 +24,8 @@ class AnswerView:
     tokens: str
     asks_memory: bool
     chosen: str | None
-    retrieved: tuple[str, ...]
+    reason: str
+    retrieved: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ def _answer(kind: str, key: str, name: str, answer: Mapping[str, Any]) -> Answer
         tokens="" if accuracy is None else percent(accuracy, 0),
         asks_memory=key in MEMORY_ARMS and bool(answer),
         chosen=None if chosen is None else _statement(chosen),
-        retrieved=tuple(_statement(item) for item in sequence(answer.get("retrieved"))),
+        reason=_text(answer.get("reason")),
+        retrieved=tuple((_statement(item), _score(item)) for item in sequence(answer.get("retrieved"))),
     )
 
 
@@ -158,6 +160,11 @@ def _statement(item: Any) -> str:
     if isinstance(item, list | tuple) and item:
         return _statement(item[0])
     return _text(item)
+
+
+def _score(item: Any) -> str:
+    score = number(item.get("score")) if isinstance(item, Mapping) else None
+    return "" if score is None else fixed(score)
 
 
 def _text(value: Any) -> str:

@@ -62,7 +62,7 @@ def duration(value: Any) -> str:
 
 
 def moment(value: Any) -> str:
-    """An ISO 8601 time (or seconds since 1970) to the minute, in UTC where the zone is known; other text stays as it is."""
+    """An ISO 8601 time (or seconds since 1970) to the minute, in UTC if the zone is known; other text as it is."""
     try:
         when = (
             datetime.fromtimestamp(value, UTC)

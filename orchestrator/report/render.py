@@ -71,7 +71,7 @@ def render_report(
         refreshes=view.refresh_rows(summary),
         resolved_yaml=resolved_yaml,
         run_name=summary.get("name") or "run",
-        sample_sizes=view.sample_sizes(summary),
+        sample=view.sample(summary),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         stages=view.stage_rows(summary),

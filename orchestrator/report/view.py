@@ -84,12 +84,13 @@ def headline(summary: Mapping[str, Any]) -> tuple[str, str, str]:
     edits = number(summary.get("edits_applied"))
     if not edits:
         return "No update was written into", model_name(summary), ""
-    return f"{counted(edits, 'fact')} corrected in", model_name(summary), "in its weights and in a memory beside it"
+    return f"{counted(edits, 'fact')} updated in", model_name(summary), "in its weights and in a memory beside it"
 
 
 def lead(summary: Mapping[str, Any]) -> str:
     """How it was done, in one sentence."""
-    text = f"The updates came as a stream and were written with {editor_name(summary)} in {counted(summary.get('batches'), 'batch')}"
+    batches = counted(summary.get("batches"), "batch")
+    text = f"The updates came as a stream and were written with {editor_name(summary)} in {batches}"
     refreshes = number(summary.get("refreshes"))
     if refreshes:
         text += f", while what must be preserved was estimated anew {_times(refreshes)}"
@@ -151,12 +152,13 @@ def groups(summary: Mapping[str, Any], facts: Sequence[Mapping[str, Any]]) -> li
     time_row = Row(
         "Time per question", "query_seconds", "Mean time to answer, with retrieval and choice.", "", time_cells
     )
+    alone = "What each arm writes by itself: greedy decoding, judged on the text."
+    forced = "Each token of a given answer is predicted after the right ones before it: easier than writing the answer."
     return [
-        Group("Generated", "What each arm writes by itself: greedy decoding, judged on the text.", tuple(map(row, GENERATED))),
-        Group("Teacher-forced", "Each token of a given answer is predicted after the right ones before it, "
-              "which is easier than writing the answer.", tuple(map(row, TEACHER_FORCED))),
+        Group("Generated", alone, tuple(map(row, GENERATED))),
+        Group("Teacher-forced", forced, tuple(map(row, TEACHER_FORCED))),
         Group("Cost", "", (time_row,)),
-    ]  # fmt: skip
+    ]
 
 
 def _arm(summary: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -228,12 +230,16 @@ def failures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(str(entry.get("id") or DASH), str(entry.get("reason") or DASH)) for entry in entries]
 
 
-def sample_sizes(summary: Mapping[str, Any]) -> str:
-    """On how many facts the curves were measured, such as `24` or `10 to 24`."""
-    sizes = sorted({int(size) for point in _timeline(summary) if (size := number(point.get("facts"))) is not None})
+def sample(summary: Mapping[str, Any]) -> str:
+    """What the curves were measured on, such as `a sample of 24 updates`."""
+    sizes = [int(size) for point in _timeline(summary) if (size := number(point.get("facts"))) is not None]
+    applied = number(summary.get("edits_applied"))
     if not sizes:
         return ""
-    return f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+    if set(sizes) == {applied}:
+        return f"all {applied:,.0f} updates"
+    low, high = min(sizes), max(sizes)
+    return f"a sample of {counted(low, 'update')}" if low == high else f"samples of {low:,} to {high:,} updates"
 
 
 def _timeline(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:

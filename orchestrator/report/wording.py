@@ -36,18 +36,31 @@ MEMORY_ARMS = ("memory", "edited_memory")
 GENERATED = (
     Metric("reliability", "Reliability", "The updated question itself is answered with the new fact.", "edit"),
     Metric("generalization_gen", "Generalisation", "So is the same question in other words.", "paraphrase"),
-    Metric("portability", "Portability", "A question one step further, whose answer follows from the new fact, is right.",
-           "portability"),
-    Metric("locality", "Locality", "A question about a neighbour that was not updated is answered as the base answers it.",
-           "neighborhood"),
-)  # fmt: skip
+    Metric(
+        "portability",
+        "Portability",
+        "A question whose answer follows from the new fact is answered rightly.",
+        "portability",
+    ),
+    Metric(
+        "locality",
+        "Locality",
+        "A question about a neighbour, not updated, is answered as the base answers it.",
+        "neighborhood",
+    ),
+)
 TEACHER_FORCED = (
-    Metric("efficacy", "Efficacy", "Tokens of the new answer that are the model's first choice after the updated question.",
-           "edit"),
+    Metric(
+        "efficacy", "Efficacy", "Tokens of the new answer that are the first choice after the updated question.", "edit"
+    ),
     Metric("generalization", "Generalisation", "The same after the question in other words.", "paraphrase"),
-    Metric("specificity", "Specificity", "Tokens of a neighbour's original answer that are still the model's first choice.",
-           "neighborhood"),
-)  # fmt: skip
+    Metric(
+        "specificity",
+        "Specificity",
+        "Tokens of a neighbour's original answer that are still the first choice.",
+        "neighborhood",
+    ),
+)
 
 KINDS = {
     "edit": "Update",

@@ -1,4 +1,4 @@
-"""A made-up run of 130 edits, in the form of summary.json and facts.jsonl, for the tests and for looking at the report."""
+"""A made-up run of 130 edits, as summary.json and facts.jsonl have it, to test the report and to look at it."""
 
 from __future__ import annotations
 
@@ -109,7 +109,12 @@ def _probe(
         if key.endswith("memory"):
             hit = rng.random() < (0.12 if kind == "neighborhood" else 0.93)
             others = [f"The capital of {name} is Porto." for name in rng.sample(SUBJECTS["capital"], 2)]
-            arms[key] |= {"chosen": statement if hit else None, "retrieved": [statement, *others]}
+            found = [(statement, 0.81), *((other, rng.uniform(0.2, 0.5)) for other in others)]
+            arms[key] |= {
+                "chosen": statement if hit else None,
+                "reason": "explains 0.71 of the question" if hit else "no subject explains enough of the question",
+                "retrieved": [{"id": i, "score": round(s, 4), "statement": text} for i, (text, s) in enumerate(found)],
+            }
     return {"kind": kind, "prompt": prompt, "expected": [expected], "arms": arms}
 
 
@@ -147,23 +152,29 @@ def _arms(progress: float, noise: random.Random | None) -> dict[str, dict[str, f
     return result
 
 
+def _before() -> dict[str, dict[str, float]]:
+    """Before the first edit every arm answers as the base does."""
+    base = _arms(1.0, None)["base"]
+    return {key: dict(base) for key in ARM_KEYS}
+
+
 def sample_summary() -> dict[str, Any]:
     """The summary of a run of 130 edits: five evaluations, two refreshes, two records refused."""
     noise = random.Random(3)
     timeline = []
     norms = {"4": 46.12, "5": 46.9, "6": 48.35, "7": 50.02, "8": 51.77}
-    for index, edits in enumerate((10, 40, 70, 100, 130)):
+    for edits in (0, 40, 80, 120, 130):
         share = edits / 130
         timeline.append({
             "edits": edits,
             "version": _digest(f"version {edits}"),
-            "facts": min(edits, 24),
-            "arms": _arms(share, noise),
+            "facts": 24,
+            "arms": _arms(share, noise) if edits else _before(),
             "choice": {"memory": {"none_in_scope": 0.06, "none_out_of_scope": 0.9},
                        "edited_memory": {"none_in_scope": 0.07, "none_out_of_scope": 0.88}},
-            "perplexity": {"base": 29.87, "edited": round(29.87 + 1.3 * share**1.2 + 0.05 * (index % 2), 3)},
-            "norms": {layer: norm * (1 + 0.0008 * (int(layer) - 3) * share**1.3) for layer, norm in norms.items()},
-            "delta_norms": {layer: 1.1 * (int(layer) - 3) * share**0.6 for layer in norms},
+            "perplexity": {"base": 29.87, "edited": round(29.87 + 1.29 * share**1.2, 2)},
+            "norms": {k: norm * (1 + 0.0008 * (int(k) - 3) * share**1.3) for k, norm in norms.items() if edits},
+            "delta_norms": {layer: 1.1 * (int(layer) - 3) * share**0.6 for layer in norms if edits},
             "seconds": 95.0 + 280 * share,
         })  # fmt: skip
     return {
@@ -195,7 +206,7 @@ def sample_summary() -> dict[str, Any]:
              "source_version": _digest("version 80"), "seconds": 39.2},
         ],
         "failures": [
-            {"id": "quick-0131", "reason": "the subject 'Mona Lisa' does not occur in the prompt 'The painting hangs in'"},
+            {"id": "quick-0131", "reason": "subject 'Mona Lisa' does not occur in prompt 'The painting hangs in'"},
             {"id": "quick-0132", "reason": "target_new is empty"},
         ],
         "stages": {"covariance_seconds": 122.4, "evaluation_seconds": 139.0, "edit_seconds": 113.5},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from editing.request import EditRequest
 from tests.helpers.tiny import tiny_model
 
 
-@lru_cache(maxsize=None)
+@cache
 def _made(model_type: str) -> tuple[EditableModel, dict[str, torch.Tensor]]:
     model = tiny_model(model_type, layers=3)
     return model, {name: value.clone() for name, value in model.hf.state_dict().items()}

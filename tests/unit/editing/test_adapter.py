@@ -131,9 +131,7 @@ def test_spread_over_layers_with_norms_the_target_is_nearly_reached(
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "gpt_neox", "olmo2", "gemma3_text"])
-def test_an_unhindered_alphaedit_reaches_its_target_state(
-    tiny: Tiny, requests: list[EditRequest], family: str
-) -> None:
+def test_an_unhindered_alphaedit_reaches_its_target_state(tiny: Tiny, requests: list[EditRequest], family: str) -> None:
     model, chosen = tiny(family), requests[:2]
     before = _states(model, chosen, 1)
     config = AlphaEditConfig(layers=(1,), tau=2.0, l2=1e-6, values=_values())  # C = I: everything is below tau
@@ -180,9 +178,7 @@ class _SkipsALayer(Decoder):
 
 
 @pytest.mark.parametrize("broken", [_WithoutNorm, _WrongPositions, _SkipsALayer])
-def test_loading_notices_a_family_whose_pass_differs(
-    monkeypatch: pytest.MonkeyPatch, broken: type[Decoder]
-) -> None:
+def test_loading_notices_a_family_whose_pass_differs(monkeypatch: pytest.MonkeyPatch, broken: type[Decoder]) -> None:
     hf = tiny_hf("llama")
     EditableModel(hf, tiny_tokenizer(), name="sound")
     monkeypatch.setitem(decoder_module.FAMILIES, "llama", broken)

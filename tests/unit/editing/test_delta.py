@@ -18,9 +18,7 @@ from editing.model.adapter import EditableModel
 
 def low_rank(seed: int = 0, rank: int = 3, O: int = 10, I: int = 14) -> LayerDelta:
     generator = torch.Generator().manual_seed(seed)
-    return LayerDelta(
-        "low_rank", torch.randn(O, rank, generator=generator), torch.randn(rank, I, generator=generator)
-    )
+    return LayerDelta("low_rank", torch.randn(O, rank, generator=generator), torch.randn(rank, I, generator=generator))
 
 
 def dense(seed: int = 1, O: int = 10, I: int = 14) -> LayerDelta:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from editing.model import engine as engine_module
 from editing.model.adapter import EditableModel
 from editing.model.engine import Answer, Continuation, LanguageEngine
 from tests.unit.helpers import plain
@@ -62,18 +63,43 @@ def test_a_hit_is_the_most_likely_token(llama: EditableModel) -> None:
     assert mixed.hits[:2] == (True, False)
 
 
+def passes(model: EditableModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Filled with the (rows, tokens) of every pass the model runs from now on."""
+    shapes: list[tuple[int, ...]] = []
+    embed = model.decoder.embed
+    monkeypatch.setattr(model.decoder, "embed", lambda ids, at: shapes.append(tuple(ids.shape)) or embed(ids, at))
+    return shapes
+
+
 def test_equal_prompts_run_once(llama: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    widths: list[int] = []
-    embed = llama.embed
-    monkeypatch.setattr(llama, "embed", lambda rows: widths.append(rows.ids.shape[0]) or embed(rows))
+    shapes = passes(llama, monkeypatch)
     prompt = [5, 77, 130]
     rows = [(prompt, [3]), (prompt, [4, 5]), ([8, 9], [3]), (prompt, [])]
     got = LanguageEngine(llama).score_and_generate(rows, max_new_tokens=2)
-    assert widths == [2], "one prefill of the two distinct prompts"
+    assert shapes[0] == (2, 3), "one prefill of the two distinct prompts"
+    assert all(width == 1 for _, width in shapes[1:]), "then single tokens"
     assert got[0][1] == got[1][1] == got[3][1]
     assert got[3][0] == Continuation((), ())
     for row, (scored, _) in zip(rows[:3], got, strict=False):
         check_score(llama, row, scored)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2", "gptj"])
+def test_a_common_beginning_is_run_once_and_changes_nothing(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    model = tiny(family)
+    example = [(7 * i) % 390 + 1 for i in range(2 * engine_module._SHARED_TOKENS)]
+    # the second prompt is the beginning of the others, so its last token is not common
+    prompts = [[*example, 5, 77, 130], example, [*example, 9], [*example, 5, 77, 12, 44]]
+    rows = [(prompt, [30 + i, 31 + i]) for i, prompt in enumerate(prompts)]
+    with monkeypatch.context() as patch:
+        shapes = passes(model, patch)
+        got = LanguageEngine(model).score_and_generate(rows, max_new_tokens=4, stop_at_newline=False)
+    assert shapes[:2] == [(1, len(example) - 1), (4, 5)]
+    for row, (scored, answer) in zip(rows, got, strict=True):
+        check_score(model, row, scored)
+        assert list(answer.ids) == plain.greedy(model, row[0], 4)
 
 
 def relabel(model: EditableModel, old: int, new: int) -> None:

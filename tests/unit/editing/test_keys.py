@@ -27,9 +27,7 @@ def plain_keys(model: EditableModel, requests: list[EditRequest], layer: int) ->
     return torch.stack(rows).reshape(len(requests), len(CONTEXTS), -1)
 
 
-def plain_states(
-    model: EditableModel, requests: list[EditRequest], layer: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def plain_states(model: EditableModel, requests: list[EditRequest], layer: int) -> tuple[torch.Tensor, torch.Tensor]:
     outputs, mapped = [], []
     for request in requests:
         ids, at = plain.subject_position(model, "", request.prompt, request.subject)

@@ -20,7 +20,7 @@ from editing.model.adapter import EditableModel
 from editing.request import EditBatch, EditRequest
 from editing.session import EditSession
 from editing.values import ValueConfig
-from tests.helpers.tiny import tiny_model
+from tests.helpers.tiny import tiny_hf, tiny_model, tiny_tokenizer
 from tests.unit.helpers import plain
 
 VALUES = ValueConfig(lr=0.3, steps=3, clamp=2.0, weight_decay=0.0)
@@ -75,6 +75,27 @@ def test_a_batch_changes_the_weights_by_its_delta(
     assert state.request_ids == (), "states are values"
     norms = session.norms()
     assert norms[1] == pytest.approx(float(torch.linalg.matrix_norm(session.model.weight(1).double())))
+
+
+@pytest.mark.parametrize("family", ["llama", "olmo2", "gpt2"])
+def test_a_half_precision_model_serves_the_cast_of_its_float32_master(
+    spread_covariance: Covariance, requests: list[EditRequest], family: str
+) -> None:
+    model = EditableModel(tiny_hf(family, layers=3).bfloat16(), tiny_tokenizer(), name="half")
+    session = EditSession(model, make_editor(MEMIT), spread_covariance(model, MEMIT.layers), CONTEXTS)
+    want = model.weights(MEMIT.layers)
+    for number, request in enumerate(requests[:3], start=1):
+        receipt = session.apply(batch(number, request))
+        assert receipt.results[0].applied and receipt.delta is not None
+        for layer, change in receipt.delta.layers.items():
+            assert change.right is not None
+            want[layer] = (want[layer].double() + change.left.double() @ change.right.double()).float()
+    for layer in MEMIT.layers:
+        torch.testing.assert_close(model.weight(layer), want[layer], rtol=1e-6, atol=1e-7)
+        served = model.parameter(layer).detach()
+        assert served.dtype == torch.bfloat16
+        assert torch.equal(served.T if family == "gpt2" else served, model.weight(layer).bfloat16())
+    assert all(keys.dtype == torch.float32 for keys in session.state.keys.values())
 
 
 def test_computing_a_change_touches_neither_model_nor_state(
@@ -173,12 +194,6 @@ def test_swapping_the_covariance_keeps_the_past_keys(
 # --- refusals ---
 
 
-def poison(model: EditableModel, text: str) -> None:
-    """Make one word's embedding infinite: values of edits whose target holds it cannot stay finite."""
-    with torch.no_grad():
-        model.hf.lm_head.weight[model.text.encode_target(text)[0]] = torch.nan
-
-
 class _Fails(Memit):
     """Yields values that are not finite for the requests named."""
 
@@ -245,9 +260,7 @@ def test_a_batch_of_bad_requests_is_a_commit_without_change(
     assert other.sequence == 1 and weight_bytes(other) == before
 
 
-def test_a_refused_request_supersedes_nothing(
-    make: Callable[..., EditSession], requests: list[EditRequest]
-) -> None:
+def test_a_refused_request_supersedes_nothing(make: Callable[..., EditSession], requests: list[EditRequest]) -> None:
     session = make()
     session.apply(batch(1, requests[1]))
     session.editor = _Fails(MEMIT)
@@ -275,7 +288,7 @@ def test_an_update_that_is_not_finite_is_not_applied(
     session = make()
     before = weight_bytes(session)
     monkeypatch.setattr(
-        type(session.editor), "right_factor", lambda self, layer, keys, state: torch.full((keys.shape[1], 48), 1e300)
+        type(session.editor), "right_factor", lambda self, layer, keys, state: torch.full((keys.shape[1], 48), math.inf)
     )
     with pytest.raises(NumericalError, match="the update of layer 0 is not finite"):
         session.apply(batch(1, requests[0]))

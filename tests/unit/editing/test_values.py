@@ -69,9 +69,7 @@ def test_a_batch_equals_one_by_one(llama: EditableModel, requests: list[EditRequ
         assert (got.steps, got.converged, got.clamped) == (alone.steps, alone.converged, alone.clamped)
 
 
-def test_small_batches_give_the_same_and_progress_counts_up(
-    llama: EditableModel, requests: list[EditRequest]
-) -> None:
+def test_small_batches_give_the_same_and_progress_counts_up(llama: EditableModel, requests: list[EditRequest]) -> None:
     config = ValueConfig(lr=0.3, steps=4)
     whole = optimise_values(llama, requests, layer=1, contexts=CONTEXTS, config=config)
     seen: list[int] = []

@@ -1,0 +1,52 @@
+"""EMMET: every new association of a batch holds exactly, and the preserved second moment changes the least.
+
+``R (K^T A^-1 K + e I)^-1 K^T A^-1`` with ``A = w C + ridge I``. Gupta et al. 2024, arXiv:2403.14236; MOIR,
+proposition 1. With damping e it is MEMIT with lambda = e on the same A.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from editing.covariance import KeyCovariance
+from editing.editors.base import LocateConfig
+from editing.editors.locate import LocateEditor
+from editing.linalg import Base, DenseBase, equality_factor
+from editing.state import LifelongState
+
+
+class EmmetConfig(LocateConfig):
+    """Settings of EMMET."""
+
+    type: Literal["emmet"] = "emmet"
+    cov_weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """w: weight of the second moment in A; without damping, ridge and past keys it has no effect."""
+    ridge: float = Field(0.0, ge=0)
+    """Added to the diagonal of A."""
+    damping: float = Field(0.0, ge=0)
+    """e: 0 hits every target exactly, and refuses requests whose keys depend on others of their batch. The published
+    code has .1 for batches."""
+    past_keys: bool = False
+    """Add the keys of earlier edits to A (a lifelong form; the published method has none)."""
+
+
+class Emmet(LocateEditor):
+    """Equality-constrained least squares."""
+
+    config: EmmetConfig
+
+    @property
+    def keeps_past_keys(self) -> bool:
+        return self.config.past_keys
+
+    def base_of(self, covariance: KeyCovariance, layer: int) -> Base:
+        moment = self.config.cov_weight * covariance.mean(layer)
+        ridge = self.config.ridge * torch.eye(moment.shape[0], dtype=torch.float64)
+        return DenseBase(moment + ridge, what=f"w * C + ridge of layer {layer} ({covariance.tokens} tokens)")
+
+    def right_factor(self, layer: int, keys: Tensor, state: LifelongState) -> Tensor:
+        return equality_factor(state.systems[layer], keys.cpu(), self.config.damping)

@@ -1,0 +1,315 @@
+"""What the tests of whole runs share: a dozen facts, settings that take seconds, and a cluster without Ray.
+
+`PlainCluster` offers what `actors.cluster.Cluster` does, with the same plain classes called one after the other in
+this process. It is the slow, readable form that a distributed run must equal bit for bit, and it lets a crash be
+tried at every commit point without starting a dozen processes each time.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import orchestrator.launch
+from actors.covariance import Estimate, EstimateJob, UnitWorker
+from actors.editor import ContextSpec, EditorWorker
+from actors.evaluation import EvaluationSettings, EvaluationWorker
+from actors.retrieval import RetrievalWorker
+from actors.settings import ModelSpec, RayConfig
+from editing.covariance import KeyCovariance
+from editing.errors import ErrataError
+from evaluation.arms import Evaluation
+from orchestrator.config import RunConfig, build_config
+from orchestrator.journal import Journal
+from orchestrator.launch import run_experiment
+from orchestrator.progress import Display
+from orchestrator.tracking import NullTracker
+
+Weights = dict[int, torch.Tensor]
+
+_PLACES = ("France", "Canada", "Italy", "Angola", "Rome", "Paris")
+_PEOPLE = ("Danielle Darrieux", "Alice Munro", "Thierry Henry")
+
+
+def fact(number: int, *, subject: str | None = None, target: str | None = None) -> dict[str, Any]:
+    """One record in the project's own schema, about a subject of its own."""
+    name = subject or f"{_PEOPLE[number % 3]} {number}"
+    return {
+        "id": f"fact-{number}",
+        "subject": name,
+        "prompt": "{} works in",
+        "target_new": target or _PLACES[number % 6],
+        "target_true": _PLACES[(number + 1) % 6],
+        "relation": "place of work",
+        "paraphrases": [f"The place where {name} works is"],
+        "neighborhood": [{"prompt": f"Person {number} works in", "answer": _PLACES[(number + 1) % 6]}],
+        "portability": [{"prompt": f"The capital of the land of {name} is", "answers": ["Paris"]}],
+    }
+
+
+def facts(count: int = 12) -> list[dict[str, Any]]:
+    """Records of which the eighth overwrites the second, in a later batch."""
+    records = [fact(number) for number in range(count)]
+    if count > 7:
+        records[7] = fact(7, subject=records[1]["subject"], target="yes")
+    return records
+
+
+def write_stream(path: Path, records: Iterable[dict[str, Any] | str]) -> Path:
+    """JSON Lines; a string is written as it is."""
+    lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def settings(model: Path, stream: Path, /, **sections: Mapping[str, Any]) -> dict[str, Any]:
+    """A run of seconds: batches of three, a refresh at six edits in force at nine, three timeline points."""
+    held_out = stream.parent / "held_out.txt"
+    held_out.write_text("The capital of France is Paris.\n\nRome lies in Italy. Angola is located in Africa.\n")
+    data: dict[str, dict[str, Any] | Any] = {
+        "name": "tiny",
+        "model": {"name": str(model)},
+        "editor": {"type": "alphaedit", "layers": [1, 2], "tau": 5.0, "values": {"steps": 3, "lr": 0.5}},
+        "contexts": {"count": 1, "length": 3},
+        "stream": {"path": str(stream)},
+        "batching": {"size": 3},
+        "covariance": {"tokens": 150, "max_new_tokens": 8, "sequences_per_unit": 4, "slots": 4},
+        "refresh": {"every": 6, "lag": 3},
+        "evaluation": {"every": 6, "sample": 2, "max_new_tokens": 3, "latency_questions": 1, "held_out": str(held_out)},
+        "memory": {"embedder": {"type": "hash"}},
+        "ray": {"generation_workers": 1, "evaluation_workers": 1},
+    }
+    for section, changes in sections.items():
+        data[section] = {**data.get(section, {}), **changes}
+    return data
+
+
+def config(model: Path, stream: Path, /, **sections: Mapping[str, Any]) -> RunConfig:
+    """`settings` as a checked configuration."""
+    return build_config(settings(model, stream, **sections))
+
+
+# ---------------------------------------------------------------- the cluster without Ray
+
+
+class PlainEstimator:
+    """Blocks one after the other, added by pairs as a tree that grows to the left."""
+
+    def __init__(self, config: RayConfig, spec: ModelSpec) -> None:
+        self._config, self._spec = config, spec
+        self._worker: UnitWorker | None = None
+
+    def estimate(
+        self, job: EstimateJob, weights: Any, progress: Any = None, stop: threading.Event | None = None
+    ) -> Estimate:
+        if self._worker is None:
+            self._worker = UnitWorker(self._spec, self._config.generation)
+        per_block = job.generation.sequences_per_unit * job.units_per_block
+        left = job.sequences if job.sequences is not None else None
+        blocks: list[dict[int, np.ndarray[Any, Any]]] = []
+        tokens, documents = 0, list[tuple[float, int]]()
+        while tokens < job.tokens if job.tokens is not None else bool(left):
+            if stop is not None and stop.is_set():
+                raise ErrataError("given up")
+            take = per_block if left is None else min(left, per_block)
+            info, sums = self._worker.block(job, len(blocks), take, weights)
+            left = None if left is None else left - take
+            blocks.append(sums)
+            tokens += info.tokens
+            documents += info.documents
+        total = tree_sum(blocks)
+        tensors = {layer: torch.from_numpy(np.array(value)) for layer, value in sorted(total.items())}
+        covariance = KeyCovariance(tensors, tokens, job.source(self._spec.dtype))
+        return Estimate(covariance, tuple(documents), 0.01, 0)
+
+    def close(self) -> None:
+        self._worker = None
+
+
+def tree_sum(blocks: Sequence[Mapping[int, Any]]) -> dict[int, Any]:
+    """The fixed order of addition, written down the plain way: the largest power of two first, halves by halves."""
+
+    def perfect(part: Sequence[Mapping[int, Any]]) -> dict[int, Any]:
+        if len(part) == 1:
+            return dict(part[0])
+        half = len(part) // 2
+        left, right = perfect(part[:half]), perfect(part[half:])
+        return {layer: left[layer] + right[layer] for layer in left}
+
+    size = 1 << (len(blocks).bit_length() - 1)
+    total, rest = perfect(blocks[:size]), list(blocks[size:])
+    while rest:
+        size = 1 << (len(rest).bit_length() - 1)
+        addend = perfect(rest[:size])
+        total = {layer: total[layer] + addend[layer] for layer in total}
+        rest = rest[size:]
+    return total
+
+
+class PlainEditor:
+    """`EditorClient` without an actor: the worker itself, which never dies."""
+
+    def __init__(self, make: Callable[[], EditorWorker], history: Callable[[], Iterable[Any]]) -> None:
+        self._worker, self._history = make(), history
+
+    def contexts(self) -> tuple[str, ...]:
+        return self._worker.contexts
+
+    def map_widths(self) -> dict[int, int]:
+        return self._worker.map_widths()
+
+    def restore(self) -> None:
+        items = list(self._history())
+        first = items.pop(0) if items and isinstance(items[0], KeyCovariance) else None
+        self.begin(first)
+        for item in items:
+            self.replay(item)
+
+    def begin(self, covariance: KeyCovariance | None) -> None:
+        self._worker.start(covariance)
+
+    def replay(self, item: Any) -> None:
+        self._worker.replay(item)
+
+    def apply(self, batch: Any) -> Any:
+        return self._worker.session().apply(batch)
+
+    def swap(self, covariance: KeyCovariance) -> None:
+        self._worker.session().swap_covariance(covariance)
+
+    def weights(self) -> dict[int, torch.Tensor]:
+        return {layer: weight.clone() for layer, weight in self._worker.session().weights().items()}
+
+    def norms(self) -> dict[int, float]:
+        return self._worker.session().norms()
+
+    def close(self) -> None:
+        pass
+
+
+class PlainMemory(RetrievalWorker):
+    """`MemoryClient` without an actor."""
+
+    def __init__(self, embedder: Any, index: Any, entries: Callable[[], Sequence[Any]]) -> None:
+        super().__init__(embedder, index)
+        self._entries = entries
+
+    def restore(self) -> int:
+        return self.add(list(self._entries()))
+
+    def close(self) -> None:
+        pass
+
+
+class PlainEvaluators(EvaluationWorker):
+    """`EvaluationPool` without actors."""
+
+    def evaluate(self, requests: Any, weights: Any, hits: Any) -> Evaluation:
+        return super().evaluate(list(requests), weights, hits)
+
+    def give_up(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class Made:
+    """What a `PlainCluster` has handed out, for a test to look at."""
+
+    editor: PlainEditor | None = None
+    memory: PlainMemory | None = None
+
+
+class PlainCluster:
+    """Stands in for `actors.cluster.Cluster`."""
+
+    last: Made
+
+    def __init__(self, config: RayConfig, spec: ModelSpec) -> None:
+        self._config, self._spec = config, spec
+        type(self).last = self._made = Made()
+
+    def __enter__(self) -> PlainCluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def estimator(self) -> PlainEstimator:
+        return PlainEstimator(self._config, self._spec)
+
+    def editor(self, editor_config: Any, contexts: ContextSpec, history: Callable[[], Iterable[Any]]) -> PlainEditor:
+        def make() -> EditorWorker:
+            return EditorWorker(self._spec, self._config.editor, editor_config, contexts)
+
+        self._made.editor = PlainEditor(make, history)
+        return self._made.editor
+
+    def memory(self, embedder: Any, index: Any, entries: Callable[[], Sequence[Any]]) -> PlainMemory:
+        self._made.memory = PlainMemory(embedder, index, entries)
+        return self._made.memory
+
+    def evaluators(self, settings: EvaluationSettings) -> PlainEvaluators:
+        return PlainEvaluators(self._spec, self._config.evaluation, settings)
+
+
+def without_ray(patch: pytest.MonkeyPatch) -> None:
+    """Runs use `PlainCluster` and no MLflow while the patch holds."""
+    patch.setattr(orchestrator.launch, "Cluster", PlainCluster)
+    patch.setattr(orchestrator.launch, "Tracker", lambda *_, **__: NullTracker())
+
+
+def go(settings: RunConfig, output: Path, *, resume: bool = False) -> Weights:
+    """Run to the end without Ray; the final weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        without_ray(patch)
+        run_experiment(settings, output, resume=resume, display=Display(quiet=True))
+    editor = PlainCluster.last.editor
+    assert editor is not None
+    return editor.weights()
+
+
+# ---------------------------------------------------------------- what a run has come to
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything about a finished run that an interruption must not change."""
+
+    version: str
+    deltas: tuple[str | None, ...]
+    batches: tuple[tuple[str, ...], ...]
+    edits: tuple[int, ...]
+    states: dict[str, str]
+    applications: dict[str, int]
+    swaps: tuple[tuple[int, str, int], ...]
+    refreshes: tuple[tuple[int, str, str | None], ...]
+    timeline: tuple[int, ...]
+
+
+def outcome(directory: Path) -> Outcome:
+    """Read off the journal."""
+    with Journal.open(directory / "journal.sqlite", read_only=True) as journal:
+        versions = journal.versions()
+        names = [row.id for row in journal.requests()]
+        return Outcome(
+            version=journal.head().digest,
+            deltas=tuple(version.delta for version in versions),
+            batches=tuple(version.request_ids for version in versions[1:]),
+            edits=tuple(version.edits for version in versions),
+            states={row.id: row.state for row in journal.requests()},
+            applications={name: sum(fate.state == "applied" for fate in journal.fates(name)) for name in names},
+            swaps=tuple((swap.after_sequence, swap.covariance, swap.edits) for swap in journal.swaps()),
+            refreshes=tuple((row.triggered_at, row.state, row.covariance) for row in journal.refreshes()),
+            timeline=tuple(sorted({row.edits for row in journal.evaluations("timeline")})),
+        )

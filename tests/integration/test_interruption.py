@@ -1,0 +1,159 @@
+"""The command itself, interrupted from outside: signals, SIGKILL, crashes at commit points; then ``--resume``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from editing.errors import UserError
+from orchestrator.config import build_config
+from orchestrator.fail_points import ENVIRONMENT_VARIABLE, EXIT_CODE, FAIL_POINTS
+from orchestrator.journal import Journal
+from orchestrator.summary import read_summary
+from tests.integration.harness import Outcome, go, outcome, settings
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 240.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A configuration whose edits take seconds, so that a signal meets a run in the middle of them."""
+
+    config: Path
+    expected: Outcome
+
+
+@pytest.fixture(scope="module")
+def setting(tiny_checkpoint: Path, stream: Path, tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    directory = tmp_path_factory.mktemp("interruption")
+    values = {"editor": {"values": {"steps": 25, "lr": 0.01}}, "batching": {"size": 1}}
+    data = settings(tiny_checkpoint, stream, **values)
+    path = directory / "config.yaml"
+    path.write_text(yaml.safe_dump(data))
+    go(build_config(data), directory / "plain")
+    return Setting(path, outcome(directory / "plain"))
+
+
+@pytest.fixture
+def start(setting: Setting, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Starts the command as a shell would: in a process group of its own."""
+
+    def call(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+        with (tmp_path / "stderr.txt").open("w") as errors:
+            return subprocess.Popen(
+                [sys.executable, "-m", "orchestrator.cli", "run", str(setting.config), "--output", "run", *arguments],
+                cwd=tmp_path,
+                env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                text=True,
+                start_new_session=True,
+            )
+
+    return call
+
+
+def edits(directory: Path) -> int:
+    """Edits in the journal; -1 where there is none yet."""
+    try:
+        with Journal.open(directory / "journal.sqlite", read_only=True) as journal:
+            return journal.head().edits
+    except (UserError, OSError):
+        return -1
+
+
+def wait_for(run: subprocess.Popen[str], directory: Path, count: int) -> list[psutil.Process]:
+    """Wait until that many edits are committed; everything that the run has started."""
+    deadline = time.monotonic() + PATIENCE
+    while edits(directory) < count:
+        assert run.poll() is None, (directory.parent / "stderr.txt").read_text()[-2000:]
+        assert time.monotonic() < deadline, f"{edits(directory)} of {count} edits"
+        time.sleep(0.02)
+    return psutil.Process(run.pid).children(recursive=True)
+
+
+def gone(processes: list[psutil.Process]) -> None:
+    """Every one of them has ended, or does within moments."""
+    assert processes
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    left = [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    assert not left, [" ".join(process.cmdline())[:120] for process in left]
+
+
+def complete(directory: Path, setting: Setting) -> None:
+    """The run has come to what it comes to undisturbed; no request is lost or applied twice."""
+    assert outcome(directory) == setting.expected
+    assert set(setting.expected.applications.values()) == {1}
+    summary = read_summary(directory / "summary.json")
+    assert summary.edits_applied == 12 and summary.version == setting.expected.version
+    assert tuple(point.edits for point in summary.timeline) == setting.expected.timeline == (0, 6, 12)
+    assert [(event.triggered_at, event.swapped_at) for event in summary.refresh_events] == [(6, 9)]
+
+
+@pytest.mark.timeout(600)
+def test_ctrl_c_and_then_sigkill_and_then_the_end(start, setting, tmp_path):
+    directory = tmp_path / "run"
+    run = start()
+    started = wait_for(run, directory, 2)
+    os.killpg(run.pid, signal.SIGINT)  # a terminal tells the whole group
+    assert run.wait(60) == 130
+    errors = (tmp_path / "stderr.txt").read_text()
+    assert f"Go on with: errata run {setting.config} --output run --resume" in errors
+    assert "Traceback" not in errors
+    gone(started)
+    kept = edits(directory)
+    assert 2 <= kept < 12
+
+    run = start("--resume")
+    started = wait_for(run, directory, 8)  # the refresh is under way, or about to take effect
+    run.kill()
+    run.wait(60)
+    gone(started)
+    assert kept < edits(directory) < 12
+
+    run = start("--resume")
+    assert run.wait(PATIENCE) == 0, (tmp_path / "stderr.txt").read_text()[-2000:]
+    complete(directory, setting)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("point", [point for point in FAIL_POINTS if point != "after_publish"])
+def test_a_process_that_vanishes_at_a_commit_point(point, start, setting, tmp_path):
+    # the middle of the run where a point is passed often; the refresh's own where it is passed twice
+    visit = {"accept": 1, "swap": 2, "artifact": 15}.get(
+        point.partition("_")[0] if point != "after_accept" else "accept", 7
+    )
+    visit = {"after_refresh_started": 1, "after_covariance_stored": 2, "after_swap": 2, "after_evaluation": 2}.get(
+        point, visit
+    )
+    run = start(**{ENVIRONMENT_VARIABLE: f"{point}:exit:{visit}"})
+    assert run.wait(PATIENCE) == EXIT_CODE, (tmp_path / "stderr.txt").read_text()[-2000:]
+    run = start("--resume")
+    assert run.wait(PATIENCE) == 0, (tmp_path / "stderr.txt").read_text()[-2000:]
+    complete(tmp_path / "run", setting)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_sigterm_ends_it_cleanly(start, setting, tmp_path):
+    directory = tmp_path / "run"
+    run = start()
+    started = wait_for(run, directory, 4)
+    run.terminate()
+    assert run.wait(60) == 130
+    gone(started)
+    run = start("--resume")
+    assert run.wait(PATIENCE) == 0
+    complete(directory, setting)

@@ -1,0 +1,203 @@
+"""The plain classes behind the editor, the memory and the evaluation actor, without Ray."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from actors.editor import ContextSpec, EditorWorker
+from actors.evaluation import EvaluationSettings, EvaluationWorker
+from actors.retrieval import RetrievalWorker
+from actors.runtime import first_line, unwrap
+from actors.settings import ModelSpec, RayConfig
+from actors.worker import VersionedModel
+from editing.covariance import KeyCovariance
+from editing.editors import REGISTRY
+from editing.errors import ErrataError, UserError
+from editing.model.load import load_model
+from editing.request import EditBatch, EditRequest
+from editing.session import EditReceipt
+from evaluation.outcomes import ARMS
+from evaluation.probes import questions_of
+from retrieval.embedder import HashEmbedderConfig
+from retrieval.index import IndexConfig
+from retrieval.memory import MemoryEntry
+from retrieval.scr import ScrConfig
+from tests.helpers.tiny import tiny_model
+
+MEMIT = REGISTRY["memit"][0](layers=(1, 2), cov_weight=1.0, values={"steps": 3})
+PREFIXES = ContextSpec(1, 3, 0)
+
+
+def ask(number: int, target: str = "Paris") -> EditRequest:
+    return EditRequest(
+        id=f"r{number}",
+        subject=f"Alice Munro {number}",
+        prompt="{} works in",
+        target_new=target,
+        relation="work",
+        paraphrases=(f"The place of Alice Munro {number} is",),
+        neighborhood=({"prompt": "Thierry Henry works in", "answer": "France"},),  # type: ignore[arg-type]
+    )
+
+
+def batch(sequence: int, *numbers: int) -> EditBatch:
+    return EditBatch(sequence=sequence, requests=tuple(ask(number) for number in numbers))
+
+
+# ---------------------------------------------------------------- a model shown in one version or another
+
+
+def test_versions_are_shown_and_the_base_comes_back():
+    model = tiny_model(layers=3)
+    base = {layer: model.weight(layer).clone() for layer in range(3)}
+    versioned = VersionedModel(model)
+    versioned.show("v1", {1: base[1] + 1})
+    assert torch.equal(model.weight(1), base[1] + 1)
+    versioned.show("v2", {2: base[2] + 2})  # layer 1 is not given: the base's again
+    assert torch.equal(model.weight(1), base[1]) and torch.equal(model.weight(2), base[2] + 2)
+    assert torch.equal(versioned.base((1, 2))[2], base[2])
+    versioned.show("base", {})
+    assert all(torch.equal(model.weight(layer), base[layer]) for layer in range(3))
+
+
+def test_showing_the_same_version_again_does_not_touch_the_weights():
+    model = tiny_model(layers=3)
+    versioned = VersionedModel(model)
+    versioned.show("v1", {1: model.weight(1) + 1})
+    model.set_weight(1, torch.zeros_like(model.weight(1)))
+    versioned.show("v1", {1: torch.ones_like(model.weight(1))})
+    assert not model.weight(1).any()
+
+
+# ---------------------------------------------------------------- editor
+
+
+@pytest.fixture
+def editor(spec: ModelSpec, role: Any) -> EditorWorker:
+    return EditorWorker(spec, role, MEMIT, PREFIXES)
+
+
+def covariance(worker: EditorWorker, scale: float = 1.0) -> KeyCovariance:
+    widths = worker.map_widths()
+    return KeyCovariance(
+        {layer: torch.eye(width, dtype=torch.float64) * scale for layer, width in widths.items()}, 1, {"scale": scale}
+    )
+
+
+def test_an_editor_must_be_started_first(editor):
+    assert set(editor.map_widths()) == {1, 2} and len(set(editor.map_widths().values())) == 1
+    with pytest.raises(ErrataError, match="has not been started"):
+        editor.session()
+
+
+def test_contexts_are_those_given_or_the_same_sample_each_time(spec, role, editor):
+    assert editor.contexts == EditorWorker(spec, role, MEMIT, PREFIXES).contexts
+    assert editor.contexts != EditorWorker(spec, role, MEMIT, ContextSpec(1, 3, 1)).contexts
+    given = ContextSpec(1, 3, 0, ("", "So: "))
+    assert EditorWorker(spec, role, MEMIT, given).contexts == ("", "So: ")
+
+
+def test_a_layer_that_is_not_there_is_refused(spec, role):
+    with pytest.raises(UserError, match="3"):
+        EditorWorker(spec, role, REGISTRY["memit"][0](layers=(3,)), PREFIXES)
+
+
+def test_a_new_editor_that_replays_the_history_goes_on_bit_for_bit(spec, role, editor):
+    first, second = covariance(editor), covariance(editor, 3.0)
+    editor.start(first)
+    history: list[EditReceipt | KeyCovariance] = [editor.session().apply(batch(1, 0, 1))]
+    editor.session().swap_covariance(second)
+    history += [second, editor.session().apply(batch(2, 2, 3))]
+
+    revived = EditorWorker(spec, role, MEMIT, ContextSpec(1, 3, 0, editor.contexts))
+    revived.start(first)
+    for item in history:
+        revived.replay(item)
+    for worker in (editor, revived):
+        worker.session().apply(batch(3, 4))
+    ours, theirs = editor.session().weights(), revived.session().weights()
+    assert all(torch.equal(ours[layer], theirs[layer]) for layer in (1, 2))
+    unedited = load_model(spec.name)
+    assert not any(torch.equal(ours[layer], unedited.weight(layer)) for layer in (1, 2))
+    assert editor.session().norms() == revived.session().norms()
+
+
+# ---------------------------------------------------------------- memory
+
+
+@pytest.fixture
+def memory() -> RetrievalWorker:
+    return RetrievalWorker(HashEmbedderConfig(), IndexConfig())
+
+
+def entries(*numbers: int) -> list[MemoryEntry]:
+    return [MemoryEntry.of(ask(number), number) for number in numbers]
+
+
+def test_adding_twice_changes_nothing_and_the_order_does_not_matter(memory):
+    assert memory.add(entries(1, 2, 3)) == 3
+    digest = memory.digest()
+    assert memory.add(entries(2, 3)) == 3 and memory.digest() == digest
+    other = RetrievalWorker(HashEmbedderConfig(), IndexConfig())
+    other.add(entries(3))
+    other.add(entries(1, 2))
+    assert other.digest() == digest
+
+
+def test_a_statement_is_found_and_forgotten(memory):
+    memory.add(entries(1, 2))
+    (found,) = memory.search(["Alice Munro 2 works in"], 1)
+    assert [hit.id for hit in found] == [2] and found[0].statement == "Alice Munro 2 works in Paris."
+    assert memory.remove([2, 77]) == 1
+    assert [hit.id for hit in memory.search(["Alice Munro 2 works in"], 3)[0]] == [1]
+    assert memory.search([], 3) == []
+
+
+def test_a_question_asked_again_is_answered_from_the_memory_as_it_is_now(memory):
+    memory.add(entries(1))
+    question = ["Alice Munro 2 works in"]
+    assert [hit.id for hit in memory.search(question, 1)[0]] == [1]
+    memory.add(entries(2))
+    assert [hit.id for hit in memory.search(question, 1)[0]] == [2]
+    assert memory.search_seconds(question, 1) > 0
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+def test_evaluating_a_version_leaves_the_base_and_does_not_depend_on_company(spec, role, memory):
+    memory.add(entries(1, 2, 3))
+    requests = [ask(1), ask(2), ask(3)]
+    questions = questions_of(requests)
+    hits = dict(zip(questions, memory.search(questions, 2), strict=True))
+    settings = EvaluationSettings(ScrConfig(), ARMS, max_new_tokens=3)
+    worker = EvaluationWorker(spec, role, settings)
+    model = load_model(spec.name)
+    weights = {1: model.weight(1) * 1.5}
+    together = worker.evaluate(requests, weights, hits)
+    assert [record.request_id for record in together.records] == ["r1", "r2", "r3"]
+    alone = EvaluationWorker(spec, role, settings).evaluate([ask(2)], weights, hits)
+    assert alone.records[0] == together.records[1]
+    assert worker.evaluate(requests, weights, hits).records == together.records
+    base = worker.perplexity("The capital of France is Paris.\n\n\n\nRome lies in Italy.", {})
+    edited = worker.perplexity("The capital of France is Paris.\n\n\n\nRome lies in Italy.", weights)
+    assert base != edited
+    assert worker.perplexity("The capital of France is Paris.\n\n\n\nRome lies in Italy.", {}) == base
+    seconds = worker.query_seconds(questions[:1], weights, hits, 0.5)
+    assert set(seconds) == set(ARMS) and seconds["memory"] > 0.5 > 0 < seconds["base"]
+
+
+# ---------------------------------------------------------------- settings and errors
+
+
+def test_a_local_ray_has_room_for_every_actor():
+    config = RayConfig(generation_workers=3, evaluation_workers=2)
+    assert config.local_cpus() == 3 + 2 + 1 + 0.5 + 1
+
+
+def test_a_plain_error_passes_unwrap_and_its_first_line_is_told():
+    error = ValueError("first\nsecond")
+    assert unwrap(error) is error and first_line(error) == "first" and first_line(ValueError()) == "ValueError"

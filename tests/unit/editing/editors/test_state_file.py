@@ -1,0 +1,84 @@
+"""The lifelong state as a file: what it holds, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from editing.errors import DamagedFileError, ErrataError
+from editing.linalg import DenseBase, GrowingSystem
+from editing.request import EditRequest
+from editing.state import LifelongState
+from tests.unit.editing.editors.common import batch, covariance_of, session_of
+
+
+@pytest.fixture
+def grown(requests: list[EditRequest]) -> tuple[LifelongState, LifelongState]:
+    """A state after two batches, and the one it began as."""
+    session = session_of("memit")
+    start = session.state
+    session.apply(batch(1, *requests[:3]))
+    session.apply(batch(2, requests[3]))
+    return session.state, start
+
+
+@pytest.mark.parametrize("past", [0, 6, 70])  # none, with a factor, with the inverse kept
+def test_a_state_comes_back_to_the_bit(past: int, tmp_path: Path) -> None:
+    session = session_of("memit")
+    start = state = session.state
+    generator = torch.Generator().manual_seed(1)
+    for at in range(0, past, 2):
+        keys = {layer: torch.randn(48, 2, generator=generator) for layer in (0, 1)}
+        state = state.appended(keys, [f"r{at}", f"r{at + 1}"], [f"f{at}", f"f{at + 1}"])
+    state = state.without(["r2"]).remembering({"note": torch.arange(3.0)})
+    state.save(tmp_path / "state")
+    loaded = start.load(tmp_path / "state")
+    assert loaded.request_ids == state.request_ids and loaded.fact_keys == state.fact_keys
+    assert (loaded.systems[0].inverse is None) == (past < 48)
+    more = {layer: torch.randn(48, 3, generator=generator) for layer in (0, 1)}
+    for a, b in ((loaded, state), (loaded.appended(more, "xyz", "xyz"), state.appended(more, "xyz", "xyz"))):
+        for layer in (0, 1):
+            assert torch.equal(a.keys[layer], b.keys[layer])
+            right = torch.randn(48, 2, generator=generator, dtype=torch.float64)
+            assert torch.equal(a.systems[layer].solve(right), b.systems[layer].solve(right))
+    assert torch.equal(loaded.memory["note"], torch.arange(3.0))
+
+
+def test_another_covariance_or_other_layers_are_refused(
+    grown: tuple[LifelongState, LifelongState], tmp_path: Path
+) -> None:
+    state, start = grown
+    state.save(tmp_path / "state")
+    other = start.with_covariance(covariance_of(session_of("memit").model, seed=5))
+    with pytest.raises(ErrataError, match="was made on covariance"):
+        other.load(tmp_path / "state")
+    with pytest.raises(ErrataError, match=r"holds layers \[0, 1\], want \[1\]"):
+        session_of("memit", layers=(1,)).state.load(tmp_path / "state")
+
+
+def test_damage_is_noticed(grown: tuple[LifelongState, LifelongState], tmp_path: Path) -> None:
+    state, start = grown
+    path = tmp_path / "state"
+    state.save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+    with pytest.raises(DamagedFileError, match="does not carry its digest"):
+        start.load(path)
+    for content in (whole[: len(whole) // 2], b"", b"something else altogether"):
+        path.write_bytes(content)
+        with pytest.raises(DamagedFileError, match="cannot be read"):
+            start.load(path)
+
+
+def test_a_drifted_inverse_is_computed_afresh() -> None:
+    generator = torch.Generator().manual_seed(2)
+    matrix = torch.randn(12, 40, generator=generator, dtype=torch.float64)
+    base = DenseBase(matrix @ matrix.T / 40, what="A")
+    system = GrowingSystem.start(base, torch.randn(12, 15, generator=generator, dtype=torch.float64), 12)
+    assert system.inverse is not None
+    spoilt = GrowingSystem(base, system.past, system.solved, None, system.inverse * (1 + 1e-6))
+    new = torch.randn(12, 2, generator=generator, dtype=torch.float64)
+    assert spoilt.drift(new) > 1e-7
+    assert spoilt.append(new).drift(torch.randn(12, 3, generator=generator, dtype=torch.float64)) < 1e-11
