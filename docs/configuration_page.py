@@ -9,7 +9,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -67,8 +67,9 @@ def plain(value: Any) -> str:
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The settings class of a nested section."""
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    """The settings class of a nested section, also of one that may be left out."""
+    given = [part for part in get_args(annotation) or (annotation,) if part is not type(None)]
+    return given[0] if len(given) == 1 and isinstance(given[0], type) and issubclass(given[0], BaseModel) else None
 
 
 def tables(model: type[BaseModel], prefix: str, title: str) -> Iterator[str]:

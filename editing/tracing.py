@@ -229,7 +229,7 @@ def trace(
         progress: called with the number of prompts done.
 
     Raises:
-        UserError: no prompts, or a window wider than the model.
+        UserError: no prompts, a window wider than the model, or probabilities that are not finite.
     """
     if not prompts:
         raise UserError("causal tracing needs at least one prompt with a true answer, got none")
@@ -271,6 +271,11 @@ def _trace_prompt(
     p_clean = float(_probability(model, clean.inputs[-1], answer).mean())
     p_corrupt = float(_probability(model, corrupt.inputs[-1], answer).mean())
     drop = p_clean - p_corrupt
+    if not math.isfinite(drop):
+        raise UserError(
+            f"{model.name!r} in {str(model.dtype).removeprefix('torch.')} gives no finite probability for prompt "
+            f"{prompt.id!r}; set model.dtype to bfloat16 or float32"
+        )
     excluded = None
     if last == len(ids) - 1:
         # restoring the position that predicts the answer says nothing about recall at the subject
@@ -319,7 +324,7 @@ def _one_row(length: int, start: int, device: torch.device) -> Layout:
 
 def _probability(model: EditableModel, hidden: Tensor, answer: int) -> Tensor:
     """Probability (rows,), float64, of a token after each row of (rows, T, d)."""
-    return torch.log_softmax(model.logits(hidden[:, -1]).float(), dim=-1)[:, answer].double().exp()
+    return torch.log_softmax(model.logits(hidden[:, -1]).double(), dim=-1)[:, answer].exp()
 
 
 def _restored(
@@ -342,9 +347,7 @@ def _restored_states(
     """Last layer's outputs (layers * D, T - t, d) of the restored runs, D rows for each of ``layers`` in turn."""
     rows, length, width = corrupt.inputs[0].shape
     depth = model.num_layers
-    positional = model.positional(
-        _one_row(length, position, model.device), _one_row(length, 0, model.device)
-    )
+    positional = model.positional(_one_row(length, position, model.device), _one_row(length, 0, model.device))
     spans = {layer: restored_layers(config, layer, depth) for layer in layers}
 
     def entry(layer: int) -> int:

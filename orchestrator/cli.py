@@ -14,6 +14,7 @@ from rich.table import Table
 from editing.errors import ErrataError, UserError
 from orchestrator.cli_covariance import register as register_covariance
 from orchestrator.cli_history import register as register_history
+from orchestrator.cli_locate import register as register_locate
 from orchestrator.progress import Display, configure_logging
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ models = typer.Typer(help="Models that a package registry carries.", no_args_is_
 app.add_typer(models, name="models")
 register_history(app)
 register_covariance(app)
+register_locate(app)
 
 INTERRUPTED = 130
 

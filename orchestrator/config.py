@@ -285,9 +285,25 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a configuration file, apply ``dotted.key=value`` overrides in order, and check everything.
 
     Raises:
-        UserError: the file is missing or no YAML mapping, an override has no ``=``, or a value does not fit.
+        UserError: the file is missing or no YAML mapping, what it extends is not there, an override has no ``=``,
+            or a value does not fit.
     """
     path = find_config(name_or_path)
+    data = read_composed(path)
+    for override in overrides:
+        apply_override(data, override)
+    return build_config(data, source=path)
+
+
+def read_composed(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Plain data of a configuration file, laid over the files that its key ``extends`` names, unchecked.
+
+    ``extends`` holds one name or path, or a list of them, each over the ones before it: a file beside this one, or
+    what `find_config` finds, such as the shipped ``models/gpt2-xl``. ``above`` are the files that led here.
+
+    Raises:
+        UserError: a file is missing, is no YAML mapping, or extends itself.
+    """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -296,9 +312,36 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> RunConfig:
         raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: a configuration is a mapping of keys, got {type(data).__name__}")
-    for override in overrides:
-        apply_override(data, override)
-    return build_config(data, source=path)
+    names = data.pop("extends", [])
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: extends = {_short(names)}: want a name or a list of names")
+    chain = (*above, path.resolve())
+    below: dict[str, Any] = {}
+    for name in names:
+        beside = [path.parent / name, path.parent / f"{name}.yaml"]
+        try:
+            found = next((candidate for candidate in beside if candidate.is_file()), None) or find_config(name)
+        except UserError as error:
+            raise UserError(f"{path}: extends: {error}") from error
+        if found.resolve() in chain:
+            raise UserError(f"{path}: extends = {name!r}: a configuration cannot extend itself")
+        below = overlaid(below, read_composed(found, chain))
+    return overlaid(below, data)
+
+
+def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two mappings as one: sections are joined key by key, else the value above wins; null there drops a section."""
+    joined = dict(below)
+    for key, value in above.items():
+        under = joined.get(key)
+        if isinstance(under, Mapping) and isinstance(value, Mapping):
+            joined[key] = overlaid(under, value)
+        elif isinstance(under, Mapping) and value is None:
+            del joined[key]
+        else:
+            joined[key] = value
+    return joined
 
 
 def build_config(data: Mapping[str, Any], source: Path | None = None) -> RunConfig:

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -133,7 +134,8 @@ def write_atomically(covariance: KeyCovariance, path: Path) -> None:
     except OSError as error:
         raise UserError(f"covariance file {str(path)!r} cannot be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 # ---------------------------------------------------------------- coming by one

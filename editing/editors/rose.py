@@ -3,9 +3,9 @@
 Isotropic geometric alignment (IGA) solves ``R K^T (I + K K^T)^-1``: the identity with weight 1 in the place of
 ``lambda C``, so that no direction in which keys of different wordings differ is amplified. Hierarchical knowledge
 integration (HKI) optimises one value per subject: for each relation the gradients of several linguistic forms are
-averaged to a centroid, and the centroids are averaged over the subject's relations. RoSE, secs. 4.1 and 4.2; the
-published text lacks HKI's formulas, so that part is a reconstruction: the templates stand in the place of the context
-prefixes, and with equally many templates per relation the two means are one flat mean.
+averaged to a centroid, and the centroids are averaged over the subject's relations. RoSE, secs. 4.1 and 4.2; HKI is
+reconstructed from its description: the templates stand in the place of the context prefixes, the centroids are plain
+means, and with equally many templates per relation the two means are one flat mean.
 """
 
 from __future__ import annotations

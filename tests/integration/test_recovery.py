@@ -23,6 +23,7 @@ from tests.integration.harness import (
     Outcome,
     PlainCluster,
     PlainEditor,
+    PlainEvaluators,
     Weights,
     config,
     fact,
@@ -80,6 +81,21 @@ def test_a_crash_at_any_commit_point_changes_nothing(point, tiny_checkpoint, str
     assert PlainCluster.last.memory.digest() == memory_digest
     points = [point.edits for point in read_summary(tmp_path / "run" / "summary.json").timeline]
     assert points == [0, 6, 12]
+
+
+def test_points_of_the_timeline_that_were_never_measured_are_measured_on_resume(
+    tiny_checkpoint, stream, undisturbed, tmp_path, monkeypatch
+):
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no evaluation ends")
+
+    settings = config(tiny_checkpoint, stream)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no evaluation ends"):
+        patch.setattr(PlainEvaluators, "evaluate", fail)
+        go(settings, tmp_path / "run")
+    assert outcome(tmp_path / "run").edits[-1] == 12 and outcome(tmp_path / "run").timeline == ()
+    go(settings, tmp_path / "run", resume=True)
+    assert outcome(tmp_path / "run") == undisturbed[0]
 
 
 def test_sigterm_ends_a_run_as_ctrl_c_does(tiny_checkpoint, stream, undisturbed, tmp_path, monkeypatch):

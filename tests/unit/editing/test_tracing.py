@@ -25,12 +25,31 @@ from editing.tracing import (
     subject_span,
     trace,
 )
+from tests.helpers.tiny import tiny_hf, tiny_tokenizer
 
-PROMPTS = [
-    TracePrompt("a", "Danielle Darrieux", "The mother tongue of {} is", "French"),
-    TracePrompt("b", "Rome", "{} lies in", "Italy"),
-    TracePrompt("c", "São Tomé", "What is {}'s question", "yes"),
+TEMPLATES = [
+    ("a", "Danielle Darrieux", "The mother tongue of {} is"),
+    ("b", "Rome", "{} lies in"),
+    ("c", "São Tomé", "What is {}'s question"),
 ]
+WORDS = ["French", "Paris", "Italy", "France", "right", "Alice", "writer", "Canada", "football", "Africa", "yes", "six"]
+
+
+def prompts_for(model: EditableModel) -> list[TracePrompt]:
+    """Prompts whose answer is the likeliest of some words: of a random model, noise lowers that one's probability."""
+    firsts = [model.text.encode_target(word)[0] for word in WORDS]
+    found = []
+    for name, subject, template in TEMPLATES:
+        ids, _, _ = subject_span(model.text, template, subject)
+        with torch.no_grad():
+            logits = model.hf(input_ids=torch.tensor([ids])).logits[0, -1]
+        found.append(TracePrompt(name, subject, template, WORDS[int(logits[firsts].argmax())]))
+    return found
+
+
+@pytest.fixture
+def prompts(llama: EditableModel) -> list[TracePrompt]:
+    return prompts_for(llama)
 
 
 def plain_effects(
@@ -112,15 +131,16 @@ def plain_effects(
         ("phi3", "hidden", 4096),
     ],
 )
-def test_all_effects_are_those_of_whole_runs_with_hooks(tiny, family, kind, batch_tokens):
-    model = tiny(family)
-    # a negative drop is impossible to ask for; with none required nearly every prompt of a random model counts
+def test_all_effects_are_those_of_whole_runs_with_hooks(family, kind, batch_tokens):
+    # in float64: an effect divides by a drop that may be tiny on a random model
+    model = EditableModel(tiny_hf(family, layers=3).double(), tiny_tokenizer(), name=family)
+    prompts = prompts_for(model)
     config = TracingConfig(kind=kind, span=2, draws=2, min_drop=0.0, window=2, seed=3, batch_tokens=batch_tokens)
-    found = trace(model, PROMPTS, config)
-    spans = [subject_span(model.text, p.template, p.subject) for p in PROMPTS]
+    found = trace(model, prompts, config)
+    spans = [subject_span(model.text, p.template, p.subject) for p in prompts]
     std = noise_std(model, config, [ids[first : last + 1] for ids, first, last in spans])
     assert found.noise_std == std and found.valid > 0
-    for prompt, traced in zip(PROMPTS, found.prompts, strict=True):
+    for prompt, traced in zip(prompts, found.prompts, strict=True):
         p_clean, p_corrupt, restored = plain_effects(model, prompt, config, std)
         assert traced.p_clean == pytest.approx(p_clean, rel=1e-4)
         assert traced.p_corrupt == pytest.approx(p_corrupt, rel=1e-4)
@@ -130,36 +150,34 @@ def test_all_effects_are_those_of_whole_runs_with_hooks(tiny, family, kind, batc
         assert traced.positions == tuple(range(traced.first, len(traced.tokens)))
         for position, effects in zip(traced.positions, traced.effects, strict=True):
             for layer, effect in enumerate(effects):
-                # compared as probabilities: the effect divides by a drop that may be tiny on a random model
-                want = restored[position, layer]
-                assert p_corrupt + effect * (p_clean - p_corrupt) == pytest.approx(want, rel=1e-4)
-                assert effect == pytest.approx((want - p_corrupt) / (p_clean - p_corrupt), abs=1e-4)
+                want = (restored[position, layer] - p_corrupt) / (p_clean - p_corrupt)
+                assert effect == pytest.approx(want, abs=1e-4)
 
 
-def test_restoring_the_last_state_restores_the_answer(llama):
+def test_restoring_the_last_state_restores_the_answer(llama, prompts):
     config = TracingConfig(draws=2, min_drop=0.0, window=1)
-    traced = [p for p in trace(llama, PROMPTS, config).prompts if p.excluded is None]
+    traced = [p for p in trace(llama, prompts, config).prompts if p.excluded is None]
     assert traced
     for prompt in traced:
         assert prompt.effects[-1][-1] == pytest.approx(1.0, abs=1e-3)  # last token, last layer: the clean run
         assert prompt.effects[0][-1] == pytest.approx(0.0, abs=1e-3)  # the last layer's other tokens are not read
 
 
-def test_the_last_subject_token_alone_gives_the_same_window(llama):
-    whole = trace(llama, PROMPTS, TracingConfig(draws=2, min_drop=0.0, window=2))
-    short = trace(llama, PROMPTS, TracingConfig(draws=2, min_drop=0.0, window=2, positions="subject_last"))
+def test_the_last_subject_token_alone_gives_the_same_window(llama, prompts):
+    whole = trace(llama, prompts, TracingConfig(draws=2, min_drop=0.0, window=2))
+    short = trace(llama, prompts, TracingConfig(draws=2, min_drop=0.0, window=2, positions="subject_last"))
     assert set(short.effects) == {"subject_last"}
     assert short.effects["subject_last"].mean == pytest.approx(whole.effects["subject_last"].mean, rel=1e-6)
     assert short.window == whole.window and short.window_sum == pytest.approx(whole.window_sum)
 
 
-def test_noise_depends_on_the_seed_and_the_prompt_and_on_nothing_else(llama):
+def test_noise_depends_on_the_seed_and_the_prompt_and_on_nothing_else(llama, prompts):
     config = TracingConfig(draws=2)
-    noise = draw_noise(config, PROMPTS[0], 3, 8)
-    assert torch.equal(noise, draw_noise(config, PROMPTS[0], 3, 8))
-    assert not torch.equal(noise, draw_noise(config, PROMPTS[1], 3, 8))
-    assert not torch.equal(noise, draw_noise(TracingConfig(draws=2, seed=1), PROMPTS[0], 3, 8))
-    assert trace(llama, PROMPTS, TracingConfig(window=1)) == trace(llama, PROMPTS, TracingConfig(window=1))
+    noise = draw_noise(config, prompts[0], 3, 8)
+    assert torch.equal(noise, draw_noise(config, prompts[0], 3, 8))
+    assert not torch.equal(noise, draw_noise(config, prompts[1], 3, 8))
+    assert not torch.equal(noise, draw_noise(TracingConfig(draws=2, seed=1), prompts[0], 3, 8))
+    assert trace(llama, prompts, TracingConfig(window=1)) == trace(llama, prompts, TracingConfig(window=1))
 
 
 def test_noise_has_the_scale_of_the_subjects_embeddings(llama):
@@ -182,11 +200,11 @@ def test_the_span_covers_the_subject(llama, template, subject, first, last):
 # ---------------------------------------------------------------- what counts
 
 
-def test_prompts_that_the_noise_does_not_hurt_are_excluded_and_leave_the_means_alone(llama):
-    found = trace(llama, PROMPTS, TracingConfig(draws=2, min_drop=0.0, window=2))
+def test_prompts_that_the_noise_does_not_hurt_are_excluded_and_leave_the_means_alone(llama, prompts):
+    found = trace(llama, prompts, TracingConfig(draws=2, min_drop=0.0, window=2))
     drops = {p.id: p.p_clean - p.p_corrupt for p in found.prompts}
     limit = sorted(drops.values())[-2]  # leaves exactly the prompt with the largest drop
-    strict = trace(llama, PROMPTS, TracingConfig(draws=2, min_drop=max(limit, 0.0), window=2))
+    strict = trace(llama, prompts, TracingConfig(draws=2, min_drop=max(limit, 0.0), window=2))
     kept = [p for p in strict.prompts if p.excluded is None]
     assert [p.id for p in kept] == [max(drops, key=lambda k: drops[k])] and strict.valid == 1
     assert all(not p.effects and "the noise lowers" in (p.excluded or "") for p in strict.prompts if p not in kept)
@@ -201,11 +219,11 @@ def test_a_prompt_that_ends_with_its_subject_is_excluded(llama):
     assert found.valid == 0 and found.window is None and found.effects == {}
 
 
-def test_no_prompts_and_too_wide_a_window_are_the_users_mistakes(llama):
+def test_no_prompts_and_too_wide_a_window_are_the_users_mistakes(llama, prompts):
     with pytest.raises(UserError, match="at least one prompt"):
         trace(llama, [], TracingConfig())
     with pytest.raises(UserError, match="window 6 is wider than 'tiny-llama', which has 3 layers"):
-        trace(llama, PROMPTS, TracingConfig(window=6))
+        trace(llama, prompts, TracingConfig(window=6))
 
 
 # ---------------------------------------------------------------- numbers by hand
@@ -264,7 +282,7 @@ def test_means_are_over_a_prompts_tokens_first_and_then_over_prompts():
     assert "first_after" not in effects
 
 
-def test_json_keeps_everything(llama):
-    found = trace(llama, PROMPTS, TracingConfig(draws=2, min_drop=0.0, window=2))
+def test_json_keeps_everything(llama, prompts):
+    found = trace(llama, prompts, TracingConfig(draws=2, min_drop=0.0, window=2))
     again = Trace.model_validate_json(found.model_dump_json())
     assert again == found and again.digest == llama.digest and again.config.seed == 0

@@ -89,7 +89,7 @@ def test_an_enormous_value_is_shortened():
         ({"editor": {"type": "alphaedit", "layers": [3, 1]}}, "must be ascending without repeats, got [3, 1]"),
         (
             {"editor": {"type": "alphaedit", "layers": [1], "tau": -1}},
-            "editor.tau = -1: Input should be greater than 0",
+            "editor.tau = -1: Input should be greater",
         ),
         ({"editor": {"layers": [1]}}, "key 'editor.type' is missing"),
         ({"name": "two words"}, "name = 'two words'"),
@@ -180,7 +180,7 @@ def test_an_override_needs_a_key_and_an_equals_sign(override):
 
 
 def test_an_override_below_a_plain_value_or_of_bad_yaml_is_refused():
-    with pytest.raises(UserError, match="'path' holds 'facts.jsonl' and has no keys below it"):
+    with pytest.raises(UserError, match=r"'path' holds 'facts\.jsonl' and has no keys below it"):
         apply_override(plain(), "stream.path.deep=1")
     with pytest.raises(UserError, match=r"--set editor.layers: value '\[1, ' is not valid YAML"):
         apply_override(plain(), "editor.layers=[1, ")

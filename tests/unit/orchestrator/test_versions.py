@@ -56,7 +56,7 @@ def receipt(
         superseded=("older",),
         keys={layer: random(6, len(applied)) for layer in (1, 2)},
         targets=random(len(applied), 8),
-        covariance_digest=covariance,
+        covariance_digest="c" * 64,
         seconds=1.5,
     )
 

@@ -22,7 +22,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ft_l": {"layers": (1,), "lr": 1e-2, "steps": 4},
     "memit": {"cov_weight": 2.0},
     "memit_merge": {"cov_weight": 2.0},
-    "mose": {"layers": (0, 1, 2), "candidates": 2},
+    "mose": {"candidates": 2},
     "pmet": {"cov_weight": 2.0},
     "prune": {"cov_weight": 0.1, "base": 4.0},
     "rect": {"cov_weight": 2.0},
@@ -53,10 +53,16 @@ def covariance_of(model: Any, layers: Sequence[int] = (0, 1, 2), *, seed: int = 
 
 
 def session_of(
-    name: str, *, family: str = "llama", contexts: Sequence[str] = CONTEXTS, seed: int = 0, **changes: Any
+    name: str,
+    *,
+    family: str = "llama",
+    contexts: Sequence[str] = CONTEXTS,
+    seed: int = 0,
+    depth: int = 3,
+    **changes: Any,
 ) -> EditSession:
     """A session on a model of its own; equal arguments start from equal bytes."""
-    model = tiny_model(family, layers=3)
+    model = tiny_model(family, layers=depth)
     return EditSession(model, make_editor(config_of(name, **changes)), covariance_of(model, seed=seed), contexts)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from editing.delta import apply_delta
 from editing.digest import digest_tensors
 from editing.editors import REGISTRY, make_editor
 from editing.editors.mose import Mose, drift
-from editing.errors import DependentKeysError, NumericalError, UserError
+from editing.errors import DependentKeysError, UserError
 from editing.keys import SubjectPass
 from editing.model.adapter import EditableModel
 from editing.request import EditRequest
@@ -95,12 +94,9 @@ def test_replay_and_a_saved_state_continue_to_the_bit(name: str, requests: list[
         assert weight_bytes(other) == weight_bytes(first)
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"ft_l", "ultraedit"}))
+@pytest.mark.parametrize("name", sorted(COMMUTING))
 def test_stored_targets_give_the_same_change(name: str, requests: list[EditRequest]) -> None:
     """What a receipt keeps is enough to compute the batch again, or the rest of it after a revert."""
-    if name in ("mose", "rect", "prune"):
-        assert not REGISTRY[name][1].commutes
-        return
     session = session_of(name)
     editor: Any = session.editor
     done = editor.compute(session.model, requests[:3], session.state, CONTEXTS)
@@ -232,7 +228,7 @@ def test_mose_keeps_norm_and_condition(selection: str, on: str, requests: list[E
 
 def test_mose_takes_the_layer_with_the_best_score(requests: list[EditRequest]) -> None:
     """Eqs. 21 and 22 by plain passes: the strongest keys, then the smallest relative residual; and both neighbours."""
-    session = session_of("mose", layers=(0, 1, 2), candidates=2, selection="single")
+    session = session_of("mose", depth=4, layers=(0, 1, 2), candidates=2, selection="single")
     model, editor = session.model, session.editor
     assert isinstance(editor, Mose)
     strengths, scores = {}, {}
@@ -253,7 +249,7 @@ def test_mose_takes_the_layer_with_the_best_score(requests: list[EditRequest]) -
         ("neighbours", tuple(i for i in (0, 1, 2) if abs(i - best) <= 1)),
         ("predefined", (0, 1, 2)),
     ):
-        other = make_editor(config_of("mose", candidates=2, selection=selection))
+        other = make_editor(config_of("mose", layers=(0, 1, 2), candidates=2, selection=selection))
         assert other.choose(model, requests[:2], session.state, CONTEXTS)[0] == want  # type: ignore[attr-defined]
     receipt = session.apply(batch(1, *requests[:2]))
     assert receipt.delta is not None and tuple(receipt.delta.layers) == (best,)
@@ -354,13 +350,11 @@ def test_prune_keeps_the_rank_of_its_sum_bounded(requests: list[EditRequest]) ->
 # --- the same fact again ---
 
 
-@pytest.mark.parametrize("name", ["alphaedit", "memit", "memit_merge", "prune", "rose", "emmet"])
+@pytest.mark.parametrize("name", ["alphaedit", "memit", "memit_merge", "rose", "emmet"])
 def test_a_fact_edited_again_is_stored_whole(name: str) -> None:
     """The second and the fourth edit of a key store as much of their residual as the first."""
     weak = {"alphaedit": {"tau": 10.0, "l2": 1e-6}, "rose": {"past_keys": True}, "emmet": {"past_keys": True}}
     settings: dict[str, Any] = weak.get(name, {"cov_weight": 1e-6}) | {"layers": (1,)}
-    if name == "prune":
-        settings["base"] = 1e9
     session = session_of(name, contexts=("",), **settings)
     shares = []
     for number, target in enumerate(("English", "football", "Italy", "Canada"), start=1):
@@ -372,9 +366,6 @@ def test_a_fact_edited_again_is_stored_whole(name: str) -> None:
         assert receipt.targets is not None
         asked = receipt.targets[0] - before
         shares.append(float((now - before) @ asked / asked.square().sum()))
-    if name == "prune":  # a growing sum may be damped; what is stored of the first is the measure
-        assert shares[0] == pytest.approx(1.0, abs=1e-3)
-        return
     key = session.state.keys[1][:, 0]
     full = float(key @ key / (1 + key @ key)) if name == "rose" else 1.0
     assert shares == pytest.approx([full] * 4, abs=1e-3)
@@ -412,20 +403,11 @@ def test_relations_of_a_subject_share_their_target(name: str, requests: list[Edi
     assert not torch.equal(receipt.targets[0], receipt.targets[2])
 
 
-def test_values_that_are_not_finite_are_refused_by_every_editor(requests: list[EditRequest]) -> None:
-    for name in NAMES:
-        session = session_of(name)
-        with torch.no_grad():  # one word of one prompt makes every state after it NaN
-            session.model.hf.model.embed_tokens.weight[session.model.text.encode_target("mother")[0]] = torch.nan
-        clean = requests[2]
-        try:
-            receipt = session.apply(batch(1, requests[0], clean))
-        except NumericalError:
-            assert name == "unreachable", name
-        assert not receipt.results[0].applied, name
-        if name not in ("ft_l", "ultraedit"):  # these train a batch as one: a spoilt request spoils it
-            assert receipt.results[1].applied, name
-            assert receipt.delta is not None and all(np.isfinite(n) for n in receipt.delta.norms().values())
-
-
-Tiny = Callable[[str], EditableModel]
+@pytest.mark.parametrize("name", NAMES)
+def test_a_request_that_ends_at_nan_is_refused_alone(name: str, requests: list[EditRequest]) -> None:
+    session = session_of(name)
+    with torch.no_grad():  # one word of one prompt makes every state after it NaN
+        session.model.hf.model.embed_tokens.weight[session.model.text.encode_target("mother")[0]] = torch.nan
+    receipt = session.apply(batch(1, requests[0], requests[2]))
+    assert [r.applied for r in receipt.results] == [False, True]
+    assert receipt.delta is not None and all(np.isfinite(n) for n in receipt.delta.norms().values())
