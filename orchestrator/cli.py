@@ -31,6 +31,15 @@ register_covariance(app)
 register_locate(app)
 
 INTERRUPTED = 130
+_SHOWN = (
+    "efficacy",
+    "generalization",
+    "specificity",
+    "reliability",
+    "generalization_gen",
+    "locality",
+    "portability",
+)
 
 
 @app.command()
@@ -102,22 +111,13 @@ def _print_result(output: Path) -> None:
     summary = read_summary(output / "summary.json")
     console = Console()
     table = Table(title=f"{summary.edits_applied} edits, {summary.refreshes} refreshes, version {summary.version[:12]}")
-    columns = (
-        "efficacy",
-        "generalization",
-        "specificity",
-        "reliability",
-        "generalization_gen",
-        "locality",
-        "portability",
-    )
-    table.add_column("arm")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for arm in ARMS:
-        if arm in summary.arms:
-            values = [getattr(summary.arms[arm], column) for column in columns]
-            table.add_row(arm, *("-" if value is None else f"{value:.3f}" for value in values))
+    arms = [arm for arm in ARMS if arm in summary.arms]
+    table.add_column("")
+    for arm in arms:
+        table.add_column(arm.replace("_", " + "), justify="right")
+    for metric in _SHOWN:
+        values = [getattr(summary.arms[arm], metric) for arm in arms]
+        table.add_row(metric, *("-" if value is None else f"{value:.3f}" for value in values))
     console.print(table)
     base, edited = summary.perplexity.base, summary.perplexity.edited
     if base is not None and edited is not None:
