@@ -1,6 +1,6 @@
 """Writes ``docs/configuration.md`` from the configuration classes; a test holds the page to them.
 
-    python docs/configuration_page.py > docs/configuration.md
+python docs/configuration_page.py > docs/configuration.md
 """
 
 from __future__ import annotations
