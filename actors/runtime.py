@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -41,13 +45,29 @@ def connect(config: RayConfig) -> bool:
     if config.address == "local":
         cpus = max(float(os.cpu_count() or 1), config.local_cpus())
         # "local" and not None: None would join whatever cluster runs on this machine
-        ray.init(address="local", num_cpus=int(-(-cpus // 1)), include_dashboard=False, **quiet)
+        with _own_sigterm():
+            ray.init(address="local", num_cpus=int(-(-cpus // 1)), include_dashboard=False, **quiet)
         return True
     try:
-        ray.init(address=config.address, **quiet)
+        with _own_sigterm():
+            ray.init(address=config.address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"ray.address {config.address!r} cannot be reached: {first_line(error)}") from error
     return True
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's answer to SIGTERM: Ray puts its own in the place, which ends the process on the spot."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None:  # None: set by something other than Python, and not ours to put back
+            signal.signal(signal.SIGTERM, before)
 
 
 def disconnect() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from editing.corpus import CorpusConfig, CorpusReader, run_corpus_unit, second_pass
-from editing.diagnostics import opening_shares
 from editing.model.adapter import EditableModel
 from editing.model.load import load_model
 from editing.selfgen import SelfGenerationConfig, run_unit, unit_of
@@ -20,14 +20,19 @@ def model(smollm2: Path) -> EditableModel:
     return load_model(str(smollm2))
 
 
-def test_the_beginning_alone_collapses_onto_few_openings_and_a_random_token_does_not(model: EditableModel) -> None:
-    """MOIR, figure 10: there 52 % against 0.66 % of the sequences begin with the same word, on a 7B model."""
+def test_on_this_model_a_lone_first_token_hardly_says_what_follows(model: EditableModel) -> None:
+    """MOIR, figure 10, finds 52 % (bos) against 0.66 % (rand) of the openings alike on OLMo-2-7B-Instruct.
+
+    SmolLM2-135M shows no such contrast: whatever token stands at position 0, it predicts nearly the same ("-" with
+    about a third of the probability), as its state there is an attention sink's. So both seed modes open alike.
+    """
     top = {}
     for mode in ("bos", "rand"):
-        config = SelfGenerationConfig(seed_mode=mode, max_new_tokens=6, slots=100)
-        openings = run_unit(model, unit_of(0, seed=0, sequences=200), (), config).openings
-        top[mode] = opening_shares(openings, 0)[0].share
-    assert top["bos"] > 2 * top["rand"], top
+        config = SelfGenerationConfig(seed_mode=mode, max_new_tokens=1, slots=100)
+        sequences = run_unit(model, unit_of(0, seed=0, sequences=200), (), config, keep_tokens=True).sequences
+        first = Counter(sampled[0] for _, sampled in sequences if sampled)
+        top[mode] = first.most_common(1)[0][1] / len(sequences)
+    assert 0.2 < top["bos"] < 0.5 and abs(top["bos"] - top["rand"]) < 0.12, top
 
 
 def test_keys_taken_while_decoding_equal_a_packed_second_pass(model: EditableModel) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import pytest
+import ray.exceptions
 import torch
 
 from actors.editor import ContextSpec, EditorWorker
 from actors.evaluation import EvaluationSettings, EvaluationWorker
 from actors.retrieval import RetrievalWorker
-from actors.runtime import first_line, unwrap
+from actors.runtime import _own_sigterm, check_born, first_line, unwrap
 from actors.settings import ModelSpec, RayConfig
 from actors.worker import VersionedModel
 from editing.covariance import KeyCovariance
@@ -201,3 +203,23 @@ def test_a_local_ray_has_room_for_every_actor():
 def test_a_plain_error_passes_unwrap_and_its_first_line_is_told():
     error = ValueError("first\nsecond")
     assert unwrap(error) is error and first_line(error) == "first" and first_line(ValueError()) == "ValueError"
+
+
+def test_connecting_leaves_this_processs_answer_to_sigterm_as_it_was():
+    before = signal.getsignal(signal.SIGTERM)
+    with _own_sigterm():
+        signal.signal(signal.SIGTERM, lambda *_: None)  # as Ray does
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_actor_that_could_not_be_made_is_told_from_one_that_died():
+    check_born(ray.exceptions.RayActorError("id", "it died"))
+    remote = "The actor died because of an error raised in its creation task, ray::X\n  File ...\n"
+    with pytest.raises(UserError, match=r"^editor\.layers: there is no layer 17$"):
+        check_born(
+            ray.exceptions.RayActorError(
+                "id", remote + "editing.errors.UserError: editor.layers: there is no layer 17", True
+            )
+        )
+    with pytest.raises(ErrataError, match=r"could not be started: ImportError: no module"):
+        check_born(ray.exceptions.RayActorError("id", remote + "ImportError: no module\n", True))
