@@ -45,6 +45,10 @@ def connect(config: RayConfig) -> bool:
     if config.address == "local":
         cpus = max(float(os.cpu_count() or 1), config.local_cpus())
         # "local" and not None: None would join whatever cluster runs on this machine
+        # inherited by every worker, which sets its own number of torch threads when it begins; an environment per
+        # actor would keep Ray from using the processes it has started already
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         with _own_sigterm():
             ray.init(address="local", num_cpus=int(-(-cpus // 1)), include_dashboard=False, **quiet)
         return True
@@ -82,7 +86,6 @@ def make_actor(shell: Any, role: RoleConfig, *args: Any) -> Any:
         "num_gpus": role.num_gpus,
         "resources": dict(role.resources),
         "max_restarts": 0,
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(role.threads), "TOKENIZERS_PARALLELISM": "false"}},
     }
     return shell.options(**options).remote(*args)
 
