@@ -6,7 +6,7 @@ Letters: B rows, T tokens, d hidden size, I = d_in of the edited map, O = d_out 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -94,56 +94,17 @@ class EditableModel:
         """Last layer's output (..., d) to logits (..., V)."""
         return self.decoder.logits(hidden)
 
-    @contextmanager
-    def map_inputs(self, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    def map_inputs(self, layers: Sequence[int]) -> AbstractContextManager[dict[int, Tensor]]:
         """Within the context, each pass leaves the input (B, T, I) of the edited maps of ``layers`` in the dict."""
-        caught: dict[int, Tensor] = {}
-        handles = []
-        for layer in layers:
+        return _catching({layer: self.decoder.edited_map(layer) for layer in layers}, inputs=True)
 
-            def hook(_: nn.Module, args: tuple[Any, ...], layer: int = layer) -> None:
-                caught[layer] = args[0]
-
-            handles.append(self.decoder.edited_map(layer).register_forward_pre_hook(hook))
-        try:
-            yield caught
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @contextmanager
-    def map_outputs(self, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    def map_outputs(self, layers: Sequence[int]) -> AbstractContextManager[dict[int, Tensor]]:
         """Within the context, each pass leaves the output (B, T, O) of the edited maps, bias included, in the dict."""
-        caught: dict[int, Tensor] = {}
-        handles = []
-        for layer in layers:
+        return _catching({layer: self.decoder.edited_map(layer) for layer in layers}, inputs=False)
 
-            def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor, layer: int = layer) -> None:
-                caught[layer] = output
-
-            handles.append(self.decoder.edited_map(layer).register_forward_hook(hook))
-        try:
-            yield caught
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @contextmanager
-    def attention_outputs(self, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    def attention_outputs(self, layers: Sequence[int]) -> AbstractContextManager[dict[int, Tensor]]:
         """Within the context, each pass leaves the attention's output (B, T, d) of ``layers`` in the dict."""
-        caught: dict[int, Tensor] = {}
-        handles = []
-        for layer in layers:
-
-            def hook(_: nn.Module, __: tuple[Any, ...], output: Any, layer: int = layer) -> None:
-                caught[layer] = output[0] if isinstance(output, tuple) else output
-
-            handles.append(self.decoder.attention(layer).register_forward_hook(hook))
-        try:
-            yield caught
-        finally:
-            for handle in handles:
-                handle.remove()
+        return _catching({layer: self.decoder.attention(layer) for layer in layers}, inputs=False)
 
     @contextmanager
     def added(self, layer: int, *, attention: Tensor, mapped: Tensor) -> Iterator[None]:
@@ -225,3 +186,24 @@ class EditableModel:
                 for layer in layers:
                     self._masters[layer] = saved_masters[layer]
                     self.parameter(layer).copy_(saved_live[layer])
+
+
+@contextmanager
+def _catching(modules: Mapping[int, nn.Module], *, inputs: bool) -> Iterator[dict[int, Tensor]]:
+    """Hooks that leave what goes into the modules, or comes out of them, in the dict; gone at the end."""
+    caught: dict[int, Tensor] = {}
+    handles = []
+    for number, module in modules.items():
+
+        def before(_: nn.Module, args: tuple[Any, ...], number: int = number) -> None:
+            caught[number] = args[0]
+
+        def after(_: nn.Module, __: tuple[Any, ...], output: Any, number: int = number) -> None:
+            caught[number] = output[0] if isinstance(output, tuple) else output
+
+        handles.append(module.register_forward_pre_hook(before) if inputs else module.register_forward_hook(after))
+    try:
+        yield caught
+    finally:
+        for handle in handles:
+            handle.remove()
