@@ -12,6 +12,7 @@ from actors.evaluation import EvaluationPool, EvaluationSettings
 from actors.retrieval import MemoryClient
 from actors.runtime import connect, disconnect
 from actors.settings import ModelSpec, RayConfig
+from actors.shared import evaluators_on, shared_workers
 from retrieval.index import IndexConfig
 from retrieval.memory import MemoryEntry
 
@@ -25,6 +26,7 @@ class Cluster:
         self.config, self.spec = config, spec
         self._owns_ray = False
         self._parts: list[Any] = []
+        self._shared = shared_workers(config, spec) if config.evaluation_workers == 0 else None
 
     def __enter__(self) -> Self:
         self._owns_ray = connect(self.config)
@@ -41,7 +43,7 @@ class Cluster:
 
     def estimator(self) -> CovarianceEstimator:
         """Workers that estimate covariances."""
-        return self._keep(CovarianceEstimator(self.config, self.spec))
+        return self._keep(CovarianceEstimator(self.config, self.spec, self._shared))
 
     def editor(
         self, editor_config: Any, contexts: ContextSpec, history: Callable[[], Iterable[HistoryItem]]
@@ -57,6 +59,8 @@ class Cluster:
 
     def evaluators(self, settings: EvaluationSettings) -> EvaluationPool:
         """Workers that evaluate frozen versions."""
+        if self._shared is not None:
+            return self._keep(evaluators_on(self._shared, self.config, self.spec, settings))
         return self._keep(EvaluationPool(self.config, self.spec, settings))
 
     def _keep(self, part: _T) -> _T:

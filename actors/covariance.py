@@ -23,9 +23,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from actors.runtime import LOST, check_born, kill, make_actor, unwrap
+from actors.runtime import LOST, WorkerGroup, check_born, make_actor, unwrap
 from actors.settings import ModelSpec, RayConfig, RoleConfig
-from actors.worker import VersionedModel, load_for
+from actors.worker import VersionedModel, load_for, yield_to_others
 from editing.corpus import CorpusConfig, CorpusReader, check_digest, run_corpus_unit, second_pass
 from editing.covariance import KeyCovariance, SampleRecord
 from editing.errors import ErrataError
@@ -145,8 +145,8 @@ class KeyCheck:
 class UnitWorker:
     """Computes blocks of units on one model. Plain class; `UnitActor` is its shell."""
 
-    def __init__(self, spec: ModelSpec, role: RoleConfig) -> None:
-        self._versioned = VersionedModel(load_for(role, spec))
+    def __init__(self, spec: ModelSpec, role: RoleConfig, versioned: VersionedModel | None = None) -> None:
+        self._versioned = versioned or VersionedModel(load_for(role, spec))
         self._reader: tuple[CorpusShare, CorpusReader] | None = None
 
     def block(
@@ -199,6 +199,7 @@ class UnitActor:
     """Shell of `UnitWorker`."""
 
     def __init__(self, spec: ModelSpec, role: RoleConfig) -> None:
+        yield_to_others(role)
         self._worker = UnitWorker(spec, role)
 
     @ray.method(num_returns=2)
@@ -241,13 +242,23 @@ class _Tree:
         return total
 
 
+@dataclass(frozen=True)
+class _Outstanding:
+    """A block that a worker is at."""
+
+    block: int
+    slot: int
+    actor: Any
+    sums: Any
+
+
 @dataclass
 class _Run:
     """State of one estimate in the scheduler."""
 
     job: EstimateJob
     weights: Any
-    outstanding: dict[Any, tuple[int, int, Any]] = field(default_factory=dict)
+    outstanding: dict[Any, _Outstanding] = field(default_factory=dict)
     finished: dict[int, tuple[BlockInfo, Any]] = field(default_factory=dict)
     redo: list[int] = field(default_factory=list)
     next_block: int = 0
@@ -282,31 +293,31 @@ class _Run:
 
 
 class CovarianceEstimator:
-    """Owns the unit workers and runs one estimate at a time over them."""
+    """Runs one estimate at a time over its unit workers."""
 
-    def __init__(self, config: RayConfig, spec: ModelSpec) -> None:
-        self._config, self._spec = config, spec
-        self._actors: list[Any] = []
-        self._revivals = 0
+    def __init__(self, config: RayConfig, spec: ModelSpec, workers: WorkerGroup | None = None) -> None:
+        """``workers`` are actors with the methods of `UnitActor`; own ones by default."""
+        self._spec = spec
+        role = config.generation
+        self._workers = workers or WorkerGroup(
+            lambda: make_actor(UnitActor, role, spec, role),
+            config.generation_workers,
+            most_revivals=config.max_revivals,
+            what="covariance workers",
+        )
         self._lock = threading.Lock()
 
     def start(self) -> None:
         """Make the workers (they load their model in the background)."""
-        while len(self._actors) < self._config.generation_workers:
-            self._actors.append(self._make())
+        self._workers.start()
 
     def close(self) -> None:
         """End the workers."""
-        for actor in self._actors:
-            kill(actor)
-        self._actors = []
+        self._workers.close()
 
     def actors(self) -> Sequence[Any]:
         """Handles of the workers, for fault tests."""
-        return tuple(self._actors)
-
-    def _make(self) -> Any:
-        return make_actor(UnitActor, self._config.generation, self._spec, self._config.generation)
+        return self._workers.actors
 
     def estimate(
         self,
@@ -332,7 +343,7 @@ class CovarianceEstimator:
             run, tree = _Run(job, reference), _Tree()
             documents: list[tuple[float, int]] = []
             openings: list[tuple[str, ...]] = []
-            idle = list(self._actors)
+            idle = list(range(len(self._workers.actors)))
             while not run.complete():
                 if stop is not None and stop.is_set():
                     raise ErrataError("the covariance estimate was given up")
@@ -351,7 +362,7 @@ class CovarianceEstimator:
                     progress(_progress(run, time.perf_counter() - started))
             for reference in run.outstanding:
                 # what was begun beyond the budget is of no use; the worker finishes it and is free again
-                logger.debug("block beyond the budget dropped: %s", run.outstanding[reference][0])
+                logger.debug("block beyond the budget dropped: %s", run.outstanding[reference].block)
             sums = ray.get(tree.root())
             tensors = {layer: torch.from_numpy(np.array(value)) for layer, value in sorted(sums.items())}
             covariance = KeyCovariance(tensors, run.tokens, job.source(self._spec.dtype))
@@ -372,44 +383,39 @@ class CovarianceEstimator:
             self.start()
             try:
                 sequences = min(job.per_unit, job.most or job.per_unit)
-                found: KeyCheck = ray.get(self._actors[0].check.remote(job, sequences, weights))
+                found: KeyCheck = ray.get(self._workers.actors[0].check.remote(job, sequences, weights))
             except ray.exceptions.RayTaskError as error:
                 raise unwrap(error) from error
             return found
 
-    def _hand_out(self, run: _Run, idle: list[Any]) -> None:
+    def _hand_out(self, run: _Run, idle: list[int]) -> None:
+        actors = self._workers.actors
         while idle and (run.redo or run.wants_more()):
             # with nothing known of a block's size, one block per worker is a safe start
-            if not run.redo and not run.finished and len(run.outstanding) >= len(self._actors):
+            if not run.redo and not run.finished and len(run.outstanding) >= len(actors):
                 return
             if run.redo:
                 block = run.redo.pop(0)
             else:
                 block, run.next_block = run.next_block, run.next_block + 1
-            actor = idle.pop(0)
-            info, sums = actor.block.remote(run.job, block, run.sequences_for(block), run.weights)
-            run.outstanding[info] = (block, self._actors.index(actor), sums)
+            slot = idle.pop(0)
+            info, sums = actors[slot].block.remote(run.job, block, run.sequences_for(block), run.weights)
+            run.outstanding[info] = _Outstanding(block, slot, actors[slot], sums)
 
-    def _collect(self, run: _Run, reference: Any) -> Any:
-        block, slot, sums = run.outstanding.pop(reference)
+    def _collect(self, run: _Run, reference: Any) -> int:
+        """Take in a finished block, or plan it again; returns the worker that is free now."""
+        call = run.outstanding.pop(reference)
         try:
-            run.finished[block] = (ray.get(reference), sums)
+            run.finished[call.block] = (ray.get(reference), call.sums)
         except LOST as error:
             check_born(error)
-            self._revivals += 1
             run.repeated += 1
-            run.redo.append(block)
-            if self._revivals > self._config.max_revivals:
-                raise ErrataError(
-                    f"covariance workers died {self._revivals} times; allowed: ray.max_revivals "
-                    f"{self._config.max_revivals}"
-                ) from error
-            logger.warning("a covariance worker died; block %d is done again by a new one", block)
-            kill(self._actors[slot])
-            self._actors[slot] = self._make()
+            run.redo.append(call.block)
+            self._workers.replace(call.slot, call.actor, error)
+            logger.warning("a covariance worker died; block %d is done again by a new one", call.block)
         except ray.exceptions.RayTaskError as error:
             raise unwrap(error) from error
-        return self._actors[slot]
+        return call.slot
 
 
 def _progress(run: _Run, seconds: float) -> EstimateProgress:

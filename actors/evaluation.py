@@ -7,16 +7,18 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 
 import ray
 from torch import Tensor
 
-from actors.runtime import LOST, check_born, kill, make_actor, unwrap
+from actors.runtime import LOST, WorkerGroup, check_born, make_actor, unwrap
 from actors.settings import ModelSpec, RayConfig, RoleConfig
-from actors.worker import VersionedModel, load_for
+from actors.worker import VersionedModel, load_for, yield_to_others
 from editing.errors import ErrataError
 from editing.request import EditRequest
+from evaluation.answering import ArmAnswer, Question, answer
 from evaluation.arms import ArmEvaluator, Evaluation
 from evaluation.caching import CachingEngine
 from evaluation.outcomes import Arm
@@ -27,7 +29,8 @@ from retrieval.scr import ScrConfig, SelectiveReasoner
 logger = logging.getLogger(__name__)
 
 Hits = Mapping[str, Sequence[Hit]]
-_CHUNKS_PER_WORKER = 2
+_CHUNKS_PER_WORKER = 4
+"""Enough for the workers to end at nearly the same time."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,17 @@ class EvaluationSettings:
 class EvaluationWorker:
     """An `ArmEvaluator` on a model loaded in this process. Plain class; `EvaluationActor` is its shell."""
 
-    def __init__(self, spec: ModelSpec, role: RoleConfig, settings: EvaluationSettings) -> None:
-        model = load_for(role, spec)
-        self._versioned = VersionedModel(model)
+    def __init__(
+        self, spec: ModelSpec, role: RoleConfig, settings: EvaluationSettings, versioned: VersionedModel | None = None
+    ) -> None:
+        self._versioned = versioned or VersionedModel(load_for(role, spec))
+        model = self._versioned.model
         self._settings = settings
         engine = CachingEngine(model)
+        self._reasoner = SelectiveReasoner(engine, model.text, settings.scr)
         self._evaluator = ArmEvaluator(
             model,
-            SelectiveReasoner(engine, model.text, settings.scr),
+            self._reasoner,
             engine=engine,
             max_new_tokens=settings.max_new_tokens,
             stop_at_newline=settings.stop_at_newline,
@@ -58,6 +64,7 @@ class EvaluationWorker:
 
     def evaluate(self, requests: Sequence[EditRequest], weights: Mapping[int, Tensor], hits: Hits) -> Evaluation:
         """Every probe of every request on every arm; ``weights`` are the edited maps of the version."""
+        self._versioned.show_base()
         return self._evaluator.evaluate(
             requests,
             base=self._versioned.base(tuple(weights)),
@@ -71,6 +78,7 @@ class EvaluationWorker:
         self, questions: Sequence[str], weights: Mapping[int, Tensor], hits: Hits, search_seconds: float
     ) -> dict[Arm, float]:
         """Mean wall seconds of one question asked alone, by arm."""
+        self._versioned.show_base()
         return self._evaluator.query_seconds(
             questions,
             base=self._versioned.base(tuple(weights)),
@@ -82,11 +90,46 @@ class EvaluationWorker:
 
     def perplexity(self, text: str, weights: Mapping[int, Tensor]) -> float:
         """Perplexity of the version on held-out text; no weights for the base."""
+        self._versioned.show_base()
         model = self._versioned.model
         with model.patched(sorted(weights)):
             model.set_weights(weights)
             paragraphs = [part for part in text.split("\n\n") if part.strip()]
             return perplexity(self._evaluator.engine, windows_of(model.text, paragraphs)).value
+
+    def continuations(
+        self, prompts: Sequence[str], weights: Mapping[int, Tensor], max_new_tokens: int, chat: bool
+    ) -> list[str]:
+        """What the version says after each prompt, greedily, or to it as a chat message; no weights for the base."""
+        self._versioned.show_base()
+        model = self._versioned.model
+        with model.patched(sorted(weights)):
+            model.set_weights(weights)
+            encode = model.text.encode_prompt
+            rows = [model.text.encode_chat([{"role": "user", "content": p}]) if chat else encode(p) for p in prompts]
+            return [answer.text for answer in self._evaluator.engine.generate(rows, max_new_tokens=max_new_tokens)]
+
+    def answer(
+        self,
+        questions: Sequence[Question],
+        weights: Mapping[int, Tensor],
+        hits: Hits,
+        arms: Sequence[Arm],
+        max_new_tokens: int | None,
+    ) -> list[dict[Arm, ArmAnswer]]:
+        """What the arms say to free questions."""
+        self._versioned.show_base()
+        return answer(
+            self._evaluator,
+            self._reasoner,
+            questions,
+            base=self._versioned.base(tuple(weights)),
+            edited=weights,
+            hits=hits,
+            arms=arms,
+            base_digest=self._versioned.model.digest,
+            max_new_tokens=max_new_tokens,
+        )
 
 
 @ray.remote
@@ -94,6 +137,7 @@ class EvaluationActor:
     """Shell of `EvaluationWorker`."""
 
     def __init__(self, spec: ModelSpec, role: RoleConfig, settings: EvaluationSettings) -> None:
+        yield_to_others(role)
         self._worker = EvaluationWorker(spec, role, settings)
 
     def evaluate(self, requests: Sequence[EditRequest], weights: Mapping[int, Tensor], hits: Hits) -> Evaluation:
@@ -107,6 +151,21 @@ class EvaluationActor:
     def perplexity(self, text: str, weights: Mapping[int, Tensor]) -> float:
         return self._worker.perplexity(text, weights)
 
+    def continuations(
+        self, prompts: Sequence[str], weights: Mapping[int, Tensor], max_new_tokens: int, chat: bool
+    ) -> list[str]:
+        return self._worker.continuations(prompts, weights, max_new_tokens, chat)
+
+    def answer(
+        self,
+        questions: Sequence[Question],
+        weights: Mapping[int, Tensor],
+        hits: Hits,
+        arms: Sequence[Arm],
+        max_new_tokens: int | None,
+    ) -> list[dict[Arm, ArmAnswer]]:
+        return self._worker.answer(questions, weights, hits, arms, max_new_tokens)
+
 
 def _ask(part: Sequence[EditRequest], weights: Any, hits: Any, actor: Any) -> Any:
     return actor.evaluate.remote(part, weights, hits)
@@ -115,20 +174,31 @@ def _ask(part: Sequence[EditRequest], weights: Any, hits: Any, actor: Any) -> An
 class EvaluationPool:
     """Shares evaluations out over the workers; a chunk whose worker died is done again by a new one."""
 
-    def __init__(self, config: RayConfig, spec: ModelSpec, settings: EvaluationSettings) -> None:
-        self._config, self._spec, self._settings = config, spec, settings
+    def __init__(
+        self,
+        config: RayConfig,
+        spec: ModelSpec,
+        settings: EvaluationSettings,
+        workers: WorkerGroup | None = None,
+    ) -> None:
+        """``workers`` are actors with the methods of `EvaluationActor`; own ones by default."""
+        role = config.evaluation
+        self._timeout = config.call_timeout_seconds
+        self._workers = workers or WorkerGroup(
+            lambda: make_actor(EvaluationActor, role, spec, role, settings),
+            max(1, config.evaluation_workers),
+            most_revivals=config.max_revivals,
+            what="evaluation workers",
+        )
+        self._workers.start()
         self._lock = threading.Lock()
         self._given_up = threading.Event()
-        self._revivals = 0
-        self._actors: list[Any] = [self._make() for _ in range(config.evaluation_workers)]
-
-    def _make(self) -> Any:
-        return make_actor(EvaluationActor, self._config.evaluation, self._spec, self._config.evaluation, self._settings)
+        self._turns = count()
 
     @property
     def actors(self) -> tuple[Any, ...]:
         """Handles of the workers, for fault tests."""
-        return tuple(self._actors)
+        return self._workers.actors
 
     def evaluate(self, requests: Sequence[EditRequest], weights: Any, hits: Hits) -> Evaluation:
         """Evaluate records against a frozen version; call from any thread.
@@ -138,13 +208,24 @@ class EvaluationPool:
             weights: the edited maps by layer, or a reference to them.
             hits: per question what the memory found at this version.
         """
-        chunks = min(len(requests), len(self._actors) * _CHUNKS_PER_WORKER)
+        return self.evaluate_with_text(requests, weights, hits, None)[0]
+
+    def evaluate_with_text(
+        self, requests: Sequence[EditRequest], weights: Any, hits: Hits, text: str | None
+    ) -> tuple[Evaluation, float | None]:
+        """As ``evaluate``, with the version's perplexity on a text measured beside it where one is given."""
+        chunks = min(len(requests), len(self.actors) * _CHUNKS_PER_WORKER)
         parts = [list(requests[i::chunks]) for i in range(chunks)]
         reference = ray.put(dict(hits))
-        done: list[Evaluation] = self._spread([partial(_ask, part, weights, reference) for part in parts])
+        calls: list[Callable[[Any], Any]] = [partial(_ask, part, weights, reference) for part in parts]
+        if text is not None:
+            calls.insert(0, lambda actor: actor.perplexity.remote(text, weights))
+        found = self._spread(calls)
+        done: list[Evaluation] = found[-chunks:]
         by_id = {record.request_id: record for evaluation in done for record in evaluation.records}
         ordered = tuple(by_id[request.id] for request in requests)
-        return Evaluation(ordered, done[0].arms, sum(evaluation.seconds for evaluation in done))
+        together = Evaluation(ordered, done[0].arms, sum(evaluation.seconds for evaluation in done))
+        return together, found[0] if text is not None else None
 
     def query_seconds(
         self, questions: Sequence[str], weights: Any, hits: Hits, search_seconds: float
@@ -160,6 +241,45 @@ class EvaluationPool:
         found: list[float] = self._spread([lambda actor: actor.perplexity.remote(text, weights)])
         return found[0]
 
+    def continuations(self, prompts: Sequence[str], weights: Any, max_new_tokens: int, chat: bool) -> list[str]:
+        """What a version says after each prompt, on one worker."""
+        given = list(prompts)
+        found: list[list[str]] = self._spread(
+            [lambda actor: actor.continuations.remote(given, weights, max_new_tokens, chat)]
+        )
+        return found[0]
+
+    def answer(
+        self,
+        questions: Sequence[Question],
+        weights: Any,
+        hits: Hits,
+        arms: Sequence[Arm],
+        max_new_tokens: int | None = None,
+    ) -> list[dict[Arm, ArmAnswer]]:
+        """What the arms say to free questions at a frozen version; call from any thread.
+
+        Goes to a worker at once, whatever is being evaluated: it waits for that worker's part of an evaluation, not
+        for the whole.
+        """
+        while not self._given_up.is_set():
+            slot = next(self._turns) % len(self.actors)
+            actor = self.actors[slot]
+            try:
+                found: list[dict[Arm, ArmAnswer]] = ray.get(
+                    actor.answer.remote(list(questions), weights, dict(hits), tuple(arms), max_new_tokens),
+                    timeout=self._timeout,
+                )
+                return found
+            except LOST as error:
+                if self._given_up.is_set():
+                    break
+                check_born(error)
+                self._workers.replace(slot, actor, error)
+            except ray.exceptions.RayTaskError as error:
+                raise unwrap(error) from error
+        raise ErrataError("the question was given up")
+
     def give_up(self) -> None:
         """End evaluations that are under way with an error; call from any thread."""
         self._given_up.set()
@@ -167,15 +287,14 @@ class EvaluationPool:
     def close(self) -> None:
         """End the workers."""
         self.give_up()
-        for actor in self._actors:
-            kill(actor)
+        self._workers.close()
 
     def _spread(self, calls: Sequence[Callable[[Any], Any]]) -> list[Any]:
         """Run the calls over the workers, at most one at a time on each; results in the order of the calls."""
         with self._lock:
             waiting = list(enumerate(calls))
-            running: dict[Any, tuple[int, int]] = {}
-            idle = list(range(len(self._actors)))
+            running: dict[Any, tuple[int, int, Any]] = {}
+            idle = list(range(len(self.actors)))
             results: dict[int, Any] = {}
             while waiting or running:
                 if self._given_up.is_set():
@@ -183,10 +302,11 @@ class EvaluationPool:
                 while waiting and idle:
                     place, call = waiting.pop(0)
                     slot = idle.pop(0)
-                    running[call(self._actors[slot])] = (place, slot)
+                    actor = self.actors[slot]
+                    running[call(actor)] = (place, slot, actor)
                 ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
                 for reference in ready:
-                    place, slot = running.pop(reference)
+                    place, slot, actor = running.pop(reference)
                     idle.append(slot)
                     try:
                         results[place] = ray.get(reference)
@@ -194,18 +314,9 @@ class EvaluationPool:
                         if self._given_up.is_set():
                             raise ErrataError("the evaluation was given up") from error
                         check_born(error)
-                        self._revive(slot, error)
+                        self._workers.replace(slot, actor, error)
+                        logger.warning("an evaluation worker died; its records are done again by a new one")
                         waiting.append((place, calls[place]))
                     except ray.exceptions.RayTaskError as error:
                         raise unwrap(error) from error
             return [results[i] for i in range(len(calls))]
-
-    def _revive(self, slot: int, error: Exception) -> None:
-        self._revivals += 1
-        if self._revivals > self._config.max_revivals:
-            raise ErrataError(
-                f"evaluation workers died {self._revivals} times; allowed: ray.max_revivals {self._config.max_revivals}"
-            ) from error
-        logger.warning("an evaluation worker died (%s); its records are done again", type(error).__name__)
-        kill(self._actors[slot])
-        self._actors[slot] = self._make()

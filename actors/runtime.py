@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -96,6 +96,68 @@ def kill(actor: Any) -> None:
         ray.kill(actor)
     except Exception:  # a handle to a dead actor raises one of several types
         logger.debug("actor was gone before it was ended")
+
+
+class WorkerGroup:
+    """Interchangeable actors by slot. Who finds one dead says so, and a new one takes its slot.
+
+    Several users may share a group: of two that report the same death the second finds it mended. Thread-safe.
+    """
+
+    def __init__(self, make: Callable[[], Any], count: int, *, most_revivals: int, what: str) -> None:
+        self._make, self._count, self._most, self._what = make, count, most_revivals, what
+        self._actors: list[Any] = []
+        self._preparations: list[Callable[[Any], Any]] = []
+        self._revivals = 0
+        self._lock = threading.Lock()
+
+    @property
+    def actors(self) -> tuple[Any, ...]:
+        """Handles by slot; empty before ``start``."""
+        return tuple(self._actors)
+
+    def start(self) -> None:
+        """Make the actors, which load what they need in the background."""
+        with self._lock:
+            while len(self._actors) < self._count:
+                self._actors.append(self._prepared())
+
+    def prepare(self, call: Callable[[Any], Any]) -> None:
+        """Have every actor, those of later too, do ``call`` before whatever is asked of it from now on."""
+        with self._lock:
+            self._preparations.append(call)
+            for actor in self._actors:
+                call(actor)
+
+    def replace(self, slot: int, dead: Any, error: BaseException) -> None:
+        """Put a new actor where ``dead`` was.
+
+        Raises:
+            ErrataError: actors of this group have died more often than the settings allow.
+        """
+        with self._lock:
+            if self._actors[slot] is not dead:
+                return
+            self._revivals += 1
+            if self._revivals > self._most:
+                raise ErrataError(
+                    f"{self._what} died {self._revivals} times; allowed: ray.max_revivals {self._most}"
+                ) from error
+            kill(dead)
+            self._actors[slot] = self._prepared()
+
+    def close(self) -> None:
+        """End the actors."""
+        with self._lock:
+            for actor in self._actors:
+                kill(actor)
+            self._actors = []
+
+    def _prepared(self) -> Any:
+        actor = self._make()
+        for call in self._preparations:
+            call(actor)
+        return actor
 
 
 def unwrap(error: Exception) -> Exception:

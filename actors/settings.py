@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -22,6 +24,8 @@ class RoleConfig(_Closed):
     """Torch device the actor's model lives on."""
     threads: int = Field(1, ge=1)
     """Torch threads of the process. Results are promised bit-identical only for an equal number."""
+    nice: int = Field(0, ge=0, le=19)
+    """Added to the process's niceness: on a machine they share, work in the background gives way to the editor."""
 
 
 class RayConfig(_Closed):
@@ -31,28 +35,39 @@ class RayConfig(_Closed):
     """``local`` starts Ray on this machine; else the address of a running cluster."""
     namespace: str = "errata"
     """Ray namespace of the actors."""
-    generation: RoleConfig = RoleConfig()
+    generation: RoleConfig = RoleConfig(nice=4)
     generation_workers: int = Field(2, ge=1)
     """Actors that generate text and sum its keys."""
     editor: RoleConfig = RoleConfig()
-    evaluation: RoleConfig = RoleConfig()
-    evaluation_workers: int = Field(2, ge=1)
-    """Actors that evaluate frozen versions."""
+    evaluation: RoleConfig = RoleConfig(nice=4)
+    evaluation_workers: int = Field(2, ge=0)
+    """Actors that evaluate frozen versions; 0: those that generate do it too, so that a model is loaded less often."""
     retrieval: RoleConfig = RoleConfig(num_cpus=0.5)
     max_revivals: int = Field(5, ge=0)
     """How often an actor that died is started again before the run gives up."""
     call_timeout_seconds: float = Field(3600.0, gt=0)
     """A call that takes longer is given up as lost."""
 
-    def local_cpus(self) -> float:
-        """CPUs that a local Ray must offer for every actor to be placed at once."""
+    def local_cpus(self, ranks: int = 1) -> float:
+        """CPUs that a local Ray must offer for every actor to be placed at once, each model being on ``ranks``."""
         return (
-            self.generation.num_cpus * self.generation_workers
-            + self.editor.num_cpus
-            + self.evaluation.num_cpus * self.evaluation_workers
+            self.generation.num_cpus * self.generation_workers * ranks
+            + self.editor.num_cpus * ranks
+            + self.evaluation.num_cpus * self.evaluation_workers * ranks
             + self.retrieval.num_cpus
             + 1.0
         )
+
+
+class ParallelConfig(_Closed):
+    """One model spread over several processes, for models that do not fit one device."""
+
+    kind: Literal["deepspeed"] = "deepspeed"
+    """Who divides the layers."""
+    size: int = Field(ge=2)
+    """Processes, and devices, that one copy of the model is spread over."""
+    timeout_seconds: float = Field(600.0, gt=0)
+    """A rank that waits longer for another gives up. Longer than the largest matrix takes to factor."""
 
 
 class ModelSpec(_Closed):
@@ -62,3 +77,5 @@ class ModelSpec(_Closed):
     dtype: str = "float32"
     digest: str | None = None
     """Digest of the checkpoint, where it is known already; else each actor reads all files to compute it."""
+    parallel: ParallelConfig | None = None
+    """Spread over several processes; else every actor holds the whole model."""

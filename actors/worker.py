@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 import torch
@@ -13,9 +14,19 @@ from editing.model.load import load_model
 
 
 def load_for(role: RoleConfig, spec: ModelSpec) -> EditableModel:
-    """Load the model in this process for a role."""
+    """Load the model in this process for a role, or this process's part of it."""
     torch.set_num_threads(role.threads)
+    if spec.parallel is not None:
+        from actors.sharded.loading import load_spec
+
+        return load_spec(spec)
     return load_model(spec.name, dtype=spec.dtype, device=role.device, digest=spec.digest)
+
+
+def yield_to_others(role: RoleConfig) -> None:
+    """Lower this process's priority by what the role says; for a process that is an actor and nothing else."""
+    if role.nice:
+        os.nice(role.nice)
 
 
 class VersionedModel:
@@ -32,6 +43,12 @@ class VersionedModel:
             if layer not in self._base:
                 self._base[layer] = self.model.weight(layer).clone()
         return {layer: self._base[layer] for layer in layers}
+
+    def show_base(self) -> None:
+        """Make the live weights the base's, whoever used the model before."""
+        if self._version is not None:
+            self.show("", {})
+            self._version = None
 
     def show(self, version: str, weights: Mapping[int, Tensor]) -> None:
         """Make the live weights those of ``version``; layers not given are the base's."""

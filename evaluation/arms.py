@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from editing.digest import digest_json, digest_tensors
@@ -156,12 +157,14 @@ class ArmEvaluator:
         found = hits or {}
         replies: dict[Arm, dict[tuple[str, str], _Reply]] = {}
         # base first: its plain replies are the yardstick of locality for every arm
-        with self._loaded(base, edited=None, digest=base_digest):
+        with self.loaded(base, edited=None, digest=base_digest):
             replies["base"] = self._plain(rows)
             if "memory" in arms:
                 replies["memory"] = self._with_memory(rows, questions, found, replies["base"])
         if {"edited", "edited_memory"} & set(arms):
-            with self._loaded(base, edited=edited, digest=None):
+            # before the first edit the edited model is the unedited one, whose replies are at hand
+            same = all(torch.equal(weight, base[layer]) for layer, weight in edited.items() if layer in base)
+            with self.loaded(base, edited=edited, digest=base_digest, remember=same):
                 replies["edited"] = self._plain(rows)
                 if "edited_memory" in arms:
                     replies["edited_memory"] = self._with_memory(rows, questions, found, replies["edited"])
@@ -199,7 +202,7 @@ class ArmEvaluator:
             pair: tuple[Arm, ...] = tuple(arm for arm in ARMS if arm in (plain, memory) and arm in arms)
             if not pair:
                 continue
-            with self._loaded(base, edited=weights, digest=None, remember=False):
+            with self.loaded(base, edited=weights, digest=None, remember=False):
                 for arm in pair:
                     self._ask_alone(questions[0], arm, found)
                     start = time.perf_counter()
@@ -222,7 +225,7 @@ class ArmEvaluator:
         self.engine.generate([ids], max_new_tokens=self.max_new_tokens, stop_at_newline=self.stop_at_newline)
 
     @contextmanager
-    def _loaded(
+    def loaded(
         self,
         base: Mapping[int, Tensor],
         *,
@@ -230,7 +233,10 @@ class ArmEvaluator:
         digest: str | None,
         remember: bool = True,
     ) -> Iterator[None]:
-        """The weights of one side, live; taken back at the end, also on an error."""
+        """The weights of one side, live; taken back at the end, also on an error.
+
+        ``remember``: what they say is kept for later, as that of ``base``.
+        """
         strangers = sorted(set(edited or ()) - set(base))
         if strangers:
             raise ValueError(f"edited layers {strangers} have no unedited map; given: {sorted(base)}")
@@ -238,7 +244,7 @@ class ArmEvaluator:
             self.model.set_weights({**base, **(edited or {})})
             if isinstance(self.engine, CachingEngine):
                 key: str | None = None
-                if remember and edited is None:
+                if remember:
                     key = digest or base_weights_digest(self.model, base)
                 with self.engine.weights(key):
                     yield

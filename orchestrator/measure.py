@@ -79,8 +79,7 @@ class Measurer:
 
         def work() -> Measurement:
             started = time.perf_counter()
-            evaluation = self._pool.evaluate(requests, weights, hits)
-            perplexity = None if self._text is None else self._pool.perplexity(self._text, weights)
+            evaluation, perplexity = self._pool.evaluate_with_text(requests, weights, hits, self._text)
             times = self._latency(questions, weights, hits) if latency else {}
             taken = time.perf_counter() - started
             self.seconds += taken

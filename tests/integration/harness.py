@@ -215,6 +215,9 @@ class PlainEvaluators(EvaluationWorker):
     def evaluate(self, requests: Any, weights: Any, hits: Any) -> Evaluation:
         return super().evaluate(list(requests), weights, hits)
 
+    def evaluate_with_text(self, requests: Any, weights: Any, hits: Any, text: str | None) -> Any:
+        return self.evaluate(requests, weights, hits), None if text is None else self.perplexity(text, weights)
+
     def give_up(self) -> None:
         pass
 

@@ -9,17 +9,19 @@ import pytest
 import ray.exceptions
 import torch
 
+from actors.covariance import EstimateJob, UnitWorker
 from actors.editor import ContextSpec, EditorWorker
 from actors.evaluation import EvaluationSettings, EvaluationWorker
 from actors.retrieval import RetrievalWorker
-from actors.runtime import _own_sigterm, check_born, first_line, unwrap
+from actors.runtime import WorkerGroup, _own_sigterm, check_born, first_line, unwrap
 from actors.settings import ModelSpec, RayConfig
-from actors.worker import VersionedModel
+from actors.worker import VersionedModel, load_for
 from editing.covariance import KeyCovariance
 from editing.editors import REGISTRY
 from editing.errors import ErrataError, UserError
 from editing.model.load import load_model
 from editing.request import EditBatch, EditRequest
+from editing.selfgen import SelfGenerationConfig
 from editing.session import EditReceipt
 from evaluation.outcomes import ARMS
 from evaluation.probes import questions_of
@@ -190,6 +192,53 @@ def test_evaluating_a_version_leaves_the_base_and_does_not_depend_on_company(spe
     assert worker.perplexity("The capital of France is Paris.\n\n\n\nRome lies in Italy.", {}) == base
     seconds = worker.query_seconds(questions[:1], weights, hits, 0.5)
     assert set(seconds) == set(ARMS) and seconds["memory"] > 0.5 > 0 < seconds["base"]
+
+
+def test_on_one_model_generating_and_evaluating_do_not_disturb_each_other(spec, role, memory):
+    requests = [ask(1), ask(2)]
+    settings = EvaluationSettings(ScrConfig(), ARMS, max_new_tokens=3)
+    weights = {1: load_model(spec.name).weight(1) * 1.5}
+    text = "The capital of France is Paris."
+    generation = SelfGenerationConfig(max_new_tokens=4, sequences_per_unit=3, slots=2)
+
+    def job(version: str) -> EstimateJob:
+        return EstimateJob(generation=generation, layers=(1, 2), sequences=3, version=version)
+
+    alone, other = UnitWorker(spec, role), EvaluationWorker(spec, role, settings)
+    versioned = VersionedModel(load_for(role, spec))
+    units, questions = UnitWorker(spec, role, versioned), EvaluationWorker(spec, role, settings, versioned)
+    for _ in range(2):
+        for version, shown in (("v1", weights), ("base", {})):
+            sums = units.block(job(version), 0, 3, shown)[1]
+            wanted = alone.block(job(version), 0, 3, shown)[1]
+            assert all(sums[layer].tobytes() == wanted[layer].tobytes() for layer in (1, 2))
+            # the generator has left its version in the model; a question is put to the one it names all the same
+            assert questions.perplexity(text, {}) == other.perplexity(text, {})
+            assert questions.evaluate(requests, weights, {}).records == other.evaluate(requests, weights, {}).records
+
+
+def test_a_dead_worker_is_replaced_once_whoever_reports_it_and_prepared_like_the_others():
+    made: list[object] = []
+    prepared: list[object] = []
+
+    def make() -> object:
+        made.append(object())
+        return made[-1]
+
+    group = WorkerGroup(make, 2, most_revivals=2, what="workers")
+    assert group.actors == () and made == []
+    group.start()
+    group.start()
+    assert group.actors == (made[0], made[1])
+    group.prepare(prepared.append)
+    dead = made[1]
+    group.replace(1, dead, OSError())
+    group.replace(1, dead, OSError())
+    assert group.actors == (made[0], made[2])
+    assert prepared == made and len(made) == 3
+    group.replace(0, made[0], OSError())
+    with pytest.raises(ErrataError, match=r"workers died 3 times; allowed: ray\.max_revivals 2"):
+        group.replace(0, made[3], OSError())
 
 
 # ---------------------------------------------------------------- settings and errors

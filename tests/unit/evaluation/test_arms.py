@@ -215,6 +215,19 @@ def test_the_unedited_model_is_asked_once_over_many_evaluations(model: EditableM
     assert engine.misses > missed
 
 
+def test_before_the_first_edit_the_edited_model_costs_nothing(model: EditableModel) -> None:
+    base = weights(model, None)
+    engine = CachingEngine(model)
+    evaluator = ArmEvaluator(model, KeywordChooser(model.text), engine=engine)
+    alone = evaluator.evaluate(REQUESTS, base=base, edited={}, hits=HITS, arms=("base", "memory"))
+    missed = engine.misses
+    both = evaluator.evaluate(REQUESTS, base=base, edited={k: w.clone() for k, w in base.items()}, hits=HITS)
+    assert engine.misses == missed > 0
+    for one, other in zip(alone.records, both.records, strict=True):
+        for a, b in zip(one.probes, other.probes, strict=True):
+            assert b.arms["edited"] == a.arms["base"] and b.arms["edited_memory"] == a.arms["memory"]
+
+
 def test_cached_results_are_those_of_the_engine(model: EditableModel) -> None:
     engine, plain = CachingEngine(model, max_entries=3), LanguageEngine(model)
     rows = [([5, 6, 7], [8, 9]), ([5, 6, 7], [10]), ([11, 12], [8, 9]), ([5, 6, 7], [8, 9])]

@@ -1,0 +1,87 @@
+"""Workers that generate and evaluate on one loaded model, where memory or time for a second one is short."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import ray
+from torch import Tensor
+
+from actors.covariance import BlockInfo, EstimateJob, KeyCheck, Sums, UnitWorker
+from actors.evaluation import EvaluationPool, EvaluationSettings, EvaluationWorker, Hits
+from actors.runtime import WorkerGroup, make_actor
+from actors.settings import ModelSpec, RayConfig, RoleConfig
+from actors.worker import VersionedModel, load_for, yield_to_others
+from editing.request import EditRequest
+from evaluation.answering import ArmAnswer, Question
+from evaluation.arms import Evaluation
+from evaluation.outcomes import Arm
+
+
+@ray.remote
+class SharedActor:
+    """Shell of a `UnitWorker` and an `EvaluationWorker` over one model; calls are done one after another."""
+
+    def __init__(self, spec: ModelSpec, role: RoleConfig) -> None:
+        yield_to_others(role)
+        self._spec, self._role = spec, role
+        self._versioned = VersionedModel(load_for(role, spec))
+        self._units = UnitWorker(spec, role, self._versioned)
+
+    def put_questions_by(self, settings: EvaluationSettings) -> None:
+        """How questions are put from now on; comes before the first one."""
+        self._questions = EvaluationWorker(self._spec, self._role, settings, self._versioned)
+
+    @ray.method(num_returns=2)
+    def block(
+        self, job: EstimateJob, index: int, sequences: int, weights: Mapping[int, Tensor]
+    ) -> tuple[BlockInfo, Sums]:
+        return self._units.block(job, index, sequences, weights)
+
+    def check(self, job: EstimateJob, sequences: int, weights: Mapping[int, Tensor]) -> KeyCheck:
+        return self._units.check(job, sequences, weights)
+
+    def evaluate(self, requests: Sequence[EditRequest], weights: Mapping[int, Tensor], hits: Hits) -> Evaluation:
+        return self._questions.evaluate(requests, weights, hits)
+
+    def query_seconds(
+        self, questions: Sequence[str], weights: Mapping[int, Tensor], hits: Hits, search_seconds: float
+    ) -> dict[Arm, float]:
+        return self._questions.query_seconds(questions, weights, hits, search_seconds)
+
+    def perplexity(self, text: str, weights: Mapping[int, Tensor]) -> float:
+        return self._questions.perplexity(text, weights)
+
+    def continuations(
+        self, prompts: Sequence[str], weights: Mapping[int, Tensor], max_new_tokens: int, chat: bool
+    ) -> list[str]:
+        return self._questions.continuations(prompts, weights, max_new_tokens, chat)
+
+    def answer(
+        self,
+        questions: Sequence[Question],
+        weights: Mapping[int, Tensor],
+        hits: Hits,
+        arms: Sequence[Arm],
+        max_new_tokens: int | None,
+    ) -> list[dict[Arm, ArmAnswer]]:
+        return self._questions.answer(questions, weights, hits, arms, max_new_tokens)
+
+
+def shared_workers(config: RayConfig, spec: ModelSpec) -> WorkerGroup:
+    """As many as generate, with the resources of the generation role."""
+    role = config.generation
+    return WorkerGroup(
+        lambda: make_actor(SharedActor, role, spec, role),
+        config.generation_workers,
+        most_revivals=config.max_revivals,
+        what="workers",
+    )
+
+
+def evaluators_on(
+    workers: WorkerGroup, config: RayConfig, spec: ModelSpec, settings: EvaluationSettings
+) -> EvaluationPool:
+    """Evaluation by shared workers."""
+    workers.prepare(lambda actor: actor.put_questions_by.remote(settings))
+    return EvaluationPool(config, spec, settings, workers)
