@@ -13,7 +13,9 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from actors.settings import RayConfig, RoleConfig
+from actors.placement import actor_options
+from actors.settings import ModelSpec, RayConfig, RoleConfig
+from actors.sharded.group import RankGroup
 from editing.errors import ErrataError, UserError
 
 logger = logging.getLogger(__name__)
@@ -27,8 +29,11 @@ LOST = (
 """The call may never have run, or its result is gone: start the actor again and repeat what is idempotent."""
 
 
-def connect(config: RayConfig) -> bool:
+def connect(config: RayConfig, ranks: int = 1) -> bool:
     """Join or start Ray. Returns whether it was started here and is to be ended here.
+
+    Args:
+        ranks: processes that one copy of the model is spread over.
 
     Raises:
         UserError: the address cannot be reached.
@@ -43,7 +48,7 @@ def connect(config: RayConfig) -> bool:
         "namespace": config.namespace,
     }
     if config.address == "local":
-        cpus = max(float(os.cpu_count() or 1), config.local_cpus())
+        cpus = max(float(os.cpu_count() or 1), config.local_cpus(ranks))
         # "local" and not None: None would join whatever cluster runs on this machine
         # inherited by every worker, which sets its own number of torch threads when it begins; an environment per
         # actor would keep Ray from using the processes it has started already
@@ -80,18 +85,20 @@ def disconnect() -> None:
 
 
 def make_actor(shell: Any, role: RoleConfig, *args: Any) -> Any:
-    """An actor of a role. It does not restart by itself: whoever made it must restore what it held."""
-    options: dict[str, Any] = {
-        "num_cpus": role.num_cpus,
-        "num_gpus": role.num_gpus,
-        "resources": dict(role.resources),
-        "max_restarts": 0,
-    }
-    return shell.options(**options).remote(*args)
+    """An actor of a role. It does not restart by itself: whoever made it must restore what it held.
+
+    With a model spread over several processes it is a group of actors that answers like one.
+    """
+    if any(isinstance(argument, ModelSpec) and argument.parallel is not None for argument in args):
+        return RankGroup(shell, role, *args)
+    return shell.options(**actor_options(role)).remote(*args)
 
 
 def kill(actor: Any) -> None:
     """End an actor at once; it may be gone already."""
+    if isinstance(actor, RankGroup):
+        actor.end_ranks()
+        return
     try:
         ray.kill(actor)
     except Exception:  # a handle to a dead actor raises one of several types
@@ -104,8 +111,18 @@ class WorkerGroup:
     Several users may share a group: of two that report the same death the second finds it mended. Thread-safe.
     """
 
-    def __init__(self, make: Callable[[], Any], count: int, *, most_revivals: int, what: str) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Any],
+        count: int,
+        *,
+        most_revivals: int,
+        what: str,
+        end: Callable[[Any], None] | None = None,
+    ) -> None:
+        """``end`` ends an actor, one that is gone already too; `kill` by default."""
         self._make, self._count, self._most, self._what = make, count, most_revivals, what
+        self._end = end or kill
         self._actors: list[Any] = []
         self._preparations: list[Callable[[Any], Any]] = []
         self._revivals = 0
@@ -143,14 +160,14 @@ class WorkerGroup:
                 raise ErrataError(
                     f"{self._what} died {self._revivals} times; allowed: ray.max_revivals {self._most}"
                 ) from error
-            kill(dead)
+            self._end(dead)
             self._actors[slot] = self._prepared()
 
     def close(self) -> None:
         """End the actors."""
         with self._lock:
             for actor in self._actors:
-                kill(actor)
+                self._end(actor)
             self._actors = []
 
     def _prepared(self) -> Any:

@@ -85,7 +85,7 @@ def settings(model: Path, stream: Path, /, **sections: Mapping[str, Any]) -> dic
         "refresh": {"every": 6, "lag": 3},
         "evaluation": {"every": 6, "sample": 2, "max_new_tokens": 3, "latency_questions": 1, "held_out": str(held_out)},
         "memory": {"embedder": {"type": "hash"}},
-        "ray": {"generation_workers": 1, "evaluation_workers": 1},
+        "ray": {"generation_workers": 1, "evaluation_workers": 0},
     }
     for section, changes in sections.items():
         data[section] = {**data.get(section, {}), **changes}

@@ -225,7 +225,8 @@ def test_a_dead_worker_is_replaced_once_whoever_reports_it_and_prepared_like_the
         made.append(object())
         return made[-1]
 
-    group = WorkerGroup(make, 2, most_revivals=2, what="workers")
+    ended: list[object] = []
+    group = WorkerGroup(make, 2, most_revivals=2, what="workers", end=ended.append)
     assert group.actors == () and made == []
     group.start()
     group.start()
@@ -239,6 +240,9 @@ def test_a_dead_worker_is_replaced_once_whoever_reports_it_and_prepared_like_the
     group.replace(0, made[0], OSError())
     with pytest.raises(ErrataError, match=r"workers died 3 times; allowed: ray\.max_revivals 2"):
         group.replace(0, made[3], OSError())
+    assert ended == [made[1], made[0]]
+    group.close()
+    assert ended == [made[1], made[0], made[3], made[2]] and group.actors == ()
 
 
 # ---------------------------------------------------------------- settings and errors
