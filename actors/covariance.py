@@ -23,6 +23,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from actors.reduction import BlockTree, Sums, fetch_mending
 from actors.runtime import LOST, WorkerGroup, check_born, make_actor, unwrap
 from actors.settings import ModelSpec, RayConfig, RoleConfig
 from actors.worker import VersionedModel, load_for, yield_to_others
@@ -33,7 +34,8 @@ from editing.selfgen import SelfGenerationConfig, UnitResult, run_unit, unit_of
 
 logger = logging.getLogger(__name__)
 
-Sums = dict[int, np.ndarray[Any, np.dtype[np.float64]]]
+_MENDINGS = 3
+"""Attempts to do again what was lost with a machine after it had been handed over."""
 
 
 class CorpusShare(BaseModel):
@@ -212,36 +214,6 @@ class UnitActor:
         return self._worker.check(job, sequences, weights)
 
 
-def add_sums(left: Sums, right: Sums) -> Sums:
-    """One node of the tree."""
-    return {layer: left[layer] + right[layer] for layer in left}
-
-
-_add_remote: Any = ray.remote(num_cpus=0)(add_sums)
-
-
-class _Tree:
-    """Binary-counter tree over blocks arriving in order; nodes are references, the adding is done by Ray tasks."""
-
-    def __init__(self) -> None:
-        self._levels: dict[int, Any] = {}
-
-    def push(self, node: Any) -> None:
-        level = 0
-        while level in self._levels:
-            node = _add_remote.remote(self._levels.pop(level), node)
-            level += 1
-        self._levels[level] = node
-
-    def root(self) -> Any:
-        """The sum of all, larger subtrees first."""
-        nodes = [self._levels[level] for level in sorted(self._levels, reverse=True)]
-        total = nodes[0]
-        for node in nodes[1:]:
-            total = _add_remote.remote(total, node)
-        return total
-
-
 @dataclass(frozen=True)
 class _Outstanding:
     """A block that a worker is at."""
@@ -340,19 +312,15 @@ class CovarianceEstimator:
             self.start()
             started = time.perf_counter()
             reference = weights if isinstance(weights, ray.ObjectRef) else ray.put(dict(weights))
-            run, tree = _Run(job, reference), _Tree()
+            run, tree = _Run(job, reference), BlockTree()
             documents: list[tuple[float, int]] = []
             openings: list[tuple[str, ...]] = []
-            idle = list(range(len(self._workers.actors)))
             while not run.complete():
-                if stop is not None and stop.is_set():
-                    raise ErrataError("the covariance estimate was given up")
-                self._hand_out(run, idle)
-                ready, _ = ray.wait(list(run.outstanding), num_returns=1, timeout=0.5)
-                for reference in ready:
-                    idle.append(self._collect(run, reference))
+                ready = self._step(run, stop)
                 while not run.complete() and run.released in run.finished:
                     info, sums = run.finished[run.released]
+                    # the tree holds it from here; what is added up is freed
+                    run.finished[run.released] = (info, None)
                     tree.push(sums)
                     run.released += 1
                     run.tokens += info.tokens
@@ -360,10 +328,10 @@ class CovarianceEstimator:
                     openings += info.openings
                 if ready and progress is not None:
                     progress(_progress(run, time.perf_counter() - started))
-            for reference in run.outstanding:
-                # what was begun beyond the budget is of no use; the worker finishes it and is free again
-                logger.debug("block beyond the budget dropped: %s", run.outstanding[reference].block)
-            sums = ray.get(tree.root())
+            found = fetch_mending(tree, lambda blocks: self._again(run, blocks, stop), _MENDINGS)
+            if found is None:
+                raise ErrataError(f"sums of finished blocks were lost with their machines {_MENDINGS + 1} times")
+            sums = found
             tensors = {layer: torch.from_numpy(np.array(value)) for layer, value in sorted(sums.items())}
             covariance = KeyCovariance(tensors, run.tokens, job.source(self._spec.dtype))
             if job.tokens is not None and run.tokens < job.tokens:
@@ -388,8 +356,33 @@ class CovarianceEstimator:
                 raise unwrap(error) from error
             return found
 
-    def _hand_out(self, run: _Run, idle: list[int]) -> None:
+    def _step(self, run: _Run, stop: threading.Event | None) -> bool:
+        """Keep the workers busy and take in what is ready; whether there was anything."""
+        if stop is not None and stop.is_set():
+            raise ErrataError("the covariance estimate was given up")
+        self._hand_out(run)
+        ready, _ = ray.wait(list(run.outstanding), num_returns=1, timeout=0.5)
+        for reference in ready:
+            self._collect(run, reference)
+        return bool(ready)
+
+    def _again(self, run: _Run, blocks: Sequence[int], stop: threading.Event | None) -> list[Any]:
+        """Do blocks again whose sums were lost after they had been handed over; references in their order."""
+        run.repeated += len(blocks)
+        run.redo += blocks
+        for block in blocks:
+            del run.finished[block]
+        while any(block not in run.finished for block in blocks):
+            self._step(run, stop)
+        sums = [run.finished[block][1] for block in blocks]
+        for block in blocks:
+            run.finished[block] = (run.finished[block][0], None)
+        return sums
+
+    def _hand_out(self, run: _Run) -> None:
         actors = self._workers.actors
+        busy = {call.slot for call in run.outstanding.values()}
+        idle = [slot for slot in range(len(actors)) if slot not in busy]
         while idle and (run.redo or run.wants_more()):
             # with nothing known of a block's size, one block per worker is a safe start
             if not run.redo and not run.finished and len(run.outstanding) >= len(actors):
@@ -402,8 +395,8 @@ class CovarianceEstimator:
             info, sums = actors[slot].block.remote(run.job, block, run.sequences_for(block), run.weights)
             run.outstanding[info] = _Outstanding(block, slot, actors[slot], sums)
 
-    def _collect(self, run: _Run, reference: Any) -> int:
-        """Take in a finished block, or plan it again; returns the worker that is free now."""
+    def _collect(self, run: _Run, reference: Any) -> None:
+        """Take in a finished block, or plan it again."""
         call = run.outstanding.pop(reference)
         try:
             run.finished[call.block] = (ray.get(reference), call.sums)
@@ -415,7 +408,6 @@ class CovarianceEstimator:
             logger.warning("a covariance worker died; block %d is done again by a new one", call.block)
         except ray.exceptions.RayTaskError as error:
             raise unwrap(error) from error
-        return call.slot
 
 
 def _progress(run: _Run, seconds: float) -> EstimateProgress:

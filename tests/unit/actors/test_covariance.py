@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
-import actors.covariance
-from actors.covariance import BlockInfo, EstimateJob, UnitWorker, _progress, _Run, _Tree, add_sums
+import actors.reduction
+from actors.covariance import BlockInfo, EstimateJob, UnitWorker, _progress, _Run
+from actors.reduction import BlockTree, Subtree, add_sums, fetch_mending
 from editing.model.load import load_model
 from editing.selfgen import SelfGenerationConfig, run_unit, unit_of
 
@@ -102,11 +104,50 @@ class _Pairs:
     ],
 )
 def test_the_tree_has_one_shape_for_each_number_of_blocks(count, shape, monkeypatch):
-    monkeypatch.setattr(actors.covariance, "_add_remote", _Pairs)
-    tree = _Tree()
+    monkeypatch.setattr(actors.reduction, "_add_remote", _Pairs)
+    tree = BlockTree()
     for block in range(count):
         tree.push(block)
     assert tree.root() == shape
+
+
+class _Lossy(BlockTree):
+    """Loses some subtrees once, and gives the shape of the sum instead of the sum."""
+
+    gone: ClassVar[tuple[int, ...]] = (0, 6)
+
+    def fetch(self) -> Any:
+        return None if self.gone else self.root()
+
+    def lost(self) -> list[Subtree]:
+        found = [node for node in self._nodes.values() if node.first in self.gone]
+        self.gone = ()
+        return sorted(found, key=lambda node: node.first)
+
+
+def test_a_lost_subtree_is_made_of_its_blocks_again_and_stands_where_it_stood(monkeypatch):
+    monkeypatch.setattr(actors.reduction, "_add_remote", _Pairs)
+    tree = _Lossy()
+    for block in range(7):
+        tree.push(block)
+    asked: list[list[int]] = []
+
+    def redo(blocks: Sequence[int]) -> list[int]:
+        asked.append(list(blocks))
+        return [100 + block for block in blocks]
+
+    assert fetch_mending(tree, redo, 1) == ((((100, 101), (102, 103)), (4, 5)), 106)
+    assert asked == [[0, 1, 2, 3], [6]]
+    with pytest.raises(ValueError, match="subtree of 2 blocks: got 1"):
+        tree.mend(Subtree(4, 2, None), [104])
+
+
+def test_a_sum_that_is_lost_again_and_again_is_given_up(monkeypatch):
+    monkeypatch.setattr(actors.reduction, "_add_remote", _Pairs)
+    tree = _Lossy()
+    tree.push(0)
+    monkeypatch.setattr(_Lossy, "lost", lambda self: list(self._nodes.values()))
+    assert fetch_mending(tree, lambda blocks: list(blocks), 2) is None
 
 
 def test_a_node_adds_layer_by_layer_in_float64():
