@@ -31,6 +31,7 @@ from editing.corpus import CorpusConfig, CorpusReader, check_digest, run_corpus_
 from editing.covariance import KeyCovariance, SampleRecord
 from editing.errors import ErrataError
 from editing.selfgen import SelfGenerationConfig, UnitResult, run_unit, unit_of
+from editing.served import run_served_unit
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class EstimateJob(BaseModel):
         }
         if self.corpus is not None:
             return {"kind": "corpus", "text": self.corpus.digest, **common, **self.corpus.reading.identity()}
-        return {"kind": "self_generated", "seed": self.seed, **common, **self.generation.model_dump()}
+        return {"kind": "self_generated", "seed": self.seed, **common, **self.generation.identity()}
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,9 @@ class UnitWorker:
     def _unit(self, job: EstimateJob, unit_id: int, take: int) -> UnitResult:
         if job.corpus is None:
             unit = unit_of(unit_id, seed=job.seed, sequences=take)
+            server = job.generation.server
+            if server is not None:
+                return run_served_unit(self._versioned.model, unit, job.layers, job.generation, server)
             return run_unit(self._versioned.model, unit, job.layers, job.generation)
         if self._reader is None or self._reader[0] != job.corpus:
             check_digest(job.corpus.reading, job.corpus.digest)

@@ -24,7 +24,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from editing.covariance import MomentAccumulator
 from editing.digest import digest_file, digest_json
 from editing.errors import DamagedFileError, UserError
 from editing.model.adapter import EditableModel
@@ -346,8 +345,7 @@ def packed_pass(
     longest = max((len(piece.ids) for piece in pieces), default=0)
     if reach is not None and longest > int(reach):
         raise UserError(f"corpus.window: a piece of {longest} tokens, but {model.name!r} has positions for {reach}")
-    widths = {layer: int(model.weight(layer).shape[1]) for layer in layers}
-    moments = {layer: MomentAccumulator(width, block=_BLOCK, device=model.device) for layer, width in widths.items()}
+    moments = {layer: model.moments(layer, block=_BLOCK) for layer in layers}
     losses = torch.zeros(len(pieces), dtype=torch.float64, device=model.device)
     rows = pack([len(piece.ids) for piece in pieces], window)
     per_batch = max(1, batch_tokens // window)

@@ -17,17 +17,17 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from editing.covariance import MomentAccumulator
 from editing.errors import UserError
 from editing.model.adapter import EditableModel
 from editing.model.decode import extend
 from editing.model.kv import SlotKV
+from editing.sampling_server import SamplingServerConfig
 
 _OPENING_TOKENS = 32
 """Enough for three words of any language but the longest compounds."""
@@ -48,6 +48,13 @@ class SelfGenerationConfig(BaseModel):
     """Sequences of one unit of work, the smallest share that has a seed of its own."""
     slots: int = Field(16, ge=1)
     """Sequences decoded side by side within a unit."""
+    server: SamplingServerConfig | None = None
+    """A vLLM server that samples instead; the keys then come from a second pass here."""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result, as plain data; of a server its engine and model, not where it is."""
+        plain = self.model_dump(exclude={"server"})
+        return plain if self.server is None else {**plain, "server": {"model": self.server.model}}
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,8 @@ def unit_of(unit_id: int, *, seed: int, sequences: int) -> WorkUnit:
     return WorkUnit(unit_id, int.from_bytes(digest[:8], "big") >> 1, sequences)
 
 
-def _seed_sequences(model: EditableModel, unit: WorkUnit, config: SelfGenerationConfig) -> list[list[int]]:
+def seed_sequences(model: EditableModel, unit: WorkUnit, config: SelfGenerationConfig) -> list[list[int]]:
+    """What each sequence of a unit starts from, the unit's own seed deciding."""
     generator = torch.Generator().manual_seed(unit.seed)
     tokenizer = model.text.tokenizer
     if config.seed_mode == "bos":
@@ -110,11 +118,11 @@ def run_unit(
     """
     started = time.perf_counter()
     device = model.device
-    waiting = _seed_sequences(model, unit, config)
+    waiting = seed_sequences(model, unit, config)
     longest = max(len(s) for s in waiting)
     slots = min(config.slots, len(waiting))
     generator = torch.Generator(device=device).manual_seed(unit.seed ^ 0x5DEECE66D)
-    moments = {layer: MomentAccumulator(model.weight(layer).shape[1], device=device) for layer in layers}
+    moments = {layer: model.moments(layer) for layer in layers}
     cache = SlotKV(slots, longest + config.max_new_tokens + 1)
     cache.write_at = cache.write_at.to(device)
     active = [_Sequence(waiting.pop(0)) for _ in range(slots)]

@@ -13,10 +13,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from editing.covariance import MomentAccumulator
 from editing.digest import digest_tensors
 from editing.errors import ErrataError, UserError
 from editing.model.decoder import Decoder, Layout, Positional, decoder_for, layer_of, plain_layout
 from editing.model.text import TextCodec
+from editing.state import MakeBase
 
 _CHECK_TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-6, torch.float16: 0.1, torch.bfloat16: 0.5}
 
@@ -149,6 +151,14 @@ class EditableModel:
             # a copy: a master that shared the live storage would change when the live weight is patched
             self._masters[layer] = (live.T if self.decoder.transposed else live).to(torch.float32, copy=True)
         return self._masters[layer]
+
+    def moments(self, layer: int, block: int = 256) -> MomentAccumulator:
+        """What the keys of a layer are added up in."""
+        return MomentAccumulator(int(self.weight(layer).shape[1]), block=block, device=self.device)
+
+    def shared_bases(self, make_base: MakeBase) -> MakeBase:
+        """How the fixed matrices of the closed forms are made for this model; here, as they are."""
+        return make_base
 
     def set_weight(self, layer: int, weight: Tensor) -> None:
         """Make ``weight`` (O, I), float32, the master and its cast the live weight.
