@@ -8,7 +8,7 @@ choose, answer. Each stage is timed.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -169,6 +169,20 @@ class SelectiveReasoner:
         if self.config.style == "chat" or (self.config.style == "auto" and self.text.has_chat_template):
             return self._chat_ids(statement, question)
         return self.text.encode_prompt(_FACT.format(statement=statement, question=question))
+
+    def chat_ids(self, messages: Sequence[Mapping[str, str]], choice: ChoiceLike) -> list[int]:
+        """Tokens to answer a conversation from: a statement that was chosen goes into its last message.
+
+        With none chosen they are those of the conversation alone. Without a chat template its turns are lines.
+        """
+        told = [dict(message) for message in messages]
+        statement = choice.hit.statement.strip() if choice.hit is not None else None
+        if not self.text.has_chat_template:
+            lines = "\n".join(message["content"] for message in told)
+            return self.text.encode_prompt(_FACT.format(statement=statement, question=lines) if statement else lines)
+        if statement:
+            told[-1]["content"] = _REPLY.format(statement=statement, question=told[-1]["content"])
+        return self.text.encode_chat(told)
 
     def _chat_ids(self, statement: str, question: str) -> list[int]:
         messages = []

@@ -11,6 +11,7 @@ from evaluation.metrics.generated import (
     locality_match_ratio,
 )
 from evaluation.metrics.overlap import rouge_1, rouge_2, rouge_l, rouge_mean
+from evaluation.metrics.retention import Retention, forgetting, retained, retention
 from evaluation.metrics.teacher_forced import (
     all_tokens_correct,
     efficacy_score,
@@ -26,6 +27,7 @@ __all__ = [
     "METRICS",
     "Average",
     "MetricCard",
+    "Retention",
     "TfIdf",
     "all_tokens_correct",
     "answer_contains",
@@ -37,6 +39,7 @@ __all__ = [
     "efficacy_score",
     "fluency",
     "fluency_star",
+    "forgetting",
     "harmonic_mean",
     "locality_exact",
     "locality_match_ratio",
@@ -47,6 +50,8 @@ __all__ = [
     "paraphrase_score",
     "preservation_score",
     "probability_margin",
+    "retained",
+    "retention",
     "rouge_1",
     "rouge_2",
     "rouge_l",

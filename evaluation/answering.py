@@ -1,0 +1,131 @@
+"""Free questions to the four arms: what each of them says, what the memory found for it, and what was chosen and why.
+
+Nothing is scored here; `ArmEvaluator` is lent for its engine, its chooser and the loading of weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from evaluation.arms import ArmEvaluator, ChoiceLike, HitLike
+from evaluation.outcomes import ARMS, MEMORY_ARMS, Arm, Retrieved
+
+Messages = Sequence[Mapping[str, str]]
+"""A conversation: ``role`` and ``content`` of each turn, the last one the user's."""
+
+
+class ChatChooser(Protocol):
+    """What conversations need beyond `evaluation.arms.Chooser`."""
+
+    def choose(self, questions: Sequence[str], hits: Sequence[Sequence[HitLike]]) -> Sequence[ChoiceLike]: ...
+
+    def prompt_ids(self, question: str, choice: ChoiceLike) -> list[int]: ...
+
+    def chat_ids(self, messages: Messages, choice: ChoiceLike) -> list[int]:
+        """Tokens to answer a conversation from."""
+        ...
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question; ``text`` is what the memory is asked and, without ``messages``, the sentence to complete."""
+
+    text: str
+    messages: tuple[Mapping[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class ArmAnswer:
+    """What one arm says to one question."""
+
+    text: str
+    prompt_tokens: int
+    tokens: int
+    chosen: Retrieved | None = None
+    """Statement it was answered with; None: as without memory."""
+    reason: str | None = None
+    """Why that was chosen, or nothing was; None in arms without memory."""
+    retrieved: tuple[Retrieved, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    hit: HitLike | None = None
+    reason: str = ""
+
+
+def answer(
+    evaluator: ArmEvaluator,
+    chooser: ChatChooser,
+    questions: Sequence[Question],
+    *,
+    base: Mapping[int, Tensor],
+    edited: Mapping[int, Tensor],
+    hits: Mapping[str, Sequence[HitLike]],
+    arms: Sequence[Arm],
+    base_digest: str | None = None,
+    max_new_tokens: int | None = None,
+) -> list[dict[Arm, ArmAnswer]]:
+    """Ask every arm every question, greedily; the model's weights are left as they were.
+
+    Args:
+        base, edited: float32 maps by layer, as for `ArmEvaluator.evaluate`.
+        hits: per question text what the memory found, best first; for the memory arms.
+        base_digest: names the weights of ``base``, so that their answers are remembered.
+        max_new_tokens: end of an answer; the evaluator's by default.
+
+    Returns:
+        Per question the answers by arm, in the order of ``ARMS``.
+    """
+    found: dict[Arm, list[ArmAnswer]] = {}
+    for pair, weights in ((("base", "memory"), None), (("edited", "edited_memory"), edited)):
+        wanted: list[Arm] = [arm for arm in ARMS if arm in pair and arm in arms]
+        if not wanted:
+            continue
+        with evaluator.loaded(base, edited=weights, digest=base_digest, remember=weights is None):
+            for arm in wanted:
+                found[arm] = _ask(evaluator, chooser, questions, arm, hits, max_new_tokens)
+    return [{arm: found[arm][i] for arm in ARMS if arm in found} for i in range(len(questions))]
+
+
+def _ask(
+    evaluator: ArmEvaluator,
+    chooser: ChatChooser,
+    questions: Sequence[Question],
+    arm: Arm,
+    hits: Mapping[str, Sequence[HitLike]],
+    max_new_tokens: int | None,
+) -> list[ArmAnswer]:
+    near = [list(hits.get(question.text, ())) for question in questions]
+    remembers = arm in MEMORY_ARMS
+    choices: Sequence[ChoiceLike]
+    choices = chooser.choose([question.text for question in questions], near) if remembers else [_Nothing()] * len(near)
+    prompts = [
+        chooser.chat_ids(question.messages, choice) if question.messages else chooser.prompt_ids(question.text, choice)
+        for question, choice in zip(questions, choices, strict=True)
+    ]
+    chat = any(question.messages for question in questions)
+    replies = evaluator.engine.generate(
+        prompts,
+        max_new_tokens=max_new_tokens or evaluator.max_new_tokens,
+        stop_at_newline=evaluator.stop_at_newline and not chat,
+    )
+    return [
+        ArmAnswer(
+            reply.text.strip(),
+            len(prompt),
+            len(reply.ids),
+            _plain(choice.hit),
+            choice.reason if remembers else None,
+            tuple(kept for hit in row if (kept := _plain(hit)) is not None) if remembers else (),
+        )
+        for reply, prompt, choice, row in zip(replies, prompts, choices, near, strict=True)
+    ]
+
+
+def _plain(hit: HitLike | None) -> Retrieved | None:
+    return None if hit is None else Retrieved(hit.id, float(hit.score), hit.statement)

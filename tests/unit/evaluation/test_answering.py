@@ -1,0 +1,121 @@
+"""Free questions to the four arms, on a tiny model and against the engine asked by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from editing.model.adapter import EditableModel
+from evaluation.answering import Question, answer
+from evaluation.arms import ArmEvaluator
+from evaluation.caching import CachingEngine
+from evaluation.outcomes import ARMS
+from retrieval.scr import ScrConfig, SelectiveReasoner
+from tests.helpers.tiny import tiny_model
+
+LAYER = 1
+
+
+@dataclass(frozen=True)
+class Hit:
+    id: int
+    score: float
+    statement: str
+    subject: str = "France"
+
+
+@pytest.fixture(scope="module")
+def model() -> EditableModel:
+    return tiny_model("llama", layers=3)
+
+
+def parts(model: EditableModel, **scr: object) -> tuple[ArmEvaluator, SelectiveReasoner]:
+    engine = CachingEngine(model)
+    reasoner = SelectiveReasoner(engine, model.text, ScrConfig(**scr))  # type: ignore[arg-type]
+    return ArmEvaluator(model, reasoner, engine=engine, max_new_tokens=4, stop_at_newline=False), reasoner
+
+
+def edited_maps(model: EditableModel) -> dict[int, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    weight = model.weight(LAYER)
+    return {LAYER: weight + torch.randn(weight.shape, generator=generator)}
+
+
+def by_hand(model: EditableModel, ids: list[int], weights: dict[int, torch.Tensor]) -> str:
+    with model.patched([LAYER]):
+        model.set_weights(weights)
+        return CachingEngine(model).generate([ids], max_new_tokens=4, stop_at_newline=False)[0].text.strip()
+
+
+def test_every_arm_says_what_its_weights_and_its_prompt_give(model: EditableModel) -> None:
+    evaluator, reasoner = parts(model, min_gain=-1e9, style="prefix")
+    base, edited = {LAYER: model.weight(LAYER).clone()}, edited_maps(model)
+    question = "The capital of France is"
+    hits = {question: [Hit(7, 0.8, "The capital of France is Rome.")]}
+    (found,) = answer(evaluator, reasoner, [Question(question)], base=base, edited=edited, hits=hits, arms=ARMS)
+    plain = model.text.encode_prompt(question)
+    told = model.text.encode_prompt(f"Fact: The capital of France is Rome.\n{question}")
+    assert list(found) == list(ARMS)
+    assert found["base"].text == by_hand(model, plain, base)
+    assert found["edited"].text == by_hand(model, plain, edited)
+    assert found["memory"].text == by_hand(model, told, base)
+    assert found["edited_memory"].text == by_hand(model, told, edited)
+    assert found["base"].text != found["edited"].text
+    assert found["memory"].chosen is not None and found["memory"].chosen.id == 7
+    assert found["memory"].reason and found["base"].reason is None and found["base"].retrieved == ()
+    assert found["base"].prompt_tokens == len(plain) and found["memory"].prompt_tokens == len(told)
+    assert torch.equal(model.weight(LAYER), base[LAYER]), "the weights are as they were"
+
+
+def test_with_nothing_chosen_the_memory_arm_is_the_plain_one(model: EditableModel) -> None:
+    evaluator, reasoner = parts(model)
+    base, edited = {LAYER: model.weight(LAYER).clone()}, edited_maps(model)
+    asked = [Question("Rome lies in"), Question("Angola is located in")]
+    hits = {"Rome lies in": [Hit(1, 0.01, "Something else.")]}
+    for found in answer(evaluator, reasoner, asked, base=base, edited=edited, hits=hits, arms=ARMS):
+        assert found["memory"].text == found["base"].text and found["memory"].chosen is None
+        assert found["edited_memory"].text == found["edited"].text
+        assert found["memory"].reason
+
+
+def test_only_the_arms_asked_for_answer_and_what_is_edited_is_never_remembered(model: EditableModel) -> None:
+    evaluator, reasoner = parts(model)
+    base, edited = {LAYER: model.weight(LAYER).clone()}, edited_maps(model)
+    asked = [Question("The capital of France is")]
+
+    def ask(weights: dict[int, torch.Tensor]) -> str:
+        (found,) = answer(evaluator, reasoner, asked, base=base, edited=weights, hits={}, arms=["edited"])
+        assert list(found) == ["edited"]
+        return found["edited"].text
+
+    assert ask(edited) == by_hand(model, model.text.encode_prompt(asked[0].text), edited)
+    assert ask(base) == by_hand(model, model.text.encode_prompt(asked[0].text), base)
+
+
+def test_a_conversation_goes_through_the_chat_template_with_the_statement_in_its_last_turn(
+    model: EditableModel,
+) -> None:
+    evaluator, reasoner = parts(model, min_gain=-1e9)
+    base = {LAYER: model.weight(LAYER).clone()}
+    messages = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where is Rome?"})
+    hits = {"Where is Rome?": [Hit(2, 0.9, "Rome lies in Canada.")]}
+    (found,) = answer(
+        evaluator,
+        reasoner,
+        [Question("Where is Rome?", messages)],
+        base=base,
+        edited=base,
+        hits=hits,
+        arms=["base", "memory"],
+        max_new_tokens=3,
+    )
+    plain = model.text.encode_chat([dict(message) for message in messages])
+    assert found["base"].prompt_tokens == len(plain) and found["base"].tokens <= 3
+    told = reasoner.chat_ids(messages, reasoner.choose(["Where is Rome?"], [hits["Where is Rome?"]])[0])
+    text = model.text.decode(told)
+    assert (
+        "Be brief." in text and "Rome lies in Canada." in text and text.index("Canada") < text.index("Where is Rome?")
+    )
+    assert found["memory"].prompt_tokens == len(told)
