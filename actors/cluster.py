@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 from actors.covariance import CovarianceEstimator
 from actors.editor import ContextSpec, EditorClient, HistoryItem
 from actors.evaluation import EvaluationPool, EvaluationSettings
+from actors.placement import Reservation
 from actors.retrieval import MemoryClient
 from actors.runtime import connect, disconnect
 from actors.settings import ModelSpec, RayConfig
@@ -23,13 +24,19 @@ class Cluster:
     """A connection to Ray and the actors made through it; a context manager that ends what it started."""
 
     def __init__(self, config: RayConfig, spec: ModelSpec) -> None:
-        self.config, self.spec = config, spec
+        self._reservation = Reservation(config, sharded=spec.parallel is not None)
+        self.config, self.spec = self._reservation.config, spec
         self._owns_ray = False
         self._parts: list[Any] = []
-        self._shared = shared_workers(config, spec) if config.evaluation_workers == 0 else None
+        self._shared = shared_workers(self.config, spec) if config.evaluation_workers == 0 else None
 
     def __enter__(self) -> Self:
-        self._owns_ray = connect(self.config)
+        self._owns_ray = connect(self.config, self.spec.parallel.size if self.spec.parallel else 1)
+        try:
+            self._reservation.take()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
@@ -38,6 +45,7 @@ class Cluster:
         for part in reversed(self._parts):
             part.close()
         self._parts = []
+        self._reservation.give_back()
         if self._owns_ray:
             disconnect()
 

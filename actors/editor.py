@@ -23,12 +23,10 @@ from editing.covariance import KeyCovariance
 from editing.editors import make_editor
 from editing.errors import ErrataError
 from editing.request import EditBatch
-from editing.session import EditReceipt, EditSession
+from editing.reverting import HistoryItem, RevertOrder, revert
+from editing.session import EditReceipt, EditSession, Snapshot
 
 logger = logging.getLogger(__name__)
-
-HistoryItem = EditReceipt | KeyCovariance
-"""A commit to replay, or a covariance that takes effect at that point."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,14 @@ class EditorWorker:
         """Take over one item of history."""
         if isinstance(item, KeyCovariance):
             self.session().swap_covariance(item)
+        elif isinstance(item, Snapshot):
+            self.session().resume(item)
         else:
             self.session().replay(item)
+
+    def revert(self, order: RevertOrder, items: Iterable[HistoryItem]) -> EditReceipt:
+        """Take edits out; ``items`` are the history as far as computing without them needs it."""
+        return revert(self.session(), order, items)
 
 
 @ray.remote
@@ -99,6 +103,13 @@ class EditorActor:
 
     def swap(self, covariance: KeyCovariance) -> None:
         self._worker.session().swap_covariance(covariance)
+
+    def revert(self, order: RevertOrder, items: list[Any]) -> EditReceipt:
+        # references in a list arrive as they are, so that one item at a time is in this process
+        return self._worker.revert(order, (ray.get(item) for item in items))
+
+    def snapshot(self) -> Snapshot:
+        return self._worker.session().snapshot()
 
     def weights(self) -> dict[int, Tensor]:
         return self._worker.session().weights()
@@ -165,7 +176,8 @@ class EditorClient:
 
     def restore(self) -> None:
         """Replay the whole history into a fresh actor."""
-        self._begun, self._limit = True, None
+        # what was applied and could not be journalled is forgotten with the actor
+        self._begun, self._limit, self._last = True, None, None
         self._guarded(self._catch_up)
 
     def begin(self, covariance: KeyCovariance | None) -> None:
@@ -194,6 +206,23 @@ class EditorClient:
         if self._revivals != before:
             # the revived actor has taken it from the history already; taking it twice gives the same state
             logger.debug("covariance swap repeated after a revival")
+
+    def revert(self, order: RevertOrder, items: Callable[[], Iterable[HistoryItem]]) -> EditReceipt:
+        """Take edits out; the weights have changed when this returns. ``items`` gives the history that it needs."""
+        self._limit = None
+
+        def once() -> EditReceipt:
+            found: EditReceipt = self._get(self._actor.revert.remote(order, [ray.put(item) for item in items()]))
+            return found
+
+        receipt: EditReceipt = self._guarded(once)
+        self._last = receipt
+        return receipt
+
+    def snapshot(self) -> Snapshot:
+        """The editor as it stands."""
+        found: Snapshot = self._call("snapshot")
+        return found
 
     def weights(self) -> Any:
         """A reference to the edited maps by layer as they are now; pass it on without fetching it."""
@@ -226,6 +255,7 @@ class EditorClient:
                 "apply": self._actor.apply,
                 "swap": self._actor.swap,
                 "norms": self._actor.norms,
+                "snapshot": self._actor.snapshot,
             }[method]
             return self._get(call.remote(*args))
 
@@ -271,9 +301,9 @@ class EditorClient:
         first = next(items, None)
         self._start(first if isinstance(first, KeyCovariance) else None)
         reached = 0
-        for item in chain([first] if isinstance(first, EditReceipt) else [], items):
+        for item in chain([first] if isinstance(first, EditReceipt | Snapshot) else [], items):
             self._get(self._actor.replay.remote(item))
-            reached = item.sequence if isinstance(item, EditReceipt) else reached
+            reached = reached if isinstance(item, KeyCovariance) else item.sequence
         if self._limit is None and self._last is not None and self._last.sequence == reached + 1:
             # applied, and not in the journal yet: whoever asked for it goes on to commit it
             self._get(self._actor.replay.remote(self._last))

@@ -29,8 +29,8 @@ from retrieval.scr import ScrConfig, SelectiveReasoner
 logger = logging.getLogger(__name__)
 
 Hits = Mapping[str, Sequence[Hit]]
-_CHUNKS_PER_WORKER = 4
-"""Enough for the workers to end at nearly the same time."""
+_CHUNKS_PER_WORKER = 2
+"""The workers end at nearly the same time, and what a chunk's questions have in common is still run together."""
 
 
 @dataclass(frozen=True)

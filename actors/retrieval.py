@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,9 @@ from retrieval.index import IndexConfig
 from retrieval.memory import FactMemory, Hit, MemoryEntry
 
 logger = logging.getLogger(__name__)
+
+_MOST_QUESTIONS = 20_000
+"""Questions whose vectors are kept."""
 
 
 class RetrievalWorker:
@@ -41,6 +45,8 @@ class RetrievalWorker:
         """The k nearest active statements of each question, best first. Questions are embedded once."""
         if not questions:
             return []
+        if len(self._questions) > _MOST_QUESTIONS:  # a service is asked new ones for months
+            self._questions.clear()
         unknown = [q for q in dict.fromkeys(questions) if q not in self._questions]
         if unknown:
             self._questions.update(zip(unknown, self._embedder.embed(unknown), strict=True))
@@ -97,6 +103,7 @@ class MemoryClient:
         """``entries`` gives everything the memory should hold, in order of acceptance."""
         self._config, self._arguments, self._entries = config, (embedder_config, index_config), entries
         self._revivals = 0
+        self._reviving = threading.Lock()
         self._actor: Any = self._make()
 
     def _make(self) -> Any:
@@ -138,18 +145,26 @@ class MemoryClient:
 
     def _guarded(self, call: Callable[[], Any]) -> Any:
         while True:
+            actor = self._actor
             try:
                 return ray.get(call(), timeout=self._config.call_timeout_seconds)
             except LOST as error:
                 check_born(error)
-                self._revivals += 1
-                if self._revivals > self._config.max_revivals:
-                    raise ErrataError(
-                        f"the memory died {self._revivals} times; allowed: ray.max_revivals {self._config.max_revivals}"
-                    ) from error
-                logger.warning("the memory died (%s); filling a new one from the journal", type(error).__name__)
-                kill(self._actor)
-                self._actor = self._make()
-                self._actor.add.remote(list(self._entries()))  # calls run in order: this one comes first
+                self._revive(actor, error)
             except ray.exceptions.RayTaskError as error:
                 raise unwrap(error) from error
+
+    def _revive(self, dead: Any, error: Exception) -> None:
+        with self._reviving:
+            if self._actor is not dead:
+                return  # somebody else met the same death and has mended it
+            self._revivals += 1
+            if self._revivals > self._config.max_revivals:
+                raise ErrataError(
+                    f"the memory died {self._revivals} times; allowed: ray.max_revivals {self._config.max_revivals}"
+                ) from error
+            logger.warning("the memory died (%s); filling a new one from the journal", type(error).__name__)
+            kill(dead)
+            actor = self._make()
+            actor.add.remote(list(self._entries()))  # calls run in order: this one comes first
+            self._actor = actor

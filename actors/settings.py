@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+_LABEL_KEY = re.compile(r"([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+_NAME = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+_LABEL_VALUE = re.compile(rf"!?({_NAME}|in\({_NAME}(, ?{_NAME})*\))")
 
 
 class _Closed(BaseModel):
@@ -19,7 +24,11 @@ class RoleConfig(_Closed):
     num_gpus: float = Field(0.0, ge=0)
     """GPUs reserved for one actor; set ``device`` to use them."""
     resources: dict[str, float] = {}
-    """Custom resources, such as a label that ties the role to a group of nodes."""
+    """Custom resources that a node must offer."""
+    labels: dict[str, str] = {}
+    """Labels of the nodes that will do, such as ``errata.io/group: gpu`` or ``ray.io/accelerator-type: H100``."""
+    placement: Literal["free", "spread"] = "free"
+    """``spread`` puts the role's actors on as many nodes as there are."""
     device: str = "cpu"
     """Torch device the actor's model lives on."""
     threads: int = Field(1, ge=1)
@@ -47,6 +56,30 @@ class RayConfig(_Closed):
     """How often an actor that died is started again before the run gives up."""
     call_timeout_seconds: float = Field(3600.0, gt=0)
     """A call that takes longer is given up as lost."""
+    reserve: bool = False
+    """Reserve a place for every actor before the first is made, and refuse to begin where they do not all fit."""
+    reserve_timeout_seconds: float = Field(600.0, gt=0)
+    """How long to wait for that; an autoscaler needs minutes to bring a node."""
+
+    @model_validator(mode="after")
+    def _labels_are_labels(self) -> RayConfig:
+        for name in self.counts():
+            for key, value in getattr(self, name).labels.items():
+                if not _LABEL_KEY.fullmatch(key) or not _LABEL_VALUE.fullmatch(value):
+                    raise ValueError(
+                        f"{name}.labels: {key!r}: {value!r} is no label; want name or prefix/name of letters, digits, "
+                        "'-', '_' and '.', and such a value, perhaps after '!' or as in(a, b)"
+                    )
+        return self
+
+    def counts(self) -> dict[str, int]:
+        """Actors of each role."""
+        return {
+            "editor": 1,
+            "retrieval": 1,
+            "generation": self.generation_workers,
+            "evaluation": self.evaluation_workers,
+        }
 
     def local_cpus(self, ranks: int = 1) -> float:
         """CPUs that a local Ray must offer for every actor to be placed at once, each model being on ``ranks``."""

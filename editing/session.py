@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +41,15 @@ class RequestResult:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Columns ``start`` to ``start + width`` of a revert's left factors, rows of the right ones: batch ``sequence``."""
+
+    sequence: int
+    start: int
+    width: int
+
+
+@dataclass(frozen=True)
 class EditReceipt:
     """One applied batch: the change, what joins the past keys, and the fate of every request.
 
@@ -58,6 +68,26 @@ class EditReceipt:
     targets: Tensor | None = None
     covariance_digest: str | None = None
     seconds: float = 0.0
+    kind: Literal["edit", "revert"] = "edit"
+    taken_out: tuple[str, ...] = ()
+    """Of a revert: the requests that left the weights with it. ``request_ids`` are then those whose keys changed."""
+    parts: tuple[Part, ...] = ()
+    """Of a revert: where in the factors of ``delta`` the new contribution of every batch computed again stands."""
+    whole: bool = False
+    """Of a revert: ``keys`` and ``memory`` are all that the editor remembers, not what joins it."""
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An editor as it stood right after a commit: continuing from it gives the bits that a replay gives."""
+
+    sequence: int
+    weights: Mapping[int, Tensor]
+    """Float32 masters of the edited maps, on the CPU."""
+    about: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    """With ``about``, the lifelong state."""
 
 
 class EditSession:
@@ -74,6 +104,8 @@ class EditSession:
         self.state: LifelongState = editor.new_state(model, covariance)
         self.sequence = 0
         self.last: EditReceipt | None = None
+        self.base = {layer: weight.cpu() for layer, weight in model.weights(editor.layers).items()}
+        """The maps at the beginning; a revert computes from there."""
 
     def apply(self, batch: EditBatch, progress: Progress | None = None) -> EditReceipt:
         """Write a batch into the weights.
@@ -82,6 +114,8 @@ class EditSession:
             ErrataError: the sequence number neither follows the last one nor repeats it.
         """
         if self.last is not None and batch.sequence == self.last.sequence:
+            if self.last.kind != "edit":
+                raise ErrataError(f"commit {batch.sequence} is a revert here, not that batch; restore from the journal")
             return self.last
         if batch.sequence != self.sequence + 1:
             raise ErrataError(f"batch {batch.sequence} does not follow batch {self.sequence}; replay what lies between")
@@ -125,7 +159,7 @@ class EditSession:
         """
         if receipt.sequence != self.sequence + 1:
             raise ErrataError(f"commit {receipt.sequence} does not follow commit {self.sequence}")
-        if receipt.delta is not None:
+        if receipt.delta is not None or receipt.kind == "revert":
             if receipt.covariance_digest != self.state.covariance_digest:
                 raise ErrataError(
                     f"commit {receipt.sequence} was made on covariance {str(receipt.covariance_digest)[:12]}, "
@@ -133,6 +167,46 @@ class EditSession:
                 )
             self._advance(receipt, self.state.without(receipt.superseded))
         self.sequence, self.last = receipt.sequence, receipt
+
+    def take_out(self, sequence: int, revert: Callable[[EditSession], EditReceipt]) -> EditReceipt:
+        """Commit a revert: the change that takes earlier requests out of the weights and the state.
+
+        Args:
+            revert: computes it, given this session; neither weights nor state have changed when it returns.
+
+        Raises:
+            ErrataError: the sequence number neither follows the last one nor repeats it.
+        """
+        if self.last is not None and sequence == self.last.sequence:
+            if self.last.kind != "revert":
+                raise ErrataError(f"commit {sequence} is a batch here, not that revert; restore from the journal")
+            return self.last
+        if sequence != self.sequence + 1:
+            raise ErrataError(f"revert {sequence} does not follow batch {self.sequence}; replay what lies between")
+        started = time.perf_counter()
+        receipt = revert(self)
+        if receipt.delta is not None:
+            self._require_finite(receipt.delta)
+        self._advance(receipt, self.state)
+        self.sequence, self.last = sequence, replace(receipt, seconds=time.perf_counter() - started)
+        return self.last
+
+    def snapshot(self) -> Snapshot:
+        """Everything that continuing from here needs, besides the covariance."""
+        weights = {layer: weight.cpu() for layer, weight in self.weights().items()}
+        return Snapshot(self.sequence, weights, self.state.about(), self.state.tensors())
+
+    def resume(self, snapshot: Snapshot) -> None:
+        """Continue from a snapshot; the session holds the covariance that it was made on.
+
+        Raises:
+            ErrataError: it belongs to another covariance, or to other layers.
+        """
+        if sorted(snapshot.weights) != sorted(self.editor.layers):
+            raise ErrataError(f"the snapshot holds layers {sorted(snapshot.weights)}, want {list(self.editor.layers)}")
+        state = self.state.restored(snapshot.about, snapshot.tensors, "the snapshot")
+        self.model.set_weights(snapshot.weights)
+        self.state, self.sequence, self.last = state, snapshot.sequence, None
 
     def swap_covariance(self, covariance: KeyCovariance) -> None:
         """Continue on another covariance; past keys are kept."""
@@ -195,9 +269,16 @@ class EditSession:
         )
 
     def _advance(self, receipt: EditReceipt, state: LifelongState) -> None:
-        assert receipt.delta is not None
         # the state first: it can fail, and then neither it nor the weights have changed
-        advanced = self.editor.advance(state, receipt.delta, receipt.keys, receipt.request_ids, receipt.fact_keys)
-        for layer, change in receipt.delta.layers.items():
+        if receipt.whole:
+            advanced = state.rebuilt(receipt.request_ids, receipt.fact_keys, receipt.keys, receipt.memory)
+        elif receipt.kind == "revert":
+            # a batch that lost a request was computed again: its other keys come in as they are without it
+            left = state.without((*receipt.taken_out, *receipt.request_ids))
+            advanced = left.appended(receipt.keys, receipt.request_ids, receipt.fact_keys) if receipt.keys else left
+        else:
+            assert receipt.delta is not None
+            advanced = self.editor.advance(state, receipt.delta, receipt.keys, receipt.request_ids, receipt.fact_keys)
+        for layer, change in {} if receipt.delta is None else receipt.delta.layers.items():
             self.model.set_weight(layer, apply_delta(self.model.weight(layer), change))
         self.state = advanced

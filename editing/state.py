@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -120,7 +121,8 @@ class LifelongState:
 
     # --- as a file ---
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """Copies of all tensors, by name."""
         tensors = {f"keys.{layer}": past for layer, past in self.keys.items()}
         for layer, system in self.systems.items():
             parts = {"past": system.past, "solved": system.solved, "factor": system.factor, "inverse": system.inverse}
@@ -129,15 +131,18 @@ class LifelongState:
         # a copy each: safetensors refuses tensors that share storage, and slices of one are not contiguous
         return {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
 
-    def save(self, path: Path) -> None:
-        """Write a safetensors file; the covariance is named in it, not held."""
-        about = {
+    def about(self) -> dict[str, Any]:
+        """What belongs to the state besides its tensors, as plain data; the covariance is named, not held."""
+        return {
             "covariance": self.covariance_digest,
             "request_ids": self.request_ids,
             "fact_keys": self.fact_keys,
             "grows": self.grows,
         }
-        tensors = self._tensors()
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file; the covariance is named in it, not held."""
+        about, tensors = self.about(), self.tensors()
         metadata = {"format": _FORMAT, "about": json.dumps(about), "digest": _digest(about, tensors)}
         save_file(tensors, path, metadata=metadata)
 
@@ -162,14 +167,22 @@ class LifelongState:
             raise DamagedFileError(f"state file {path.name!r} cannot be read: {error}") from error
         if _digest(about, tensors) != metadata.get("digest"):
             raise DamagedFileError(f"state file {path.name!r} does not carry its digest")
+        return self.restored(about, tensors, f"state file {path.name!r}")
+
+    def restored(self, about: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str = "state") -> LifelongState:
+        """The state that ``about`` and ``tensors`` describe; see ``load``.
+
+        Raises:
+            ErrataError: it belongs to another covariance, or to other layers; ``what`` is named.
+        """
         if about["covariance"] != self.covariance_digest or about["grows"] != self.grows:
             raise ErrataError(
-                f"state file {path.name!r} was made on covariance {str(about['covariance'])[:12]}, "
+                f"{what} was made on covariance {str(about['covariance'])[:12]}, "
                 f"the editor holds {str(self.covariance_digest)[:12]}"
             )
         keys = {int(name.split(".")[1]): value for name, value in tensors.items() if name.startswith("keys.")}
         if sorted(keys) != sorted(self.keys):
-            raise ErrataError(f"state file {path.name!r} holds layers {sorted(keys)}, want {sorted(self.keys)}")
+            raise ErrataError(f"{what} holds layers {sorted(keys)}, want {sorted(self.keys)}")
         systems = {
             layer: GrowingSystem(
                 system.base,
@@ -189,6 +202,23 @@ class LifelongState:
             systems=systems,
             memory=memory,
         )
+
+    def rebuilt(
+        self,
+        request_ids: Sequence[str],
+        fact_keys: Sequence[str],
+        keys: Mapping[int, Tensor],
+        memory: Mapping[str, Tensor],
+    ) -> LifelongState:
+        """Another past on the same covariance: all past keys (d_in, p) by layer, and all that is remembered."""
+        other = replace(
+            self,
+            request_ids=tuple(request_ids),
+            fact_keys=tuple(fact_keys),
+            keys={layer: keys[layer] for layer in self.keys},
+            memory=dict(memory),
+        )
+        return replace(other, systems=other._systems(self.covariance or NO_COVARIANCE))
 
 
 def _digest(about: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:

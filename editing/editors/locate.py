@@ -47,7 +47,8 @@ class LocateEditor(Editor):
     def new_state(self, model: EditableModel, covariance: KeyCovariance | None) -> LifelongState:
         self.check(model, covariance)
         sizes = {layer: model.weight(layer).shape[1] for layer in self.layers}
-        return LifelongState.start(sizes, covariance, self.base_of, grows=self.keeps_past_keys)
+        bases = model.shared_bases(self.base_of)
+        return LifelongState.start(sizes, covariance, bases, grows=self.keeps_past_keys)
 
     def check(self, model: EditableModel, covariance: KeyCovariance | None) -> None:
         """Raise UserError unless the layers exist and there is a covariance if one is needed."""

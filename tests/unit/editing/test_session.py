@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from editing.editors import make_editor
 from editing.editors.alphaedit import AlphaEditConfig
 from editing.editors.base import Computation
 from editing.editors.memit import Memit, MemitConfig
+from editing.editors.memit_merge import MemitMergeConfig, MergeValues
+from editing.editors.pmet import PmetConfig, PmetValues
 from editing.errors import ErrataError, NumericalError, UserError
 from editing.model.adapter import EditableModel
 from editing.request import EditBatch, EditRequest
@@ -344,6 +347,32 @@ def test_without_taking_the_old_key_out_only_a_share_is_stored(llama: EditableMo
     shares, session = stored_shares(llama, same_fact=False)
     assert shares == pytest.approx([1.0, 1 / 2, 1 / 3, 1 / 4], abs=1e-3)
     assert session.state.request_ids == ("r1", "r2", "r3", "r4")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    "config",
+    [
+        AlphaEditConfig(layers=(1,), tau=1e9, l2=1e-6, values=VALUES),
+        MemitConfig(layers=(1,), cov_weight=1e-6, values=VALUES),
+        PmetConfig(layers=(1,), cov_weight=1e-6, values=PmetValues(lr=0.3, steps=2)),
+        MemitMergeConfig(layers=(1,), cov_weight=1e-6, values=MergeValues(lr=0.3, steps=2)),
+    ],
+    ids=lambda value: getattr(value, "type", str(value)),
+)
+def test_a_batch_that_overwrites_another_stores_all_of_it_whatever_the_editor(
+    make: Callable[..., EditSession], requests: list[EditRequest], config: Any, count: int
+) -> None:
+    """Every new key is mapped to the whole of its own residual; with the old keys in place it would be a half."""
+    session = make(config)
+    session.apply(batch(1, *requests[:count]))
+    again = [request.model_copy(update={"id": f"again {n}"}) for n, request in enumerate(requests[:count])]
+    receipt = session.apply(batch(2, *again))
+    assert receipt.superseded == tuple(request.id for request in requests[:count])
+    assert receipt.delta is not None
+    right = receipt.delta.layers[1].right
+    assert right is not None
+    torch.testing.assert_close(right @ receipt.keys[1], torch.eye(count), rtol=0, atol=1e-3)
 
 
 def test_superseding_in_a_batch_with_others(make: Callable[..., EditSession], requests: list[EditRequest]) -> None:

@@ -1,0 +1,187 @@
+"""A sharded model as one object: what an unsharded model offers, over ranks that may be lost and are made again."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from torch import Tensor
+
+from actors.runtime import LOST, check_born, kill, make_actor, unwrap
+from actors.settings import ModelSpec, RayConfig, RoleConfig
+from actors.sharded.worker import ModelActor
+from editing.delta import WeightDelta
+from editing.errors import ErrataError
+from editing.model.engine import Answer, Continuation
+from editing.request import EditRequest
+from editing.values import TargetValue, ValueConfig
+
+logger = logging.getLogger(__name__)
+
+
+class ShardedModel:
+    """One model over the ranks of a group (or in one actor, without ``parallel``).
+
+    The ranks are a cache of base and ``deltas``: when one is lost, all are ended, new ones load their slices, take the
+    deltas over in their order, and the call is done again. Not thread-safe.
+    """
+
+    def __init__(
+        self, config: RayConfig, spec: ModelSpec, role: RoleConfig, deltas: Sequence[WeightDelta] = ()
+    ) -> None:
+        """``deltas`` are those of the version to begin at."""
+        self._config, self._spec, self._role = config, spec, role
+        self._deltas = list(deltas)
+        self._revivals = 0
+        self._rebuild_seconds: list[float] = []
+        self._actor: Any = make_actor(ModelActor, role, spec, role)
+        self._guarded(self._catch_up)
+
+    @property
+    def actor(self) -> Any:
+        """The handle of the group, for fault tests."""
+        return self._actor
+
+    @property
+    def deltas(self) -> tuple[WeightDelta, ...]:
+        """The changes that make up the version, in their order."""
+        return tuple(self._deltas)
+
+    @property
+    def revivals(self) -> int:
+        """How often the ranks had to be made again."""
+        return self._revivals
+
+    @property
+    def rebuild_seconds(self) -> tuple[float, ...]:
+        """How long each making again took, until the deltas were in."""
+        return tuple(self._rebuild_seconds)
+
+    def generate(self, prompts: Sequence[str], *, max_new_tokens: int = 12) -> list[Answer]:
+        """Greedy continuations."""
+        found: list[Answer] = self._call(lambda a: a.generate.remote(list(prompts), max_new_tokens))
+        return found
+
+    def score(self, rows: Sequence[tuple[str, str]]) -> list[Continuation]:
+        """Teacher-forced scores of a target behind each prompt."""
+        found: list[Continuation] = self._call(lambda a: a.score.remote(list(rows)))
+        return found
+
+    def perplexity(self, text: str) -> float:
+        """Perplexity of paragraphs, an empty line between them."""
+        return float(self._call(lambda a: a.perplexity.remote(text)))
+
+    def logits(self, prompt: str) -> Tensor:
+        """Logits (T, V) at every position, float32."""
+        found: Tensor = self._call(lambda a: a.logits.remote(prompt))
+        return found
+
+    def hidden_states(self, prompt: str, layer: int) -> Tensor:
+        """Output (T, d) of a layer at every position, float32."""
+        found: Tensor = self._call(lambda a: a.hidden_states.remote(prompt, layer))
+        return found
+
+    def keys(self, requests: Sequence[EditRequest], contexts: Sequence[str], layer: int) -> Tensor:
+        """Keys (I, m) of edits at a layer, float32."""
+        found: Tensor = self._call(lambda a: a.keys.remote(list(requests), tuple(contexts), layer))
+        return found
+
+    def second_moments(self, texts: Sequence[str], layers: Sequence[int]) -> tuple[dict[int, Tensor], int]:
+        """Sums of key outer products, float64 (I, I), by layer over all tokens of the texts; and their number."""
+        found: tuple[dict[int, Tensor], int] = self._call(lambda a: a.second_moments.remote(list(texts), tuple(layers)))
+        return found
+
+    def optimise_values(
+        self, requests: Sequence[EditRequest], *, layer: int, contexts: Sequence[str], config: ValueConfig
+    ) -> list[TargetValue]:
+        """Target values of edits at a layer."""
+        found: list[TargetValue] = self._call(
+            lambda a: a.optimise_values.remote(list(requests), layer, tuple(contexts), config)
+        )
+        return found
+
+    def apply(self, delta: WeightDelta) -> None:
+        """Add a change to the weights; it belongs to the version from here on."""
+        self._change([*self._deltas, delta], lambda a: a.apply.remote(delta))
+
+    def undo(self) -> None:
+        """Take the last change back, byte for byte.
+
+        Raises:
+            ErrataError: there is none.
+        """
+        if not self._deltas:
+            raise ErrataError("there is no change to take back")
+        self._change(self._deltas[:-1], lambda a: a.undo.remote())
+
+    def weights(self, layers: Sequence[int]) -> dict[int, Tensor]:
+        """Float32 masters (O, I) of edited maps, whole."""
+        found: dict[int, Tensor] = self._call(lambda a: a.weights.remote(tuple(layers)))
+        return found
+
+    def export(self, directory: Path) -> None:
+        """Write the model as it is now as a checkpoint, on a file system that rank 0 sees."""
+        self._call(lambda a: a.export.remote(str(directory)))
+
+    def rebuild(self) -> None:
+        """End every rank, start again, and take the deltas over."""
+        kill(self._actor)
+        self._actor = make_actor(ModelActor, self._role, self._spec, self._role)
+        self._guarded(self._catch_up)
+
+    def close(self) -> None:
+        """End the ranks."""
+        kill(self._actor)
+
+    # --- fault handling ---
+
+    def _call(self, ask: Callable[[Any], Any]) -> Any:
+        return self._guarded(lambda: self._get(ask(self._actor)))
+
+    def _change(self, wanted: list[WeightDelta], ask: Callable[[Any], Any]) -> None:
+        before, kept = self._revivals, self._deltas
+        self._deltas = wanted
+
+        def once() -> None:
+            # ranks made again on the way have taken over what is wanted already
+            if self._revivals == before:
+                self._get(ask(self._actor))
+
+        try:
+            self._guarded(once)
+        except BaseException:
+            self._deltas = kept
+            raise
+
+    def _catch_up(self) -> None:
+        for delta in self._deltas:
+            self._get(self._actor.apply.remote(delta))
+
+    def _get(self, reference: Any) -> Any:
+        return ray.get(reference, timeout=self._config.call_timeout_seconds)
+
+    def _guarded(self, action: Callable[[], Any]) -> Any:
+        while True:
+            try:
+                return action()
+            except LOST as error:
+                check_born(error)
+                self._revive(error)
+            except ray.exceptions.RayTaskError as error:
+                raise unwrap(error) from error
+
+    def _revive(self, error: Exception) -> None:
+        self._revivals += 1
+        if self._revivals > self._config.max_revivals:
+            raise ErrataError(
+                f"the ranks of {self._spec.name!r} died {self._revivals} times; "
+                f"allowed: ray.max_revivals {self._config.max_revivals}"
+            ) from error
+        logger.warning("a rank of %s is lost (%s); the group is made again", self._spec.name, type(error).__name__)
+        started = time.perf_counter()
+        self.rebuild()
+        self._rebuild_seconds.append(time.perf_counter() - started)

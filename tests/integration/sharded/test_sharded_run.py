@@ -1,0 +1,115 @@
+"""Whole runs on a model in two parts against the same runs on whole ones."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from actors.editor import ContextSpec, EditorClient
+from actors.settings import ModelSpec, ParallelConfig, RayConfig, RoleConfig
+from editing.covariance import KeyCovariance
+from editing.editors.memit import MemitConfig
+from editing.model.load import load_model
+from editing.request import EditBatch, EditRequest
+from editing.values import ValueConfig
+from orchestrator.launch import run_experiment
+from orchestrator.progress import Display
+from orchestrator.summary import Summary, read_summary
+from tests.helpers.tiny import save_tiny
+from tests.integration.harness import config, facts, outcome
+
+pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow, pytest.mark.timeout(900)]
+
+ROLE = {"num_cpus": 0.5}
+PLACES = {"editor": ROLE, "generation": ROLE, "generation_workers": 1, "evaluation_workers": 0}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("sharded") / "model", "llama", hidden=48, heads=6, inner=50)
+
+
+def summary_of(settings: Any, directory: Path) -> Summary:
+    run_experiment(settings, directory, resume=False, display=Display(quiet=True))
+    return read_summary(directory / "summary.json")
+
+
+def test_a_run_on_two_ranks_ends_with_the_same_metrics(checkpoint: Path, stream: Path, tmp_path: Path) -> None:
+    whole = summary_of(config(checkpoint, stream, ray=PLACES), tmp_path / "whole")
+    settings = config(checkpoint, stream, ray=PLACES)
+    spread = settings.model_copy(
+        update={"model": settings.model.model_copy(update={"parallel": ParallelConfig(size=2, timeout_seconds=120)})}
+    )
+    divided = summary_of(spread, tmp_path / "divided")
+    same_course(outcome(tmp_path / "divided"), outcome(tmp_path / "whole"))
+    for arm, metrics in whole.arms.items():
+        for name, value in metrics.model_dump().items():
+            if name != "query_seconds":
+                assert getattr(divided.arms[arm], name) == pytest.approx(value, abs=0.02), (arm, name)
+    assert divided.perplexity.edited == pytest.approx(whole.perplexity.edited, rel=1e-3)
+
+
+def same_course(got: Any, want: Any) -> None:
+    """Equal but for the bytes of weights, which rounding makes different."""
+    for name in ("batches", "edits", "states", "applications", "timeline"):
+        assert getattr(got, name) == getattr(want, name), name
+
+
+EDITOR = MemitConfig(
+    layers=(1, 2),
+    cov_weight=2.0,
+    values=ValueConfig(lr=0.05, steps=120, clamp=2.0, weight_decay=0.0, stop_loss=0.0),
+)
+BATCHES = [
+    EditBatch(sequence=number + 1, requests=(EditRequest.model_validate(record),))
+    for number, record in enumerate(facts(3))
+]
+
+
+def covariance(checkpoint: Path) -> KeyCovariance:
+    width = load_model(str(checkpoint)).weight(1).shape[1]
+    generator = torch.Generator().manual_seed(2)
+    keys = torch.randn(300, width, generator=generator, dtype=torch.float64)
+    return KeyCovariance({layer: keys.T @ keys for layer in EDITOR.layers}, 300, {"kind": "random"})
+
+
+def edit_all(checkpoint: Path, murders: dict[int, float]) -> tuple[dict[int, torch.Tensor], int]:
+    """Three batches; a rank is killed so many seconds into the batches named, 0 for just before it."""
+    history: list[Any] = [covariance(checkpoint)]
+    spec = ModelSpec(name=str(checkpoint), parallel=ParallelConfig(size=2, timeout_seconds=60))
+    client = EditorClient(
+        RayConfig(editor=RoleConfig(num_cpus=0.5)), spec, EDITOR, ContextSpec(0, 1, 0, ("",)), lambda: list(history)
+    )
+    try:
+        client.restore()
+        for batch in BATCHES:
+            after = murders.get(batch.sequence)
+            if after is not None:
+                rank = client.actor.rank_actors[batch.sequence % 2]
+                pid = int(ray.get(rank.pid.remote(), timeout=120)[1])
+                if after:
+                    threading.Timer(after, os.kill, (pid, signal.SIGKILL)).start()
+                else:
+                    os.kill(pid, signal.SIGKILL)
+                    time.sleep(0.5)
+            history.append(client.apply(batch))
+        return ray.get(client.weights()), client.revivals
+    finally:
+        client.close()
+
+
+def test_an_editor_whose_ranks_die_ends_at_the_same_weights(checkpoint: Path) -> None:
+    want, none = edit_all(checkpoint, {})
+    got, revivals = edit_all(checkpoint, {2: 0.4, 3: 0.0})
+    assert (none, revivals) == (0, 2)
+    for layer, weight in want.items():
+        assert torch.equal(got[layer], weight)
+        assert not torch.equal(weight, load_model(str(checkpoint)).weight(layer))
