@@ -12,9 +12,15 @@ from rich.console import Console
 from rich.table import Table
 
 from editing.errors import ErrataError, UserError
+from orchestrator.cli_change import register as register_change
 from orchestrator.cli_covariance import register as register_covariance
+from orchestrator.cli_doctor import register as register_doctor
 from orchestrator.cli_history import register as register_history
 from orchestrator.cli_locate import register as register_locate
+from orchestrator.cli_preserve import register as register_preserve
+from orchestrator.cli_publish import register as register_publish
+from orchestrator.cli_serve import register as register_serve
+from orchestrator.cli_sweep import register as register_sweep
 from orchestrator.progress import Display, configure_logging
 
 app = typer.Typer(
@@ -27,8 +33,14 @@ app = typer.Typer(
 models = typer.Typer(help="Models that a package registry carries.", no_args_is_help=True)
 app.add_typer(models, name="models")
 register_history(app)
+register_doctor(app)
+register_change(app)
 register_covariance(app)
 register_locate(app)
+register_preserve(app)
+register_publish(app)
+register_serve(app)
+register_sweep(app)
 
 INTERRUPTED = 130
 _SHOWN = (

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from actors.covariance import CorpusShare, EstimateJob
-from actors.settings import ModelSpec, RayConfig
+from actors.settings import ModelSpec, ParallelConfig, RayConfig
 from editing.corpus import HUB, CorpusConfig, survey
 from editing.digest import digest_json
 from editing.editors import REGISTRY
@@ -24,13 +24,21 @@ from editing.errors import UserError
 from editing.mixture import ComponentConfig, MixtureConfig
 from editing.selfgen import SelfGenerationConfig
 from evaluation.outcomes import ARMS, Arm
+from orchestrator.guard.settings import GuardConfig
 from orchestrator.presets import configs_root, find_config, find_data
+from orchestrator.publish.settings import PublishConfig
+from orchestrator.service.settings import ServiceConfig
+from orchestrator.sources.redis_stream import RedisConfig
 from retrieval.embedder import EmbedderConfig, SentenceEmbedderConfig
 from retrieval.index import IndexConfig
 from retrieval.scr import ScrConfig
 
 # the union is read off the registry, so that a new editor needs no line here; the type checker sees the base class
 EditorUnion: Any = Annotated[reduce(or_, (config for config, _ in REGISTRY.values())), Field(discriminator="type")]
+
+
+_WHOLE_MAPS = ("ft_l", "ultraedit")
+"""Editors that take gradients of the maps themselves, or read what goes into them by hooks of their own."""
 
 
 class _Closed(BaseModel):
@@ -44,6 +52,8 @@ class ModelConfig(_Closed):
     """A directory, a Hugging Face hub name, or a name known to ``errata models fetch``."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of the forward pass; the numerics of editing are float32 or better whatever it is."""
+    parallel: ParallelConfig | None = None
+    """Spread each copy of the model over several processes; null for one device each (needs the extra `deepspeed`)."""
 
 
 class ContextsConfig(_Closed):
@@ -58,8 +68,13 @@ class ContextsConfig(_Closed):
 class StreamConfig(_Closed):
     """Where updates come from."""
 
-    path: str
-    """JSON Lines or a JSON array, or ``hub:NAME[:SPLIT]``."""
+    path: str = ""
+    """JSON Lines or a JSON array, or ``hub:NAME[:SPLIT]``; empty where updates come from ``stream.redis``, or by HTTP
+    only."""
+    follow: bool = False
+    """Go on reading what is appended to the file, as ``tail -F`` does, until the run is stopped."""
+    redis: RedisConfig | None = None
+    """A Redis stream instead of a file."""
     schema_: str = Field("auto", alias="schema")
     """Layout of the records; ``auto`` tells it from the first one."""
     target: str = "default"
@@ -71,12 +86,40 @@ class StreamConfig(_Closed):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
+    @property
+    def endless(self) -> bool:
+        """Whether it ends only when the run is stopped."""
+        return self.follow or self.redis is not None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> StreamConfig:
+        if self.redis is not None and (self.path or self.follow):
+            raise ValueError("give a file (path, follow) or redis, not both")
+        if self.follow and (not self.path or self.path.startswith(HUB)):
+            raise ValueError(f"follow needs a file in path, got {self.path!r}")
+        if self.endless and (self.limit is not None or self.skip):
+            raise ValueError("limit and skip are for a file that is read once, not with follow or redis")
+        return self
+
 
 class BatchingConfig(_Closed):
     """How many updates are written together."""
 
     size: int = Field(10, ge=1)
     """Updates per commit; 1 writes them one by one."""
+    max_age_seconds: float | None = Field(None, ge=0)
+    """A batch is also written when its oldest update has waited that long; needs ``schedule: asap``."""
+    distinct_subjects: bool = False
+    """At most one update of a subject per batch: keys of one subject are nearly parallel, and split one direction."""
+
+
+class SnapshotConfig(_Closed):
+    """Stored states of the editor, from which a restart goes on instead of replaying every commit."""
+
+    every: int | None = Field(None, ge=1)
+    """Commits between two snapshots; null for none."""
+    keep: int = Field(2, ge=1)
+    """The newest ones that ``errata gc`` leaves."""
 
 
 class CovarianceConfig(SelfGenerationConfig):
@@ -216,6 +259,8 @@ class TrackingConfig(_Closed):
     """Server or database; null for a SQLite file in the output directory."""
     experiment: str = "errata"
     """MLflow experiment that the run belongs to."""
+    parent: str | None = None
+    """MLflow id of the run that this one belongs under; a sweep sets it for its cells."""
 
 
 class RunConfig(_Closed):
@@ -230,10 +275,16 @@ class RunConfig(_Closed):
     contexts: ContextsConfig = ContextsConfig()
     stream: StreamConfig
     batching: BatchingConfig = BatchingConfig()
+    schedule: Literal["deterministic", "asap"] = "deterministic"
+    """``deterministic``: batches form by count and covariances change over by edits; ``asap``: both by the clock."""
+    snapshots: SnapshotConfig = SnapshotConfig()
     covariance: CovarianceConfig
     refresh: RefreshConfig = RefreshConfig()
     memory: MemoryConfig = MemoryConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    guard: GuardConfig = GuardConfig()
+    publish: PublishConfig = PublishConfig()
+    service: ServiceConfig = ServiceConfig()
     tracking: TrackingConfig = TrackingConfig()
     ray: RayConfig = RayConfig()
 
@@ -244,6 +295,20 @@ class RunConfig(_Closed):
                 "refresh.every needs covariance.source 'self_generated' or 'corpus'; "
                 + ("an identity never changes" if self.covariance.source == "identity" else "a mixture stays as it is")
             )
+        return self
+
+    @model_validator(mode="after")
+    def _spread_suits_editor(self) -> RunConfig:
+        if self.model.parallel is not None and self.editor.type in _WHOLE_MAPS:
+            raise ValueError(
+                f"editor.type {self.editor.type!r} needs each edited map whole in one process; leave out model.parallel"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _age_needs_a_clock(self) -> RunConfig:
+        if self.batching.max_age_seconds is not None and self.schedule == "deterministic":
+            raise ValueError("batching.max_age_seconds needs schedule 'asap'; 'deterministic' forms batches by count")
         return self
 
     def dump(self) -> dict[str, Any]:
@@ -266,15 +331,25 @@ class RunConfig(_Closed):
 
     def model_spec(self, digest: str | None = None) -> ModelSpec:
         """The model as actors load it."""
-        return ModelSpec(name=self.model.name, dtype=self.model.dtype, digest=digest)
+        return ModelSpec(name=self.model.name, dtype=self.model.dtype, digest=digest, parallel=self.model.parallel)
 
 
 def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     """`RunConfig.identity` of a configuration kept as plain data, perhaps by an older release."""
-    kept = {key: value for key, value in plain.items() if key not in ("ray", "tracking", "name")}
+    elsewhere = ("ray", "tracking", "name", "schedule", "snapshots", "guard", "publish", "service")
+    kept = {key: value for key, value in plain.items() if key not in elsewhere}
+    model = kept.get("model")
+    if isinstance(model, Mapping):
+        # runs of older releases know nothing of it
+        kept["model"] = {key: value for key, value in model.items() if key != "parallel" or value}
     stream = kept.get("stream")
     if isinstance(stream, Mapping):
-        kept["stream"] = {key: value for key, value in stream.items() if key != "limit"}
+        kept["stream"] = {key: value for key, value in stream.items() if key not in ("limit", "follow", "redis")}
+    batching = kept.get("batching")
+    if isinstance(batching, Mapping):
+        # runs of older releases know nothing of subjects; when batches form is in the journal
+        known = {key: value for key, value in batching.items() if key != "max_age_seconds"}
+        kept["batching"] = {key: value for key, value in known.items() if key != "distinct_subjects" or value}
     covariance = kept.get("covariance")
     if isinstance(covariance, Mapping):
         kept["covariance"] = {key: value for key, value in covariance.items() if key != "store"}
@@ -344,15 +419,33 @@ def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, An
     return joined
 
 
-def build_config(data: Mapping[str, Any], source: Path | None = None) -> RunConfig:
-    """Check plain data and resolve the data files it names; ``source`` is named in errors."""
+def check_config(data: Mapping[str, Any], source: Path | str | None = None) -> RunConfig:
+    """Check plain data; the files it names are left as they are given. ``source`` is named in errors.
+
+    Raises:
+        UserError: a key is unknown or missing, or a value does not fit.
+    """
     try:
-        config = RunConfig.model_validate(_with_shipped_weights(data))
+        return RunConfig.model_validate(_with_shipped_weights(data))
     except ValidationError as error:
         raise UserError(explain(error, RunConfig, str(source) if source else "configuration")) from error
+
+
+def build_config(data: Mapping[str, Any], source: Path | None = None) -> RunConfig:
+    """Check plain data and resolve the data files it names; ``source`` is named in errors."""
+    return with_found_files(check_config(data, source), source)
+
+
+def with_found_files(config: RunConfig, source: Path | None = None) -> RunConfig:
+    """The same configuration with the data files it names found: beside ``source``, or among the shipped ones."""
     beside = source.parent if source else None
-    stream = config.stream.model_copy(update={"path": find_data(config.stream.path, beside)})
-    update: dict[str, Any] = {"stream": stream}
+    update: dict[str, Any] = {}
+    if config.stream.path:
+        update["stream"] = config.stream.model_copy(update={"path": find_data(config.stream.path, beside)})
+    named = {key: path for key in ("sentinels", "held_out") if (path := getattr(config.guard, key)) is not None}
+    if named:
+        found_files = {key: find_data(path, beside) for key, path in named.items()}
+        update["guard"] = config.guard.model_copy(update=found_files)
     if config.evaluation.held_out is not None:
         held_out = find_data(config.evaluation.held_out, beside)
         update["evaluation"] = config.evaluation.model_copy(update={"held_out": held_out})

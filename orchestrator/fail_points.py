@@ -32,8 +32,13 @@ FAIL_POINTS: Final[tuple[str, ...]] = (
     "after_batch_applied",
     "after_keys_stored",
     "after_delta_stored",
-    "after_publish",
     "after_memory_add",
+    # a revert passes artifact_written to after_commit like a batch, and besides
+    "after_revert_planned",
+    "after_revert_applied",
+    "after_memory_remove",
+    # orchestrator/snapshots.py: stored, and not in the journal yet
+    "after_snapshot_stored",
     "after_refresh_started",
     "after_covariance_stored",
     "after_evaluation",

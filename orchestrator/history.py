@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from editing.errors import UserError
+from orchestrator.history_events import EventEntry, event_entries
 from orchestrator.journal_reading import JournalReader
 from orchestrator.journal_rows import Fate, RefreshRow, RequestRow, RequestState, Version
 
@@ -110,7 +111,7 @@ class RefreshEntry:
     entry: Literal["refresh"] = "refresh"
 
 
-LogEntry = CommitEntry | SwapEntry | RefreshEntry
+LogEntry = CommitEntry | SwapEntry | RefreshEntry | EventEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,18 +213,20 @@ class History:
         return self._commit(self.versions[sequence], self._by_sequence())
 
     def log(self, limit: int | None = None) -> list[LogEntry]:
-        """Newest first: commits, and between them the refreshes triggered and the covariances swapped in.
+        """Newest first: commits, and between them refreshes, covariances swapped in, the guard's doings, publications.
 
         Args:
             limit: at most this many commits; what happened between and after them stays with them.
         """
         touched = self._by_sequence()
         swaps, refreshes = self.swaps(), [self._refresh(row) for row in self.journal.refreshes()]
+        events = event_entries(self.journal, self.versions)
         entries: list[LogEntry] = []
         for number, version in enumerate(reversed(self.versions)):
             if number == limit:
                 break
             # what followed a commit stands above it: its refresh is triggered, then a swap takes effect
+            entries += [event for event in events if event.after_sequence == version.sequence]
             entries += [swap for swap in swaps if swap.after_sequence == version.sequence]
             entries += [refresh for refresh in refreshes if refresh.after_sequence == version.sequence]
             if version.kind != "base":

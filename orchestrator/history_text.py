@@ -18,6 +18,7 @@ from orchestrator.history import (
     VersionDiff,
     VersionStory,
 )
+from orchestrator.history_events import EventEntry, event_text
 
 SHORT: Final = 12
 """Digits of a digest that a person is shown."""
@@ -48,6 +49,8 @@ def log_lines(entries: Iterable[LogEntry], *, facts: int = 10) -> Iterator[str]:
             yield from _commit(entry, facts)
         elif isinstance(entry, SwapEntry):
             yield _swap(entry)
+        elif isinstance(entry, EventEntry):
+            yield f"-- {_time(entry.at)}  {clean(event_text(entry))}"
         else:
             yield _refresh(entry)
 
@@ -149,7 +152,8 @@ def _commit(entry: CommitEntry, facts: int | None) -> Iterator[str]:
         for e in entry.superseded
     )
     yield from _some(old, len(entry.superseded), facts, more)
-    yield from _some((f"    - {_fact(e.fact)} reverted" for e in entry.reverted), len(entry.reverted), facts, more)
+    out = (f"    - {_fact(e.fact)} reverted" + (f": {clean(e.reason)}" if e.reason else "") for e in entry.reverted)
+    yield from _some(out, len(entry.reverted), facts, more)
     refused = (f"    x {_fact(e.fact)} refused: {clean(e.reason or '')}" for e in entry.rejected)
     yield from _some(refused, len(entry.rejected), facts, more)
 

@@ -200,6 +200,17 @@ class Journal(JournalReader):
             seq = self._insert_request(connection, name, None, text, digest, "rejected", reason)
         return Accepted(name, seq, refused=reason)
 
+    def withdraw(self, name: str, reason: str) -> None:
+        """Take a request back that still waits: it becomes reverted without ever having been written.
+
+        Only between batches: one that was planned with it could not be committed.
+
+        Raises:
+            ValueError: the request is not there, or does not wait any more.
+        """
+        with self._transaction() as connection:
+            self._move(connection, name, ("accepted",), "reverted", None, "ended_in = NULL", reason=reason)
+
     def _insert_request(
         self,
         connection: sqlite3.Connection,
@@ -246,7 +257,10 @@ class Journal(JournalReader):
                 if newer in applied:
                     self._supersede(connection, data.sequence, older, newer, "accepted")
             for name in data.reverts:
-                self._move(connection, name, ("applied",), "reverted", data.sequence, "ended_in = ?", data.sequence)
+                change = "ended_in = ?"
+                self._move(
+                    connection, name, ("applied",), "reverted", data.sequence, change, data.sequence, reason=data.reason
+                )
             for name in data.restores:
                 change = "ended_in = NULL, superseded_by = NULL, applied_in = COALESCE(applied_in, ?)"
                 self._move(connection, name, ("superseded",), "applied", data.sequence, change, data.sequence)
@@ -315,7 +329,7 @@ class Journal(JournalReader):
         name: str,
         allowed: tuple[RequestState, ...],
         state: RequestState,
-        sequence: int,
+        sequence: int | None,
         change: str,
         *values: int | str,
         reason: str | None = None,

@@ -44,9 +44,20 @@ class JournalReader:
         """Requests that wait to be applied, in the order of acceptance."""
         return self._requests("WHERE state = 'accepted'", (), limit)
 
+    def waiting(self) -> int:
+        """How many requests wait to be applied; cheap however long the journal is."""
+        return int(self._rows("SELECT COUNT(*) FROM requests WHERE state = 'accepted'")[0][0])
+
     def requests(self, state: RequestState | None = None) -> list[RequestRow]:
         """All requests, or those in one state, in the order of acceptance."""
         return self._requests("WHERE state = ?", (state,)) if state else self._requests("", ())
+
+    def request_page(
+        self, limit: int, *, before: int | None = None, state: RequestState | None = None
+    ) -> list[RequestRow]:
+        """The newest requests, newest first; those accepted before number ``before``, those in one state."""
+        where = "WHERE (? IS NULL OR seq < ?) AND (? IS NULL OR state = ?)"
+        return self._requests(where, (before, before, state, state), limit, newest_first=True)
 
     def request(self, name: str) -> RequestRow | None:
         """One request by its id."""
@@ -87,6 +98,12 @@ class JournalReader:
     def versions(self) -> list[Version]:
         """The base and every commit, in order."""
         return [self.base(), *self._commits("")]
+
+    def version_page(self, limit: int, *, before: int | None = None) -> list[Version]:
+        """The newest commits, newest first; those before sequence number ``before``. The base is not among them."""
+        bound = "" if before is None else f"AND c.sequence < {int(before)}"
+        newest = f"SELECT c.sequence FROM commits c WHERE 1 {bound} ORDER BY c.sequence DESC LIMIT {int(limit)}"
+        return self._commits(f"WHERE c.sequence IN ({newest})")[::-1]
 
     def find_version(self, name: str) -> Version:
         """The version called ``head``, ``v<sequence>`` or by a prefix (four digits or more) of its digest.
@@ -153,6 +170,18 @@ class JournalReader:
 
     def evaluations(self, kind: str | None = None) -> list[EvaluationRow]:
         """Evaluations, or those of one kind, oldest first."""
+        return self._evaluations("WHERE ? IS NULL OR kind = ? ORDER BY number", kind, kind)
+
+    def evaluation_page(self, limit: int, *, before: int | None = None, kind: str | None = None) -> list[EvaluationRow]:
+        """The newest evaluations, newest first; those before number ``before``, those of one kind."""
+        where = "WHERE (? IS NULL OR number < ?) AND (? IS NULL OR kind = ?) ORDER BY number DESC LIMIT ?"
+        return self._evaluations(where, before, before, kind, kind, limit)
+
+    def newest_evaluations(self) -> list[EvaluationRow]:
+        """The newest evaluation of every kind."""
+        return self._evaluations("WHERE number IN (SELECT MAX(number) FROM evaluations GROUP BY kind) ORDER BY number")
+
+    def _evaluations(self, where: str, *values: object) -> list[EvaluationRow]:
         return [
             EvaluationRow(
                 number=row["number"],
@@ -162,16 +191,14 @@ class JournalReader:
                 metrics=json.loads(row["metrics"]),
                 at=_time(row["at"]),
             )
-            for row in self._rows("SELECT * FROM evaluations ORDER BY number")
-            if kind in (None, row["kind"])
+            for row in self._rows(f"SELECT * FROM evaluations {where}", *values)
         ]
 
     def events(self, kind: str | None = None) -> list[EventRow]:
         """Events, or those of one kind, oldest first."""
         return [
             EventRow(row["number"], row["kind"], json.loads(row["data"]), _time(row["at"]))
-            for row in self._rows("SELECT * FROM events ORDER BY number")
-            if kind in (None, row["kind"])
+            for row in self._rows("SELECT * FROM events WHERE ? IS NULL OR kind = ? ORDER BY number", kind, kind)
         ]
 
     # ---------------------------------------------------------------- inside
@@ -180,8 +207,10 @@ class JournalReader:
         with self._thread_lock:
             return self._connection.execute(query, values).fetchall()
 
-    def _requests(self, where: str, values: tuple[str, ...], limit: int | None = None) -> list[RequestRow]:
-        query = f"SELECT * FROM requests {where} ORDER BY seq LIMIT ?"
+    def _requests(
+        self, where: str, values: tuple[object, ...], limit: int | None = None, *, newest_first: bool = False
+    ) -> list[RequestRow]:
+        query = f"SELECT * FROM requests {where} ORDER BY seq {'DESC' if newest_first else 'ASC'} LIMIT ?"
         return [
             RequestRow(
                 seq=row["seq"],

@@ -140,7 +140,10 @@ class CommitData:
     reverts: tuple[str, ...] = ()
     """For kind ``revert``: the requests taken out of the weights."""
     restores: tuple[str, ...] = ()
-    """For kind ``revert``: superseded requests that hold again now that the newer one is gone."""
+    """For kind ``revert``: superseded requests that hold again now that the newer one is gone. This release writes
+    none: a revert takes older values of the fact out of the weights as well."""
+    reason: str | None = None
+    """For kind ``revert``: why, and who asked."""
 
 
 @dataclass(frozen=True, slots=True)

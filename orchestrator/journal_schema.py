@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from editing.errors import UserError
@@ -123,6 +124,21 @@ MIGRATIONS: Final[tuple[str, ...]] = (V1,)
 def schema_version(connection: sqlite3.Connection) -> int:
     """How many migrations the file has been through; 0 for a file without tables."""
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def schema_of(path: Path) -> int:
+    """`schema_version` of a journal's file, which is left as it is.
+
+    Raises:
+        UserError: it is no database.
+    """
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    try:
+        return schema_version(connection)
+    except sqlite3.DatabaseError as error:
+        raise UserError(f"{path} is not a journal: {error}") from error
+    finally:
+        connection.close()
 
 
 def migrate(connection: sqlite3.Connection, migrations: Sequence[str] = MIGRATIONS) -> int:

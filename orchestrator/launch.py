@@ -15,12 +15,15 @@ from types import FrameType
 from typing import Any
 
 from actors.cluster import Cluster
+from actors.sharded.layout import check_parallel
 from editing.digest import digest_json
 from editing.editors import make_editor
 from editing.errors import UserError
 from editing.model.decoder import layer_of
 from editing.model.load import checkpoint_digest, read_model_config, resolve_model
+from orchestrator.attached import open_source
 from orchestrator.config import RunConfig, identity_of
+from orchestrator.guard.rules import read_guard
 from orchestrator.journal import Journal
 from orchestrator.journal_rows import JournalMeta
 from orchestrator.measure import read_held_out
@@ -48,23 +51,15 @@ def run_experiment(config: RunConfig, output: Path, *, resume: bool, display: Di
     check_layers(config, directory)
     check_embedder(config.memory.embedder)
     read_held_out(config.evaluation.held_out)
-    records = list(
-        open_stream(
-            config.stream.path,
-            config.stream.schema_,
-            target=config.stream.target,
-            limit=config.stream.limit,
-            skip=config.stream.skip,
-        )
-    )
-    if not any(record.request for record in records):
-        raise UserError(f"stream {config.stream.path!r}: no record fits; the first: {records[0].problem}")
-    _check_output(config, output, resume=resume)
+    read_guard(config.guard, config.evaluation.held_out)
+    records = read_records(config)
+    check_output(config, output, resume=resume)
     model_digest = checkpoint_digest(directory)
-    with _termination_as_interrupt(), _open_journal(config, output, model_digest) as journal:
+    with termination_as_interrupt(), open_journal(config, output, model_digest) as journal:
         store = open_store(output)
         store.sweep()
-        _take_in(journal, records, display)
+        take_in_records(journal, records, display)
+        source = open_source(config.stream, journal)
         (output / "resolved.yaml").write_text(config.to_yaml(), encoding="utf-8")
         tracker = Tracker(
             output,
@@ -72,6 +67,7 @@ def run_experiment(config: RunConfig, output: Path, *, resume: bool, display: Di
             uri=config.tracking.uri,
             experiment=config.tracking.experiment,
             run_name=config.name,
+            tags=None if config.tracking.parent is None else {"mlflow.parentRunId": config.tracking.parent},
         )
         tracker.log_params(config.dump())
         status: Any = "FAILED"
@@ -86,6 +82,7 @@ def run_experiment(config: RunConfig, output: Path, *, resume: bool, display: Di
                     model_digest=model_digest,
                     tracker=tracker,
                     display=display,
+                    source=source,
                 )
                 try:
                     loop.run()
@@ -100,9 +97,31 @@ def run_experiment(config: RunConfig, output: Path, *, resume: bool, display: Di
                 display.say("tracking: the store did not take everything; the rest is kept and sent on --resume")
 
 
+def read_records(config: RunConfig) -> list[StreamRecord]:
+    """Every record of a stream that is read once; none of one that goes on."""
+    if config.stream.endless:
+        return []
+    if not config.stream.path:
+        raise UserError("stream.path is empty: a run needs a file of updates, stream.follow or stream.redis")
+    records = list(
+        open_stream(
+            config.stream.path,
+            config.stream.schema_,
+            target=config.stream.target,
+            limit=config.stream.limit,
+            skip=config.stream.skip,
+        )
+    )
+    if not any(record.request for record in records):
+        raise UserError(f"stream {config.stream.path!r}: no record fits; the first: {records[0].problem}")
+    return records
+
+
 def check_layers(config: RunConfig, directory: Path) -> None:
     """Raise UserError unless the editor's layers exist in the model."""
     model = read_model_config(directory, config.model.name)
+    if config.model.parallel is not None:
+        check_parallel(model, config.model.parallel, config.model.name)
     for layer in map(layer_of, make_editor(config.editor).layers):
         if not 0 <= layer < model.num_hidden_layers:
             raise UserError(
@@ -111,7 +130,8 @@ def check_layers(config: RunConfig, directory: Path) -> None:
             )
 
 
-def _check_output(config: RunConfig, output: Path, *, resume: bool) -> None:
+def check_output(config: RunConfig, output: Path, *, resume: bool) -> None:
+    """Raise UserError unless a run may begin, or go on, in the directory."""
     if output.exists() and not output.is_dir():
         raise UserError(f"output {str(output)!r} is a file; give a directory")
     exists = Journal.exists(output / JOURNAL)
@@ -138,7 +158,12 @@ def _first_difference(old: Any, new: Any, at: str = "") -> str:
     return f"{at} was {old!r}, is now {new!r}"
 
 
-def _open_journal(config: RunConfig, output: Path, model_digest: str) -> Journal:
+def open_journal(config: RunConfig, output: Path, model_digest: str) -> Journal:
+    """The journal of a run, opened for writing, or a new one.
+
+    Raises:
+        UserError: the run was begun on another model, or another process writes its journal.
+    """
     path = output / JOURNAL
     if Journal.exists(path):
         journal = Journal.open(path)
@@ -164,7 +189,7 @@ def _open_journal(config: RunConfig, output: Path, model_digest: str) -> Journal
     )
 
 
-def _take_in(journal: Journal, records: list[StreamRecord], display: Display) -> None:
+def take_in_records(journal: Journal, records: list[StreamRecord], display: Display) -> None:
     """Accept the stream; from here nothing is lost. Doing it again on resume changes nothing."""
     good = [record for record in records if record.request is not None]
     accepted = journal.accept([record.request for record in good if record.request is not None])
@@ -179,7 +204,7 @@ def _take_in(journal: Journal, records: list[StreamRecord], display: Display) ->
 
 
 @contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
+def termination_as_interrupt() -> Iterator[None]:
     """SIGTERM ends a run as Ctrl-C does: cleanly, with what is done kept."""
 
     def handler(_: int, __: FrameType | None) -> None:

@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import evaluation.perplexity  # noqa: F401 - enters its metric
+from evaluation.metrics import METRICS
 from evaluation.outcomes import fact_line
 from orchestrator.config import RunConfig
 from orchestrator.journal import Journal
@@ -28,6 +30,9 @@ from orchestrator.summary import (
     write_facts,
     write_summary,
 )
+
+MEASURED_BY = ("token_accuracy", "answer_contains", "locality_exact", "perplexity")
+"""The metrics behind the figures of a summary; what their versions differ in cannot be compared."""
 
 
 def errata_version() -> str:
@@ -82,6 +87,7 @@ def write_outputs(
             evaluation_seconds=evaluation_seconds,
             edit_seconds=edit_seconds,
         ),
+        metric_versions={name: METRICS[name].version for name in MEASURED_BY},
     )
     records = {} if final is None else {record.request_id: record for record in final.evaluation.records}
     facts = [fact_line(r.request, r.applied_in or 1, records[r.id]) for r in rows if r.id in records]

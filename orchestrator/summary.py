@@ -129,6 +129,7 @@ class Summary(_Closed):
     refresh_events: tuple[RefreshEvent, ...] = ()
     failures: tuple[Failure, ...] = ()
     stages: Stages = Stages()
+    metric_versions: dict[str, int] = {}
 
 
 class ProbeAnswer(_Closed):

@@ -111,6 +111,15 @@ class MlflowStore:
                 raise RunLostError(str(error)) from error
             raise
 
+    def client_and_run(self) -> tuple[MlflowClient, str]:
+        """A client of the store, and the id of this run in it, which is made when absent.
+
+        Raises:
+            Exception: whatever keeps the store from answering.
+        """
+        client = self._connect()
+        return client, self.run_id or self._find_or_make_run(client)
+
     def _connect(self) -> MlflowClient:
         if self._client is None:
             for name in ("mlflow", "alembic"):

@@ -20,12 +20,15 @@ from orchestrator.history import JOURNAL, History
 from orchestrator.journal import Journal
 from orchestrator.journal_connection import WriterLock, connect_reader
 from orchestrator.journal_reading import JournalReader
-from orchestrator.journal_rows import Version, VersionHash
+from orchestrator.journal_rows import RequestState, Version, VersionHash
 from orchestrator.rebuild import BaseCheckpoint, advance, edited_layers, load_delta, weights_digest
+from orchestrator.snapshots import snapshots, superfluous
 from orchestrator.versions import load_receipt, open_store
 
 _NORM_TOLERANCE: Final = 1e-6
 """Recorded norms are float64 sums over float32 bytes: another order of summation moves the last digits only."""
+_KEPT: Final = 2
+"""Snapshots that stay where the run's configuration does not say."""
 _LEFTOVERS: Final = ".tmp-*"
 """Half-written files of an ``ArtifactStore``."""
 
@@ -77,7 +80,7 @@ class Report:
 
 
 def named_files(journal: JournalReader) -> dict[str, set[str]]:
-    """Digests that the journal needs, by kind of file."""
+    """Digests that the journal needs, by kind of file. Snapshots are not among them: nothing needs one."""
     versions = journal.versions()
     covariances = {v.covariance for v in versions} | {swap.covariance for swap in journal.swaps()}
     covariances |= {row.digest for row in journal.covariances()} | {row.covariance for row in journal.refreshes()}
@@ -152,10 +155,15 @@ def _check_chain(history: History, report: Report) -> None:
 
 
 def _applied(history: History, version: Version) -> set[str]:
+    return _fated(history, version, "applied")
+
+
+def _fated(history: History, version: Version, state: RequestState) -> set[str]:
+    """Requests that the version's commit brought into a state."""
     return {
         name
         for name, fates in history.fates.items()
-        if any(fate.sequence == version.sequence and fate.state == "applied" for fate in fates)
+        if any(fate.sequence == version.sequence and fate.state == state for fate in fates)
     }
 
 
@@ -172,6 +180,9 @@ def _check_files(journal: JournalReader, store: ArtifactStore, report: Report) -
         report.orphans += [f"{kind}/{digest}" for digest in stored if digest not in digests]
         for digest in sorted(digests.difference(stored)):
             report.add(f"{kind}/{digest}", "is missing")
+    kept = list(store.digests("snapshots"))
+    report.files += len(kept)
+    report.orphans += [f"snapshots/{digest}" for digest in kept if digest not in {r.digest for r in snapshots(journal)}]
     report.leftovers = [f"{path.parent.name}/{path.name}" for path in _leftovers(store)]
 
 
@@ -185,7 +196,7 @@ def _check_commits(history: History, store: ArtifactStore, report: Report, progr
     in_force = swaps.get(0)
     for version in history.versions[1:]:
         where = f"v{version.sequence}"
-        if version.delta is not None and version.kind == "edit" and version.covariance != in_force:
+        if version.delta is not None and version.covariance != in_force:
             report.add(where, f"was made on covariance {_short(version.covariance)}, in force was {_short(in_force)}")
         in_force = swaps.get(version.sequence, in_force)
         try:
@@ -196,6 +207,8 @@ def _check_commits(history: History, store: ArtifactStore, report: Report, progr
             report.add(where, "its receipt is that of another batch")
         if version.kind == "edit" and set(receipt.request_ids) != _applied(history, version):
             report.add(where, f"its receipt names the edits {sorted(receipt.request_ids)}, the journal others")
+        if version.kind == "revert" and not _fated(history, version, "reverted") <= set(receipt.taken_out):
+            report.add(where, f"its receipt takes out {sorted(receipt.taken_out)}, the journal reverts others")
         if receipt.delta is not None:
             _compare_norms(where, "change", version.delta_norms, receipt.delta.norms(), report)
         progress("commits", version.sequence, len(history.versions) - 1)
@@ -256,8 +269,8 @@ class Garbage:
 def collect_garbage(run: Path, *, dry_run: bool = False) -> list[Garbage]:
     """Delete the files of a run that its journal does not name, and half-written ones; returns what they were.
 
-    Whatever a commit, a swap, a refresh or a recorded covariance names stays, and so does any file that is not
-    named after a digest.
+    Whatever a commit, a swap, a refresh or a recorded covariance names stays. So do the newest snapshots, as many as
+    ``snapshots.keep`` of the configuration says, and any file that is not named after a digest.
 
     Raises:
         UserError: the run is being written: what it has stored may be named a moment later.
@@ -281,4 +294,11 @@ def _unnamed(journal: JournalReader, store: ArtifactStore) -> Iterator[Path]:
         for digest in store.digests(kind):
             if digest not in needed:
                 yield store.get(kind, digest, verify=False)
+    for digest in superfluous(journal, store, _kept_snapshots(journal)):
+        yield store.get("snapshots", digest, verify=False)
     yield from _leftovers(store)
+
+
+def _kept_snapshots(journal: JournalReader) -> int:
+    section = journal.meta.config.get("snapshots")
+    return int(section.get("keep", _KEPT)) if isinstance(section, Mapping) else _KEPT

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ from editing.covariance import KeyCovariance
 from editing.delta import WeightDelta
 from editing.digest import digest_json, digest_tensors
 from editing.errors import DamagedFileError
-from editing.session import EditReceipt, RequestResult
+from editing.reverting import HistoryItem
+from editing.session import EditReceipt, Part, RequestResult, Snapshot
 from orchestrator.artifacts import ArtifactStore
 from orchestrator.fail_points import reach
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import CommitData, RequestOutcome, Version
+from orchestrator.journal_reading import JournalReader
+from orchestrator.journal_rows import CommitData, RequestOutcome, RequestRow, Version
+from orchestrator.snapshots import snapshot_digest
 from retrieval.memory import MemoryEntry
 
 _FORMAT = "errata-receipt-1"
@@ -41,6 +43,7 @@ def open_store(root: Path) -> ArtifactStore:
             "deltas": lambda path: WeightDelta.load(path).digest,
             "covariances": lambda path: KeyCovariance.load(path).digest,
             "keys": receipt_digest,
+            "snapshots": snapshot_digest,
         },
     )
 
@@ -60,6 +63,14 @@ def store_receipt(store: ArtifactStore, receipt: EditReceipt) -> tuple[str | Non
         "superseded": json.dumps(receipt.superseded),
         "covariance": receipt.covariance_digest or "",
     }
+    if receipt.kind == "revert":
+        tensors |= {f"memory.{name}": value.clone().contiguous() for name, value in receipt.memory.items()}
+        metadata |= {
+            "kind": receipt.kind,
+            "taken_out": json.dumps(receipt.taken_out),
+            "parts": json.dumps([asdict(part) for part in receipt.parts]),
+            "whole": json.dumps(receipt.whole),
+        }
     keys = store.put_file("keys", lambda path: save_file(tensors, path, metadata=metadata))
     reach("after_keys_stored")
     if receipt.delta is None:
@@ -88,6 +99,11 @@ def load_receipt(store: ArtifactStore, version: Version) -> EditReceipt:
         targets=tensors.get("targets"),
         covariance_digest=metadata["covariance"] or None,
         seconds=version.seconds,
+        kind="revert" if version.kind == "revert" else "edit",
+        taken_out=tuple(json.loads(metadata.get("taken_out", "[]"))),
+        parts=tuple(Part(**part) for part in json.loads(metadata.get("parts", "[]"))),
+        whole=bool(json.loads(metadata.get("whole", "false"))),
+        memory={n.removeprefix("memory."): t for n, t in tensors.items() if n.startswith("memory.")},
     )
 
 
@@ -98,7 +114,9 @@ def commit_data(
     keys: str,
     contexts: str | None,
     norms: dict[int, float],
-    superseded: tuple[tuple[str, str], ...],
+    superseded: tuple[tuple[str, str], ...] = (),
+    reverts: tuple[str, ...] = (),
+    reason: str | None = None,
 ) -> CommitData:
     """A receipt as the journal records it."""
     outcomes = tuple(
@@ -115,16 +133,32 @@ def commit_data(
         delta_norms={} if receipt.delta is None else receipt.delta.norms(),
         seconds=receipt.seconds,
         superseded=superseded,
+        kind=receipt.kind,
+        reverts=reverts,
+        reason=reason,
     )
 
 
-def history(journal: Journal, store: ArtifactStore) -> Iterator[EditReceipt | KeyCovariance]:
-    """Everything that made the editor's state, in order: covariances where they took effect, and commits."""
+def history(
+    journal: JournalReader, store: ArtifactStore, *, since: Snapshot | None = None, upto: int | None = None
+) -> Iterator[HistoryItem]:
+    """Everything that made the editor's state, in order: covariances where they took effect, and commits.
+
+    Args:
+        since: stands for the commits up to its own.
+        upto: the last commit that is wanted; all by default.
+    """
     swaps = {swap.after_sequence: swap.covariance for swap in journal.swaps()}
-    if 0 in swaps:
-        yield load_covariance(store, swaps[0])
+    start = 0 if since is None else since.sequence
+    first = swaps.get(0) if since is None else since.about["covariance"]
+    if first is not None:
+        yield load_covariance(store, first)
+    if since is not None:
+        yield since
+        if start in swaps and swaps[start] != first:
+            yield load_covariance(store, swaps[start])
     for version in journal.versions():
-        if version.kind == "base":
+        if version.sequence <= start or (upto is not None and version.sequence > upto):
             continue
         yield load_receipt(store, version)
         if version.sequence in swaps:
@@ -136,9 +170,15 @@ def load_covariance(store: ArtifactStore, digest: str) -> KeyCovariance:
     return KeyCovariance.load(store.get("covariances", digest))
 
 
-def memory_entries(journal: Journal) -> list[MemoryEntry]:
+def memory_entries(journal: JournalReader) -> list[MemoryEntry]:
     """Statements the memory holds now: those of applied requests, numbered by their acceptance."""
     return [MemoryEntry.of(row.request, row.seq) for row in journal.requests("applied")]
+
+
+def held_entries(rows: Iterable[RequestRow], sequence: int) -> list[MemoryEntry]:
+    """Statements the memory held right after commit ``sequence``."""
+    held = [row for row in rows if row.applied_in is not None and row.applied_in <= sequence]
+    return [MemoryEntry.of(row.request, row.seq) for row in held if row.ended_in is None or row.ended_in > sequence]
 
 
 def _figures(result: RequestResult) -> dict[str, Any]:

@@ -148,7 +148,15 @@ def _course(run: SmallRun, journal: Journal, store: ArtifactStore, session: Edit
     # a revert as a commit of its own: what v3 added is taken out again, here as a dense change
     layers = {layer: LayerDelta("dense", (before[layer] - weight)) for layer, weight in session.weights().items()}
     receipt = EditReceipt(
-        5, WeightDelta(layers, "memit"), (), (), (), (), covariance_digest=session.state.covariance_digest
+        5,
+        WeightDelta(layers, "memit"),
+        (),
+        (),
+        (),
+        (),
+        covariance_digest=session.state.covariance_digest,
+        kind="revert",
+        taken_out=("paris",),
     )
     for layer, change in layers.items():
         model.set_weight(layer, apply_delta(model.weight(layer), change))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,15 @@ from actors.retrieval import RetrievalWorker
 from actors.settings import ModelSpec, RayConfig
 from editing.covariance import KeyCovariance
 from editing.errors import ErrataError
+from editing.model.load import checkpoint_digest
 from evaluation.arms import Evaluation
 from orchestrator.config import RunConfig, build_config
 from orchestrator.journal import Journal
 from orchestrator.launch import run_experiment
+from orchestrator.pipeline import Pipeline
 from orchestrator.progress import Display
 from orchestrator.tracking import NullTracker
+from orchestrator.versions import open_store
 
 Weights = dict[int, torch.Tensor]
 
@@ -158,7 +162,7 @@ class PlainEditor:
     """`EditorClient` without an actor: the worker itself, which never dies."""
 
     def __init__(self, make: Callable[[], EditorWorker], history: Callable[[], Iterable[Any]]) -> None:
-        self._worker, self._history = make(), history
+        self._make, self._worker, self._history = make, make(), history
 
     def contexts(self) -> tuple[str, ...]:
         return self._worker.contexts
@@ -167,6 +171,7 @@ class PlainEditor:
         return self._worker.map_widths()
 
     def restore(self) -> None:
+        self._worker = self._make()  # another one, on a fresh model
         items = list(self._history())
         first = items.pop(0) if items and isinstance(items[0], KeyCovariance) else None
         self.begin(first)
@@ -184,6 +189,12 @@ class PlainEditor:
 
     def swap(self, covariance: KeyCovariance) -> None:
         self._worker.session().swap_covariance(covariance)
+
+    def revert(self, order: Any, items: Callable[[], Iterable[Any]]) -> Any:
+        return self._worker.revert(order, items())
+
+    def snapshot(self) -> Any:
+        return self._worker.session().snapshot()
 
     def weights(self) -> dict[int, torch.Tensor]:
         return {layer: weight.clone() for layer, weight in self._worker.session().weights().items()}
@@ -210,10 +221,21 @@ class PlainMemory(RetrievalWorker):
 
 
 class PlainEvaluators(EvaluationWorker):
-    """`EvaluationPool` without actors."""
+    """`EvaluationPool` without actors; one call at a time, whichever thread it comes from."""
+
+    _turn = threading.RLock()
 
     def evaluate(self, requests: Any, weights: Any, hits: Any) -> Evaluation:
-        return super().evaluate(list(requests), weights, hits)
+        with self._turn:
+            return super().evaluate(list(requests), weights, hits)
+
+    def perplexity(self, text: str, weights: Any) -> float:
+        with self._turn:
+            return super().perplexity(text, weights)
+
+    def continuations(self, prompts: Any, weights: Any, max_new_tokens: int, chat: bool) -> list[str]:
+        with self._turn:
+            return super().continuations(prompts, weights, max_new_tokens, chat)
 
     def evaluate_with_text(self, requests: Any, weights: Any, hits: Any, text: str | None) -> Any:
         return self.evaluate(requests, weights, hits), None if text is None else self.perplexity(text, weights)
@@ -316,3 +338,26 @@ def outcome(directory: Path) -> Outcome:
             refreshes=tuple((row.triggered_at, row.state, row.covariance) for row in journal.refreshes()),
             timeline=tuple(sorted({row.edits for row in journal.evaluations("timeline")})),
         )
+
+
+@contextmanager
+def opened(settings: RunConfig, output: Path) -> Iterator[Pipeline]:
+    """A started pipeline on the run in ``output``, which is made when absent, without Ray."""
+    digest = checkpoint_digest(Path(settings.model.name))
+    with orchestrator.launch.open_journal(settings, output, digest) as journal:
+        store = open_store(output)
+        store.sweep()
+        with PlainCluster(settings.ray, settings.model_spec(digest)) as cluster:
+            pipeline = Pipeline(
+                settings,
+                journal,
+                store,
+                cluster,  # type: ignore[arg-type]
+                tracker=NullTracker(),
+                display=Display(quiet=True),
+            )
+            try:
+                pipeline.start()
+                yield pipeline
+            finally:
+                pipeline.close()

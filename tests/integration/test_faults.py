@@ -26,6 +26,7 @@ from editing.editors import REGISTRY, make_editor
 from editing.errors import ErrataError, UserError
 from editing.model.load import load_model
 from editing.request import EditBatch, EditRequest
+from editing.reverting import HistoryItem, RevertOrder, revert
 from editing.selfgen import SelfGenerationConfig
 from editing.session import EditReceipt, EditSession
 from evaluation.outcomes import ARMS
@@ -254,6 +255,38 @@ def test_an_editor_killed_during_a_restoration_item_by_item(spec, lifetime):
     murder(process(editor.actor))
     assert in_bytes(ray.get(handed_out)) == finished(editor) == lifetime.versions[-1]
     assert editor.revivals == 3
+    editor.close()
+
+
+def test_an_editor_killed_during_and_after_a_revert_or_before_a_snapshot_is_the_same_editor(spec, plainly, lifetime):
+    first, second = (item for item in lifetime.history[1:3] if isinstance(item, EditReceipt))
+    assert first.delta is not None
+    gone = REQUESTS[1].id
+    known = {request.id: request for request in REQUESTS[:3]}
+    order = RevertOrder(3, (gone,), frozenset({gone}), {1: first.delta}, 1, known)
+    history: list[HistoryItem] = [plainly, first, second]
+    session = EditSession(load_model(spec.name), make_editor(MEMIT), plainly, lifetime.contexts)
+    for item in (first, second):
+        session.replay(item)
+    expected = revert(session, order, history)
+    assert expected.delta is not None
+    editor = EditorClient(RayConfig(max_revivals=10), spec, MEMIT, PREFIXES, lambda: iter(history))
+    editor.contexts()
+    editor.restore()
+    pid = process(editor.actor)
+    os.kill(pid, signal.SIGSTOP)  # stopped first, so that it surely dies with the revert in its hands
+    threading.Timer(0.5, murder, (pid,)).start()
+    receipt = editor.revert(order, lambda: history)
+    assert receipt.delta is not None and receipt.delta.digest == expected.delta.digest
+    murder(process(editor.actor))  # reverted, and not in the journal yet
+    assert editor.norms() == session.norms()
+    assert editor.revert(order, lambda: history).delta.digest == expected.delta.digest  # type: ignore[union-attr]
+    history.append(receipt)
+    snapshot = editor.snapshot()
+    assert snapshot.sequence == 3 and in_bytes(dict(snapshot.weights)) == in_bytes(session.weights())
+    history[1:] = [snapshot]  # from now on the snapshot stands for all commits
+    murder(process(editor.actor))
+    assert finished(editor) == in_bytes(session.weights()) and editor.revivals == 3
     editor.close()
 
 

@@ -17,8 +17,8 @@ from actors.covariance import Estimate
 from orchestrator.config import RunConfig
 from orchestrator.journal import Journal
 from orchestrator.launch import run_experiment
+from orchestrator.pipeline import Pipeline
 from orchestrator.progress import Display
-from orchestrator.run import RunLoop
 from orchestrator.summary import read_summary
 from orchestrator.tracking import NullTracker
 from tests.integration.harness import PlainCluster, PlainEstimator, config, outcome
@@ -129,7 +129,7 @@ def test_a_run_resumed_around_a_refusal_is_the_same_run(settings, refused, tmp_p
         pass
 
     with monkeypatch.context() as patch:
-        record, write, writes = Journal.record_refresh, RunLoop._write, []
+        record, write, writes = Journal.record_refresh, Pipeline._write, []
 
         def recorded(self: Journal, at: int, state: Any, **given: Any) -> None:
             if state == "refused" and where == "before_the_row":
@@ -138,14 +138,14 @@ def test_a_run_resumed_around_a_refusal_is_the_same_run(settings, refused, tmp_p
             if state == "refused" and where == "after_the_row":
                 raise Crash
 
-        def written(self: RunLoop, plan: Any) -> Any:
+        def written(self: Pipeline, plan: Any) -> Any:
             writes.append(plan)
             if where == "a_batch_later" and len(writes) == 4:
                 raise Crash
             return write(self, plan)
 
         patch.setattr(Journal, "record_refresh", recorded)
-        patch.setattr(RunLoop, "_write", written)
+        patch.setattr(Pipeline, "_write", written)
         with pytest.raises(Crash):
             go(settings, tmp_path / "run")
     weights, _ = go(settings, tmp_path / "run", resume=True)

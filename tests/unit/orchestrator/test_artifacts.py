@@ -107,11 +107,11 @@ def test_fail_points_are_armed_for_one_visit(monkeypatch):
             fail_points.reach("after_commit")
         fail_points.reach("after_commit")
     fail_points.reach("after_commit")
-    monkeypatch.setenv(fail_points.ENVIRONMENT_VARIABLE, "after_publish:raise")
+    monkeypatch.setenv(fail_points.ENVIRONMENT_VARIABLE, "after_memory_add:raise")
     fail_points.reach("after_commit")
     with pytest.raises(fail_points.InjectedCrash):
-        fail_points.reach("after_publish")
-    fail_points.reach("after_publish")
-    monkeypatch.setenv(fail_points.ENVIRONMENT_VARIABLE, "after_publish:explode")
+        fail_points.reach("after_memory_add")
+    fail_points.reach("after_memory_add")
+    monkeypatch.setenv(fail_points.ENVIRONMENT_VARIABLE, "after_memory_add:explode")
     with pytest.raises(ValueError, match="'raise' or 'exit'"):
         fail_points.reach("after_commit")

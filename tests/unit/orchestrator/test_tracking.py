@@ -123,6 +123,20 @@ def test_a_dead_server_costs_nothing_and_gets_everything_later(tmp_path, uri, de
     assert [row[0] for row in stored] == stamps, "the moment it was measured, not the moment it was sent"
 
 
+def test_a_server_that_takes_calls_and_never_answers_holds_nobody_up(tmp_path, uri, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        tracker = Tracker(tmp_path / "out", run_key="r1", uri=address, pause=(0.01, 0.02))
+        mute.accept()  # the tracker's thread waits for an answer; were the calls below to wait too, this never ended
+        for step in range(300):
+            tracker.log_metrics({"x": float(step)}, step)
+        assert tracker.waiting() == 301 and not tracker.close(timeout=0.1)
+    later = Tracker(tmp_path / "out", run_key="r1", uri=uri)
+    assert later.close(timeout=60)
+    assert [step for step, _, _ in points(tmp_path / "store.db")["x"]] == list(range(300))
+
+
 def test_an_outage_in_the_middle_loses_and_doubles_nothing(tmp_path, uri, monkeypatch):
     up = threading.Event()
     failed = threading.Event()

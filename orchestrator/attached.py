@@ -1,0 +1,109 @@
+"""What a configuration hangs onto a pipeline: the guard, the publication policy, a stream that goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.config import RunConfig, StreamConfig
+from orchestrator.guard.guard import Guard, GuardPauseError, attach_guard
+from orchestrator.journal import Journal
+from orchestrator.publish.policy import PublishPolicy, attach_policy
+from orchestrator.sources import Source
+
+if TYPE_CHECKING:
+    from orchestrator.pipeline import Pipeline
+
+Metrics = Callable[[Mapping[str, float], int], None]
+
+
+@dataclass(frozen=True)
+class Attached:
+    """Guard and policy of one pipeline, in the order of its boundaries: what is published was judged before."""
+
+    guard: Guard | None
+    policy: PublishPolicy | None
+
+    def start(self, *, resumed_by: str | None = None) -> None:
+        """Once the pipeline has started.
+
+        Args:
+            resumed_by: who lets a stream go on that the guard has paused, if anybody does. A revert that was begun
+                and not finished is finished all the same, and the stream stays paused for this once.
+        """
+        if self.guard is None:
+            return
+        if resumed_by is not None and not self.guard.unfinished:
+            self.guard.resume(resumed_by)
+        self.guard.start()
+
+    def check(self) -> None:
+        """Before every batch, on the thread that writes.
+
+        Raises:
+            GuardPauseError: the guard has paused the stream.
+        """
+        if self.guard is None:
+            return
+        self.guard.act()
+        if self.guard.paused is not None:
+            raise GuardPauseError(
+                f"paused by the guard at {self.guard.paused}; what was committed is kept. `errata log` shows it, "
+                "`errata revert` takes edits out, --resume goes on"
+            )
+
+    def finish(self) -> None:
+        """The stream has ended: nothing is left under way."""
+        if self.guard is not None:
+            self.guard.finish()
+        if self.policy is not None:
+            self.policy.wait()
+
+    def close(self) -> None:
+        """Before the pipeline is closed."""
+        if self.policy is not None:
+            self.policy.close()
+        if self.guard is not None:
+            self.guard.close()
+
+
+def attach(
+    pipeline: Pipeline,
+    config: RunConfig,
+    run: Path,
+    *,
+    metrics: Metrics = lambda values, step: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Attached:
+    """Hang what the configuration asks for onto the pipeline's commits.
+
+    Args:
+        run: directory of the run.
+        metrics: draws points of curves, by name, at a number of edits.
+        say: one line for whoever watches.
+
+    Raises:
+        UserError: the guard's files cannot be read.
+    """
+    guard = attach_guard(pipeline, config, metrics=metrics, say=say)
+    holds = (lambda: True) if guard is None else (lambda: guard.holds)
+    return Attached(guard, attach_policy(pipeline, config.publish, run, holds=holds, say=say))
+
+
+def open_source(stream: StreamConfig, journal: Journal) -> Source | None:
+    """The stream of a configuration that goes on; None for one that is read once, or not at all.
+
+    Raises:
+        UserError: the file cannot be followed, or the Redis server does not answer.
+    """
+    if stream.redis is not None:
+        from orchestrator.sources.redis_stream import RedisStream
+
+        return RedisStream(stream.redis, schema=stream.schema_, target=stream.target)
+    if stream.follow:
+        from orchestrator.sources.jsonl_follow import open_followed
+
+        return open_followed(Path(stream.path).expanduser(), journal, schema=stream.schema_, target=stream.target)
+    return None

@@ -1,0 +1,34 @@
+"""Sentinels and text put to frozen versions by the workers that evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.bisect import Probe
+
+if TYPE_CHECKING:
+    from actors.evaluation import EvaluationPool
+
+
+class PoolWatch:
+    """The guard's `Watch`."""
+
+    def __init__(self, pool: EvaluationPool) -> None:
+        self._pool = pool
+
+    def answers(self, probes: Sequence[Probe], weights: Any) -> list[str]:
+        """One call of the workers for each length and form of answer that the probes ask for."""
+        found = [""] * len(probes)
+        groups: dict[tuple[int, bool], list[int]] = {}
+        for number, probe in enumerate(probes):
+            groups.setdefault((probe.max_new_tokens, probe.chat), []).append(number)
+        for (length, chat), numbers in groups.items():
+            prompts = [probes[number].prompt for number in numbers]
+            answers = self._pool.continuations(prompts, weights, length, chat)
+            for number, answer in zip(numbers, answers, strict=True):
+                found[number] = answer
+        return found
+
+    def perplexity(self, text: str, weights: Any) -> float:
+        return self._pool.perplexity(text, weights)

@@ -1,0 +1,161 @@
+"""Taking edits in: many clients share one transaction, and nobody is answered before it is on the disk.
+
+The cost of an acceptance is one synchronised write, a few milliseconds whatever it carries. So while one transaction
+is being written the next clients gather, and go into the following one together.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Final
+
+from editing.request import EditRequest
+from orchestrator.journal import Journal
+from orchestrator.journal_rows import Accepted
+from orchestrator.service.errors import ServiceError, busy, unavailable
+
+logger = logging.getLogger(__name__)
+
+_MOST_TOGETHER: Final = 2000
+"""Requests of one transaction: it holds the journal for as long as it takes."""
+
+
+@dataclass
+class _Item:
+    requests: list[EditRequest]
+    answer: Future[list[Accepted]] = field(default_factory=Future)
+
+
+class Acceptor:
+    """One thread that writes acceptances.
+
+    Args:
+        journal: open for writing; its own lock keeps this thread and the one that commits apart.
+        max_waiting: edits that may wait to be written into the weights.
+        max_queued: submissions that may wait for their transaction.
+        retry_after: seconds after which a refused client may find room, as things are.
+        accepted: called after every transaction.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        max_waiting: int,
+        max_queued: int,
+        retry_after: Callable[[], float] = lambda: 1.0,
+        accepted: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._journal, self._max_waiting = journal, max_waiting
+        self._retry_after, self._accepted = retry_after, accepted
+        self._queue: queue.Queue[_Item | None] = queue.Queue(max_queued)
+        self._gate = threading.Lock()
+        self._closed = False
+        self.transactions = 0
+        self.write_seconds = 0.0
+        self._thread = threading.Thread(target=self._work, name="errata-accept", daemon=True)
+        self._thread.start()
+
+    def submit(self, requests: Sequence[EditRequest]) -> Future[list[Accepted]]:
+        """Have requests journalled; the future holds one answer each, once they are on the disk.
+
+        Raises:
+            ServiceError: 429 when too many submissions wait, 503 while the service ends. The future holds a 429 when
+                too many edits wait to be written, and a 503 when the journal could not be written.
+        """
+        item = _Item(list(requests))
+        # from here on it cannot be cancelled: whoever stops waiting does not undo what is being written
+        item.answer.set_running_or_notify_cancel()
+        with self._gate:
+            if self._closed:
+                raise unavailable("the service is ending; nothing was taken")
+            try:
+                self._queue.put_nowait(item)
+            except queue.Full:
+                raise busy("too many submissions wait for the journal", retry_after=1.0) from None
+        return item.answer
+
+    @property
+    def depth(self) -> int:
+        """Submissions that wait for their transaction."""
+        return self._queue.qsize()
+
+    def close(self) -> None:
+        """Refuse what comes from now on, journal what was submitted, end the thread."""
+        with self._gate:
+            first, self._closed = not self._closed, True
+        if first:
+            self._queue.put(None)
+        self._thread.join()
+
+    # --- the thread ---
+
+    def _work(self) -> None:
+        more = True
+        while more:
+            items, more = self._gather()
+            if items:
+                self._write(items)
+
+    def _gather(self) -> tuple[list[_Item], bool]:
+        item = self._queue.get()
+        items: list[_Item] = []
+        size = 0
+        while item is not None:
+            items.append(item)
+            size += len(item.requests)
+            if size >= _MOST_TOGETHER:
+                return items, True
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return items, True
+        return items, False
+
+    def _write(self, items: list[_Item]) -> None:
+        try:
+            fitting = self._fitting(items)
+            if not fitting:
+                return
+            started = time.perf_counter()
+            answers = iter(self._journal.accept([request for item in fitting for request in item.requests]))
+            self.write_seconds += time.perf_counter() - started
+            self.transactions += 1
+        except Exception as error:
+            # nothing of a failed transaction was taken; the clients may try again under the same ids
+            logger.exception("the journal could not take %d submissions", len(items))
+            for item in items:
+                if not item.answer.done():
+                    item.answer.set_exception(unavailable(f"the journal cannot be written: {type(error).__name__}"))
+            return
+        for item in fitting:
+            item.answer.set_result([next(answers) for _ in item.requests])
+        self._accepted()
+
+    def _fitting(self, items: list[_Item]) -> list[_Item]:
+        """The submissions for which there is room; those that only repeat what is known always fit."""
+        room = self._max_waiting - self._journal.waiting()
+        fitting = []
+        for item in items:
+            size = len(item.requests)
+            if size > room:
+                size = sum(self._journal.request(request.id) is None for request in item.requests)
+            if size > room:
+                item.answer.set_exception(self._full(size))
+                continue
+            room -= size
+            fitting.append(item)
+        return fitting
+
+    def _full(self, size: int) -> ServiceError:
+        if size > self._max_waiting:
+            return ServiceError(413, "too_many_edits", f"{size} edits at once; at most {self._max_waiting} may wait")
+        return busy(
+            f"{self._max_waiting} edits may wait to be written, and so many do", retry_after=self._retry_after()
+        )

@@ -1,0 +1,444 @@
+"""The HTTP interface: routes over a `ServiceCore`, each with the role it asks for.
+
+Bodies are read by `Limits` and parsed by `parsing`; a route takes the event loop for microseconds only, and whatever
+waits (the journal, a commit, a worker) is awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+
+from editing.errors import UserError
+from evaluation.answering import Question
+from evaluation.outcomes import Arm
+from orchestrator.journal import Journal
+from orchestrator.journal_rows import RequestRow, RequestState
+from orchestrator.service import openai
+from orchestrator.service.asking import Answers, Asking
+from orchestrator.service.auth import Caller, Role, Tokens
+from orchestrator.service.core import ServiceCore
+from orchestrator.service.errors import ServiceError, not_found, unavailable
+from orchestrator.service.limits import Limits
+from orchestrator.service.metrics import Metrics
+from orchestrator.service.models import ChatIn, EditIn, EditsIn, EvaluationIn, QueryIn, ReasonIn
+from orchestrator.service.parsing import Submission, invalid, parse, parse_edits
+from orchestrator.service.schema import describe, takes
+from orchestrator.service.views import (
+    accepted_view,
+    answers_view,
+    edit_story,
+    edit_view,
+    evaluation_view,
+    time_text,
+    version_view,
+)
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+PAGE = Path(__file__).parent / "page"
+_LOCAL = Caller(Role.admin, "local")
+_MOST_NUMBER = 1 << 62
+_MOST_ID = 300
+
+Limit = Annotated[int, Query(ge=1, le=500, description="Most rows.")]
+Before = Annotated[
+    int | None,
+    Query(ge=1, le=_MOST_NUMBER, description="Only what is older than this number; `next` of the page before."),
+]
+Note = Annotated[str | None, Query(min_length=1, max_length=300, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+
+
+@dataclass
+class Service:
+    """Everything the routes need."""
+
+    core: ServiceCore
+    asking: Asking
+    tokens: Tokens
+    reader: Journal
+    """Opened for reading only, so that reads and the writer do not wait for each other."""
+    metrics: Metrics
+    model: str = ""
+    version: str = ""
+    guard: Callable[[], Any] | None = None
+    stream: Callable[[], str | None] = lambda: None
+    """Why the stream beside the API has stopped, or None."""
+    started: float = field(default_factory=time.time)
+
+
+def make_app(service: Service) -> FastAPI:
+    """The application; it starts and ends nothing by itself."""
+    app = FastAPI(title="Errata", version=service.version, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+    app.state.service = service
+    _errors(app)
+    _open_routes(app, service)
+    _edit_routes(app, service)
+    _history_routes(app, service)
+    _question_routes(app, service)
+    _operating_routes(app, service)
+    describe(app)
+    app.add_middleware(
+        Limits,
+        max_body=service.core.config.max_body_bytes,
+        loopback_only=not service.tokens,
+        answered=service.metrics.answered,
+    )
+    return app
+
+
+# ---------------------------------------------------------------- shared by the routes
+
+
+def _needs(service: Service, role: Role) -> Any:
+    """A dependency that lets callers of a role, or a higher one, through."""
+
+    def check(request: Request) -> Caller:
+        if not service.tokens:
+            return _LOCAL
+        caller = service.tokens.caller(request.headers.get("authorization"))
+        if caller is None:
+            raise ServiceError(
+                401, "unauthorized", "a valid bearer token is needed", headers={"WWW-Authenticate": "Bearer"}
+            )
+        if caller.role < role:
+            raise ServiceError(403, "forbidden", f"this needs the role {role.name}; the token has {caller.role.name}")
+        return caller
+
+    return Depends(check)
+
+
+def _errors(app: FastAPI) -> None:
+    def known(_: Request, error: Exception) -> Response:
+        assert isinstance(error, ServiceError)
+        return JSONResponse(error.body(), error.status, headers=error.headers)
+
+    def unfit(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        found = invalid(list(error.errors()))
+        return JSONResponse(found.body(), found.status)
+
+    def plain(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+        found = ServiceError(error.status_code, code, str(error.detail))
+        return JSONResponse(found.body(), found.status, headers=error.headers)
+
+    def ours(_: Request, error: Exception) -> Response:
+        # uvicorn logs the traceback; a client learns nothing of the inside
+        return JSONResponse(ServiceError(500, "internal", "an error of the service").body(), 500)
+
+    app.add_exception_handler(ServiceError, known)
+    app.add_exception_handler(RequestValidationError, unfit)
+    app.add_exception_handler(HTTPException, plain)
+    app.add_exception_handler(Exception, ours)
+
+
+async def _wait(future: Future[T]) -> T:
+    return await asyncio.shield(asyncio.wrap_future(future))
+
+
+def _row(service: Service, name: str) -> RequestRow:
+    row = service.reader.request(name) if len(name) <= _MOST_ID else None
+    if row is None:
+        raise not_found(f"there is no edit {name[:80]!r}")
+    return row
+
+
+# ---------------------------------------------------------------- without a token
+
+
+def _open_routes(app: FastAPI, service: Service) -> None:
+    core = service.core
+
+    @app.get("/healthz", tags=["operating"])
+    async def alive() -> dict[str, str]:
+        """Whether the process works; 503 asks for a restart."""
+        if core.failure is not None:
+            raise unavailable(f"the service has failed: {type(core.failure).__name__}", retry_after=30)
+        return {"status": "ok"}
+
+    @app.get("/readyz", tags=["operating"])
+    async def ready() -> dict[str, str]:
+        """Whether the pipeline has started: from then on edits are written and questions answered."""
+        if not core.ready:
+            raise unavailable(f"the service is {core.state}", retry_after=10)
+        return {"status": core.state}
+
+    def page(name: str, kind: str) -> Callable[[], FileResponse]:
+        def send() -> FileResponse:
+            return FileResponse(PAGE / name, media_type=kind)
+
+        return send
+
+    for path, name, kind in (
+        ("/", "index.html", "text/html; charset=utf-8"),
+        ("/docs", "docs.html", "text/html; charset=utf-8"),
+        ("/page/app.js", "app.js", "text/javascript; charset=utf-8"),
+        ("/page/curves.js", "curves.js", "text/javascript; charset=utf-8"),
+        ("/page/docs.js", "docs.js", "text/javascript; charset=utf-8"),
+        ("/page/style.css", "style.css", "text/css; charset=utf-8"),
+    ):
+        app.get(path, include_in_schema=False)(page(name, kind))
+
+    nobody = Depends(lambda: None)
+    reader = nobody if core.config.open_metrics else _needs(service, Role.read)
+
+    @app.get("/metrics", tags=["operating"], dependencies=[reader], response_class=Response)
+    def metrics() -> Response:
+        """For Prometheus."""
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+# ---------------------------------------------------------------- edits
+
+
+def _edit_routes(app: FastAPI, service: Service) -> None:
+    core = service.core
+    read, write = _needs(service, Role.read), _needs(service, Role.write)
+
+    @app.post(
+        "/v1/edits",
+        status_code=202,
+        tags=["edits"],
+        openapi_extra=takes(EditIn, EditsIn, lists=True),
+        response_model=None,
+    )
+    async def submit(request: Request, caller: Caller = write) -> Response:
+        """Hand in one edit or several; answered when the journal has them.
+
+        Each is taken or refused by itself: `results` says of each, in order, whether it was `accepted`, is a
+        `duplicate` of one that is known, is in `conflict` with one of the same id, or `invalid`.
+        """
+        started = time.perf_counter()
+        found = parse_edits(
+            await request.body(),
+            most=core.config.max_edits_per_request,
+            key=request.headers.get("idempotency-key"),
+            by=None if caller is _LOCAL else caller.label,
+            now=datetime.now(UTC),
+        )
+        results = dict(found.problems)
+        if found.requests:
+            answers = await _wait(core.accept(list(found.requests.values())))
+            service.metrics.accept.observe(time.perf_counter() - started)
+            results |= {n: accepted_view(a) for n, a in zip(found.requests, answers, strict=True)}
+        return _submitted([results[n] for n in sorted(results)], found)
+
+    @app.get("/v1/edits", tags=["edits"])
+    def edits(state: RequestState | None = None, limit: Limit = 50, before: Before = None, _: Caller = read) -> Any:
+        """Edits, newest first, a page at a time."""
+        rows = service.reader.request_page(limit, before=before, state=state)
+        following = rows[-1].seq if len(rows) == limit else None
+        return {"edits": [edit_view(row) for row in rows], "next": following}
+
+    @app.get("/v1/edits/{id:path}", tags=["edits"])
+    def edit(id: str, _: Caller = read) -> Any:
+        """One edit and everything that happened to it."""
+        return edit_story(service.reader, _row(service, id))
+
+    @app.delete("/v1/edits/{id:path}", tags=["edits"], response_model=None)
+    async def take_back(
+        id: str,
+        reason: Note = None,
+        wait: Annotated[float | None, Query(ge=0, le=600)] = None,
+        caller: Caller = write,
+    ) -> Response:
+        """Take an edit out of weights and memory, by a commit of its own; one that waits is withdrawn.
+
+        200 when that is done, 202 when it goes on: the wish is in the journal, and outlives the process.
+        """
+        row = await run_in_threadpool(_row, service, id)
+        if row.state == "reverted":
+            return JSONResponse({"id": id, "state": edit_view(row)["state"], "version": None})
+        by = None if caller is _LOCAL else caller.label
+        future = await run_in_threadpool(lambda: core.revert([id], reason=reason or "", by=by))
+        patience = core.config.revert_wait_seconds if wait is None else wait
+        try:
+            outcome = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), patience)
+        except TimeoutError:
+            return JSONResponse({"id": id, "state": "reverting", "version": None}, 202)
+        state = "withdrawn" if id in outcome.withdrawn else "reverted"
+        return JSONResponse({"id": id, "state": state, "version": version_view(outcome.version)})
+
+
+def _submitted(results: Sequence[dict[str, Any]], found: Submission) -> Response:
+    taken = sum(result["status"] in ("accepted", "duplicate") for result in results)
+    body: dict[str, Any] = {"accepted": taken, "refused": len(results) - taken, "results": results}
+    if taken:
+        return JSONResponse(body, 202)
+    status, code = (422, "invalid") if found.problems else (409, "conflict")
+    first = str(results[0]["error"])
+    more = f" (and {len(results) - 1} more)" if len(results) > 1 else ""
+    raise ServiceError(status, code, first + more, details=results)
+
+
+# ---------------------------------------------------------------- versions and evaluations
+
+
+def _history_routes(app: FastAPI, service: Service) -> None:
+    core = service.core
+    read, write = _needs(service, Role.read), _needs(service, Role.write)
+
+    @app.get("/v1/versions", tags=["versions"])
+    def versions(limit: Limit = 50, before: Before = None, _: Caller = read) -> Any:
+        """Versions, newest first, a page at a time; the last page ends with the base."""
+        found = service.reader.version_page(limit, before=before)
+        if len(found) < limit:
+            found = [*found, service.reader.base()]
+        following = found[-1].sequence if found[-1].sequence > 0 else None
+        return {"versions": [version_view(version) for version in found], "next": following}
+
+    @app.get("/v1/versions/{name}", tags=["versions"])
+    def version(name: str, _: Caller = read) -> Any:
+        """A version called `head`, `v<number>`, or by four or more digits of its digest."""
+        try:
+            return version_view(service.reader.find_version(name[:100]))
+        except UserError as error:
+            raise not_found(str(error)) from None
+
+    @app.post("/v1/evaluations", status_code=202, tags=["versions"], openapi_extra=takes(EvaluationIn, required=False))
+    async def evaluate(request: Request, _: Caller = write) -> Any:
+        """Evaluate applied edits on the newest version, in the background; `GET /v1/evaluations` has the figures."""
+        wanted = parse(EvaluationIn, await request.body())
+        asked = await run_in_threadpool(core.evaluate, wanted.ids, wanted.sample)
+        return vars(asked)
+
+    @app.get("/v1/evaluations", tags=["versions"])
+    def evaluations(limit: Limit = 50, before: Before = None, kind: Note = None, _: Caller = read) -> Any:
+        """Figures of the journal, newest first, and what was asked for since the start."""
+        rows = service.reader.evaluation_page(limit, before=before, kind=kind)
+        following = rows[-1].number if len(rows) == limit else None
+        return {
+            "evaluations": [evaluation_view(row) for row in rows],
+            "next": following,
+            "asked": [vars(asked) for asked in core.asked()],
+        }
+
+
+# ---------------------------------------------------------------- questions
+
+
+def _question_routes(app: FastAPI, service: Service) -> None:
+    core, asking = service.core, service.asking
+    read = _needs(service, Role.read)
+
+    async def ask(questions: Sequence[Question], arms: Sequence[Arm], limit: int | None) -> Answers:
+        started = time.perf_counter()
+        found = await _wait(asking.submit(questions, arms, limit))
+        service.metrics.query.observe(time.perf_counter() - started)
+        return found
+
+    @app.post("/v1/query", tags=["questions"], openapi_extra=takes(QueryIn))
+    async def query(request: Request, _: Caller = read) -> Any:
+        """Put questions to one or several arms at the live version, side by side."""
+        wanted = parse(QueryIn, await request.body())
+        if len(wanted.asked) > core.config.max_questions_per_query:
+            raise ServiceError(422, "invalid", f"at most {core.config.max_questions_per_query} questions at once")
+        arms = wanted.arms or list(asking.arms)
+        strange = [arm for arm in arms if arm not in asking.arms]
+        if strange:
+            raise ServiceError(422, "invalid", f"this run has no arm {strange[0]!r}; it has: {', '.join(asking.arms)}")
+        limit = _bounded(core, wanted.max_new_tokens)
+        found = await ask([Question(text) for text in wanted.asked], arms, limit)
+        return answers_view(found, wanted.asked)
+
+    @app.get("/v1/models", tags=["questions"])
+    async def models(_: Caller = read) -> Any:
+        """The arms, as OpenAI clients list models."""
+        return openai.models_view(asking.arms, service.started)
+
+    @app.post("/v1/chat/completions", tags=["questions"], openapi_extra=takes(ChatIn), response_model=None)
+    async def chat(request: Request, _: Caller = read) -> Response:
+        """OpenAI-compatible; `model` names the arm that answers."""
+        wanted = parse(ChatIn, await request.body())
+        arm = openai.arm_of(wanted.model, asking.arms)
+        limit = _bounded(core, wanted.limit) or min(64, core.config.max_answer_tokens)
+        wanted = wanted.model_copy(update={"max_completion_tokens": limit})
+        found = await ask([openai.question_of(wanted)], [arm], limit)
+        headers = openai.headers_of(wanted)
+        if wanted.stream:
+            return StreamingResponse(openai.events(wanted, arm, found), media_type="text/event-stream", headers=headers)
+        return JSONResponse(openai.completion(wanted, arm, found), headers=headers)
+
+
+def _bounded(core: ServiceCore, tokens: int | None) -> int | None:
+    return None if tokens is None else min(tokens, core.config.max_answer_tokens)
+
+
+# ---------------------------------------------------------------- operating
+
+
+def _operating_routes(app: FastAPI, service: Service) -> None:
+    core = service.core
+    read, admin = _needs(service, Role.read), _needs(service, Role.admin)
+
+    @app.get("/v1/status", tags=["operating"])
+    def status(_: Caller = read) -> Any:
+        """Where everything stands."""
+        counts, head = service.reader.counts(), service.reader.head()
+        guard = service.guard() if service.guard is not None else None
+        return {
+            "state": core.state,
+            "paused": core.paused,
+            "model": service.model,
+            "release": service.version,
+            "started_at": time_text(datetime.fromtimestamp(service.started, UTC)),
+            "arms": list(service.asking.arms),
+            "version": version_view(head),
+            "edits": {
+                "waiting": counts.accepted,
+                "applied": counts.applied,
+                "rejected": counts.rejected,
+                "superseded": counts.superseded,
+                "reverted": counts.reverted,
+            },
+            "stream_stopped": service.stream(),
+            "max_waiting": core.config.max_waiting,
+            "refreshes": counts.refreshes,
+            "guard": None
+            if guard is None
+            else {"checks": guard.checks, "breaches": guard.breaches, "good_sequence": guard.good_sequence},
+        }
+
+    @app.post("/v1/refresh", status_code=202, tags=["operating"], openapi_extra=takes(ReasonIn, required=False))
+    async def refresh(request: Request, _: Caller = admin) -> Any:
+        """Estimate the covariance anew, outside the schedule; `started` is false if one is under way."""
+        parse(ReasonIn, await request.body())
+        future = core.refresh()
+        try:
+            started = await asyncio.wait_for(
+                asyncio.shield(asyncio.wrap_future(future)), core.config.revert_wait_seconds
+            )
+        except TimeoutError:
+            return {"started": None}  # it comes after the batch under way
+        return {"started": started}
+
+    @app.post("/v1/pause", tags=["operating"], openapi_extra=takes(ReasonIn, required=False))
+    async def pause(request: Request, caller: Caller = admin) -> Any:
+        """Write nothing from the next batch on. Edits are still accepted; a restart does not lift it."""
+        reason = parse(ReasonIn, await request.body()).reason
+        await run_in_threadpool(lambda: core.pause(reason=reason, by=caller.label))
+        return {"state": core.state, "paused": core.paused}
+
+    @app.post("/v1/resume", tags=["operating"], openapi_extra=takes(ReasonIn, required=False))
+    async def resume(request: Request, caller: Caller = admin) -> Any:
+        """Go on writing, whoever had paused: somebody, or the guard."""
+        reason: str | None = parse(ReasonIn, await request.body()).reason
+        await run_in_threadpool(lambda: core.resume(by=caller.label, reason=reason))
+        return {"state": core.state, "paused": core.paused}

@@ -1,0 +1,259 @@
+"""From a configuration to a listening service, and from a signal to its orderly end."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from actors.cluster import Cluster
+from editing.errors import ErrataError, UserError
+from editing.model.load import checkpoint_digest, resolve_model
+from orchestrator.attached import attach, open_source
+from orchestrator.config import RunConfig, apply_override, build_config, read_composed
+from orchestrator.guard.rules import read_guard
+from orchestrator.journal import Journal
+from orchestrator.launch import (
+    JOURNAL,
+    check_layers,
+    check_output,
+    open_journal,
+    read_records,
+    take_in_records,
+)
+from orchestrator.measure import read_held_out
+from orchestrator.outputs import errata_version
+from orchestrator.pipeline import Pipeline
+from orchestrator.presets import find_config
+from orchestrator.progress import Display
+from orchestrator.service.app import Service, make_app
+from orchestrator.service.asking import Asking
+from orchestrator.service.auth import Tokens, load_tokens
+from orchestrator.service.core import ServiceCore
+from orchestrator.service.metrics import Metrics
+from orchestrator.sources import Pump
+from orchestrator.tracking import Tracker
+from orchestrator.versions import open_store
+from retrieval.embedder import check_embedder
+
+logger = logging.getLogger(__name__)
+
+_GRACE_SECONDS = 15
+"""What answers under way get when the service ends; the batch under way gets what it takes."""
+_MAX_AGE_SECONDS = 2.0
+
+
+def service_config(name_or_path: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """A configuration for serving: by the clock unless it says otherwise, and with no stream needed.
+
+    Raises:
+        UserError: as `orchestrator.config.load_config`.
+    """
+    path = find_config(name_or_path)
+    data = read_composed(path)
+    for override in overrides:
+        apply_override(data, override)
+    data.setdefault("stream", {})
+    if data.setdefault("schedule", "asap") == "asap":
+        batching = data.setdefault("batching", {})
+        if isinstance(batching, dict):
+            # an edit by itself must not wait for nine others
+            batching.setdefault("max_age_seconds", _MAX_AGE_SECONDS)
+    return build_config(data, source=path)
+
+
+def serve(config: RunConfig, output: Path, *, host: str, port: int, display: Display) -> None:
+    """`serve_until_stopped`, where a signal during the start is an orderly end as well."""
+    try:
+        serve_until_stopped(config, output, host=host, port=port, display=display)
+    except KeyboardInterrupt:
+        display.say("stopped before it was serving; what was journalled is kept")
+
+
+def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int, display: Display) -> None:
+    """Serve until SIGTERM or SIGINT; the batch under way is finished then, and what waits stays in the journal.
+
+    Goes on with the run in ``output`` if there is one of the same configuration.
+
+    Raises:
+        UserError: something the user can put right; nothing was written then.
+        ErrataError: the service could not go on; what was journalled is kept.
+    """
+    tokens = load_tokens(config.service.tokens_file)
+    check_host(host, tokens)
+    directory = resolve_model(config.model.name)
+    check_layers(config, directory)
+    check_embedder(config.memory.embedder)
+    read_held_out(config.evaluation.held_out)
+    read_guard(config.guard, config.evaluation.held_out)
+    records = read_records(config) if config.stream.path or config.stream.endless else []
+    check_output(config, output, resume=Journal.exists(output / JOURNAL))
+    digest = checkpoint_digest(directory)
+    with ExitStack() as stack:
+        listener = stack.enter_context(listen(host, port))
+        # from here on a signal ends the service, at whatever point its start has come to
+        stopper = stack.enter_context(_Stopper())
+        journal = stack.enter_context(open_journal(config, output, digest))
+        store = open_store(output)
+        store.sweep()
+        take_in_records(journal, records, display)
+        source = open_source(config.stream, journal)
+        (output / "resolved.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        tracker = Tracker(
+            output,
+            run_key=journal.meta.run_id,
+            uri=config.tracking.uri,
+            experiment=config.tracking.experiment,
+            run_name=config.name,
+        )
+        tracker.log_params(config.dump())
+        stack.callback(lambda: tracker.close(timeout=30.0, status="KILLED"))
+        cluster = stack.enter_context(Cluster(config.ray, config.model_spec(digest)))
+        pipeline = Pipeline(config, journal, store, cluster, tracker=tracker, display=display)
+        attached = attach(pipeline, config, output, metrics=tracker.log_metrics, say=display.say)
+        reader = stack.enter_context(Journal.open(output / JOURNAL, read_only=True))
+        core = ServiceCore(pipeline, config.service, guard=attached.guard, closing=attached.close)
+        stack.callback(core.stop)
+        asking = Asking(
+            lambda: core.live,
+            pipeline.memory,
+            pipeline.evaluators,
+            k=config.memory.scr.k,
+            arms=config.evaluation.arms,
+            limit=config.service.max_queries,
+        )
+        stack.callback(asking.close)
+        pump = None
+        if source is not None:
+            pump = Pump(
+                source,
+                journal,
+                wake=lambda _: core.wake(),
+                room=lambda: reader.waiting() < config.service.max_waiting,
+                say=display.say,
+            )
+            stack.callback(pump.close)
+        guard = attached.guard
+        service = Service(
+            core,
+            asking,
+            tokens,
+            reader,
+            Metrics(core, reader, spooled=tracker.waiting, guard=None if guard is None else guard.status),
+            model=config.model.name,
+            version=errata_version(),
+            guard=None if guard is None else guard.status,
+            stream=lambda: None if pump is None or pump.error is None else str(pump.error),
+        )
+        core.start()
+        _announce(listener, tokens, display)
+        _run(service, listener, stopper)
+        if core.failure is None:
+            display.say("ending: the batch under way is finished, what waits stays in the journal")
+    if core.failure is not None:
+        if isinstance(core.failure, ErrataError):
+            raise core.failure
+        raise ErrataError(f"the service could not go on: {type(core.failure).__name__}: {core.failure}")
+
+
+def check_host(host: str, tokens: Tokens) -> None:
+    """Without tokens everybody who reaches the port may do everything, so only this machine may.
+
+    Raises:
+        UserError: another interface without tokens.
+    """
+    if tokens:
+        return
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise UserError(
+            f"--host {host!r} without tokens: set ERRATA_TOKENS='role:token,...' or ERRATA_TOKENS_FILE "
+            "(roles: read, write, admin), or serve on 127.0.0.1"
+        )
+
+
+@contextmanager
+def listen(host: str, port: int) -> Iterator[socket.socket]:
+    """A listening socket, closed at the end.
+
+    Raises:
+        UserError: the address does not exist here, or is taken.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        family, kind, protocol, _, address = found[0]
+        # with its protocol named, asyncio sends answers without delay; else each would wait 40 ms for a packet
+        listener = socket.socket(family, kind, protocol)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--host {host!r} --port {port}: {error}") from error
+    with listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+            listener.listen(256)
+        except OSError as error:
+            raise UserError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        yield listener
+
+
+class _Stopper:
+    """Turns the signals that end a service into an orderly end, from the first moment to the last."""
+
+    def __init__(self) -> None:
+        self.server: Any = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stopper:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self.server is None:
+            # nothing is under way yet: go back through the start
+            raise KeyboardInterrupt
+        self.server.should_exit = True
+
+
+def _run(service: Service, listener: socket.socket, stopper: _Stopper) -> None:
+    import uvicorn
+
+    server = uvicorn.Server(
+        uvicorn.Config(
+            make_app(service),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            timeout_graceful_shutdown=_GRACE_SECONDS,
+        )
+    )
+
+    def give_up() -> None:
+        server.should_exit = True
+
+    service.core.on_failure = give_up
+    stopper.server = server
+    if service.core.failure is None:
+        # uvicorn has handlers of its own while it runs, and hands the signal on to ours when it has ended
+        server.run(sockets=[listener])
+
+
+def _announce(listener: socket.socket, tokens: Tokens, display: Display) -> None:
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    guarded = f"{len(tokens)} tokens" if tokens else "no tokens: everybody on this machine may do everything"
+    display.say(f"serving on http://{shown}:{port} ({guarded})")

@@ -1,0 +1,95 @@
+"""Taking edits back: the wish is journalled before it is answered, and carried out exactly once, crash or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from editing.errors import DamagedFileError, NumericalError, UserError
+from orchestrator.journal import Journal
+from orchestrator.journal_rows import Version
+
+WISHED: Final = "revert_wished"
+SETTLED: Final = "revert_settled"
+
+
+class Reverter(Protocol):
+    """The part of a pipeline that reverts."""
+
+    journal: Journal
+
+    def head(self) -> Version: ...
+    def revert(self, request_ids: Sequence[str], *, reason: str = "", by: str | None = None) -> Version: ...
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A journalled wish to take edits back."""
+
+    number: int
+    ids: tuple[str, ...]
+    reason: str
+    by: str | None
+
+
+@dataclass(frozen=True)
+class RevertOutcome:
+    """What became of it."""
+
+    reverted: tuple[str, ...]
+    """Taken out of weights and memory, now or before."""
+    withdrawn: tuple[str, ...]
+    """Had been waiting, and were never written."""
+    version: Version
+
+
+class Reverting:
+    """All but ``wish`` is for the thread that owns the pipeline."""
+
+    def __init__(self, pipeline: Reverter) -> None:
+        self._pipeline, self._journal = pipeline, pipeline.journal
+
+    def wish(self, ids: Sequence[str], *, reason: str, by: str | None) -> int:
+        """Keep a wish; returns its number. From any thread."""
+        return self._journal.record_event(WISHED, {"ids": list(ids), "reason": reason, "by": by})
+
+    def open_wishes(self) -> list[Wish]:
+        """Wishes that an interruption has left, oldest first."""
+        settled = {event.data["wish"] for event in self._journal.events(SETTLED)}
+        return [
+            Wish(event.number, tuple(event.data["ids"]), event.data["reason"], event.data["by"])
+            for event in self._journal.events(WISHED)
+            if event.number not in settled
+        ]
+
+    def fulfil(self, number: int, ids: Sequence[str], *, reason: str, by: str | None) -> RevertOutcome:
+        """Carry a wish out. Doing it again changes nothing.
+
+        Raises:
+            UserError, NumericalError, DamagedFileError: it is impossible, and settled as such; nothing has changed.
+        """
+        try:
+            outcome = self._carry_out(ids, reason, by)
+        except (UserError, NumericalError, DamagedFileError) as error:
+            self._settle(number, problem=str(error))
+            raise
+        self._settle(number, version=outcome.version.digest, sequence=outcome.version.sequence)
+        return outcome
+
+    def _carry_out(self, ids: Sequence[str], reason: str, by: str | None) -> RevertOutcome:
+        states = {name: row.state if (row := self._journal.request(name)) else "unknown" for name in ids}
+        waiting = [name for name in ids if states[name] == "accepted"]
+        applied = [name for name in ids if states[name] == "applied"]
+        for name in ids:
+            if states[name] not in ("accepted", "applied", "reverted"):
+                raise UserError(f"edit {name!r} is {states[name]} and cannot be reverted")
+        for name in waiting:
+            why = f"withdrawn by {by}" if by else "withdrawn"
+            self._journal.withdraw(name, f"{why}: {reason}" if reason else why)
+        version = self._pipeline.revert(applied, reason=reason, by=by) if applied else self._pipeline.head()
+        before = [name for name in ids if states[name] == "reverted"]
+        return RevertOutcome(tuple(applied + before), tuple(waiting), version)
+
+    def _settle(self, number: int, **data: Any) -> None:
+        self._journal.record_event(SETTLED, {"wish": number, **data})

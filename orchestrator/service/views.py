@@ -1,0 +1,128 @@
+"""What clients get to see: rows of the journal as JSON, cut into pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from evaluation.answering import ArmAnswer
+from evaluation.outcomes import Arm, Retrieved
+from orchestrator.journal import Journal
+from orchestrator.journal_rows import Accepted, EvaluationRow, RequestRow, Version
+from orchestrator.service.asking import Answers
+
+_SHOWN = ("subject", "prompt", "target_new", "target_true", "relation", "statement", "provenance")
+
+
+def time_text(value: datetime | None) -> str | None:
+    """ISO 8601, or None."""
+    return None if value is None else value.isoformat()
+
+
+def state_of(row: RequestRow) -> str:
+    """The state clients see: an edit that was taken back before it was written is ``withdrawn``."""
+    return "withdrawn" if row.state == "reverted" and row.applied_in is None else row.state
+
+
+def edit_view(row: RequestRow) -> dict[str, Any]:
+    """An edit in a list."""
+    return {
+        "id": row.id,
+        "number": row.seq,
+        "state": state_of(row),
+        "reason": row.reason,
+        "accepted_at": time_text(row.accepted_at),
+        "applied_in": row.applied_in,
+        "ended_in": row.ended_in,
+        "superseded_by": row.superseded_by,
+        **{key: row.payload.get(key) for key in _SHOWN},
+    }
+
+
+def edit_story(journal: Journal, row: RequestRow) -> dict[str, Any]:
+    """An edit with its probes, the editor's figures and everything that happened to it."""
+    fates = [
+        {"state": fate.state, "sequence": fate.sequence, "reason": fate.reason, "at": time_text(fate.at)}
+        for fate in journal.fates(row.id)
+    ]
+    probes = {key: row.payload.get(key, []) for key in ("paraphrases", "neighborhood", "portability")}
+    return {**edit_view(row), **probes, "result": row.result, "fates": fates}
+
+
+def accepted_view(answer: Accepted, row: RequestRow | None = None) -> dict[str, Any]:
+    """What a client is told of one edit it submitted."""
+    if answer.refused is not None:
+        return {"id": answer.id, "status": "conflict", "error": answer.refused}
+    status = "duplicate" if answer.duplicate else "accepted"
+    view: dict[str, Any] = {"id": answer.id, "status": status, "number": answer.seq}
+    return {**view, "state": state_of(row)} if row is not None else view
+
+
+def version_view(version: Version) -> dict[str, Any]:
+    """A version in a list."""
+    return {
+        "sequence": version.sequence,
+        "digest": version.digest,
+        "parent": version.parent,
+        "kind": version.kind,
+        "edits": version.edits,
+        "request_ids": list(version.request_ids),
+        "seconds": version.seconds,
+        "norms": {str(layer): norm for layer, norm in version.norms.items()},
+        "delta_norms": {str(layer): norm for layer, norm in version.delta_norms.items()},
+        "covariance": version.covariance,
+        "at": time_text(version.at),
+    }
+
+
+def evaluation_view(row: EvaluationRow) -> dict[str, Any]:
+    """The figures of one evaluation."""
+    metrics = {key: value for key, value in row.metrics.items() if key not in ("norms", "delta_norms")}
+    return {
+        "number": row.number,
+        "kind": row.kind,
+        "version": row.version,
+        "edits": row.edits,
+        "at": time_text(row.at),
+        **metrics,
+    }
+
+
+def answers_view(found: Answers, questions: list[str]) -> dict[str, Any]:
+    """Answers side by side."""
+    return {
+        "version": found.version.digest,
+        "sequence": found.version.sequence,
+        "edits": found.version.edits,
+        "seconds": round(found.seconds, 4),
+        "answers": [
+            {"question": question, "arms": {arm: _answer(reply, found.edits) for arm, reply in by_arm.items()}}
+            for question, by_arm in zip(questions, found.answers, strict=True)
+        ],
+    }
+
+
+def _answer(reply: ArmAnswer, edits: Mapping[int, str]) -> dict[str, Any]:
+    view: dict[str, Any] = {"answer": reply.text, "tokens": reply.tokens}
+    if reply.reason is not None:
+        view["chosen"] = _statement(reply.chosen, edits)
+        view["reason"] = reply.reason
+        view["retrieved"] = [_statement(found, edits) for found in reply.retrieved]
+    return view
+
+
+def _statement(found: Retrieved | None, edits: Mapping[int, str]) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "edit": edits.get(found.id),
+        "number": found.id,
+        "statement": found.statement,
+        "similarity": round(found.score, 4),
+    }
+
+
+def chosen_statement(by_arm: Mapping[Arm, ArmAnswer], arm: Arm, edits: Mapping[int, str]) -> dict[str, Any] | None:
+    """The statement an arm answered with."""
+    return _statement(by_arm[arm].chosen, edits)

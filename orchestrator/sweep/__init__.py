@@ -1,0 +1,1 @@
+"""A grid of runs: what it holds (``config``), what is left to do (``plan``), and doing it (``execute``)."""

@@ -1,0 +1,216 @@
+"""A service around a pipeline without models: a real journal, real threads, versions made of nothing but names."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi.testclient import TestClient
+
+from editing.errors import UserError
+from editing.request import EditRequest
+from evaluation.answering import ArmAnswer, Question
+from evaluation.outcomes import ARMS, Arm, Retrieved
+from orchestrator.batcher import plan_batch
+from orchestrator.journal import Journal
+from orchestrator.journal_rows import CommitData, JournalMeta, RequestOutcome, Version
+from orchestrator.service.app import Service, make_app
+from orchestrator.service.asking import Asking
+from orchestrator.service.auth import Tokens, load_tokens
+from orchestrator.service.core import ServiceCore
+from orchestrator.service.metrics import Metrics
+from orchestrator.service.settings import ServiceConfig
+
+READ, WRITE, ADMIN = "reader-token-0123456789", "writer-token-0123456789", "admin-token-01234567890"
+TOKENS = f"read:{READ},write:{WRITE},admin:{ADMIN}"
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+@dataclass(frozen=True)
+class FakeHit:
+    id: int
+    score: float
+    statement: str
+    request_id: str
+
+
+class FakeEditor:
+    def weights(self) -> dict[int, Any]:
+        return {}
+
+
+class FakePipeline:
+    """Commits whatever waits, `size` at a time, once `gate` is open."""
+
+    def __init__(self, journal: Journal, *, size: int = 10) -> None:
+        self.journal, self.size = journal, size
+        self.after_commit: list[Callable[[Version], None]] = []
+        self.editor = FakeEditor()
+        self.gate, self.start_gate, self.writing = threading.Event(), threading.Event(), threading.Event()
+        self.gate.set()
+        self.start_gate.set()
+        self.refreshes = 0
+        self.broken: Exception | None = None
+        self.closed = False
+
+    def start(self) -> None:
+        assert self.start_gate.wait(20)
+
+    def head(self) -> Version:
+        return self.journal.head()
+
+    def write_next(self, *, ended: bool) -> Version | None:
+        if self.broken is not None:
+            raise self.broken
+        plan = plan_batch([row.request for row in self.journal.pending(self.size)], self.size)
+        if plan is None:
+            return None
+        self.writing.set()
+        assert self.gate.wait(20)
+        self.writing.clear()
+        outcomes = tuple(RequestOutcome(request.id, True) for request in plan.requests)
+        return self._commit(CommitData(self._next(), outcomes, self._delta(), superseded=plan.superseded))
+
+    def revert(self, request_ids: Sequence[str], *, reason: str = "", by: str | None = None) -> Version:
+        for name in request_ids:
+            row = self.journal.request(name)
+            if row is None or row.state != "applied":
+                raise UserError(f"edit {name!r} is not applied")
+        return self._commit(CommitData(self._next(), (), self._delta(), kind="revert", reverts=tuple(request_ids)))
+
+    def request_refresh(self) -> bool:
+        self.refreshes += 1
+        return self.refreshes == 1
+
+    def measure(self, requests: Sequence[EditRequest], *, kind: str = "asked") -> Future[Any]:
+        head = self.head()
+        arms = {arm: {"efficacy": 0.5} for arm in ARMS}
+        self.journal.record_evaluation(head.digest, head.edits, kind, {"arms": arms, "facts": len(requests)})
+        future: Future[Any] = Future()
+        future.set_result(None)
+        return future
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _next(self) -> int:
+        return self.journal.next_sequence()
+
+    def _delta(self) -> str:
+        return hashlib.sha256(f"delta {self._next()}".encode()).hexdigest()
+
+    def _commit(self, data: CommitData) -> Version:
+        version = self.journal.commit(data)
+        for hook in self.after_commit:
+            hook(version)
+        return version
+
+
+class FakeMemory:
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def search(self, questions: Sequence[str], k: int) -> list[list[FakeHit]]:
+        rows = self._journal.requests("applied")
+        return [[FakeHit(row.seq, 0.9, row.request.statement, row.id) for row in rows[:k]] for _ in questions]
+
+
+class FakeEvaluators:
+    """Every arm repeats the question; `gate` holds the answers back."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def answer(
+        self,
+        questions: Sequence[Question],
+        weights: Any,
+        hits: Mapping[str, Sequence[Any]],
+        arms: Sequence[Arm],
+        max_new_tokens: int | None = None,
+    ) -> list[dict[Arm, ArmAnswer]]:
+        assert self.gate.wait(20)
+        return [{arm: self._one(arm, question, hits[question.text]) for arm in arms} for question in questions]
+
+    @staticmethod
+    def _one(arm: Arm, question: Question, hits: Sequence[FakeHit]) -> ArmAnswer:
+        if "memory" not in arm:
+            return ArmAnswer(f"{arm} says {question.text}", 3, 4)
+        found = tuple(Retrieved(hit.id, hit.score, hit.statement) for hit in hits)
+        return ArmAnswer(f"{arm} says {question.text}", 3, 4, found[0] if found else None, "because", found)
+
+
+@dataclass
+class Running:
+    """A service and what it is made of."""
+
+    service: Service
+    pipeline: FakePipeline
+    evaluators: FakeEvaluators
+    client: TestClient
+
+    @property
+    def core(self) -> ServiceCore:
+        return self.service.core
+
+    @property
+    def journal(self) -> Journal:
+        return self.pipeline.journal
+
+
+def meta() -> JournalMeta:
+    return JournalMeta("run", "b" * 64, "e" * 64, {"name": "fake"})
+
+
+@contextmanager
+def running(
+    directory: Path,
+    *,
+    tokens: str = "",
+    start: bool = True,
+    size: int = 10,
+    prepare: Callable[[FakePipeline], None] = lambda pipeline: None,
+    **settings: Any,
+) -> Iterator[Running]:
+    """A service over the journal in a directory, made if it is not there, with a client in this process."""
+    path = directory / "journal.sqlite"
+    journal = Journal.open(path) if path.exists() else Journal.create(path, meta())
+    config = ServiceConfig(**{"poll_seconds": 0.02, "revert_wait_seconds": 5.0, **settings})
+    found: Tokens = load_tokens(environment={"ERRATA_TOKENS": tokens})
+    with journal, Journal.open(path, read_only=True) as reader:
+        pipeline, evaluators = FakePipeline(journal, size=size), FakeEvaluators()
+        prepare(pipeline)
+        core = ServiceCore(pipeline, config)
+        asking = Asking(lambda: core.live, FakeMemory(reader), evaluators, k=3, arms=ARMS, limit=config.max_queries)
+        service = Service(core, asking, found, reader, Metrics(core, reader), model="fake", version="0.0")
+        client = TestClient(make_app(service), base_url="http://127.0.0.1", raise_server_exceptions=False)
+        try:
+            if start:
+                core.start()
+            yield Running(service, pipeline, evaluators, client)
+        finally:
+            for gate in (pipeline.gate, pipeline.start_gate, evaluators.gate):
+                gate.set()
+            core.stop()
+            asking.close()
+
+
+def edit(number: int = 0, **changes: Any) -> dict[str, Any]:
+    """A body for ``POST /v1/edits``."""
+    return {
+        "id": f"edit-{number}",
+        "subject": f"Place {number}",
+        "prompt": "{} lies in",
+        "target_new": "Rome",
+        **changes,
+    }

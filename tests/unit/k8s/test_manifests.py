@@ -1,0 +1,129 @@
+"""Every overlay and job passes every check, offline."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from tests.helpers.k8s import schemas
+from tests.helpers.k8s.objects import K8S, KUBECTL, find, of_kind, pods
+from tests.unit.k8s.conftest import JOBS, SERVICES, crds
+
+CHECKS = (
+    "core kinds",
+    "pod templates",
+    "images",
+    "resources",
+    "volumes",
+    "pod security",
+    "secrets",
+    "probes",
+    "single writer",
+    "ray clusters",
+    "ray jobs",
+    "versions",
+    "references",
+    "services",
+    "selectors",
+    "scope",
+    "rbac",
+    "policies",
+    "flows",
+    "commands",
+    "configurations",
+    "metrics",
+)
+OF_THE_SERVICE = {"PersistentVolumeClaim", "ServiceAccount", "PriorityClass"}
+"""What jobs use of the service that they are laid upon."""
+
+
+def beneath(objects, name):
+    """A job's objects, with what it finds in its namespace."""
+    found = objects(name)
+    if name in JOBS:
+        service = [thing for thing in objects("overlays/cluster") if thing["kind"] in OF_THE_SERVICE]
+        found += service
+    return found
+
+
+@pytest.mark.parametrize("name", [*SERVICES, *JOBS])
+def test_every_check_passes(name, objects, checks):
+    these = beneath(objects, name)
+    bad = {check: problems for check in CHECKS if (problems := checks[check](these))}
+    assert not bad, json.dumps(bad, indent=1)
+
+
+@pytest.mark.parametrize("name", [*SERVICES, *JOBS])
+def test_kinds_of_ray_fit_the_definitions_of_kuberay(name, objects, checks):
+    if crds() is None:
+        pytest.skip("KubeRay's definitions are not beside the checkout (../shared/data/crds)")
+    assert checks["ray kinds"](objects(name)) == []
+
+
+def test_the_validator_says_what_kubernetes_validate_says(objects):
+    from kubernetes_validate import ValidationError, validate
+
+    deployment = find(objects("base"), "Deployment", "errata-orchestrator")
+    assert validate(deployment, schemas.NEWEST, strict=True) == schemas.NEWEST
+    assert schemas.core_problems(deployment, schemas.NEWEST) == []
+    deployment["spec"]["replica"] = 1
+    with pytest.raises(ValidationError):
+        validate(deployment, schemas.NEWEST, strict=True)
+    assert len(schemas.core_problems(deployment, schemas.NEWEST)) == 1
+
+
+def test_every_directory_with_a_kustomization_is_tested(objects):
+    found = {str(p.parent.relative_to(K8S)) for p in K8S.rglob("kustomization.yaml")}
+    used = {line for name in (*SERVICES, *JOBS) for line in _components(name)}
+    assert found == {*SERVICES, *JOBS} | used
+
+
+def _components(name):
+    import yaml
+
+    listed = yaml.safe_load((K8S / name / "kustomization.yaml").read_text()).get("components", [])
+    return [str((K8S / name / one).resolve().relative_to(K8S)) for one in listed]
+
+
+def test_the_topology_is_what_the_pages_promise(objects):
+    cluster = find(objects("overlays/cluster"), "RayCluster", "errata")["spec"]
+    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+    assert set(groups) == {"cpu", "editor", "gpu"}
+    assert cluster["autoscalerOptions"]["version"] == "v2" and cluster["gcsFaultToleranceOptions"]["redisAddress"]
+    assert (groups["editor"]["minReplicas"], groups["editor"]["maxReplicas"]) == (1, 1)
+    assert groups["gpu"]["maxReplicas"] > groups["gpu"]["minReplicas"] == 0
+    for name in ("editor", "gpu"):
+        assert groups[name]["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    redis = find(objects("base"), "StatefulSet", "errata-redis")["spec"]["template"]["spec"]["containers"][0]
+    assert "--appendonly yes" in redis["args"][0]
+
+
+def test_the_local_overlay_asks_for_no_gpu_and_fits_a_small_machine(objects):
+    from tests.helpers.k8s.pod_rules import quantity
+
+    local = objects("overlays/local")
+    running = [pod for pod in pods(local) if pod.owner["kind"] not in ("Job", "CronJob")]
+    limits = [c["resources"] for pod in running for c in pod.spec["containers"]]
+    assert not any("gpu" in key for part in limits for key in part["limits"])
+    assert sum(quantity(part["requests"]["cpu"]) for part in limits) <= 7
+    assert sum(quantity(part["requests"]["memory"]) for part in limits) <= 20 * 2**30
+
+
+def test_a_server_takes_the_manifests(objects):
+    kubeconfig = os.environ.get("ERRATA_TEST_KUBECONFIG")
+    if not kubeconfig:
+        pytest.skip("ERRATA_TEST_KUBECONFIG names no cluster to try the manifests on")
+    base = [str(KUBECTL), "--kubeconfig", kubeconfig]
+    # what is in a namespace cannot be tried before the namespace is there
+    space = {"apiVersion": "v1", "kind": "List", "items": of_kind(objects("overlays/local"), "Namespace")}
+    made = subprocess.run([*base, "apply", "-f", "-"], input=json.dumps(space), text=True, capture_output=True)
+    assert made.returncode == 0, made.stderr
+    tried = subprocess.run(
+        [*base, "apply", "--server-side", "--dry-run=server", "-k", str(K8S / "overlays" / "local")],
+        text=True,
+        capture_output=True,
+    )
+    assert tried.returncode == 0, tried.stderr

@@ -1,0 +1,401 @@
+"""The HTTP interface over a pipeline without models: what is taken, what is refused, who may."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.service import ADMIN, READ, TOKENS, WRITE, Running, bearer, edit, running
+
+
+@pytest.fixture(scope="module")
+def open_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Without tokens, shared; a test uses ids of its own."""
+    with running(tmp_path_factory.mktemp("open")) as made:
+        yield made
+
+
+def settled(run: Running, name: str, state: str = "applied") -> dict[str, Any]:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        found = run.client.get(f"/v1/edits/{name}").json()
+        if found.get("state") == state:
+            return dict(found)
+        time.sleep(0.01)
+    raise AssertionError(f"{name} did not become {state}: {found}")
+
+
+# ---------------------------------------------------------------- handing in
+
+
+def test_an_edit_is_journalled_answered_and_written(open_service: Running) -> None:
+    answer = open_service.client.post("/v1/edits", json=edit(1))
+    assert answer.status_code == 202
+    (result,) = answer.json()["results"]
+    assert result["id"] == "edit-1" and result["status"] == "accepted"
+    story = settled(open_service, "edit-1")
+    assert [fate["state"] for fate in story["fates"]] == ["accepted", "applied"]
+    assert story["provenance"]["when"] is not None
+
+
+def test_the_same_edit_again_is_a_duplicate_and_another_content_a_conflict(open_service: Running) -> None:
+    open_service.client.post("/v1/edits", json=edit(2))
+    again = open_service.client.post("/v1/edits", json=edit(2))
+    assert again.status_code == 202 and again.json()["results"][0]["status"] == "duplicate"
+    other = open_service.client.post("/v1/edits", json=edit(2, target_new="Paris"))
+    assert other.status_code == 409
+    assert other.json()["error"]["details"][0]["status"] == "conflict"
+
+
+def test_an_idempotency_key_is_the_id(open_service: Running) -> None:
+    body = edit(3)
+    del body["id"]
+    first = open_service.client.post("/v1/edits", json=body, headers={"Idempotency-Key": "key-3"})
+    second = open_service.client.post("/v1/edits", json=body, headers={"Idempotency-Key": "key-3"})
+    assert [a.json()["results"][0]["status"] for a in (first, second)] == ["accepted", "duplicate"]
+    assert first.json()["results"][0]["id"] == "key-3"
+    assert open_service.client.post("/v1/edits", json=body, headers={"Idempotency-Key": "a/b"}).status_code == 400
+    several = open_service.client.post("/v1/edits", json=[body], headers={"Idempotency-Key": "key-4"})
+    assert several.status_code == 400
+
+
+def test_of_several_each_is_judged_by_itself(open_service: Running) -> None:
+    body = {"edits": [edit(10), edit(11, subject="\x00"), edit(12, prompt="no slot"), edit(10, target_new="other")]}
+    answer = open_service.client.post("/v1/edits", json=body)
+    assert answer.status_code == 202
+    assert [r["status"] for r in answer.json()["results"]] == ["accepted", "invalid", "invalid", "conflict"]
+    assert "control characters" in answer.json()["results"][1]["error"]
+    assert "slot" in answer.json()["results"][2]["error"]
+    assert open_service.client.get("/v1/edits/edit-11").status_code == 404
+
+
+BAD_BODIES: list[tuple[bytes, int]] = [
+    (b"", 400),
+    (b"{", 400),
+    (b"nonsense", 400),
+    (b'{"edits": [NaN]}', 400),
+    (b'{"subject": "\\ud800"}', 400),
+    (b"\xff\xfe", 400),
+    (b"[" * 200_000, 400),
+    (b"9" * 10_000, 400),
+    (b"null", 422),
+    (b"[]", 422),
+    (b'{"edits": []}', 422),
+    (b'{"edits": {}}', 422),
+    (b'{"edits": [], "x\\u0007": 1}', 422),
+    (json.dumps(edit(20, target_new=7)).encode(), 422),
+    (json.dumps(edit(20, id="../../etc/passwd")).encode(), 422),
+    (json.dumps(edit(20, id="record:1")).encode(), 422),
+    (json.dumps(edit(20, id="a b")).encode(), 422),
+    (json.dumps(edit(20, subject="a\nb")).encode(), 422),
+    (json.dumps(edit(20, prompt="{} is\x1b[2J")).encode(), 422),
+    (json.dumps(edit(20, prompt="{} is \x00")).encode(), 422),
+    (json.dumps(edit(20, target_new=" \u3000\t")).encode(), 422),
+    (json.dumps(edit(20, prompt="{} and {}")).encode(), 422),
+    (json.dumps(edit(20, subject="x" * 301)).encode(), 422),
+    (json.dumps(edit(20, sub="x")).encode(), 422),
+    (json.dumps(edit(20, provenance={"when": "yesterday"})).encode(), 422),
+]
+
+
+@pytest.mark.parametrize(("body", "status"), BAD_BODIES, ids=range(len(BAD_BODIES)))
+def test_what_does_not_fit_is_refused_in_one_line_that_is_safe_to_print(
+    open_service: Running, body: bytes, status: int
+) -> None:
+    before = open_service.journal.counts().requests
+    answer = open_service.client.post("/v1/edits", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status, answer.text
+    message = answer.json()["error"]["message"]
+    assert message.isprintable() and len(message) < 1000
+    assert open_service.journal.counts().requests == before
+
+
+def test_a_body_that_is_no_json_by_its_type_is_refused(open_service: Running) -> None:
+    text = json.dumps(edit(30))
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
+        answer = open_service.client.post("/v1/edits", content=text, headers={"Content-Type": kind})
+        assert answer.status_code == 415
+    assert open_service.client.get("/v1/edits/edit-30").status_code == 404
+
+
+def test_a_large_body_is_refused_however_it_comes(tmp_path: Path) -> None:
+    with running(tmp_path, max_body_bytes=2000, max_edits_per_request=3) as run:
+        large = json.dumps(edit(1, prompt="{} " + "x" * 1990)).encode()
+
+        def chunks() -> Iterator[bytes]:
+            for start in range(0, len(large), 100):
+                yield large[start : start + 100]
+
+        headers = {"Content-Type": "application/json"}
+        assert run.client.post("/v1/edits", content=large, headers=headers).status_code == 413
+        assert run.client.post("/v1/edits", content=chunks(), headers=headers).status_code == 413
+        lying = {**headers, "Content-Length": "99999999999999999999999"}
+        assert run.client.post("/v1/edits", content=b"{}", headers=lying).status_code == 413
+        wrong = {**headers, "Content-Length": "-1"}
+        assert run.client.post("/v1/edits", content=b"{}", headers=wrong).status_code == 400
+        many = [edit(n) for n in range(4)]
+        assert run.client.post("/v1/edits", json=many).status_code == 413
+        assert run.journal.counts().requests == 0
+
+
+# ---------------------------------------------------------------- who may
+
+
+def test_every_route_asks_for_its_role(tmp_path: Path) -> None:
+    reads = [("GET", p) for p in ("edits", "edits/x", "versions", "versions/head", "evaluations", "status", "models")]
+    reads += [("POST", "query"), ("POST", "chat/completions")]
+    writes = [("POST", "edits"), ("DELETE", "edits/x"), ("POST", "evaluations")]
+    admins = [("POST", "refresh"), ("POST", "pause"), ("POST", "resume")]
+    with running(tmp_path, tokens=TOKENS) as run:
+        paths = {(m, p.removeprefix("/v1/")) for p, ms in run.client.get("/openapi.json").json()["paths"].items()
+                 for m in map(str.upper, ms) if p.startswith("/v1/")}  # fmt: skip
+        assert paths == {(m, p.replace("/x", "/{id}").replace("/head", "/{name}")) for m, p in reads + writes + admins}
+        for allowed, routes in (((READ, WRITE, ADMIN), reads), ((WRITE, ADMIN), writes), ((ADMIN,), admins)):
+            for method, path in routes:
+                for token in (None, "wrong-token-0123456789", READ, WRITE, ADMIN):
+                    headers = {} if token is None else bearer(token)
+                    status = run.client.request(method, f"/v1/{path}", headers=headers).status_code
+                    if token in (None, "wrong-token-0123456789"):
+                        assert status == 401, (method, path, token)
+                    elif token not in allowed:
+                        assert status == 403, (method, path, token)
+                    else:
+                        assert status not in (401, 403, 500), (method, path, token, status)
+        assert run.client.get("/metrics").status_code == 401
+        assert run.client.get("/metrics", headers=bearer(READ)).status_code == 200
+        for path in ("/", "/docs", "/healthz", "/openapi.json", "/page/app.js"):
+            assert run.client.get(path).status_code == 200
+        assert run.client.get("/v1/status").headers["www-authenticate"] == "Bearer"
+
+
+def test_the_journal_says_who_without_giving_the_token_away(tmp_path: Path) -> None:
+    with running(tmp_path, tokens=TOKENS) as run:
+        run.client.post("/v1/edits", json=edit(1), headers=bearer(WRITE))
+        run.client.post("/v1/pause", headers=bearer(ADMIN))
+        row = run.journal.request("edit-1")
+        assert row is not None and row.payload["provenance"]["who"].startswith("write:")
+        (event,) = run.journal.events("service_paused")
+        assert event.data["by"].startswith("admin:")
+    kept = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert WRITE.encode() not in kept and ADMIN.encode() not in kept
+
+
+def test_without_tokens_only_names_of_this_machine_are_answered_to(open_service: Running) -> None:
+    assert open_service.client.get("/v1/status", headers={"Host": "attacker.example"}).status_code == 421
+    assert open_service.client.get("/v1/status", headers={"Host": "[::1"}).status_code == 421
+    assert open_service.client.get("/v1/status", headers={"Host": "127.0.0.1:8080"}).status_code == 200
+
+
+def test_pages_of_other_origins_may_not_change_anything(open_service: Running) -> None:
+    for origin in ("https://attacker.example", "null", "http://[", "http://127.0.0.1:81"):
+        assert open_service.client.post("/v1/pause", headers={"Origin": origin}).status_code == 403
+    own = open_service.client.post("/v1/resume", headers={"Origin": "http://127.0.0.1"})
+    assert own.status_code == 200
+
+
+def test_answers_carry_what_keeps_a_browser_from_harm(open_service: Running) -> None:
+    for path in ("/", "/v1/status", "/nothing"):
+        headers = open_service.client.get(path).headers
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("path", ["/page/../app.py", "/page/%2e%2e/app.py", "/page//etc/passwd", "/page/settings.py"])
+def test_nothing_but_the_page_is_served(open_service: Running, path: str) -> None:
+    assert open_service.client.get(path).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "%2e%2e%2f%2e%2e", "%00", "a'; DROP TABLE requests; --", "x" * 5000]
+)
+def test_strange_ids_are_not_found_and_do_no_harm(open_service: Running, name: str) -> None:
+    assert open_service.client.get(f"/v1/edits/{name}").status_code in (404, 405)
+    assert open_service.client.delete(f"/v1/edits/{name}").status_code in (404, 405)
+    assert open_service.client.get(f"/v1/versions/{name}").status_code == 404
+    assert open_service.client.get("/v1/edits").status_code == 200
+
+
+# ---------------------------------------------------------------- back-pressure
+
+
+def test_when_the_queue_is_full_new_edits_wait_outside_and_known_ones_are_answered(tmp_path: Path) -> None:
+    with running(tmp_path, max_waiting=3) as run:
+        run.pipeline.gate.clear()
+        assert run.client.post("/v1/edits", json=[edit(n) for n in range(3)]).status_code == 202
+        full = run.client.post("/v1/edits", json=edit(3))
+        assert full.status_code == 429 and int(full.headers["retry-after"]) >= 1
+        assert run.client.post("/v1/edits", json=edit(1)).json()["results"][0]["status"] == "duplicate"
+        too_many = run.client.post("/v1/edits", json=[edit(n) for n in range(4, 9)])
+        assert too_many.status_code == 413
+        run.pipeline.gate.set()
+        settled(run, "edit-2")
+        assert run.client.post("/v1/edits", json=edit(3)).status_code == 202
+
+
+def test_more_questions_than_allowed_are_refused_at_once(tmp_path: Path) -> None:
+    with running(tmp_path, max_queries=2) as run:
+        settled_head = run.client.get("/readyz")
+        while settled_head.status_code != 200:
+            settled_head = run.client.get("/readyz")
+        run.evaluators.gate.clear()
+        statuses: list[int] = []
+
+        def ask() -> None:
+            statuses.append(run.client.post("/v1/query", json={"question": "why"}).status_code)
+
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 10
+        while (
+            answer := run.client.post("/v1/query", json={"question": "why", "max_new_tokens": 0})
+        ).status_code != 422:
+            assert time.monotonic() < deadline
+        while run.service.asking._room._value and time.monotonic() < deadline:
+            time.sleep(0.01)
+        answer = run.client.post("/v1/query", json={"question": "why"})
+        assert answer.status_code == 429 and "retry-after" in answer.headers
+        run.evaluators.gate.set()
+        for thread in threads:
+            thread.join()
+        assert statuses == [200, 200]
+
+
+# ---------------------------------------------------------------- reading
+
+
+def test_lists_come_in_pages_without_gaps(tmp_path: Path) -> None:
+    with running(tmp_path, size=2) as run:
+        run.client.post("/v1/edits", json=[edit(n) for n in range(7)])
+        settled(run, "edit-6")
+        seen: list[str] = []
+        before: int | None = None
+        while True:
+            page = run.client.get("/v1/edits", params={"limit": 3, **({"before": before} if before else {})}).json()
+            seen += [row["id"] for row in page["edits"]]
+            before = page["next"]
+            if before is None:
+                break
+        assert seen == [f"edit-{n}" for n in reversed(range(7))]
+        versions: list[int] = []
+        before = None
+        while True:
+            page = run.client.get("/v1/versions", params={"limit": 2, **({"before": before} if before else {})}).json()
+            versions += [row["sequence"] for row in page["versions"]]
+            before = page["next"]
+            if before is None:
+                break
+        assert versions == [4, 3, 2, 1, 0]
+        assert run.client.get("/v1/versions/v2").json()["request_ids"] == ["edit-2", "edit-3"]
+        assert run.client.get("/v1/versions/head").json()["edits"] == 7
+        assert run.client.get("/v1/versions/v9").status_code == 404
+        for bad in ("limit=0", "limit=501", "before=0", "before=99999999999999999999", "state=lost", "limit=x"):
+            assert run.client.get(f"/v1/edits?{bad}").status_code == 422
+
+
+def test_metrics_tell_of_edits_calls_and_versions(tmp_path: Path) -> None:
+    with running(tmp_path) as run:
+        run.client.post("/v1/edits", json=[edit(n) for n in range(3)])
+        settled(run, "edit-2")
+        run.client.post("/v1/evaluations", json={"sample": 2})
+        while run.journal.counts().evaluations == 0:
+            time.sleep(0.01)
+        run.client.get("/no/such/path/with/a/secret")
+        lines = run.client.get("/metrics").text.splitlines()
+        for line in (
+            'errata_edits{state="applied"} 3.0',
+            "errata_queue_edits 0.0",
+            "errata_version_edits 3.0",
+            "errata_edits_written_total 3.0",
+            "errata_batch_seconds_count 1.0",
+            "errata_accept_seconds_count 1.0",
+            "errata_ready 1.0",
+            'errata_http_requests_total{method="POST",route="/v1/edits",status="202"} 1.0',
+            'errata_http_requests_total{method="other",route="other",status="404"} 1.0',
+            'errata_evaluation{arm="edited",kind="asked",metric="efficacy"} 0.5',
+        ):
+            assert line in lines, line
+        assert "secret" not in "\n".join(lines)
+
+
+# ---------------------------------------------------------------- questions
+
+
+def test_arms_answer_side_by_side_with_what_was_found_and_chosen(tmp_path: Path) -> None:
+    with running(tmp_path) as run:
+        run.client.post("/v1/edits", json=edit(1))
+        settled(run, "edit-1")
+        found = run.client.post("/v1/query", json={"question": "Place 1 lies in"}).json()
+        assert found["sequence"] == 1 and found["edits"] == 1
+        (answer,) = found["answers"]
+        assert list(answer["arms"]) == ["base", "edited", "memory", "edited_memory"]
+        assert answer["arms"]["base"] == {"answer": "base says Place 1 lies in", "tokens": 4}
+        memory = answer["arms"]["memory"]
+        assert memory["chosen"]["edit"] == "edit-1" and memory["chosen"]["statement"] == "Place 1 lies in Rome."
+        assert memory["reason"] == "because" and len(memory["retrieved"]) == 1
+        one = run.client.post("/v1/query", json={"questions": ["a", "b"], "arms": ["edited"]}).json()
+        assert [list(a["arms"]) for a in one["answers"]] == [["edited"], ["edited"]]
+        for bad in (
+            {},
+            {"question": "a", "questions": ["b"]},
+            {"question": "a", "arms": []},
+            {"question": "a", "arms": ["all"]},
+            {"question": "a", "arms": ["base", "base"]},
+            {"questions": ["x"] * 65},
+            {"question": "a\x07"},
+        ):
+            assert run.client.post("/v1/query", json=bad).status_code == 422, bad
+
+
+def test_questions_before_the_first_version_are_told_to_come_back(tmp_path: Path) -> None:
+    with running(tmp_path, prepare=lambda pipeline: pipeline.start_gate.clear()) as run:
+        assert run.client.get("/healthz").status_code == 200
+        assert run.client.get("/readyz").status_code == 503
+        answer = run.client.post("/v1/query", json={"question": "a"})
+        assert answer.status_code == 503 and "retry-after" in answer.headers
+        # accepted all the same: the journal is there
+        assert run.client.post("/v1/edits", json=edit(1)).status_code == 202
+        run.pipeline.start_gate.set()
+        settled(run, "edit-1")
+        assert run.client.get("/readyz").json() == {"status": "running"}
+
+
+def test_a_chat_client_of_openai_is_understood(open_service: Running) -> None:
+    client = open_service.client
+    assert [m["id"] for m in client.get("/v1/models").json()["data"]] == ["base", "edited", "memory", "edited_memory"]
+    body = {"model": "errata/edited", "messages": [{"role": "user", "content": [{"type": "text", "text": "Where?"}]}]}
+    answer = client.post("/v1/chat/completions", json={**body, "temperature": 0.7, "max_tokens": 4})
+    found = answer.json()
+    assert found["object"] == "chat.completion" and found["choices"][0]["message"]["content"] == "edited says Where?"
+    assert found["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    assert found["choices"][0]["finish_reason"] == "length"
+    assert "temperature" in answer.headers["x-errata-note"]
+    assert found["errata"]["arm"] == "edited"
+    strange = client.post("/v1/chat/completions", json={**body, "model": "gpt-9"})
+    assert strange.status_code == 404 and strange.json()["error"]["code"] == "model_not_found"
+    for bad in ({"n": 2}, {"tools": []}, {"messages": []}, {"messages": [{"role": "assistant", "content": "a"}]}):
+        assert client.post("/v1/chat/completions", json={**body, **bad}).status_code == 422
+
+
+def test_a_streamed_chat_adds_up_to_the_whole(open_service: Running) -> None:
+    body = {
+        "model": "base",
+        "messages": [{"role": "user", "content": "one two three four five six"}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    answer = open_service.client.post("/v1/chat/completions", json=body)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    events = [json.loads(line) for line in lines[:-1]]
+    text = "".join(e["choices"][0]["delta"].get("content", "") for e in events if e["choices"])
+    assert text == "base says one two three four five six"
+    assert events[-1]["usage"]["completion_tokens"] == 4
+    assert [e["choices"][0]["finish_reason"] for e in events if e["choices"]][-1] == "stop"
