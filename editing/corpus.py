@@ -283,16 +283,31 @@ def cut(text: TextCodec, document: str, window: int) -> list[list[int]]:
 
 
 def pack(lengths: Sequence[int], window: int) -> list[list[int]]:
-    """Indices of pieces row by row: in order, a new row where the next piece does not fit (it never crosses rows)."""
+    """Indices of pieces row by row, fullest row first; a piece goes into the first row that has room, longest first."""
     rows: list[list[int]] = []
-    free = 0
-    for index, length in enumerate(lengths):
-        if not rows or length > free:
+    fill: list[int] = []
+    open_rows: list[int] = []
+    shortest = min(lengths, default=0)
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        place = next((r for r in open_rows if fill[r] + lengths[index] <= window), len(rows))
+        if place == len(rows):
             rows.append([])
-            free = window
-        rows[-1].append(index)
-        free -= length
-    return rows
+            fill.append(0)
+            open_rows.append(place)
+        rows[place].append(index)
+        fill[place] += lengths[index]
+        if fill[place] + shortest > window:
+            open_rows.remove(place)
+    return [rows[r] for r in sorted(range(len(rows)), key=lambda r: (-fill[r], r))]
+
+
+def _batches(rows: Sequence[Sequence[int]], lengths: Sequence[int], batch_tokens: int) -> Iterator[Sequence[list[int]]]:
+    """Rows, fullest first, in runs of at most so many positions with their padding; at least one row each."""
+    at = 0
+    while at < len(rows):
+        count = max(1, batch_tokens // sum(lengths[i] for i in rows[at]))
+        yield [list(row) for row in rows[at : at + count]]
+        at += count
 
 
 @dataclass(frozen=True)
@@ -347,12 +362,11 @@ def packed_pass(
         raise UserError(f"corpus.window: a piece of {longest} tokens, but {model.name!r} has positions for {reach}")
     moments = {layer: model.moments(layer, block=_BLOCK) for layer in layers}
     losses = torch.zeros(len(pieces), dtype=torch.float64, device=model.device)
-    rows = pack([len(piece.ids) for piece in pieces], window)
-    per_batch = max(1, batch_tokens // window)
+    lengths = [len(piece.ids) for piece in pieces]
     stop = max(map(layer_of, layers)) + 1 if layers else 0
     tokens = 0
-    for at in range(0, len(rows), per_batch):
-        batch = _assemble(pieces, rows[at : at + per_batch], model.text.pad_id, model.device)
+    for rows in _batches(pack(lengths, window), lengths, batch_tokens):
+        batch = _assemble(pieces, rows, model.text.pad_id, model.device)
         positional = model.positional(batch.layout)
         hidden = model.decoder.embed(batch.ids, batch.layout.positions)
         with model.map_inputs(layers) as inputs:

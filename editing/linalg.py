@@ -20,6 +20,8 @@ from editing.errors import NumericalError
 
 MAX_DRIFT = 1e-9
 """An inverse that answers its newest keys with a larger relative error is computed afresh."""
+_REMEMBERED = 256
+"""Right sides of at most so many columns are kept with their answer."""
 _DEPENDENT = 1e-6
 """Keys whose part outside the span of earlier ones has less than this share of their squared length depend on them."""
 
@@ -52,9 +54,18 @@ class DenseBase(Base):
                 "estimate it from more tokens than it has rows"
             )
         self._factor = factor
+        self._last: tuple[Tensor, Tensor] | None = None
 
     def solve(self, right: Tensor) -> Tensor:
-        return torch.cholesky_solve(right, self._factor)
+        # a batch's keys are solved for twice, for its update and when they join the system
+        if self._last is not None and torch.equal(self._last[0], right):
+            return self._last[1]
+        # two triangular solves read the factor where it lies; cholesky_solve copies all of it first
+        half = torch.linalg.solve_triangular(self._factor, right, upper=False)
+        answer = torch.linalg.solve_triangular(self._factor.mT, half, upper=True)
+        if right.shape[1] <= _REMEMBERED:
+            self._last = (right.clone(), answer)
+        return answer
 
     def multiply(self, x: Tensor) -> Tensor:
         return self.matrix @ x

@@ -25,28 +25,38 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
 
 from editing.model.adapter import EditableModel
 from editing.model.decoder import Layout
 from editing.model.kv import PrefixKV, RecordingKV
+from editing.model.packed import packed_products
 from editing.request import EditRequest
 
 logger = logging.getLogger(__name__)
 
 KL_TEMPLATE = "{} is a"
+FAST: dict[str, Any] = {"contexts": 2, "steps": 18, "lr": 0.8}
+"""What ``profile: fast`` sets where the settings leave it open."""
 _REPACK_SHARE = 0.8
 """Rows of finished edits are dropped once fewer than this share of a batch is still running."""
+_PACKED_STEPS = 8
+"""Packing weights for few rows takes about as long as it saves in so many steps."""
 
 
 class ValueConfig(BaseModel):
     """Settings of the value optimisation; the defaults are MEMIT's for GPT-J with ``lr`` .5."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    profile: Literal["exact", "fast"] = "exact"
+    """``fast``: 2 contexts, 18 steps and lr .8 where they are not given; an approximation, see docs/performance.md."""
+    contexts: int | None = Field(None, ge=1)
+    """Only so many contexts are optimised on, the empty one first; null for all. Keys are read in all of them."""
 
     lr: float = Field(0.5, gt=0)
     """Adam's learning rate."""
@@ -64,6 +74,11 @@ class ValueConfig(BaseModel):
     """Where a norm follows the MLP: optimise before it (exact), or ignore it as published code does."""
     batch_tokens: int = Field(2048, ge=1)
     """Positions run at once in one optimisation step; bounds the memory."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_profile(cls, data: Any) -> Any:
+        return {**FAST, **data} if isinstance(data, dict) and data.get("profile") == "fast" else data
 
 
 @dataclass(frozen=True)
@@ -166,6 +181,7 @@ def optimise_values(
             group's first.
     """
     prompts: Sequence[Sequence[str] | None] = variant.prompts or [None] * len(requests)
+    contexts = contexts[: config.contexts]
     every = [edit_segments(model, r, contexts, p) for r, p in zip(requests, prompts, strict=True)]
     kept = [sum(len(s.tokens) - s.subject for s in segments) for segments in every]
     groups = [list(group) for group in variant.groups or [[i] for i in range(len(requests))]]
@@ -181,7 +197,9 @@ def optimise_values(
         if following is None or (rows + len(following)) * widest[order[place + 1 - len(batch)]] > config.batch_tokens:
             edits = [every[i] for group in batch for i in group]
             problem = _problem(model, edits, layer, config, space, variant)
-            for group, value in zip(batch, _minimise(problem, config, [len(g) for g in batch]), strict=True):
+            with packed_products(problem.rows_of_maps() if config.steps >= _PACKED_STEPS else {}):
+                values = _minimise(problem, config, [len(g) for g in batch])
+            for group, value in zip(batch, values, strict=True):
                 for i in group:
                     results[i] = value
             finished += rows
@@ -285,6 +303,14 @@ class _Problem:
         self.kl_base = model.logits(top[kl_rows, kl_tokens]).float().log_softmax(dim=-1)
         self.positional = model.positional(self.kept_layout, self.past_layout.followed_by(self.kept_layout))
 
+    def rows_of_maps(self) -> dict[nn.Module, int]:
+        """How many rows every module that a step runs through sees."""
+        decoder, positions = self.model.decoder, self.hidden.shape[0] * self.hidden.shape[1]
+        layers = (decoder.layers[i] for i in range(self.first, self.model.num_layers))
+        rows = {module: positions for layer in layers for module in layer.modules()}
+        kl = self.hidden.shape[0] if self.config.kl_factor else 0
+        return rows | {self.model.hf.get_output_embeddings(): self.predict_at.numel() + kl}
+
     def _at_first_subject(self) -> Tensor:
         # the empty context is the first segment of each edit, and its subject the first kept position
         return (self.mlp_out if self.mlp_out is not None else self.hidden)[:, 0].float()
@@ -359,7 +385,15 @@ class _Problem:
         """Total loss (B,) of each edit at ``delta`` (B, d) float32."""
         model = self.model
         hidden = self._above(delta)
-        logits = model.logits(hidden[self.predict_edit, self.predict_at]).float()
+        predicting = hidden[self.predict_edit, self.predict_at]
+        after_kl: Tensor | None = None
+        if self.config.kl_factor:
+            # one product with the head for all: for few edits reading it is a fifth of a step
+            edits = torch.arange(delta.shape[0], device=delta.device)
+            both = model.logits(torch.cat([predicting, hidden[edits, self.kl_at]])).float()
+            logits, after_kl = both.split([predicting.shape[0], edits.numel()])
+        else:
+            logits = model.logits(predicting).float()
         picked = logits.gather(1, self.predict_token[:, None]).squeeze(1)
         nll = (logits.logsumexp(dim=1) - picked) * self.predict_weight
         total = torch.zeros(delta.shape[0], device=delta.device).index_add(0, self.predict_edit, nll)
@@ -368,9 +402,8 @@ class _Problem:
                 0, self.predict_edit, (logits.argmax(dim=1) != self.predict_token).float()
             )
             total = torch.where(missed > 0, total, self.variant.hit_weight * total)
-        if self.config.kl_factor:
-            edits = torch.arange(delta.shape[0], device=delta.device)
-            now = model.logits(hidden[edits, self.kl_at]).float().log_softmax(dim=-1)
+        if after_kl is not None:
+            now = after_kl.log_softmax(dim=-1)
             total = total + self.config.kl_factor * (now.exp() * (now - self.kl_base)).sum(dim=-1)
         if self.config.weight_decay:
             total = total + self.config.weight_decay * self._decay(delta)

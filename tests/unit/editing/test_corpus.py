@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -153,12 +153,12 @@ def test_no_document_yields_no_keys(llama: EditableModel) -> None:
 
 
 @given(lengths=st.lists(st.integers(1, 12), max_size=40))
-def test_packing_keeps_the_order_and_the_window(lengths: list[int]) -> None:
+def test_packing_takes_every_piece_once_into_as_few_rows_as_first_fit_gives(lengths: list[int]) -> None:
     rows = pack(lengths, 12)
-    assert [i for row in rows for i in row] == list(range(len(lengths)))
-    assert all(sum(lengths[i] for i in row) <= 12 for row in rows)
-    for row, after in pairwise(rows):
-        assert sum(lengths[i] for i in row) + lengths[after[0]] > 12, "a row is left only when the next does not fit"
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    fill = [sum(lengths[i] for i in row) for row in rows]
+    assert all(total <= 12 for total in fill) and fill == sorted(fill, reverse=True)
+    assert all(a + b > 12 for a, b in combinations(fill, 2)), "no two rows would fit into one"
 
 
 # ---------------------------------------------------------------- reading

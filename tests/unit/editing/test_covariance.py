@@ -36,6 +36,16 @@ def test_accumulator_equals_the_float64_sum() -> None:
     assert torch.equal(total, total.T)
 
 
+def test_wide_products_are_taken_by_halves() -> None:
+    keys = keys_of(2, 40, size=700)
+    moments = accumulated(keys, [7])
+    want = keys.astype(np.float64).T @ keys.astype(np.float64)
+    total = moments.total()
+    assert len(moments._panels) > 1
+    assert np.linalg.norm(total.numpy() - want) <= 1e-6 * np.linalg.norm(want)
+    assert torch.equal(total, total.T)
+
+
 @settings(max_examples=30, deadline=None)
 @given(cuts=st.lists(st.integers(0, 90), max_size=8).map(sorted))
 def test_accumulator_does_not_depend_on_how_keys_arrive(cuts: list[int]) -> None:

@@ -107,6 +107,18 @@ def test_an_older_system_stays_usable() -> None:
     assert older.past.shape == (D, 4)
 
 
+def test_a_dense_base_answers_the_question_that_was_asked() -> None:
+    rng = np.random.default_rng(5)
+    matrix = covariance(rng)
+    base, fresh = DenseBase(tensor(matrix), what="A"), DenseBase(tensor(matrix), what="A")
+    one, other = tensor(rng.standard_normal((D, 2))), tensor(rng.standard_normal((D, 2)))
+    for right in (one, one.clone(), other, one, one[:, :1]):
+        got = base.solve(right)
+        assert torch.equal(got, fresh.solve(right)), "what is remembered changes no bit"
+        np.testing.assert_allclose(got.numpy(), np.linalg.solve(matrix, right.numpy()), rtol=1e-9, atol=1e-12)
+        fresh = DenseBase(tensor(matrix), what="A")
+
+
 def test_drift_shows_a_wrong_inverse() -> None:
     rng = np.random.default_rng(3)
     base = DenseBase(tensor(covariance(rng)), what="A")

@@ -1,0 +1,190 @@
+"""Key covariances: tokens per CPU second of the text pass and of self-generation, and how both grow with workers.
+
+    python -m benchmarks.covariance [--text wiki.test.raw]     # SmolLM2, five layers, one thread
+    python -m benchmarks.covariance --workers 1 2              # and wall-clock rates of an estimate on a local Ray
+
+Text: one packed pass that ends at the last edited layer, against one pass per layer, each up to its layer, documents
+one by one without padding, as published code makes it. The floor is the dense products of the layers that are run and
+the symmetric half of the rank-k updates, at the core's measured rate. Self-generation: the same units with keys of five
+layers and with none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.measuring import context, gemm_rate, one_thread, store, timed
+from benchmarks.records import LAYERS, MODEL, ROOT, smollm2
+from editing.corpus import CorpusConfig, CorpusReader, CorpusReading, cut, run_corpus_unit
+from editing.model.adapter import EditableModel
+from editing.selfgen import SelfGenerationConfig, run_unit, unit_of
+
+
+@torch.no_grad()
+def layer_by_layer(
+    model: EditableModel, pieces: Sequence[Sequence[int]], layers: Sequence[int]
+) -> tuple[dict[int, Tensor], int]:
+    """The published way: for each layer a pass of its own, up to that layer, over the pieces, each alone; float32."""
+    sums: dict[int, Tensor] = {}
+    skip = max(1, len(model.text.bos))
+    for layer in layers:
+        width = int(model.weight(layer).shape[1])
+        total = torch.zeros(width, width)
+        for piece in pieces:
+            rows = model.rows([piece])
+            with model.map_inputs([layer]) as inputs:
+                model.run(model.embed(rows), 0, layer + 1, model.positional(rows.layout))
+            keys = inputs[layer][0, skip:]
+            total += keys.T @ keys
+        sums[layer] = total.double()
+    return sums, sum(len(piece) - skip for piece in pieces)
+
+
+def floor_operations(model: EditableModel, layers: Sequence[int]) -> float:
+    """Floating-point operations per token that the pass cannot avoid, attention's own products left out."""
+    below = sum(p.numel() for i in range(max(layers)) for p in model.decoder.layers[i].parameters() if p.ndim == 2)
+    last = sum(p.numel() for p in model.decoder.layers[max(layers)].parameters() if p.ndim == 2)
+    last -= model.parameter(max(layers)).numel()  # its output is not needed
+    return 2.0 * (below + last) + sum(float(model.weight(layer).shape[1]) ** 2 for layer in layers)
+
+
+def text_pass(
+    model: EditableModel,
+    documents: Sequence[str],
+    layers: Sequence[int],
+    *,
+    plain: int,
+    repeats: int,
+    rate: float,
+    window: int = 257,
+) -> dict[str, Any]:
+    """Tokens per CPU second of the packed pass, and of the published way on the first ``plain`` documents."""
+    config = CorpusReading(window=window)
+    first = [piece for text in documents[:plain] for piece in cut(model.text, text, window)]
+    plain_s, (want, count) = timed(lambda: layer_by_layer(model, first, layers))
+    small = run_corpus_unit(model, 0, 0, documents[:plain], layers, config)
+    worst = max(float((small.sums[i] - want[i]).norm() / want[i].norm()) for i in layers)
+    if small.tokens != count or not worst < 1e-5:
+        raise AssertionError(f"{small.tokens} keys, want {count}; sums differ by {worst:.2g}")
+    tokens, times = 0, []
+    for _ in range(repeats):
+        seconds, unit = timed(lambda: run_corpus_unit(model, 0, 0, documents, layers, config))
+        tokens = unit.tokens
+        times.append(seconds)
+    fast = tokens / min(times)
+    floor = rate / floor_operations(model, layers)
+    return {
+        "tokens": tokens,
+        "tokens_per_cpu_s": fast,
+        "published_tokens": count,
+        "published_tokens_per_cpu_s": count / plain_s,
+        "ratio": fast * plain_s / count,
+        "largest_difference_of_sums": worst,
+        "floor_tokens_per_cpu_s": floor,
+        "share_of_floor_rate": fast / floor,
+    }
+
+
+def self_generation(
+    model: EditableModel, layers: Sequence[int], config: SelfGenerationConfig, *, repeats: int
+) -> dict[str, Any]:
+    """Throughput of generation with fused keys as a share of that of generation alone, in turns."""
+    unit = unit_of(0, seed=0, sequences=config.sequences_per_unit)
+    alone, fused = [], []
+    tokens = 0
+    for _ in range(repeats):
+        seconds, plain = timed(lambda: run_unit(model, unit, (), config))
+        alone.append(seconds)
+        seconds, keyed = timed(lambda: run_unit(model, unit, layers, config))
+        fused.append(seconds)
+        tokens = keyed.tokens
+        if [d[1] for d in plain.documents] != [d[1] for d in keyed.documents]:
+            raise AssertionError("taking keys changed what was sampled")
+    return {
+        "sequences": config.sequences_per_unit,
+        "slots": config.slots,
+        "tokens": tokens,
+        "alone_tokens_per_cpu_s": tokens / min(alone),
+        "fused_tokens_per_cpu_s": tokens / min(fused),
+        "share": min(alone) / min(fused),
+    }
+
+
+def scaling(model_name: str, layers: tuple[int, ...], counts: Sequence[int], *, sequences: int) -> dict[str, Any]:
+    """Wall-clock tokens/s of one self-generated estimate by number of workers, models loaded beforehand."""
+    import ray
+
+    from actors.covariance import CovarianceEstimator, EstimateJob
+    from actors.settings import ModelSpec, RayConfig
+
+    result: dict[str, Any] = {}
+    digests = set()
+    for count in counts:
+        ray.init(address="local", num_cpus=max(counts), include_dashboard=False, log_to_driver=False)
+        try:
+            estimator = CovarianceEstimator(RayConfig(generation_workers=count), ModelSpec(name=model_name))
+            generation = SelfGenerationConfig(max_new_tokens=128)
+            first = EstimateJob(generation=generation, layers=layers, sequences=16 * count, version="base", seed=1)
+            estimator.estimate(first, {})
+            job = EstimateJob(generation=generation, layers=layers, sequences=sequences, version="base")
+            start = time.perf_counter()
+            estimate = estimator.estimate(job, {})
+            seconds = time.perf_counter() - start
+            digests.add(estimate.covariance.digest)
+            result[str(count)] = {
+                "tokens": estimate.covariance.tokens,
+                "wall_s": seconds,
+                "tokens_per_s": estimate.covariance.tokens / seconds,
+            }
+            estimator.close()
+        finally:
+            ray.shutdown()
+    if len(digests) != 1:
+        raise AssertionError("the number of workers changed the result")
+    least = min(counts)
+    for count in counts:
+        ideal = result[str(least)]["tokens_per_s"] * count / least
+        result[str(count)]["efficiency"] = result[str(count)]["tokens_per_s"] / ideal
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--text", help="plain text; by default WikiText beside the papers' data")
+    parser.add_argument("--documents", type=int, default=160)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--new-tokens", type=int, default=128, help="length of a generated sequence")
+    parser.add_argument("--workers", type=int, nargs="*", default=[], help="also the rates with so many workers")
+    parser.add_argument("--json", type=Path, help="where to write; by default benchmarks/results/")
+    options = parser.parse_args()
+    one_thread()
+    model = smollm2()
+    path = options.text or str(ROOT.parent / "shared" / "data" / "wikitext" / "wiki.test.raw")
+    documents = CorpusReader(CorpusConfig(path=path, split="line")).take(0, 10 * options.documents)
+    documents = [text for text in documents if len(text) > 200][: options.documents]
+    rate = gemm_rate(1024, 576, 1536)
+    result: dict[str, Any] = {
+        "context": context(model=model.name, gemm_Gflops=rate / 1e9),
+        "layers": list(LAYERS),
+        "text": text_pass(model, documents, LAYERS, plain=12, repeats=options.repeats, rate=rate),
+        "self_generation": self_generation(
+            model, LAYERS, SelfGenerationConfig(max_new_tokens=options.new_tokens), repeats=options.repeats
+        ),
+    }
+    print(result, flush=True)
+    if options.workers:
+        del model
+        result["scaling"] = scaling(MODEL, LAYERS, options.workers, sequences=128)
+        print(result["scaling"])
+    print(store("covariance", result, options.json))
+
+
+if __name__ == "__main__":
+    main()

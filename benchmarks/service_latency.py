@@ -1,0 +1,177 @@
+"""How long clients of the service wait, and how much it gets done.
+
+    python benchmarks/service_latency.py [--config service] [--edits 40] [--set KEY=VALUE]...
+
+Starts ``errata serve`` in a directory of its own and prints: acceptance of single edits one after the other, by eight
+clients at once, and while batches are being edited; edits a minute; questions while idle and while batches are edited.
+An accepted edit is in the journal, synchronised to the disk, before its client has the answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+_PLACES = ("Paris", "Rome", "Madrid", "Berlin", "Vienna", "Lisbon", "Oslo", "Athens")
+
+
+def edit(name: str) -> dict[str, Any]:
+    """A fact about nobody."""
+    number = sum(map(ord, name))
+    subject = f"Hubert Lindqvist {name}"
+    return {"id": name, "subject": subject, "prompt": "{} lives in the city of", "target_new": _PLACES[number % 8]}
+
+
+def timed(call: Callable[[], httpx.Response], expected: int) -> float:
+    """Seconds of one call."""
+    started = time.perf_counter()
+    answer = call()
+    seconds = time.perf_counter() - started
+    if answer.status_code != expected:
+        raise SystemExit(f"got {answer.status_code}: {answer.text[:300]}")
+    return seconds
+
+
+def figures(name: str, seconds: list[float]) -> dict[str, Any]:
+    """p50, p99 and the worst, in milliseconds; printed as well."""
+    ordered = sorted(1000 * value for value in seconds)
+    found = {
+        "calls": len(ordered),
+        "p50_ms": round(statistics.median(ordered), 2),
+        "p99_ms": round(ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))], 2),
+        "worst_ms": round(ordered[-1], 2),
+    }
+    print(f"{name:<44} {found['calls']:>5} calls  p50 {found['p50_ms']:>9.2f} ms  p99 {found['p99_ms']:>9.2f} ms")
+    return found
+
+
+def accept(client: httpx.Client, name: str) -> float:
+    """Hand one edit in."""
+    return timed(lambda: client.post("/v1/edits", json=edit(name)), 202)
+
+
+def ask(client: httpx.Client, arms: list[str]) -> float:
+    """One question to some arms."""
+    body = {"question": "Hubert Lindqvist s0 lives in the city of", "arms": arms, "max_new_tokens": 6}
+    return timed(lambda: client.post("/v1/query", json=body), 200)
+
+
+def waiting(client: httpx.Client) -> int:
+    """Edits that wait to be written."""
+    return int(client.get("/v1/status").json()["edits"]["waiting"])
+
+
+def measure(url: str, edits: int, calls: int) -> dict[str, Any]:
+    """All figures."""
+    found: dict[str, Any] = {}
+    with httpx.Client(base_url=url, timeout=300) as client:
+        client.post("/v1/pause")
+        names = [f"a{n}" for n in range(calls)]
+        found["accept_one_client"] = figures("accept, one client", [accept(client, name) for name in names])
+
+        def many(worker: int) -> list[float]:
+            with httpx.Client(base_url=url, timeout=300) as own:
+                return [accept(own, f"b{worker}-{n}") for n in range(calls // 4)]
+
+        started = time.perf_counter()
+        with ThreadPoolExecutor(8) as pool:
+            times = [value for part in pool.map(many, range(8)) for value in part]
+        found["accept_eight_clients"] = figures("accept, eight clients", times)
+        found["accepts_per_second"] = round(len(times) / (time.perf_counter() - started), 1)
+        print(f"{'':<44} {found['accepts_per_second']:>5} accepts/s by eight clients")
+        for name in [*names, *(f"b{worker}-{n}" for worker in range(8) for n in range(calls // 4))]:
+            timed(lambda name=name: client.delete(f"/v1/edits/{name}"), 200)  # type: ignore[misc]
+        every = ["base", "edited", "memory", "edited_memory"]
+        ask(client, every)
+        found["ask_edited_idle"] = figures("question to 'edited', idle", [ask(client, ["edited"]) for _ in range(10)])
+        found["ask_all_idle"] = figures("question to four arms, idle", [ask(client, every) for _ in range(10)])
+        timed(lambda: client.post("/v1/edits", json=[edit(f"s{n}") for n in range(edits)]), 202)
+        accepted: list[float] = []
+        done = threading.Event()
+
+        def trickle() -> None:
+            with httpx.Client(base_url=url, timeout=300) as own:
+                while len(accepted) < edits and not done.wait(0.3):
+                    accepted.append(accept(own, f"t{len(accepted)}"))
+
+        thread = threading.Thread(target=trickle)
+        started = time.perf_counter()
+        client.post("/v1/resume")
+        while waiting(client) > edits // 2:
+            time.sleep(0.05)
+        half = time.perf_counter() - started
+        rate = 60 * (edits - waiting(client)) / half
+        found["edits_per_minute"] = round(rate, 1)
+        print(f"{'edits a minute, nothing else asked':<44} {rate:>11.1f}")
+        thread.start()
+        one: list[float] = []
+        four: list[float] = []
+        while waiting(client) > 0:
+            one.append(ask(client, ["edited"]))
+            four.append(ask(client, every))
+        done.set()
+        thread.join()
+        found["ask_edited_during"] = figures("question to 'edited', batches under way", one)
+        found["ask_all_during"] = figures("question to four arms, batches under way", four)
+        found["accept_during"] = figures("accept, batches under way", accepted)
+    return found
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="service")
+    parser.add_argument("--edits", type=int, default=40)
+    parser.add_argument("--calls", type=int, default=200)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    given = parser.parse_args()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as place:
+        command = [sys.executable, "-m", "orchestrator.cli", "serve", given.config, "--port", str(port)]
+        command += ["--output", str(Path(place) / "run")]
+        for override in ["evaluation.every=null", "refresh.every=null", *given.set]:
+            command += ["--set", override]
+        log = Path(place) / "log"
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("ERRATA_TOKENS")}
+        with log.open("wb") as out:
+            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+        url = f"http://127.0.0.1:{port}"
+        try:
+            started = time.perf_counter()
+            while True:
+                if process.poll() is not None:
+                    raise SystemExit(log.read_text()[-3000:])
+                try:
+                    if httpx.get(f"{url}/readyz", timeout=60).status_code == 200:
+                        break
+                except httpx.TransportError:
+                    pass
+                time.sleep(0.2)
+            print(f"{'ready after':<44} {time.perf_counter() - started:>11.1f} s")
+            found = measure(url, given.edits, given.calls)
+            print(json.dumps(found))
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                process.wait(120)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""A whole edit, split: target values, keys, residuals, the closed form, and taking the keys into the state.
+
+    python -m benchmarks.whole_edit [--data counterfact.json]      # SmolLM2, AlphaEdit and MEMIT, batches of 1 and 10
+
+The parts are the editor's own, called one after another and timed each; the change they give is compared with the one
+the editor computes by itself. Passes through the whole model that published code makes for keys and residuals are
+counted beside it: one for each context and layer, one more a layer for the states at the last one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measuring import context, gemm_rate, one_thread, store, timed
+from benchmarks.records import CONTEXT_LENGTH, CONTEXTS, LAYERS, counterfact, smollm2
+from editing.contexts import sample_contexts
+from editing.corpus import CorpusReading, run_corpus_unit
+from editing.covariance import KeyCovariance
+from editing.delta import apply_delta
+from editing.editors.alphaedit import AlphaEdit, AlphaEditConfig
+from editing.editors.locate import LocateEditor
+from editing.editors.memit import Memit, MemitConfig
+from editing.keys import SubjectPass
+from editing.model.adapter import EditableModel
+from editing.request import EditRequest
+from editing.state import LifelongState
+from editing.values import ValueConfig
+
+Clock = Callable[[Callable[[], Any]], tuple[float, Any]]
+PARTS = ("values", "keys", "residuals", "solve", "state")
+
+
+def split(
+    model: EditableModel,
+    editor: LocateEditor,
+    requests: Sequence[EditRequest],
+    state: LifelongState,
+    contexts: Sequence[str],
+    clock: Clock = timed,
+) -> tuple[dict[str, float], LifelongState]:
+    """Seconds of every part of one batch, and the state after it; the model's bytes are restored.
+
+    Args:
+        clock: runs a call and returns its seconds with its result; by default CPU seconds.
+
+    Raises:
+        AssertionError: the parts do not add up to what the editor computes.
+    """
+    spent = dict.fromkeys(PARTS, 0.0)
+    spent["values"], values = clock(lambda: editor.find_values(model, requests, contexts, None))
+    targets = torch.stack([value.state for value in values])
+    wanted = targets.T.to(model.device)
+    changes, keys = {}, {}
+    spent["keys"], walk = clock(lambda: SubjectPass(model, requests, contexts))
+    with model.patched(editor.layers):
+        for place, layer in enumerate(editor.layers):
+            seconds, found = clock(lambda: walk.keys(layer, editor.key_average))  # noqa: B023
+            spent["keys"] += seconds
+            spread = editor.spread(len(editor.layers) - place)
+            seconds, residual = clock(
+                lambda: editor.residual(model, walk, wanted, layer, editor.layers[-1], spread)  # noqa: B023
+            )
+            spent["residuals"] += seconds
+
+            def solve() -> None:
+                changes[layer] = editor.change(model, layer, found, residual, state)  # noqa: B023
+                model.set_weight(layer, apply_delta(model.weight(layer), changes[layer]))  # noqa: B023
+
+            spent["solve"] += clock(solve)[0]
+            keys[layer] = found
+    whole, _ = editor.write(model, requests, targets, state, contexts)
+    for layer, change in changes.items():
+        mine, its = change.right, whole[layer].right
+        if mine is None or its is None or not (torch.equal(change.left, whole[layer].left) and torch.equal(mine, its)):
+            raise AssertionError(f"layer {layer}: the parts give another change than the editor")
+    ids = [request.id for request in requests]
+    facts = [request.fact_key for request in requests]
+    spent["state"], advanced = clock(lambda: state.appended(keys, ids, facts))
+    return spent, advanced
+
+
+def measure(
+    model: EditableModel,
+    editor: LocateEditor,
+    requests: Sequence[EditRequest],
+    covariance: KeyCovariance,
+    contexts: Sequence[str],
+    *,
+    batch: int,
+    batches: int,
+) -> dict[str, Any]:
+    """Mean CPU seconds per edit of each part over some batches, after one edit that does not count."""
+    state = editor.new_state(model, covariance)
+    _, state = split(model, editor, requests[-1:], state, contexts)
+    total = dict.fromkeys(PARTS, 0.0)
+    for turn in range(batches):
+        chosen = [requests[(turn * batch + i) % len(requests)] for i in range(batch)]
+        spent, state = split(model, editor, chosen, state, contexts)
+        total = {part: total[part] + spent[part] for part in PARTS}
+    per_edit = {f"{part}_s": seconds / (batch * batches) for part, seconds in total.items()}
+    return {
+        "edits": batch * batches,
+        "s_per_edit": sum(per_edit.values()),
+        **per_edit,
+        "published_passes_per_edit": len(editor.layers) * (len(contexts) + 1),
+    }
+
+
+def text_covariance(model: EditableModel, layers: Sequence[int], texts: Sequence[str]) -> KeyCovariance:
+    """Second moments of some text: any will do here, as the time does not depend on it."""
+    unit = run_corpus_unit(model, 0, 0, texts, layers, CorpusReading())
+    return KeyCovariance(unit.sums, unit.tokens, {"kind": "benchmark"})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", help="CounterFact as JSON")
+    parser.add_argument("--batches", type=int, default=2, help="batches of each size that count")
+    parser.add_argument("--editors", nargs="+", default=["alphaedit", "memit"], choices=["alphaedit", "memit"])
+    parser.add_argument("--json", type=Path, help="where to write; by default benchmarks/results/")
+    options = parser.parse_args()
+    one_thread()
+    model = smollm2()
+    requests = counterfact(options.data, 40)
+    contexts = sample_contexts(model, count=CONTEXTS, length=CONTEXT_LENGTH, seed=0)
+    texts = [f"{p} {r.target_new}." for r in counterfact(options.data, 200) for p in r.paraphrases]
+    covariance = text_covariance(model, LAYERS, texts)
+    rate = gemm_rate(1024, 576, 1536) / 1e9
+    result: dict[str, Any] = {"context": context(model=model.name, gemm_Gflops=rate), "layers": list(LAYERS)}
+    values = ValueConfig()
+    editors: dict[str, LocateEditor] = {
+        "alphaedit": AlphaEdit(AlphaEditConfig(layers=LAYERS, values=values)),
+        "memit": Memit(MemitConfig(layers=LAYERS, values=values)),
+    }
+    for name in options.editors:
+        for batch in (1, 10):
+            row = measure(model, editors[name], requests, covariance, contexts, batch=batch, batches=options.batches)
+            result[f"{name}_batch_{batch}"] = row
+            print(name, batch, {key: round(value, 4) for key, value in row.items()}, flush=True)
+    print(store("whole_edit", result, options.json))
+
+
+if __name__ == "__main__":
+    main()
