@@ -97,9 +97,7 @@ class Pipeline:
             config.evaluation.stop_at_newline,
         )
         self.evaluators = cluster.evaluators(settings)
-        self.measurer = Measurer(
-            self.evaluators, self.memory, config.evaluation, config.memory, journal.base().digest
-        )
+        self.measurer = Measurer(self.evaluators, self.memory, config.evaluation, config.memory, journal.base().digest)
         self.base_perplexity: Future[float | None] = self.measurer.base_perplexity()
         self.timeline = Timeline(
             config.evaluation, journal, self.measurer, self.editor.weights, tracker=tracker, display=display

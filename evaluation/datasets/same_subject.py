@@ -49,7 +49,9 @@ def convert_locomo(raw: Raw, target: str) -> Iterator[Draft]:
     """
     speakers = [text_of(raw, "conversation", "speaker_a"), text_of(raw, "conversation", "speaker_b")]
     source = optional_text(raw, "sample_id") or "locomo"
-    kept = [item for item in items_of(raw, "qa") if item.get("category") in LOCOMO_KINDS]
+    # a category that is no number cannot be looked up
+    numbered = [item for item in items_of(raw, "qa") if isinstance(item.get("category"), int | float)]
+    kept = [item for item in numbered if item["category"] in LOCOMO_KINDS]
     if not kept:
         raise RecordError(f"no question of the categories {sorted(LOCOMO_KINDS)}")
     for part, item in enumerate(kept):

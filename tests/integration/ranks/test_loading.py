@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,15 +15,14 @@ from safetensors.torch import load_file, save_file
 from actors.settings import ModelSpec, ParallelConfig
 from actors.sharded import layout
 from actors.sharded.layout import check_parallel, even, plan_for
-from actors.sharded.loading import load_part, load_spec
-from actors.sharded.rank import Group
+from actors.sharded.loading import load_spec
 from editing.errors import ErrataError, UserError
 from editing.model.slices import INDEX, CheckpointSlices, Cut
-from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import save_tiny
 
 CPU = torch.device("cpu")
 MEGABYTE = 2**20
+ROOT = Path(__file__).parents[3]
 
 
 def llama(**changes: object) -> SimpleNamespace:
@@ -94,27 +96,18 @@ def test_a_model_that_cannot_be_divided_is_refused(monkeypatch: pytest.MonkeyPat
         check_parallel(llama(), ParallelConfig(size=2), "m")
 
 
-def memory(name: str) -> int:
-    """A figure of /proc/self/status in bytes."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024
-
-
-def peak_while_loading(group: Group, small: str, directory: str) -> int:
-    """Bytes by which this process was larger at its largest than before; what a first load imports is there already."""
-    load_part(ModelSpec(name=small, digest="0" * 64), group)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-    before = memory("VmRSS")
-    load_part(ModelSpec(name=directory, digest="0" * 64), group)
-    return memory("VmHWM") - before
-
-
 def test_no_rank_ever_holds_the_checkpoint(tmp_path: Path) -> None:
     directory = save_tiny(tmp_path / "model", "llama", layers=6, hidden=512, heads=4, inner=2048)
     size = (directory / "model.safetensors").stat().st_size
     largest = max(t.numel() * 4 for t in load_file(directory / "model.safetensors").values())
     assert size > 90 * MEGABYTE
     small = save_tiny(tmp_path / "small", "llama")
-    for peak in run_ranks(2, peak_while_loading, str(small), str(directory)):
+    # ranks of a fresh process: what earlier tests have left in this one would be theirs too
+    command = [sys.executable, "-m", "tests.integration.scenarios.rank_memory", str(small), str(directory)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    peaks = json.loads(done.stdout.splitlines()[-1])
+    assert len(peaks) == 2
+    for peak in peaks:
         # its half, one tensor on the way, and room for the allocator
         assert size / 2 * 0.9 < peak < size / 2 + largest + 12 * MEGABYTE
