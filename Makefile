@@ -45,7 +45,7 @@ test: models test-unit  ## all everyday tests: unit, integration, model
 	$(PYTEST) -m "$(EVERYDAY)" tests/integration tests/model
 
 test-unit: setup  ## unit tests alone: a minute, no models, no Ray
-	$(PYTEST) -n 2 -m "$(EVERYDAY)" tests/unit
+	$(PYTEST) -n 2 --dist worksteal -m "$(EVERYDAY)" tests/unit
 
 slow: models  ## the tests that take minutes
 	$(PYTEST) -m "slow and not gpu"

@@ -1,0 +1,7 @@
+"""The sweep of the unit tests."""
+
+from __future__ import annotations
+
+from tests.unit.orchestrator.sweep.conftest import sweep
+
+__all__ = ["sweep"]
