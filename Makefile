@@ -10,6 +10,9 @@ DEMO := runs/demo
 PYTEST := $(BIN)/python -m pytest -q $(PYTEST_ARGS)
 EVERYDAY := not slow and not gpu
 
+# Workers are processes: without byte code on disk each of them compiles what it imports, for longer than it works.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help setup models demo test test-unit slow lint format clean
 

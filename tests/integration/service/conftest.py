@@ -68,6 +68,9 @@ class Services:
         data |= {"stream": {"path": ""}, "batching": {"size": 3, "max_age_seconds": 0.3}, "schedule": "asap"}
         data["refresh"] = {"every": None}
         data["evaluation"] |= {"every": 4}
+        # batches take seconds, so that questions surely meet one under way, on a quick machine too
+        values = {**data["editor"].get("values", {}), "steps": 150, "lr": 0.002}
+        data["editor"] = {**data["editor"], "values": values}
         self.config.write_text(yaml.safe_dump(data))
         self.started: list[Served] = []
 
