@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,11 @@ from editing.errors import UserError
 from orchestrator.config import build_config
 from orchestrator.fail_points import ENVIRONMENT_VARIABLE, EXIT_CODE, FAIL_POINTS
 from orchestrator.journal import Journal
+from orchestrator.rebuild import BaseCheckpoint, weights_digest
+from orchestrator.snapshots import load_snapshot, snapshots
 from orchestrator.summary import read_summary
+from orchestrator.verify import verify
+from orchestrator.versions import open_store
 from tests.integration.harness import Outcome, go, outcome, settings
 
 ROOT = Path(__file__).parents[2]
@@ -31,18 +36,29 @@ class Setting:
     """A configuration whose edits take seconds, so that a signal meets a run in the middle of them."""
 
     config: Path
+    model: Path
     expected: Outcome
+    weights: str
+    """Digest of the final weights, as the undisturbed editor held them."""
 
 
 @pytest.fixture(scope="module")
 def setting(tiny_checkpoint: Path, stream: Path, tmp_path_factory: pytest.TempPathFactory) -> Setting:
     directory = tmp_path_factory.mktemp("interruption")
-    values = {"editor": {"values": {"steps": 25, "lr": 0.01}}, "batching": {"size": 1}}
+    values = {"editor": {"values": {"steps": 25, "lr": 0.01}}, "batching": {"size": 1}, "snapshots": {"every": 4}}
     data = settings(tiny_checkpoint, stream, **values)
     path = directory / "config.yaml"
     path.write_text(yaml.safe_dump(data))
-    go(build_config(data), directory / "plain")
-    return Setting(path, outcome(directory / "plain"))
+    weights = go(build_config(data), directory / "plain")
+    return Setting(path, tiny_checkpoint, outcome(directory / "plain"), weights_digest(weights))
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """A shell's background job ignores SIGINT and what it starts inherits that; a command on a terminal does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
@@ -97,9 +113,21 @@ def gone(processes: list[psutil.Process], *, killed: bool = False) -> None:
     assert not left, [" ".join(process.cmdline())[:120] for process in left]
 
 
+def live_weights(directory: Path) -> str:
+    """Digest of what the run's editor held after its last commit: the snapshot that it took of itself."""
+    with Journal.open(directory / "journal.sqlite", read_only=True) as journal:
+        row = snapshots(journal)[-1]
+        assert row.version == journal.head().digest
+        return weights_digest(dict(load_snapshot(open_store(directory), row).weights))
+
+
 def complete(directory: Path, setting: Setting) -> None:
-    """The run has come to what it comes to undisturbed; no request is lost or applied twice."""
+    """The run has come to what it comes to undisturbed, bit for bit; no request is lost or applied twice."""
     assert outcome(directory) == setting.expected
+    report = verify(directory, BaseCheckpoint(setting.model))
+    assert report.sound, report.problems
+    assert report.rebuilt[-1].weights == setting.weights == live_weights(directory)
+    assert not report.leftovers
     assert set(setting.expected.applications.values()) == {1}
     summary = read_summary(directory / "summary.json")
     assert summary.edits_applied == 12 and summary.version == setting.expected.version
@@ -142,12 +170,13 @@ VISITS = {
     "after_covariance_stored": 2,
     "after_refresh_started": 1,
     "after_evaluation": 2,
+    "after_snapshot_stored": 2,
     "artifact_written": 15,
     "artifact_renamed": 16,
 }
 
 
-ELSEWHERE = {"after_revert_planned", "after_revert_applied", "after_memory_remove", "after_snapshot_stored"}
+ELSEWHERE = {"after_revert_planned", "after_revert_applied", "after_memory_remove"}
 """Points that a run over a stream does not pass."""
 
 
@@ -173,4 +202,73 @@ def test_sigterm_ends_it_cleanly(start, setting, tmp_path):
     gone(started)
     run = start("--resume")
     assert run.wait(PATIENCE) == 0
+    complete(directory, setting)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_whole_process_tree_vanishes(start, setting, tmp_path):
+    directory = tmp_path / "run"
+    run = start()
+    tree = wait_for(run, directory, 3)
+    for process in (psutil.Process(run.pid), *tree):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    run.wait(60)
+    psutil.wait_procs(tree, timeout=30)
+    assert 3 <= edits(directory) < 12
+    run = start("--resume")
+    assert run.wait(PATIENCE) == 0, (tmp_path / "stderr.txt").read_text()[-2000:]
+    complete(directory, setting)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_actors_that_vanish_one_after_the_other(start, setting, tmp_path):
+    directory = tmp_path / "run"
+    run = start()
+    # the editor in the middle of a batch; the memory; whoever generates and evaluates; the editor of before's stead
+    for count, kind in ((2, "EditorActor"), (4, "RetrievalActor"), (6, "SharedActor"), (8, "EditorActor")):
+        tree = wait_for(run, directory, count)
+        victims = [p for p in tree if p.is_running() and (p.cmdline() or [""])[0].startswith(f"ray::{kind}")]
+        assert victims, f"no {kind} among the processes at {count} edits"
+        victims[-1].kill()
+    assert run.wait(PATIENCE) == 0, (tmp_path / "stderr.txt").read_text()[-2000:]
+    complete(directory, setting)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_disk_that_is_full_in_the_middle(start, setting, tmp_path):
+    directory = tmp_path / "run"
+    run = start()
+    started = wait_for(run, directory, 4)
+    psutil.Process(run.pid).rlimit(psutil.RLIMIT_FSIZE, (4096, 4096))  # no file of it may grow from here on
+    assert run.wait(120) == 1
+    gone(started)
+    assert 4 <= edits(directory) < 12
+    run = start("--resume")
+    assert run.wait(PATIENCE) == 0, (tmp_path / "stderr.txt").read_text()[-2000:]
+    complete(directory, setting)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_torn_delta_is_named_and_put_back_it_goes_on(start, setting, tmp_path):
+    directory = tmp_path / "run"
+    run = start(**{ENVIRONMENT_VARIABLE: "after_commit:exit:3"})  # before the first snapshot
+    assert run.wait(PATIENCE) == EXIT_CODE
+    with Journal.open(directory / "journal.sqlite", read_only=True) as journal:
+        delta = journal.versions()[2].delta
+    (file,) = (directory / "deltas").glob(f"{delta}*")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-100])
+    run = start("--resume")
+    assert run.wait(PATIENCE) == 1
+    errors = (tmp_path / "stderr.txt").read_text()
+    assert str(delta)[:12] in errors and "Traceback" not in errors
+    assert edits(directory) == 3
+    file.write_bytes(whole)
+    run = start("--resume")
+    assert run.wait(PATIENCE) == 0, (tmp_path / "stderr.txt").read_text()[-2000:]
     complete(directory, setting)
