@@ -5,12 +5,13 @@ A unit is a share of sequences to sample, with a seed of its own, or a run of do
 A *block* is a fixed run of consecutive units. A worker computes a block's units in order and hands over one sum; the
 sums are added by pairs in a binary tree whose shape depends only on how many blocks count. A block that dies with its
 worker is done again and yields the same bytes. With a token budget the blocks that count are the shortest prefix that
-reaches it; what was computed beyond is dropped.
+reaches it; what was computed beyond is dropped. So workers may come and go in the middle: see `actors.crew`.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +24,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from actors.crew import Crew, Member
+from actors.placement import unreserved
 from actors.reduction import BlockTree, Sums, fetch_mending
-from actors.runtime import LOST, WorkerGroup, check_born, make_actor, unwrap
+from actors.runtime import LOST, WorkerGroup, make_actor, unwrap
 from actors.settings import ModelSpec, RayConfig, RoleConfig
 from actors.worker import VersionedModel, load_for, yield_to_others
 from editing.corpus import CorpusConfig, CorpusReader, check_digest, run_corpus_unit, second_pass
@@ -37,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 _MENDINGS = 3
 """Attempts to do again what was lost with a machine after it had been handed over."""
+_SAY_WAITING_SECONDS = 60.0
+"""How often it is said that no worker is there yet."""
 
 
 class CorpusShare(BaseModel):
@@ -118,6 +123,8 @@ class EstimateProgress:
     tokens_per_second: float
     seconds_left: float | None
     repeated: int
+    per_worker: float = 0.0
+    """Tokens per second of a worker while it is at a block, the mean of those finished."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,8 @@ class Estimate:
     seconds: float
     repeated_blocks: int
     openings: tuple[tuple[str, ...], ...] = ()
+    blocks_by_node: Mapping[str, int] = field(default_factory=dict)
+    """Finished blocks of each machine, by Ray's name of it."""
 
     @property
     def recorded(self) -> KeyCovariance:
@@ -208,6 +217,10 @@ class UnitActor:
         yield_to_others(role)
         self._worker = UnitWorker(spec, role)
 
+    def ready(self) -> str:
+        """The node this is on; answered once the model is loaded."""
+        return str(ray.get_runtime_context().get_node_id())
+
     @ray.method(num_returns=2)
     def block(
         self, job: EstimateJob, index: int, sequences: int, weights: Mapping[int, Tensor]
@@ -223,8 +236,7 @@ class _Outstanding:
     """A block that a worker is at."""
 
     block: int
-    slot: int
-    actor: Any
+    member: Member
     sums: Any
 
 
@@ -241,6 +253,7 @@ class _Run:
     released: int = 0
     tokens: int = 0
     repeated: int = 0
+    say_waiting_at: float = field(default_factory=lambda: time.monotonic() + _SAY_WAITING_SECONDS)
 
     def total_blocks(self) -> int | None:
         most = self.job.most
@@ -262,10 +275,32 @@ class _Run:
             return False
         if self.job.tokens is None:
             return True
-        known = [info.tokens for info, _ in self.finished.values()]
         ahead = self.next_block - self.released
-        expected = (sum(known) / len(known)) if known else 0.0
-        return self.tokens + ahead * expected < self.job.tokens
+        return self.tokens + ahead * self._tokens_per_block() < self.job.tokens
+
+    def unclaimed(self) -> int:
+        """About how many blocks nobody is at that will count; rather too few than too many."""
+        total = self.total_blocks()
+        left = None if total is None else total - self.next_block
+        if self.job.tokens is not None:
+            most = self._tokens_per_block() or self._most_tokens_per_block()
+            missing = self.job.tokens - self.tokens
+            likely = 0 if most is None else math.ceil(missing / most) - (self.next_block - self.released)
+            left = likely if left is None else min(left, likely)
+        return max(left or 0, 0) + len(self.redo)
+
+    def _tokens_per_block(self) -> float:
+        """Mean of those that are finished; 0 before the first is."""
+        known = [info.tokens for info, _ in self.finished.values()]
+        return (sum(known) / len(known)) if known else 0.0
+
+    def _most_tokens_per_block(self) -> float | None:
+        """Before anything is known: what sampled sequences can come to at most. Documents may be of any length."""
+        if self.job.corpus is not None:
+            return None
+        generation = self.job.generation
+        longest = generation.seed_tokens + generation.max_new_tokens
+        return float(self.job.per_unit * self.job.units_per_block * longest)
 
 
 class CovarianceEstimator:
@@ -281,6 +316,11 @@ class CovarianceEstimator:
             most_revivals=config.max_revivals,
             what="covariance workers",
         )
+        # those beyond are for one estimate: they have no reserved place, and nothing else is asked of them
+        further = unreserved(role)
+        self._make_extra: Callable[[], Any] = lambda: make_actor(UnitActor, further, spec, further)
+        self._most_extra = config.most_generation_workers - config.generation_workers
+        self._most_losses = config.max_revivals
         self._lock = threading.Lock()
 
     def start(self) -> None:
@@ -317,31 +357,36 @@ class CovarianceEstimator:
             started = time.perf_counter()
             reference = weights if isinstance(weights, ray.ObjectRef) else ray.put(dict(weights))
             run, tree = _Run(job, reference), BlockTree()
+            crew = Crew(self._workers, self._make_extra, self._most_extra, self._most_losses)
             documents: list[tuple[float, int]] = []
             openings: list[tuple[str, ...]] = []
-            while not run.complete():
-                ready = self._step(run, stop)
-                while not run.complete() and run.released in run.finished:
-                    info, sums = run.finished[run.released]
-                    # the tree holds it from here; what is added up is freed
-                    run.finished[run.released] = (info, None)
-                    tree.push(sums)
-                    run.released += 1
-                    run.tokens += info.tokens
-                    documents += info.documents
-                    openings += info.openings
-                if ready and progress is not None:
-                    progress(_progress(run, time.perf_counter() - started))
-            found = fetch_mending(tree, lambda blocks: self._again(run, blocks, stop), _MENDINGS)
+            try:
+                while not run.complete():
+                    took = self._step(run, crew, stop)
+                    while not run.complete() and run.released in run.finished:
+                        info, sums = run.finished[run.released]
+                        # the tree holds it from here; what is added up is freed
+                        run.finished[run.released] = (info, None)
+                        tree.push(sums)
+                        run.released += 1
+                        run.tokens += info.tokens
+                        documents += info.documents
+                        openings += info.openings
+                    if took and progress is not None:
+                        progress(_progress(run, time.perf_counter() - started))
+                found = fetch_mending(tree, lambda blocks: self._again(run, crew, blocks, stop), _MENDINGS)
+            finally:
+                crew.close()
             if found is None:
                 raise ErrataError(f"sums of finished blocks were lost with their machines {_MENDINGS + 1} times")
-            sums = found
-            tensors = {layer: torch.from_numpy(np.array(value)) for layer, value in sorted(sums.items())}
+            tensors = {layer: torch.from_numpy(np.array(value)) for layer, value in sorted(found.items())}
             covariance = KeyCovariance(tensors, run.tokens, job.source(self._spec.dtype))
             if job.tokens is not None and run.tokens < job.tokens:
                 logger.warning("the corpus ended at %d of %d tokens", run.tokens, job.tokens)
             seconds = time.perf_counter() - started
-            return Estimate(covariance, tuple(documents), seconds, run.repeated, tuple(openings))
+            nodes = crew.blocks_by_node
+            logger.info("%d blocks on %d nodes, %d of them again", sum(nodes.values()), len(nodes), run.repeated)
+            return Estimate(covariance, tuple(documents), seconds, run.repeated, tuple(openings), nodes)
 
     def check(self, job: EstimateJob, weights: Any) -> KeyCheck:
         """Compare the keys of the first unit with a packed second pass over the same tokens, on one worker.
@@ -360,56 +405,60 @@ class CovarianceEstimator:
                 raise unwrap(error) from error
             return found
 
-    def _step(self, run: _Run, stop: threading.Event | None) -> bool:
-        """Keep the workers busy and take in what is ready; whether there was anything."""
+    def _step(self, run: _Run, crew: Crew, stop: threading.Event | None) -> bool:
+        """Keep the workers busy and take in what is ready; whether a block was."""
         if stop is not None and stop.is_set():
             raise ErrataError("the covariance estimate was given up")
-        self._hand_out(run)
-        ready, _ = ray.wait(list(run.outstanding), num_returns=1, timeout=0.5)
+        self._hand_out(run, crew)
+        if not run.outstanding and time.monotonic() >= run.say_waiting_at:
+            run.say_waiting_at = time.monotonic() + _SAY_WAITING_SECONDS
+            logger.info("no worker is there yet; %d are asked for", len(crew.coming))
+        ready, _ = ray.wait([*run.outstanding, *crew.coming], num_returns=1, timeout=0.5)
+        took = False
         for reference in ready:
-            self._collect(run, reference)
-        return bool(ready)
+            if reference in run.outstanding:
+                took = True
+                self._collect(run, crew, reference)
+            else:
+                crew.arrived(reference)
+        return took
 
-    def _again(self, run: _Run, blocks: Sequence[int], stop: threading.Event | None) -> list[Any]:
+    def _again(self, run: _Run, crew: Crew, blocks: Sequence[int], stop: threading.Event | None) -> list[Any]:
         """Do blocks again whose sums were lost after they had been handed over; references in their order."""
         run.repeated += len(blocks)
         run.redo += blocks
         for block in blocks:
             del run.finished[block]
         while any(block not in run.finished for block in blocks):
-            self._step(run, stop)
+            self._step(run, crew, stop)
         sums = [run.finished[block][1] for block in blocks]
         for block in blocks:
             run.finished[block] = (run.finished[block][0], None)
         return sums
 
-    def _hand_out(self, run: _Run) -> None:
-        actors = self._workers.actors
-        busy = {call.slot for call in run.outstanding.values()}
-        idle = [slot for slot in range(len(actors)) if slot not in busy]
-        while idle and (run.redo or run.wants_more()):
-            # with nothing known of a block's size, one block per worker is a safe start
-            if not run.redo and not run.finished and len(run.outstanding) >= len(actors):
-                return
+    def _hand_out(self, run: _Run, crew: Crew) -> None:
+        for member in crew.idle([call.member for call in run.outstanding.values()]):
             if run.redo:
                 block = run.redo.pop(0)
-            else:
+            elif run.wants_more():
                 block, run.next_block = run.next_block, run.next_block + 1
-            slot = idle.pop(0)
-            info, sums = actors[slot].block.remote(run.job, block, run.sequences_for(block), run.weights)
-            run.outstanding[info] = _Outstanding(block, slot, actors[slot], sums)
+            else:
+                break
+            info, sums = member.actor.block.remote(run.job, block, run.sequences_for(block), run.weights)
+            run.outstanding[info] = _Outstanding(block, member, sums)
+        crew.ask_for(run.unclaimed())
 
-    def _collect(self, run: _Run, reference: Any) -> None:
+    def _collect(self, run: _Run, crew: Crew, reference: Any) -> None:
         """Take in a finished block, or plan it again."""
         call = run.outstanding.pop(reference)
         try:
             run.finished[call.block] = (ray.get(reference), call.sums)
+            crew.finished(call.member)
         except LOST as error:
-            check_born(error)
             run.repeated += 1
             run.redo.append(call.block)
-            self._workers.replace(call.slot, call.actor, error)
-            logger.warning("a covariance worker died; block %d is done again by a new one", call.block)
+            crew.lost(call.member, error)
+            logger.warning("a covariance worker died; block %d is done again by another", call.block)
         except ray.exceptions.RayTaskError as error:
             raise unwrap(error) from error
 
@@ -420,4 +469,5 @@ def _progress(run: _Run, seconds: float) -> EstimateProgress:
     total = run.total_blocks()
     share = done / run.job.tokens if run.job.tokens is not None else len(run.finished) / max(total or 1, 1)
     left = None if share <= 0 else seconds * (1 - min(share, 1.0)) / share
-    return EstimateProgress(done, min(share, 1.0), rate, left, run.repeated)
+    each = done / max(sum(info.seconds for info, _ in run.finished.values()), 1e-9)
+    return EstimateProgress(done, min(share, 1.0), rate, left, run.repeated, each)

@@ -44,6 +44,11 @@ def actor_options(role: RoleConfig) -> dict[str, Any]:
     return options
 
 
+def unreserved(role: RoleConfig) -> RoleConfig:
+    """The role of an actor beyond those that a place was reserved for."""
+    return RoleConfig(**role.model_dump(include=set(RoleConfig.model_fields)))
+
+
 def bundle_of(role: RoleConfig) -> dict[str, float]:
     """The place of one actor."""
     wanted = {"CPU": role.num_cpus, "GPU": role.num_gpus, **role.resources}

@@ -47,6 +47,9 @@ class RayConfig(_Closed):
     generation: RoleConfig = RoleConfig(nice=4)
     generation_workers: int = Field(2, ge=1)
     """Actors that generate text and sum its keys."""
+    generation_workers_max: int | None = Field(None, ge=1)
+    """Up to so many while an estimate runs. Those beyond ``generation_workers`` are asked for, and an autoscaler sees
+    it; they work from when their node is there, and end with the estimate. Null: none beyond."""
     editor: RoleConfig = RoleConfig()
     evaluation: RoleConfig = RoleConfig(nice=4)
     evaluation_workers: int = Field(2, ge=0)
@@ -72,8 +75,23 @@ class RayConfig(_Closed):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _most_is_not_less(self) -> RayConfig:
+        if self.most_generation_workers < self.generation_workers:
+            raise ValueError(
+                f"generation_workers_max: {self.generation_workers_max} is less than generation_workers: "
+                f"{self.generation_workers}; leave it out for no more than these"
+            )
+        return self
+
+    @property
+    def most_generation_workers(self) -> int:
+        """Actors that generate at the same time at most."""
+        most = self.generation_workers_max
+        return self.generation_workers if most is None else most
+
     def counts(self) -> dict[str, int]:
-        """Actors of each role."""
+        """Actors of each role that a run begins with."""
         return {
             "editor": 1,
             "retrieval": 1,
@@ -84,7 +102,7 @@ class RayConfig(_Closed):
     def local_cpus(self, ranks: int = 1) -> float:
         """CPUs that a local Ray must offer for every actor to be placed at once, each model being on ``ranks``."""
         return (
-            self.generation.num_cpus * self.generation_workers * ranks
+            self.generation.num_cpus * self.most_generation_workers * ranks
             + self.editor.num_cpus * ranks
             + self.evaluation.num_cpus * self.evaluation_workers * ranks
             + self.retrieval.num_cpus

@@ -28,6 +28,10 @@ class SharedActor:
         self._versioned = VersionedModel(load_for(role, spec))
         self._units = UnitWorker(spec, role, self._versioned)
 
+    def ready(self) -> str:
+        """The node this is on; answered once the model is loaded and what was asked before is done."""
+        return str(ray.get_runtime_context().get_node_id())
+
     def put_questions_by(self, settings: EvaluationSettings) -> None:
         """How questions are put from now on; comes before the first one."""
         self._questions = EvaluationWorker(self._spec, self._role, settings, self._versioned)
@@ -49,7 +53,7 @@ class SharedActor:
     ) -> dict[Arm, float]:
         return self._questions.query_seconds(questions, weights, hits, search_seconds)
 
-    def perplexity(self, text: str, weights: Mapping[int, Tensor]) -> float:
+    def perplexity(self, text: str | Sequence[str], weights: Mapping[int, Tensor]) -> float:
         return self._questions.perplexity(text, weights)
 
     def continuations(

@@ -222,12 +222,19 @@ def mlflow_answers(uri: str | None) -> Answer:
 def model(config: RunConfig) -> Answer:
     """The model is there, its files are whole, and the editor's layers are in it."""
     from editing.model.load import resolve_model
+    from editing.model.stage import stage_root
     from orchestrator.launch import check_layers
 
     directory = resolve_model(config.model.name)
     check_layers(config, directory)
     size = weight_bytes(directory)
-    return "ok", f"{config.model.name}: {directory}, {size / 2**30:.2f} GiB of weights"
+    said = f"{config.model.name}: {directory}, {size / 2**30:.2f} GiB of weights"
+    root = stage_root()
+    if root is None or directory.parent == root:
+        return "ok", said
+    free = shutil.disk_usage(root).free
+    said = f"{said}, staged in {root} with {free / 2**30:.1f} GiB free"
+    return ("ok", said) if free > size else ("warning", f"{said}: no room, so it is loaded from where it is")
 
 
 def weight_bytes(directory: Path) -> int:

@@ -193,7 +193,7 @@ def fetch(name: str, progress: Progress | None = None, *, verify: bool = False) 
         raise UserError(
             f"ERRATA_HOME: cannot create '{home}' ({error.strerror}); set it to a writable directory"
         ) from error
-    with _only_one(home / f".{key}.lock", say):
+    with only_one(home / f".{key}.lock", say):
         present = model_dir(key, verify=verify)  # another process may have fetched it while this one waited
         if present is not None:
             return present
@@ -385,7 +385,7 @@ def _install(built: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _only_one(lock: Path, say: Progress) -> Iterator[None]:
+def only_one(lock: Path, say: Progress) -> Iterator[None]:
     """Hold an exclusive lock, which dies with its holder; without lock support the rename still guards."""
     with lock.open("a") as handle:
         try:

@@ -1,4 +1,4 @@
-"""Models from a directory, from the Hugging Face hub, or from the store that ``errata models fetch`` fills."""
+"""Models from a directory, a URL, the Hugging Face hub, or the store that ``errata models fetch`` fills."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
-from editing.digest import digest_file, digest_json
 from editing.errors import UserError
 from editing.model.adapter import EditableModel
 from editing.model.decoder import FAMILIES
+from editing.model.stage import checkpoint_digest, fetched, recorded_digest, staged
+
+__all__ = ["DTYPES", "checkpoint_digest", "load_model", "read_model_config", "resolve_model"]
 
 DTYPES = {
     "float32": torch.float32,
@@ -20,35 +22,26 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float64": torch.float64,
 }
-_WEIGHT_SUFFIXES = (".safetensors", ".bin")
-
-
-def checkpoint_digest(directory: Path) -> str:
-    """Digest of what defines a checkpoint: its weight files, configuration and tokenizer."""
-    names = sorted(
-        p.name
-        for p in directory.iterdir()
-        if p.suffix in _WEIGHT_SUFFIXES or p.name in ("config.json", "tokenizer.json")
-    )
-    return digest_json({name: digest_file(directory / name) for name in names})
 
 
 def resolve_model(name_or_path: str) -> Path:
-    """The directory of a model: the path itself, a fetched model, or a snapshot from the hub.
+    """The directory of a model: the path itself, this node's copy of a URL, a fetched model, or a hub snapshot.
 
     Raises:
-        UserError: none of the three ways leads to the model; the message names them.
+        UserError: no way leads to the model; the message names them.
     """
     from editing.model import fetch
 
+    if "://" in name_or_path:
+        return fetched(name_or_path)
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(f"model directory {name_or_path!r} has no config.json; it must hold a checkpoint")
         return path
-    fetched = fetch.model_dir(name_or_path) if fetch.fetchable_name(name_or_path) else None
-    if fetched is not None:
-        return fetched
+    kept = fetch.model_dir(name_or_path) if fetch.fetchable_name(name_or_path) else None
+    if kept is not None:
+        return kept
     ways = (
         f"model {name_or_path!r} is not there; give a directory with a checkpoint, a model name on the Hugging Face "
         f"hub (needs network), or run `errata models fetch NAME` with one of: {', '.join(sorted(fetch.MODELS))}"
@@ -93,8 +86,11 @@ def load_model(
 ) -> EditableModel:
     """Load a model and its tokenizer for editing.
 
+    On the CPU, weights that the checkpoint holds in ``dtype`` are mapped, and shared by the processes of a machine
+    until they are written to; with ``ERRATA_STAGE`` set that is so for every checkpoint, see `editing.model.stage`.
+
     Args:
-        name_or_path: directory, hub name, or a name known to ``errata models fetch``.
+        name_or_path: directory, URL, hub name, or a name known to ``errata models fetch``.
         dtype: of the forward pass; the numerics of editing are float32 or better whatever it is.
         device: a torch device.
         digest: digest of the checkpoint, where the caller knows it; else all files are read for it.
@@ -117,6 +113,12 @@ def load_model(
         ) from error
     directory = resolve_model(name_or_path)
     config = read_model_config(directory, name_or_path)
+    known = recorded_digest(directory)
+    if digest is not None and known is not None and digest != known:
+        raise UserError(f"model {name_or_path!r} is another now: digest {known[:12]}, wanted {digest[:12]}")
+    digest = digest or known or checkpoint_digest(directory)
+    # on an accelerator nothing of the weights stays in the process's own memory
+    directory = staged(directory, digest=digest, dtype=DTYPES[dtype] if torch.device(device).type == "cpu" else None)
     offline = os.environ.get("HF_HUB_OFFLINE") == "1"
     attention = "eager" if config.model_type in ("gemma2", "gptj") else "sdpa"
     try:
@@ -126,7 +128,7 @@ def load_model(
         )
     except (OSError, ValueError) as error:
         raise UserError(f"model {name_or_path!r}: its checkpoint cannot be loaded ({_first_line(error)})") from error
-    return EditableModel(model.to(device), tokenizer, name=name_or_path, digest=digest or checkpoint_digest(directory))
+    return EditableModel(model.to(device), tokenizer, name=name_or_path, digest=digest)
 
 
 def _first_line(error: BaseException) -> str:

@@ -127,7 +127,7 @@ def _placement_problems(ray: Any, objects: Sequence[Object]) -> list[str]:
             limits = group["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {})
             size = quantity(limits.get("cpu", 0)), quantity(limits.get("nvidia.com/gpu", 0))
             free += [(group.get("labels", {}), *size)] * min(group.get("maxReplicas", 0), 64)
-        for role, count in ray.counts().items():
+        for role, count in {**ray.counts(), "generation": ray.most_generation_workers}.items():
             asked = getattr(ray, role)
             if count and asked.device != "cpu" and not asked.num_gpus:
                 bad.append(f"ray.{role}: device {asked.device} without a GPU")

@@ -389,6 +389,13 @@ def more_workers_than_the_groups_hold(these):
 
 
 @mutation("configurations")
+def more_workers_in_an_estimate_than_the_groups_can_grow_to(these):
+    data, text = _configuration(these)
+    data["run.yaml"] = text.replace("generation_workers_max: 6", "generation_workers_max: 9")
+    assert data["run.yaml"] != text
+
+
+@mutation("configurations")
 def a_tracking_server_that_is_elsewhere(these):
     data, text = _configuration(these)
     data["run.yaml"] = text.replace("http://errata-mlflow:5000", "http://mlflow:5000")

@@ -6,6 +6,7 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -15,7 +16,7 @@ from actors.settings import RayConfig
 from editing.errors import UserError
 from orchestrator import doctor
 from orchestrator.cli import app
-from orchestrator.config import RunConfig
+from orchestrator.config import RunConfig, load_config
 from tests.helpers.tiny import save_tiny
 
 MOUNTS = """\
@@ -103,6 +104,19 @@ def test_weights_that_are_cut_off_are_named(tmp_path):
     (model / "model.safetensors").unlink()
     with pytest.raises(UserError, match="holds no"):
         doctor.weight_bytes(model)
+
+
+def test_where_the_model_is_staged_and_whether_there_is_room_is_said(tmp_path, monkeypatch):
+    config = load_config(str(_config(tmp_path)))
+    monkeypatch.delenv("ERRATA_STAGE", raising=False)
+    state, said = doctor.model(config)
+    assert state == "ok" and "staged in" not in said
+    monkeypatch.setenv("ERRATA_STAGE", str(tmp_path / "stage"))
+    state, said = doctor.model(config)
+    assert state == "ok" and f"staged in {tmp_path / 'stage'} with" in said
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    state, said = doctor.model(config)
+    assert state == "warning" and "no room" in said
 
 
 def test_a_check_that_breaks_has_failed_and_hides_no_other():
