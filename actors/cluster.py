@@ -13,6 +13,7 @@ from actors.placement import Reservation
 from actors.retrieval import MemoryClient
 from actors.runtime import connect, disconnect
 from actors.settings import ModelSpec, RayConfig
+from actors.sharded.places import RankReservation
 from actors.shared import evaluators_on, shared_workers
 from retrieval.index import IndexConfig
 from retrieval.memory import MemoryEntry
@@ -24,7 +25,7 @@ class Cluster:
     """A connection to Ray and the actors made through it; a context manager that ends what it started."""
 
     def __init__(self, config: RayConfig, spec: ModelSpec) -> None:
-        self._reservation = Reservation(config, sharded=spec.parallel is not None)
+        self._reservation = RankReservation(config, spec.parallel.size) if spec.parallel else Reservation(config)
         self.config, self.spec = self._reservation.config, spec
         self._owns_ray = False
         self._parts: list[Any] = []

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from actors.runtime import LOST, check_born, kill, make_actor, unwrap
 from actors.settings import ModelSpec, RayConfig, RoleConfig
+from actors.sharded.stored import stored
 from actors.worker import load_for
 from editing.contexts import sample_contexts
 from editing.covariance import KeyCovariance
@@ -212,7 +213,9 @@ class EditorClient:
         self._limit = None
 
         def once() -> EditReceipt:
-            found: EditReceipt = self._get(self._actor.revert.remote(order, [ray.put(item) for item in items()]))
+            found: EditReceipt = self._get(
+                self._actor.revert.remote(order, [ray.put(stored(item)) for item in items()])
+            )
             return found
 
         receipt: EditReceipt = self._guarded(once)

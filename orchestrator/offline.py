@@ -1,13 +1,17 @@
-"""A run's editor in this process, for commands that change a run which nobody is running: no Ray, no measurements."""
+"""A run's editor in this process, for commands that change a run which nobody is running: no measurements, and no Ray
+unless the model is spread over several processes.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from actors.editor import ContextSpec, EditorWorker
+from actors.cluster import Cluster
+from actors.editor import ContextSpec, EditorClient, EditorWorker
 from editing.covariance import KeyCovariance
 from editing.editors import make_editor
 from editing.errors import UserError
@@ -60,6 +64,8 @@ class OfflineRun:
 
     def __init__(self, run: Path, *, model: str | None = None) -> None:
         self.journal = Journal.open(run / JOURNAL)
+        self._stack = ExitStack()
+        self._stack.callback(self.journal.close)
         try:
             self.store: ArtifactStore = open_store(run)
             self.store.sweep()
@@ -73,7 +79,7 @@ class OfflineRun:
                 )
             self._spec = self._config.model_spec(digest).model_copy(update={"name": str(directory)})
         except BaseException:
-            self.journal.close()
+            self._stack.close()
             raise
 
     def revert(self, request_ids: Iterable[str], *, reason: str = "", by: str | None = None) -> Version:
@@ -108,8 +114,8 @@ class OfflineRun:
         return head, store_snapshot(self.journal, self.store, self._editor().snapshot(), head)
 
     def close(self) -> None:
-        """Give the journal back."""
-        self.journal.close()
+        """Give the journal back, and what the model was spread over."""
+        self._stack.close()
 
     def __enter__(self) -> OfflineRun:
         return self
@@ -117,13 +123,21 @@ class OfflineRun:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _editor(self) -> LocalEditor:
+    def _editor(self) -> LocalEditor | EditorClient:
         head = self.journal.head()
         if head.contexts is None:
             raise UserError("the run's newest commit names no context prefixes; nothing can be computed again")
         contexts: list[Any] = json.loads(self.store.get("contexts", head.contexts).read_text(encoding="utf-8"))
         given = self._config.contexts
         spec = ContextSpec(given.count, given.length, self._config.seed, tuple(contexts))
-        worker = EditorWorker(self._spec, self._config.ray.editor, self._config.editor, spec)
         found = newest_snapshot(self.journal, self.store)
-        return LocalEditor(worker, history(self.journal, self.store, since=None if found is None else found[1]))
+        since = None if found is None else found[1]
+        if self._spec.parallel is None:
+            worker = EditorWorker(self._spec, self._config.ray.editor, self._config.editor, spec)
+            return LocalEditor(worker, history(self.journal, self.store, since=since))
+        # of the run's actors only the editor is made, so that room for all of them need not be there
+        ray = self._config.ray.model_copy(update={"reserve": False})
+        cluster = self._stack.enter_context(Cluster(ray, self._spec))
+        editor = cluster.editor(self._config.editor, spec, lambda: history(self.journal, self.store, since=since))
+        editor.restore()
+        return editor

@@ -18,19 +18,17 @@ from typing import Any
 import ray
 import ray.exceptions
 import torch
-from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.placement import bundle_of
 from actors.settings import ModelSpec, ParallelConfig, RoleConfig
+from actors.sharded.places import RankPlaces, plain
+from actors.sharded.stored import stored
 
 logger = logging.getLogger(__name__)
 
 _GRACE_SECONDS = 20.0
 """How much later than another rank's error rank 0's own may come."""
 _CHECK_SECONDS = 0.5
-_LEAST_CPU = 0.001
-"""A place must ask for something."""
 
 
 @ray.remote
@@ -138,15 +136,11 @@ class RankGroup:
         self._class = shell.__ray_metadata__.modified_class
         self._lock = threading.Lock()
         self._number = 0
-        # all ranks or none: two groups that each hold half of a node would wait for each other
-        self._placement = placement_group(
-            [bundle_of(role) or {"CPU": _LEAST_CPU}] * spec.parallel.size,
-            strategy="PACK",
-            bundle_label_selector=[dict(role.labels)] * spec.parallel.size if role.labels else None,
-        )
+        self._places = RankPlaces(role, spec.parallel.size)
+        role, args = plain(role), tuple(plain(argument) for argument in args)
         actors = []
         for rank in range(spec.parallel.size):
-            strategy = PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=rank)
+            strategy = PlacementGroupSchedulingStrategy(self._places.group, placement_group_bundle_index=rank)
             options: dict[str, Any] = {
                 "num_cpus": role.num_cpus,
                 "num_gpus": role.num_gpus,
@@ -175,7 +169,7 @@ class RankGroup:
     def submit(self, method: str, outputs: int, args: Sequence[Any]) -> Any:
         """Give a call to every rank; returns what a call of one actor would."""
         # each argument is stored once, not once per rank
-        shared = [a if isinstance(a, ray.ObjectRef) else ray.put(a) for a in args]
+        shared = [a if isinstance(a, ray.ObjectRef) else ray.put(stored(a)) for a in args]
         with self._lock:
             number, self._number = self._number, self._number + 1
             made = [
@@ -191,10 +185,7 @@ class RankGroup:
         with self._lock:
             self._ranks.ended = True
         _kill_all(self._ranks.actors)
-        try:
-            remove_placement_group(self._placement)
-        except Exception:  # Ray may be gone already
-            logger.debug("placement group was gone before it was removed")
+        self._places.give_back()
 
 
 @dataclass(frozen=True)

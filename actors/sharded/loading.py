@@ -49,7 +49,9 @@ def load_part(spec: ModelSpec, group: Group) -> ShardedEditableModel:
     plan = plan_for(config, group.size, spec.name)
     model = part_of_checkpoint(directory, config, plan, group, DTYPES[spec.dtype])
     tokenizer: Any = AutoTokenizer.from_pretrained(directory)
-    digest = spec.digest or group.send_object(checkpoint_digest(directory) if group.rank == 0 else None, 0)
+    known = spec.digest or (checkpoint_digest(directory) if group.rank == 0 else None)
+    group.meet("loading")
+    digest = spec.digest or group.send_object(known, 0)
     return ShardedEditableModel(model, tokenizer, name=spec.name, digest=digest, group=group, plan=plan)
 
 

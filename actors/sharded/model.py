@@ -223,7 +223,18 @@ class BlockMoments(MomentAccumulator):
             if self.group.rank == 0:
                 whole[at : at + size] = part.cpu()
             at += size
-        return 0.5 * (whole + whole.T) if self.group.rank == 0 else whole
+        return symmetrise(whole)
+
+
+def symmetrise(matrix: Tensor, block: int = 1024) -> Tensor:
+    """Make A (A + A^T) / 2 in its place, by blocks, for want of room for a second one; an empty one stays empty."""
+    for top in range(0, matrix.shape[0], block):
+        rows = slice(top, top + block)
+        for left in range(0, top + 1, block):
+            columns = slice(left, left + block)
+            mean = 0.5 * (matrix[rows, columns] + matrix[columns, rows].T)
+            matrix[rows, columns], matrix[columns, rows] = mean, mean.T
+    return matrix
 
 
 def check_gradients(model: EditableModel, group: Group) -> None:

@@ -17,6 +17,11 @@ from actors.settings import ParallelConfig
 _LOST_SIGNS = ("gloo", "NCCL", "Connection closed", "Connection reset", "TCPStore", "Timed out waiting")
 
 
+_PATIENCE = timedelta(minutes=30)
+"""How long ranks wait for each other before they have begun: reading weights takes what the storage needs. A rank that
+dies meanwhile is noticed by the driver."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a rank stands: its number, how many there are, and where rank 0 keeps the group's address book."""
@@ -34,6 +39,12 @@ class Group:
     rank: int
     size: int
     device: torch.device
+    store: dist.TCPStore | None = None
+
+    def meet(self, what: str) -> None:
+        """Wait for every rank to get here, with more patience than a collective has."""
+        if self.store is not None:
+            _meet(self.store, self.rank, self.size, what)
 
     def gather(self, part: Tensor, sizes: Sequence[int], axis: int) -> Tensor:
         """The whole of a tensor of which every rank holds ``sizes[rank]`` along ``axis``; the same on every rank."""
@@ -104,27 +115,41 @@ def join(place: Place, device: torch.device, store: dist.TCPStore | None = None)
         os.environ["DS_ACCELERATOR"] = "cpu"
     # one device is shown to each rank, whatever its number
     os.environ.update(RANK=str(place.rank), WORLD_SIZE=str(size), LOCAL_RANK="0")
+    _prepare_deepspeed()
     if store is None:
-        store = dist.TCPStore(place.host, place.port, is_master=False, timeout=timeout)
+        store = dist.TCPStore(place.host, place.port, is_master=False, timeout=_PATIENCE)
+    # on a busy machine one rank may have imported everything long before another
+    _meet(store, place.rank, size, "joining")
     dist.init_process_group(
         "gloo" if device.type == "cpu" else "nccl", store=store, rank=place.rank, world_size=size, timeout=timeout
     )
-    _set_up_deepspeed(timeout)
-    return Group(place.rank, size, device)
+    _begin_deepspeed(timeout)
+    return Group(place.rank, size, device, store)
 
 
-def _set_up_deepspeed(timeout: timedelta) -> None:
+def _meet(store: dist.TCPStore, rank: int, size: int, what: str) -> None:
+    turn = store.add(f"met/{what}/{rank}", 1)
+    store.set(f"here/{what}/{turn}/{rank}", "")
+    store.wait([f"here/{what}/{turn}/{other}" for other in range(size)], _PATIENCE)
+
+
+def _prepare_deepspeed() -> None:
     import logging
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed
     import deepspeed.ops
-    from deepspeed.module_inject.layers import set_autotp_mode
 
     # else the first start compiles C++ for collectives through shared memory
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _begin_deepspeed(timeout: timedelta) -> None:
+    import deepspeed
+    from deepspeed.module_inject.layers import set_autotp_mode
+
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=timeout)
-    # the layers of the other mode have no all-reduce in their backward pass
+    # the other mode is that of `init_inference`, whose output head passes no right gradient on
     set_autotp_mode(training=True)
 
 

@@ -259,6 +259,22 @@ def test_half_precision_keeps_whole_masters(checkpoint: Path) -> None:
     assert torch.equal(first["weight"], worker.weights((1,))[1])
 
 
+def logits_on_rank(group: Group, directory: str) -> Tensor:
+    return ModelWorker(load_part(ModelSpec(name=directory), group)).logits(PROMPTS[0])
+
+
+def test_no_compiler_is_needed(
+    checkpoint: Path, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "built"))
+    for name in ("CC", "CXX"):
+        monkeypatch.setenv(name, str(tmp_path / "nothing"))
+    for logits in run_ranks(2, logits_on_rank, str(checkpoint)):
+        close(logits, whole["logits"], 1e-5)
+    assert not (tmp_path / "built").exists()
+
+
 class Shaped(nn.Module):
     """A head that takes (1, T, d) only, for any shape (..., d)."""
 

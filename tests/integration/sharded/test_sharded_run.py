@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 import torch
+from typer.testing import CliRunner
 
 from actors.editor import ContextSpec, EditorClient
 from actors.settings import ModelSpec, ParallelConfig, RayConfig, RoleConfig
@@ -20,6 +23,7 @@ from editing.editors.memit import MemitConfig
 from editing.model.load import load_model
 from editing.request import EditBatch, EditRequest
 from editing.values import ValueConfig
+from orchestrator.cli import app
 from orchestrator.launch import run_experiment
 from orchestrator.progress import Display
 from orchestrator.summary import Summary, read_summary
@@ -42,19 +46,68 @@ def summary_of(settings: Any, directory: Path) -> Summary:
     return read_summary(directory / "summary.json")
 
 
-def test_a_run_on_two_ranks_ends_with_the_same_metrics(checkpoint: Path, stream: Path, tmp_path: Path) -> None:
-    whole = summary_of(config(checkpoint, stream, ray=PLACES), tmp_path / "whole")
+@dataclass(frozen=True)
+class Runs:
+    """The same run on a whole model and on one in two parts, every process of which has a place reserved."""
+
+    whole: Path
+    divided: Path
+    metrics: tuple[Summary, Summary]
+
+
+@pytest.fixture(scope="module")
+def runs(checkpoint: Path, stream: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    base = tmp_path_factory.mktemp("runs")
     settings = config(checkpoint, stream, ray=PLACES)
-    spread = settings.model_copy(
-        update={"model": settings.model.model_copy(update={"parallel": ParallelConfig(size=2, timeout_seconds=120)})}
-    )
-    divided = summary_of(spread, tmp_path / "divided")
-    same_course(outcome(tmp_path / "divided"), outcome(tmp_path / "whole"))
+    places = {**PLACES, "reserve": True, "reserve_timeout_seconds": 60}
+    model = {"name": str(checkpoint), "parallel": {"size": 2, "timeout_seconds": 120}}
+    spread = config(checkpoint, stream, ray=places, model=model)
+    metrics = (summary_of(settings, base / "whole"), summary_of(spread, base / "divided"))
+    return Runs(base / "whole", base / "divided", metrics)
+
+
+def test_a_run_on_two_ranks_ends_with_the_same_metrics(runs: Runs) -> None:
+    whole, divided = runs.metrics
+    same_course(outcome(runs.divided), outcome(runs.whole))
     for arm, metrics in whole.arms.items():
         for name, value in metrics.model_dump().items():
             if name != "query_seconds":
                 assert getattr(divided.arms[arm], name) == pytest.approx(value, abs=0.02), (arm, name)
     assert divided.perplexity.edited == pytest.approx(whole.perplexity.edited, rel=1e-3)
+    assert not [name for name in placement_group_names() if name.startswith("errata-")]
+
+
+def placement_group_names() -> list[str]:
+    """Of those that hold places now."""
+    table = ray.util.placement_group_table()
+    return [group["name"] for group in table.values() if group["state"] != "REMOVED"]
+
+
+def errata(*arguments: object) -> str:
+    """A command in this process; what it raises comes through."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None:
+        raise result.exception
+    return str(result.stdout)
+
+
+def test_the_commands_that_change_a_run_work_on_the_ranks(runs: Runs, tmp_path: Path) -> None:
+    found: list[dict[int, torch.Tensor]] = []
+    for directory in (runs.whole, runs.divided):
+        run = tmp_path / directory.name
+        shutil.copytree(directory, run)
+        assert errata("revert", "fact-4", "--run", run).startswith("v5 ")
+        assert "kept as snapshots/" in errata("snapshot", "--run", run)
+        # from the snapshot on, and not from the beginning
+        assert " reverts fact-2, fact-10" in errata("revert", "fact-2", "fact-10", "--run", run)
+        assert ": sound" in errata("verify", run)
+        errata("checkout", "head", "--run", run, "--output", run / "head")
+        errata("checkout", "v4", "--run", run, "--output", run / "v4")
+        edited, before = load_model(str(run / "head")), load_model(str(run / "v4"))
+        found.append({layer: edited.weight(layer) for layer in (1, 2)})
+        assert all(not torch.equal(weight, before.weight(layer)) for layer, weight in found[-1].items())
+    for layer, want in found[0].items():
+        assert float((found[1][layer] - want).norm()) < 1e-3 * float(want.norm())
 
 
 def same_course(got: Any, want: Any) -> None:
