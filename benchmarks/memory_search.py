@@ -10,7 +10,6 @@ works. Every timed search is first compared with brute force. Ratios travel betw
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.measuring import context, store
 from retrieval.embedder import unit_rows
 from retrieval.index import IndexConfig
 from retrieval.memory import FactMemory, MemoryEntry
@@ -119,7 +119,7 @@ def main() -> None:
         rows.append(measure(count))
         print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        store("memory_search", {"rows": rows, "context": context()}, options.json)
 
 
 if __name__ == "__main__":

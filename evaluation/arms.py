@@ -204,10 +204,10 @@ class ArmEvaluator:
                 continue
             with self.loaded(base, edited=weights, digest=None, remember=False):
                 for arm in pair:
-                    self._ask_alone(questions[0], arm, found)
+                    self._ask_alone(questions[0], arm, found, max_new_tokens=1)
                     start = time.perf_counter()
                     for question in questions:
-                        self._ask_alone(question, arm, found)
+                        self._ask_alone(question, arm, found, max_new_tokens=self.max_new_tokens)
                     times[arm] = (time.perf_counter() - start) / len(questions)
                     if arm in MEMORY_ARMS:
                         times[arm] += search_seconds
@@ -215,14 +215,16 @@ class ArmEvaluator:
 
     # --- parts ---
 
-    def _ask_alone(self, question: str, arm: Arm, hits: Mapping[str, Sequence[HitLike]]) -> None:
+    def _ask_alone(
+        self, question: str, arm: Arm, hits: Mapping[str, Sequence[HitLike]], *, max_new_tokens: int
+    ) -> None:
         if arm in MEMORY_ARMS:
             assert self.chooser is not None
             choice = self.chooser.choose([question], [list(hits.get(question, ()))])[0]
             ids = self.chooser.prompt_ids(question, choice)
         else:
             ids = self.model.text.encode_prompt(question)
-        self.engine.generate([ids], max_new_tokens=self.max_new_tokens, stop_at_newline=self.stop_at_newline)
+        self.engine.generate([ids], max_new_tokens=max_new_tokens, stop_at_newline=self.stop_at_newline)
 
     @contextmanager
     def loaded(

@@ -86,8 +86,8 @@ def arm_metrics(
     Teacher-forced (share of target tokens that are the argmax): ``efficacy`` on edit prompts,
     ``generalization`` on paraphrases, ``specificity`` on neighbourhood prompts with the original answer.
     Generated: ``reliability``, ``generalization_gen``, ``portability`` by the judge, ``locality`` the share
-    of neighbourhood answers equal to the unedited model's. All by `record_mean`; None where no record has
-    such a probe.
+    of neighbourhood answers equal to the unedited model's, ``locality_match`` the share of their tokens that are.
+    All by `record_mean`; None where no record has such a probe.
     """
 
     def accuracy(kind: ProbeKind) -> float | None:
@@ -103,6 +103,7 @@ def arm_metrics(
         "reliability": judged("edit"),
         "generalization_gen": judged("paraphrase"),
         "locality": judged("neighborhood"),
+        "locality_match": locality_match_ratio_of(records, arm),
         "portability": judged("portability"),
         "query_seconds": query_seconds,
     }

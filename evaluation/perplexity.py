@@ -44,6 +44,12 @@ def perplexity_of(nll: float, tokens: int) -> float:
     return exp(nll / tokens)
 
 
+def paragraphs_of(text: str | Sequence[str]) -> list[str]:
+    """Documents of a text: its paragraphs, an empty line between them; given as documents, these."""
+    parts = text.split("\n\n") if isinstance(text, str) else text
+    return [part for part in parts if part.strip()]
+
+
 def windows_of(
     text: TextCodec, documents: Sequence[str], *, window: int = WINDOW, max_tokens: int | None = None
 ) -> list[list[int]]:

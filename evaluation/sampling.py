@@ -76,7 +76,7 @@ class SamplingEngine(LanguageEngine):
         width = max((len(row) for row in rows), default=0) + config.max_new_tokens + 1
         for chunk in self._of_like_prompts(rows, self._most_rows(width)):
             own = list(dict.fromkeys(rows[i] for i in chunk))
-            cache, last = self._prefill(own, config.max_new_tokens + 1)
+            cache, last, own = self._prefill(own, config.max_new_tokens + 1)
             place = {prompt: at for at, prompt in enumerate(own)}
             origin = torch.tensor([place[rows[i]] for i in chunk], device=last.device)
             stream = _Decoding(self, config, [seeds[i] for i in chunk], until)

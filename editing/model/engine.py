@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import log
 
 import torch
 from torch import Tensor
@@ -23,6 +24,11 @@ _KEPT_SHARE = 4
 """Tokens whose keys and values may be kept, as a multiple of those run at once (16 384 of a 135M model: 0.75 GB)."""
 _SHARED_TOKENS = 8
 """A common beginning shorter than this is not worth a pass of its own."""
+_PASS_TOKENS = 32
+"""What a pass costs whatever it runs, in tokens: a CPU reads 0.5 GB of weights in the time of some thirty of a 135M
+model. Rows are padded to no more than they save in passes."""
+_PASS_TOKENS_ACCELERATOR = 1024
+"""The same where arithmetic is cheap beside reading weights and starting kernels."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class LanguageEngine:
         self.model = model
         self.batch_tokens = batch_tokens
         self._newline: dict[int, bool] = {}
+        self._spare = _PASS_TOKENS if model.device.type == "cpu" else _PASS_TOKENS_ACCELERATOR
 
     # --- public ---
 
@@ -107,44 +114,67 @@ class LanguageEngine:
             users[tuple(prompt)].append(index)
         scores: list[Continuation] = [Continuation((), ())] * len(rows)
         answers: list[Answer] = [Answer("", ())] * len(rows)
-        shared = len(_common_prefix(prompts)) if len(prompts) > 1 else 0
         longest = max((len(continuation) for _, continuation in rows), default=0)
         room = max(max_new_tokens, longest) + 1
-        # what is run decides how much is run at once, what is kept how many rows
-        width = max((len(p) for p in prompts), default=0) + room
-        for chunk in self._chunks([len(p) - shared for p in prompts], self.batch_tokens, self._most_rows(width)):
-            chosen = [prompts[i] for i in chunk]
-            cache, last = self._prefill(chosen, room)
+        # what is kept decides how many rows are answered together, what is run how many of them a pass has
+        order = sorted(prompts, key=lambda prompt: (-_size_class(len(prompt)), prompt))
+        at = 0
+        while at < len(order):
+            longest = max(len(prompt) for prompt in order[at : at + _LOGIT_ROWS])
+            chosen = order[at : at + min(_LOGIT_ROWS, self._most_rows(longest + room))]
+            at += len(chosen)
+            cache, last, chosen = self._prefill(chosen, room)
             pairs = [(row, user) for row, p in enumerate(chosen) for user in users[p] if len(rows[user][1])]
-            lengths = [len(rows[user][1]) for _, user in pairs]
-            for part in self._chunks(lengths, self.batch_tokens, self._most_rows(cache.capacity)):
-                self._score_part([pairs[i] for i in part], rows, cache, last, scores)
+            pairs.sort(key=lambda pair: -len(rows[pair[1]][1]))
+            # the last token of a continuation is not run
+            lengths = [len(rows[user][1]) - 1 for _, user in pairs]
+            for start, stop in self._passes(lengths, self._most_rows(cache.capacity)):
+                self._score_part(pairs[start:stop], rows, cache, last, scores)
             if max_new_tokens:
                 for row, answer in enumerate(self._decode(cache, last, max_new_tokens, stop_at_newline)):
                     for user in users[chosen[row]]:
                         answers[user] = answer
         return list(zip(scores, answers, strict=True))
 
-    def _prefill(self, prompts: Sequence[tuple[int, ...]], room: int) -> tuple[SlotKV, Tensor]:
-        """Run prompts into a fresh cache with ``room`` places behind them; returns it and the last states (B, d).
+    def _prefill(self, prompts: Sequence[tuple[int, ...]], room: int) -> tuple[SlotKV, Tensor, list[tuple[int, ...]]]:
+        """Run distinct prompts into a fresh cache with ``room`` places behind them.
 
-        What all prompts of a batch begin with (worked examples, a template) is run once and copied.
+        What all begin with (worked examples, a template) is run once and copied, then what some of them go on with (a
+        statement that several questions are about), then the rest; each in passes over rows of like length.
+
+        Returns:
+            The cache, the last states (B, d), and the prompts in the order of their rows.
         """
-        lengths = [len(prompt) for prompt in prompts]
-        shared = _common_prefix(prompts)
-        rows = len(prompts)
-        if rows == 1 or len(shared) < _SHARED_TOKENS:
-            shared = ()
-        cache = SlotKV(1 if shared else rows, max(lengths) + room)
-        cache.write_at = torch.zeros(cache.rows, dtype=torch.long, device=self.model.device)
-        if shared:
-            extend(self.model, cache, torch.tensor([shared], device=self.model.device))
-            cache.keep_rows(torch.zeros(rows, dtype=torch.long, device=self.model.device))
-            cache.write_at = torch.full_like(cache.write_at, len(shared))
-        batch = self.model.rows([prompt[len(shared) :] for prompt in prompts])
-        hidden = extend(self.model, cache, batch.ids)
-        cache.write_at = cache.write_at + batch.lengths
-        return cache, hidden[torch.arange(rows, device=hidden.device), batch.lengths - 1]
+        cache = SlotKV(1, max(len(prompt) for prompt in prompts) + room)
+        cache.write_at = torch.zeros(1, dtype=torch.long, device=self.model.device)
+        stem = len(_common_prefix(prompts)) if len(prompts) > 1 else 0
+        stem = stem if stem >= _SHARED_TOKENS else 0
+        if stem:
+            self._grow(cache, [0], [prompts[0][:stem]])
+        branches = _branches(prompts, stem, least=2 * self._spare)
+        if branches[0].length > stem:
+            pieces = [prompts[branch.members[0]][stem : branch.length] for branch in branches]
+            self._grow(cache, [0] * len(branches), pieces)
+        rows = [(place, branch.length, prompts[i]) for place, branch in enumerate(branches) for i in branch.members]
+        rows.sort(key=lambda row: row[1] - len(row[2]))
+        last = self._grow(cache, [place for place, _, _ in rows], [prompt[begun:] for _, begun, prompt in rows])
+        cache.length = int(cache.write_at.max())
+        return cache, last, [prompt for _, _, prompt in rows]
+
+    def _grow(self, cache: SlotKV, parents: Sequence[int], pieces: Sequence[Sequence[int]]) -> Tensor:
+        """Make the cache's rows those of ``parents``, each gone on with its piece, longest first; last states (B, d).
+
+        A row with an empty piece stays as it is and has no state.
+        """
+        cache.keep_rows(torch.tensor(parents, device=cache.write_at.device))
+        lengths = [len(piece) for piece in pieces if piece]
+        last = []
+        for start, stop in self._passes(lengths):
+            batch = self.model.rows(pieces[start:stop])
+            hidden = extend(self.model, cache.part(start, stop), batch.ids)
+            last.append(hidden[torch.arange(stop - start, device=hidden.device), batch.lengths - 1])
+        cache.write_at = cache.write_at + torch.tensor([len(piece) for piece in pieces], device=cache.write_at.device)
+        return torch.cat(last)
 
     def _score_part(
         self,
@@ -159,7 +189,7 @@ class LanguageEngine:
         width = max(len(c) for c in continuations)
         states = last[origin][:, None]
         if width > 1:
-            cache = prefix.copy_of_rows(origin)
+            cache = prefix.copy_of_rows(origin, int(prefix.write_at[origin].max()) + width - 1)
             batch = self.model.rows([c[:-1] or [0] for c in continuations])
             states = torch.cat([states, extend(self.model, cache, batch.ids)], dim=1)
         targets = torch.zeros(len(pairs), width, dtype=torch.long)
@@ -223,18 +253,85 @@ class LanguageEngine:
         """How many rows of a cache with ``capacity`` places each may be held at once."""
         return max(1, _KEPT_SHARE * self.batch_tokens // max(1, capacity))
 
+    def _passes(self, lengths: Sequence[int], most_rows: int | None = None) -> list[tuple[int, int]]:
+        """Rows of falling length as spans [start, stop): passes that cost the least together.
+
+        A pass costs its rows, padded to the longest, and what any pass costs. It holds at most ``most_rows``, and at
+        most ``batch_tokens`` unless that is a single row.
+        """
+        spans: list[tuple[int, int]] = []
+        for start, stop in _spans_of_like_length(lengths, self._spare):
+            fits = max(1, self.batch_tokens // max(1, lengths[start]))
+            step = fits if most_rows is None else min(fits, most_rows)
+            spans += [(at, min(at + step, stop)) for at in range(start, stop, step)]
+        return spans
+
     @staticmethod
-    def _chunks(lengths: Sequence[int], budget: int, rows: int | None = None) -> Iterator[list[int]]:
-        """Indices in batches of like length: at most ``rows``, padded to at most ``budget`` tokens, at least one."""
+    def _chunks(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+        """Indices in batches of like length, padded to at most ``budget`` tokens, at least one index in each."""
         order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
         chunk: list[int] = []
         for index in order:
-            if chunk and ((len(chunk) + 1) * max(1, lengths[chunk[0]]) > budget or len(chunk) == rows):
+            if chunk and (len(chunk) + 1) * max(1, lengths[chunk[0]]) > budget:
                 yield chunk
                 chunk = []
             chunk.append(index)
         if chunk:
             yield chunk
+
+
+def _spans_of_like_length(lengths: Sequence[int], spare: int) -> list[tuple[int, int]]:
+    """Spans [start, stop) of rows of falling length with the least sum of padded tokens and ``spare`` a span."""
+    # only where the length falls may a span begin; cost[i] is the least for the rows before border i
+    borders = [i for i, length in enumerate(lengths) if i == 0 or length != lengths[i - 1]] + [len(lengths)]
+    cost, since = [0], [0]
+    for j in range(1, len(borders)):
+        found = [cost[i] + spare + (borders[j] - borders[i]) * lengths[borders[i]] for i in range(j)]
+        cost.append(min(found))
+        since.append(found.index(cost[j]))
+    spans, j = [], len(borders) - 1
+    while j > 0:
+        spans.append((borders[since[j]], borders[j]))
+        j = since[j]
+    return spans[::-1]
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """Prompts that go on alike: what they have in common from the beginning, in tokens, and their numbers."""
+
+    length: int
+    members: tuple[int, ...]
+
+
+def _branches(prompts: Sequence[tuple[int, ...]], stem: int, *, least: int) -> list[_Branch]:
+    """Distinct prompts by what they share beyond the first ``stem`` tokens, longest beginning first.
+
+    One branch of all of them where sharing would save fewer than ``least`` tokens.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: prompts[i])
+    groups: list[tuple[int, list[int]]] = []
+    for i in order:
+        if groups:
+            length, members = groups[-1]
+            common = len(_common_prefix([prompts[members[0]], prompts[i]]))
+            joined, count = min(common, length) if len(members) > 1 else common, len(members)
+            if joined - stem >= _SHARED_TOKENS and count * (joined - stem) >= (count - 1) * (length - stem):
+                groups[-1] = (joined, [*members, i])
+                continue
+        groups.append((stem, [i]))
+    shared = [group for group in groups if len(group[1]) > 1]
+    if sum((length - stem) * (len(members) - 1) for length, members in shared) < least:
+        return [_Branch(stem, tuple(range(len(prompts))))]
+    found = [_Branch(length, tuple(members)) for length, members in shared]
+    alone = tuple(i for _, members in groups if len(members) == 1 for i in members)
+    found.sort(key=lambda branch: -branch.length)
+    return [*found, _Branch(stem, alone)] if alone else found
+
+
+def _size_class(length: int) -> int:
+    """Lengths of one class differ by a quarter at most."""
+    return int(log(length) / log(1.25))
 
 
 def _common_prefix(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

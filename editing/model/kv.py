@@ -52,21 +52,32 @@ class SlotKV:
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """New keys and values (B, H, T, D); returns the buffer's first ``length`` places, (B, H, length, D)."""
-        if layer not in self._buffers:
-            shape = (self.rows, keys.shape[1], self.capacity, keys.shape[3])
-            self._buffers[layer] = (keys.new_zeros(shape), values.new_zeros(shape))
-        buffer_k, buffer_v = self._buffers[layer]
+        buffer_k, buffer_v = self._buffer(layer, keys, values)
         rows = torch.arange(self.rows, device=keys.device)[:, None]
         places = self.write_at.to(keys.device)[:, None] + torch.arange(keys.shape[2], device=keys.device)[None, :]
         buffer_k[rows, :, places] = keys.transpose(1, 2)
         buffer_v[rows, :, places] = values.transpose(1, 2)
         return buffer_k[:, :, : self.length], buffer_v[:, :, : self.length]
 
-    def copy_of_rows(self, rows: Tensor) -> SlotKV:
-        """A cache of its own with the given rows (long tensor, repeats allowed); this one stays as it is."""
-        copy = SlotKV(int(rows.numel()), self.capacity)
-        copy.write_at, copy.length = self.write_at[rows], self.length
-        copy._buffers = {i: (k[rows], v[rows]) for i, (k, v) in self._buffers.items()}
+    def _buffer(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if layer not in self._buffers:
+            shape = (self.rows, keys.shape[1], self.capacity, keys.shape[3])
+            self._buffers[layer] = (keys.new_zeros(shape), values.new_zeros(shape))
+        return self._buffers[layer]
+
+    def part(self, start: int, stop: int) -> SlotKV:
+        """The rows from ``start`` to ``stop - 1`` as a cache of their own that writes into this one's buffers."""
+        return _PartKV(self, slice(start, stop))
+
+    def copy_of_rows(self, rows: Tensor, capacity: int | None = None) -> SlotKV:
+        """A cache of its own with the given rows (long tensor, repeats allowed); this one stays as it is.
+
+        With ``capacity`` it has so many places, which hold what the rows have written.
+        """
+        room = self.capacity if capacity is None else min(capacity, self.capacity)
+        copy = SlotKV(int(rows.numel()), room)
+        copy.write_at, copy.length = self.write_at[rows], min(self.length, room)
+        copy._buffers = {i: (k[:, :, :room][rows], v[:, :, :room][rows]) for i, (k, v) in self._buffers.items()}
         return copy
 
     def keep_rows(self, rows: Tensor) -> None:
@@ -74,3 +85,16 @@ class SlotKV:
         self.rows = int(rows.numel())
         self.write_at = self.write_at[rows]
         self._buffers = {i: (k[rows], v[rows]) for i, (k, v) in self._buffers.items()}
+
+
+class _PartKV(SlotKV):
+    """Some rows of a cache."""
+
+    def __init__(self, whole: SlotKV, rows: slice) -> None:
+        super().__init__(rows.stop - rows.start, whole.capacity)
+        self._whole, self._rows = whole, rows
+        self.write_at, self.length = whole.write_at[rows], whole.length
+
+    def _buffer(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        whole_k, whole_v = self._whole._buffer(layer, keys, values)
+        return whole_k[self._rows], whole_v[self._rows]

@@ -61,6 +61,7 @@ def test_arm_metrics_weigh_records_alike() -> None:
         "reliability": pytest.approx(0.5),
         "generalization_gen": pytest.approx((0.5 + 0.0) / 2),
         "locality": pytest.approx(0.5),
+        "locality_match": pytest.approx((1.0 + 0.25) / 2),
         "portability": pytest.approx(0.5),  # record b has no such probe and is left out
         "query_seconds": 0.1,
     }
