@@ -1,16 +1,17 @@
 """How long clients of the service wait, and how much it gets done.
 
-    python benchmarks/service_latency.py [--config service] [--edits 40] [--set KEY=VALUE]...
+    python -m benchmarks.service_latency [--config service] [--edits 30] [--set KEY=VALUE]... [--output FILE]
 
 Starts ``errata serve`` in a directory of its own and prints: acceptance of single edits one after the other, by eight
-clients at once, and while batches are being edited; edits a minute; questions while idle and while batches are edited.
-An accepted edit is in the journal, synchronised to the disk, before its client has the answer.
+clients at once, and while batches are being edited; edits a minute; questions while idle and while batches are edited,
+and an evaluation meanwhile. An accepted edit is in the journal, synchronised to the disk, before its client has the
+answer. The settings are those of the configuration, but for a covariance of fewer tokens, which an edit's time does not
+depend on; figures go to ``benchmarks/results/service_latency.json``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import socket
@@ -27,6 +28,9 @@ from typing import Any
 
 import httpx
 
+from benchmarks.measuring import context, store
+
+_SETTINGS = ("evaluation.every=null", "evaluation.sample=4", "refresh.every=null", "covariance.tokens=2000")
 _PLACES = ("Paris", "Rome", "Madrid", "Berlin", "Vienna", "Lisbon", "Oslo", "Athens")
 
 
@@ -76,7 +80,35 @@ def waiting(client: httpx.Client) -> int:
     return int(client.get("/v1/status").json()["edits"]["waiting"])
 
 
-def measure(url: str, edits: int, calls: int) -> dict[str, Any]:
+def fsync_seconds(place: Path) -> float:
+    """What the disk takes for a page, in the median: the least an acceptance can take."""
+    found = []
+    with (place / "probe").open("wb") as file:
+        for _ in range(20):
+            file.write(b"x" * 4096)
+            file.flush()
+            started = time.perf_counter()
+            os.fsync(file.fileno())
+            found.append(time.perf_counter() - started)
+    return statistics.median(found)
+
+
+def evaluate(client: httpx.Client) -> float | None:
+    """Seconds from asking for an evaluation of four facts to its figures; None where no edit is applied yet."""
+    started = time.perf_counter()
+    answer = client.post("/v1/evaluations", json={"sample": 4})
+    if answer.status_code != 202:
+        return None
+    while True:
+        states = {asked["name"]: asked["state"] for asked in client.get("/v1/evaluations").json()["asked"]}
+        if states[answer.json()["name"]] == "done":
+            return time.perf_counter() - started
+        if states[answer.json()["name"]] == "failed":
+            raise SystemExit("the evaluation failed")
+        time.sleep(0.1)
+
+
+def measure(url: str, edits: int, calls: int, place: Path) -> dict[str, Any]:
     """All figures."""
     found: dict[str, Any] = {}
     with httpx.Client(base_url=url, timeout=300) as client:
@@ -94,8 +126,11 @@ def measure(url: str, edits: int, calls: int) -> dict[str, Any]:
         found["accept_eight_clients"] = figures("accept, eight clients", times)
         found["accepts_per_second"] = round(len(times) / (time.perf_counter() - started), 1)
         print(f"{'':<44} {found['accepts_per_second']:>5} accepts/s by eight clients")
-        for name in [*names, *(f"b{worker}-{n}" for worker in range(8) for n in range(calls // 4))]:
-            timed(lambda name=name: client.delete(f"/v1/edits/{name}"), 200)  # type: ignore[misc]
+        found["fsync_ms"] = round(1000 * fsync_seconds(place), 2)
+        print(f"{'an fsync of this disk by itself':<44} {'':>11} p50 {found['fsync_ms']:>9.2f} ms")
+        withdrawn = [*names, *(f"b{worker}-{n}" for worker in range(8) for n in range(calls // 4))]
+        gone = [timed(lambda name=name: client.delete(f"/v1/edits/{name}"), 200) for name in withdrawn]  # type: ignore[misc]
+        found["withdraw"] = figures("take back an edit that waits", gone)
         every = ["base", "edited", "memory", "edited_memory"]
         ask(client, every)
         found["ask_edited_idle"] = figures("question to 'edited', idle", [ask(client, ["edited"]) for _ in range(10)])
@@ -106,19 +141,27 @@ def measure(url: str, edits: int, calls: int) -> dict[str, Any]:
 
         def trickle() -> None:
             with httpx.Client(base_url=url, timeout=300) as own:
-                while len(accepted) < edits and not done.wait(0.3):
+                while len(accepted) < edits // 2 and not done.wait(0.3):
                     accepted.append(accept(own, f"t{len(accepted)}"))
 
         thread = threading.Thread(target=trickle)
         started = time.perf_counter()
         client.post("/v1/resume")
         while waiting(client) > edits // 2:
-            time.sleep(0.05)
+            time.sleep(0.2)
         half = time.perf_counter() - started
         rate = 60 * (edits - waiting(client)) / half
         found["edits_per_minute"] = round(rate, 1)
         print(f"{'edits a minute, nothing else asked':<44} {rate:>11.1f}")
         thread.start()
+        evaluated: list[tuple[float | None, int]] = []
+
+        def evaluate_meanwhile() -> None:
+            with httpx.Client(base_url=url, timeout=300) as own:
+                evaluated.append((evaluate(own), waiting(own)))
+
+        evaluating = threading.Thread(target=evaluate_meanwhile)
+        evaluating.start()
         one: list[float] = []
         four: list[float] = []
         while waiting(client) > 0:
@@ -126,6 +169,10 @@ def measure(url: str, edits: int, calls: int) -> dict[str, Any]:
             four.append(ask(client, every))
         done.set()
         thread.join()
+        evaluating.join()
+        ((seconds, left),) = evaluated
+        found["evaluation_of_4_facts_s"], found["edits_waiting_when_it_ended"] = seconds, left
+        print(f"{'evaluation of 4 facts, batches under way':<44} {seconds or 0:>11.1f} s, {left} edits still waiting")
         found["ask_edited_during"] = figures("question to 'edited', batches under way", one)
         found["ask_all_during"] = figures("question to four arms, batches under way", four)
         found["accept_during"] = figures("accept, batches under way", accepted)
@@ -136,8 +183,9 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="service")
-    parser.add_argument("--edits", type=int, default=40)
-    parser.add_argument("--calls", type=int, default=200)
+    parser.add_argument("--edits", type=int, default=30)
+    parser.add_argument("--calls", type=int, default=100)
+    parser.add_argument("--output", type=Path, default=None)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     given = parser.parse_args()
     with socket.socket() as probe:
@@ -146,7 +194,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         command = [sys.executable, "-m", "orchestrator.cli", "serve", given.config, "--port", str(port)]
         command += ["--output", str(Path(place) / "run")]
-        for override in ["evaluation.every=null", "refresh.every=null", *given.set]:
+        for override in [*_SETTINGS, *given.set]:
             command += ["--set", override]
         log = Path(place) / "log"
         environment = {key: value for key, value in os.environ.items() if not key.startswith("ERRATA_TOKENS")}
@@ -164,9 +212,12 @@ def main() -> None:
                 except httpx.TransportError:
                     pass
                 time.sleep(0.2)
-            print(f"{'ready after':<44} {time.perf_counter() - started:>11.1f} s")
-            found = measure(url, given.edits, given.calls)
-            print(json.dumps(found))
+            ready = time.perf_counter() - started
+            print(f"{'ready after':<44} {ready:>11.1f} s", flush=True)
+            before = context()
+            found = measure(url, given.edits, given.calls, Path(place))
+            result = {"context": before, "settings": [*_SETTINGS, *given.set], "ready_s": ready, **found}
+            print(store("service_latency", result, given.output))
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)

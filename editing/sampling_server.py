@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from editing.errors import ErrataError, UserError
 
 logger = logging.getLogger(__name__)
+
+TOKEN: Final = "ERRATA_VLLM_TOKEN"
+"""Environment variable with the servers' bearer token; workers that sample must have it too."""
 
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """Answers after which another attempt may do better."""
@@ -32,9 +36,10 @@ class SamplingServerConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: str = Field(pattern=r"^https?://[^/]+")
-    """Up to, and without, ``/v1``, such as ``http://localhost:8000``."""
+    """Up to, and without, ``/v1``, such as ``http://localhost:8000``. A bearer token is taken from
+    ERRATA_VLLM_TOKEN."""
     model: str = Field(min_length=1)
-    """Name under which the server serves the version: the base's, or that of an adapter loaded into it."""
+    """Name under which it serves the unedited model; a refresh from the live one loads that as an adapter first."""
     parallel: int = Field(32, ge=1)
     """Sequences asked for at once; the server batches them."""
     timeout_seconds: float = Field(300.0, gt=0)
@@ -86,6 +91,11 @@ def sample(
             "temperature": 1.0,
             "top_p": 1.0,
             "top_k": -1,
+            # what is not said here the server takes from the model's own generation_config.json
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
             "seed": seed % (1 << 31),
             "logprobs": 0,
             "return_token_ids": True,
@@ -98,11 +108,11 @@ def sample(
 
 
 def _ask(server: SamplingServerConfig, body: Mapping[str, Any], sleep: Callable[[float], None]) -> Any:
-    request = urllib.request.Request(
-        f"{server.url.rstrip('/')}/v1/completions",
-        data=json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
-    )
+    headers = {"Content-Type": "application/json"}
+    if token := os.environ.get(TOKEN):
+        headers["Authorization"] = f"Bearer {token}"
+    url = f"{server.url.rstrip('/')}/v1/completions"
+    request = urllib.request.Request(url, data=json.dumps(body).encode(), headers=headers)
     for attempt in range(server.retries + 1):
         try:
             with urllib.request.urlopen(request, timeout=server.timeout_seconds) as answer:

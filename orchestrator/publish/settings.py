@@ -7,8 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-TOKEN: Final = "ERRATA_VLLM_TOKEN"
-"""Environment variable with the servers' bearer token."""
+from editing.sampling_server import TOKEN
 
 _KIND: Final = "vllm="
 

@@ -14,7 +14,7 @@ import torch
 from editing.corpus import second_pass
 from editing.errors import ErrataError, UserError
 from editing.model.adapter import EditableModel
-from editing.sampling_server import SamplingServerConfig, sample
+from editing.sampling_server import TOKEN, SamplingServerConfig, sample
 from editing.selfgen import SelfGenerationConfig, seed_sequences, unit_of
 from editing.served import run_served_unit
 from tests.helpers.tiny import tiny_model
@@ -31,6 +31,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.model = model
         self.asked: list[dict[str, Any]] = []
+        self.tokens: list[str | None] = []
         self.failures: list[int] = []
         self.change: dict[str, Any] = {}
         self.turn = threading.Lock()
@@ -64,6 +65,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_error(self.server.failures.pop(0), "not now")
                 return
             self.server.asked.append(body)
+            self.server.tokens.append(self.headers["Authorization"])
             answer = json.dumps(self.server.complete(body)).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(answer)))
@@ -110,6 +112,9 @@ def test_a_unit_has_the_keys_of_what_the_server_sampled(model: EditableModel, se
     for body in server.asked:
         assert (body["temperature"], body["top_p"], body["top_k"], body["max_tokens"]) == (1.0, 1.0, -1, 9)
         assert body["model"] == "tiny" and body["return_token_ids"] is True
+        # what is left out the server takes from the model's own defaults for chatting
+        assert (body["min_p"], body["repetition_penalty"]) == (0.0, 1.0)
+        assert body["presence_penalty"] == body["frequency_penalty"] == 0.0
     assert len({body["seed"] for body in server.asked}) == 6
 
 
@@ -128,6 +133,14 @@ def test_an_end_of_text_token_ends_a_sequence_and_is_not_counted(model: Editable
     server.change = {"token_ids": [7, 8, end], "logprobs": {"token_logprobs": [-1.0, -2.0, -4.0]}}
     found = sample(config(server), [[5]], [0], max_new_tokens=3, stops=model.text.eos_ids)
     assert found[0].tokens == (7, 8) and found[0].nll == 3.0
+
+
+def test_a_token_is_taken_from_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TOKEN, raising=False)
+    sample(config(server), [[5]], [1], max_new_tokens=1, stops=frozenset())
+    monkeypatch.setenv(TOKEN, "secret")
+    sample(config(server), [[5]], [1], max_new_tokens=1, stops=frozenset())
+    assert server.tokens == [None, "Bearer secret"]
 
 
 def test_failures_that_pass_are_waited_for(server: Server) -> None:
