@@ -78,7 +78,7 @@ def simulate(job: Job, workers: int, machine: Machine, *, per_node: int = 8, see
         ready[block], node[block] = start + lengths[block] + flush, worker // per_node
         heapq.heappush(free, (ready[block], worker))
     last = float(ready.max())
-    idle = sum(last - at for at, _ in free)
+    idle = float(sum(last - at for at, _ in free))
     # sums reach the tree in the order of the blocks
     nodes: dict[int, tuple[float, int]] = {}
 

@@ -63,6 +63,20 @@ def decompose(mean: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values.flip(0).clamp_min(0.0), vectors.flip(1)[:, :k].contiguous()
 
 
+def energy_basis(mean: Tensor, share: float) -> Tensor:
+    """Orthonormal eigenvectors (I, k) of the largest eigenvalues of C: the fewest that hold ``share`` of its trace.
+
+    Raises:
+        ValueError: share is not within (0, 1).
+    """
+    if not 0.0 < share < 1.0:
+        raise ValueError(f"share must lie between 0 and 1, got {share}")
+    values, vectors = decompose(mean, mean.shape[0])
+    held = values.cumsum(0)
+    count = int((held < share * held[-1]).sum()) + 1
+    return vectors[:, :count].contiguous()
+
+
 def leading_subspace(mean: Tensor, k: int) -> Tensor:
     """Orthonormal eigenvectors of the ``k`` largest eigenvalues of C, float64 (I, k), largest first.
 
@@ -87,13 +101,16 @@ def subspace_overlap(first: Tensor, second: Tensor) -> float:
 
 
 def energy_outside(basis: Tensor, moment: Tensor) -> float:
-    """Share of key energy that a subspace misses: ``1 - tr(V^T M V) / tr(M)``, 0..1; 0 for a zero moment.
+    """Share of key energy that a subspace misses: ``1 - tr(V^T M V) / tr(M)``, 0..1; 0 for a zero moment, 1 for one
+    that is no number.
 
     Args:
         basis: orthonormal columns V (I, k), such as the leading eigenvectors of the covariance in force.
         moment: second moment of new keys (I, I), a sum or a mean.
     """
     total = float(moment.diagonal().sum())
+    if not math.isfinite(total):
+        return 1.0
     if total <= 0.0:
         return 0.0
     inside = float((basis.to(moment.dtype) * (moment @ basis.to(moment.dtype))).sum())

@@ -78,6 +78,11 @@ def show(
     if held.record is not None:
         console.print(f"documents with NLL {len(held.record.documents):,}, first words {len(held.record.openings):,}")
     found = compare_all({name: held})
+    if name in found.nll:
+        nll = found.nll[name]
+        shares = (0.05, 0.25, 0.5, 0.75, 0.95)
+        listed = ", ".join(f"{100 * q:g} % {float(nll.quantile(q)):.3f}" for q in shares)
+        console.print(f"NLL per token of {nll.numel():,} documents: mean {float(nll.mean()):.3f} nats; {listed}")
     console.print(_spectrum_table(found))
     for place, words in zip(("first", "second", "third"), found.sides[0].openings, strict=False):
         listed = ", ".join(f"{w.word!r} {w.share:.2%}" for w in words[:5])
@@ -183,6 +188,7 @@ def _estimate(
     from orchestrator.covariance_store import CovarianceStore, obtain, write_atomically
     from orchestrator.journal_rows import version_digest
     from orchestrator.launch import check_layers
+    from orchestrator.refreshing import rates
 
     directory = resolve_model(config.model.name)
     check_layers(config, directory)
@@ -192,7 +198,7 @@ def _estimate(
     def progress(part: str, p: EstimateProgress) -> None:
         left = "" if p.seconds_left is None else f", {p.seconds_left:.0f} s left"
         again = f", {p.repeated} blocks repeated" if p.repeated else ""
-        update(part, round(100 * p.share), 100, f"{p.tokens:,} tokens, {p.tokens_per_second:.0f}/s{left}{again}")
+        update(part, round(100 * p.share), 100, f"{p.tokens:,} tokens, {rates(p)}{left}{again}")
 
     with _interruptible(), ExitStack() as stack:
         estimator = _OnDemand(config, digest, stack)

@@ -27,11 +27,14 @@ from evaluation.outcomes import ARMS, Arm
 from orchestrator.guard.settings import GuardConfig
 from orchestrator.presets import configs_root, find_config, find_data
 from orchestrator.publish.settings import PublishConfig
+from orchestrator.refresh_settings import RefreshConfig
 from orchestrator.service.settings import ServiceConfig
 from orchestrator.sources.redis_stream import RedisConfig
+from orchestrator.texts import TextConfig
 from retrieval.embedder import EmbedderConfig, SentenceEmbedderConfig
 from retrieval.index import IndexConfig
 from retrieval.scr import ScrConfig
+from retrieval.statements import StatementConfig
 
 # the union is read off the registry, so that a new editor needs no line here; the type checker sees the base class
 EditorUnion: Any = Annotated[reduce(or_, (config for config, _ in REGISTRY.values())), Field(discriminator="type")]
@@ -49,7 +52,7 @@ class ModelConfig(_Closed):
     """The model that is kept current."""
 
     name: str
-    """A directory, a Hugging Face hub name, or a name known to ``errata models fetch``."""
+    """A directory, a URL that fsspec reads (``s3://...``), a hub name, or one known to ``errata models fetch``."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of the forward pass; the numerics of editing are float32 or better whatever it is."""
     parallel: ParallelConfig | None = None
@@ -83,6 +86,8 @@ class StreamConfig(_Closed):
     """At most this many records; null for all."""
     skip: int = Field(0, ge=0)
     """Records passed over at the beginning."""
+    probes: int | None = Field(None, ge=1)
+    """At most this many paraphrases, neighbourhood and portability questions of each record; null for all."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
@@ -199,31 +204,14 @@ class CovarianceConfig(SelfGenerationConfig):
         )
 
 
-class RefreshConfig(_Closed):
-    """When the covariance is estimated again, and how the new one takes over."""
-
-    every: int | None = Field(None, ge=1)
-    """Edits between two refreshes; null for none."""
-    lag: int = Field(10, ge=0)
-    """The new covariance takes effect this many edits after its refresh was triggered, waiting if it is late."""
-    model: Literal["live", "base"] = "live"
-    """Whose generations: the edited model's as it is then, or the unedited one's."""
-    mode: Literal["replace", "ema"] = "replace"
-    """The new estimate replaces the old one, or is averaged into it."""
-    ema_weight: float = Field(0.5, gt=0, le=1)
-    """Weight of the new estimate under ``ema``."""
-    max_jsd: float | None = Field(0.2, gt=0)
-    """A refresh is refused where the per-document NLL has moved further than this from the first estimate's
-    (Jensen-Shannon divergence, nats, at most 0.69); null accepts any. 0.2 is a shift by one and a half standard
-    deviations; two samples of one distribution of 50 documents differ by less than 0.06."""
-
-
 class MemoryConfig(_Closed):
     """The external memory and how it is consulted."""
 
     embedder: EmbedderConfig = SentenceEmbedderConfig()
     """What turns statements and questions into vectors: ``type: sentence`` or, without a model, ``hash``."""
     index: IndexConfig = IndexConfig()
+    statement: StatementConfig = StatementConfig()
+    """The sentence under which an edit is remembered."""
     scr: ScrConfig = ScrConfig()
 
 
@@ -242,6 +230,8 @@ class EvaluationConfig(_Closed):
     """Whether a newline ends it too."""
     held_out: str | None = "configs/text/heldout.txt"
     """Text on which perplexity is measured; null for none."""
+    texts: dict[str, TextConfig] = {}
+    """More texts on which perplexity is measured at every point, each under its name: ``code``, ``math``."""
     latency_questions: int = Field(8, ge=0)
     """Questions asked one by one at the end to measure ``query_seconds``."""
 
@@ -290,11 +280,25 @@ class RunConfig(_Closed):
 
     @model_validator(mode="after")
     def _refresh_has_source(self) -> RunConfig:
-        if self.refresh.every is not None and self.covariance.source in ("identity", "mixture"):
+        wanted = [name for name in ("every", "seconds", "drift") if getattr(self.refresh, name) is not None]
+        if wanted and self.covariance.source in ("identity", "mixture"):
             raise ValueError(
-                "refresh.every needs covariance.source 'self_generated' or 'corpus'; "
+                f"refresh.{wanted[0]} needs covariance.source 'self_generated' or 'corpus'; "
                 + ("an identity never changes" if self.covariance.source == "identity" else "a mixture stays as it is")
             )
+        return self
+
+    @model_validator(mode="after")
+    def _refresh_can_be_repeated(self) -> RunConfig:
+        if self.refresh.seconds is not None and self.schedule == "deterministic":
+            raise ValueError("refresh.seconds needs schedule 'asap'; 'deterministic' refreshes by edits or by drift")
+        drift = self.refresh.drift
+        if drift is None:
+            return self
+        if self.refresh.model != "live":
+            raise ValueError("refresh.drift looks at the edited model and needs refresh.model 'live'")
+        if drift.energy is None and self.covariance.corpus is not None and not self.covariance.corpus.nll_documents:
+            raise ValueError("refresh.drift by nll alone needs covariance.corpus.nll_documents above 0")
         return self
 
     @model_validator(mode="after")
@@ -344,15 +348,33 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
         kept["model"] = {key: value for key, value in model.items() if key != "parallel" or value}
     stream = kept.get("stream")
     if isinstance(stream, Mapping):
-        kept["stream"] = {key: value for key, value in stream.items() if key not in ("limit", "follow", "redis")}
+        left_out = ("limit", "follow", "redis", *(() if stream.get("probes") else ("probes",)))
+        kept["stream"] = {key: value for key, value in stream.items() if key not in left_out}
     batching = kept.get("batching")
     if isinstance(batching, Mapping):
         # runs of older releases know nothing of subjects; when batches form is in the journal
         known = {key: value for key, value in batching.items() if key != "max_age_seconds"}
         kept["batching"] = {key: value for key, value in known.items() if key != "distinct_subjects" or value}
+    refresh = kept.get("refresh")
+    if isinstance(refresh, Mapping):
+        # when the clock triggers a refresh is in the journal; of the rest runs of older releases know nothing
+        unsaid = ["seconds"]
+        unsaid += [] if refresh.get("drift") else ["drift"]
+        unsaid += [] if refresh.get("mode") == "mixture" else ["mixture_weight"]
+        kept["refresh"] = {key: value for key, value in refresh.items() if key not in unsaid}
+    evaluation = kept.get("evaluation")
+    if isinstance(evaluation, Mapping):
+        # runs of older releases know nothing of them
+        kept["evaluation"] = {key: value for key, value in evaluation.items() if key != "texts" or value}
+    memory = kept.get("memory")
+    if isinstance(memory, Mapping):
+        plain_statement = StatementConfig().model_dump(mode="json")
+        kept["memory"] = {k: v for k, v in memory.items() if k != "statement" or v != plain_statement}
     covariance = kept.get("covariance")
     if isinstance(covariance, Mapping):
         kept["covariance"] = {key: value for key, value in covariance.items() if key != "store"}
+        if isinstance(server := covariance.get("server"), Mapping):
+            kept["covariance"]["server"] = {"model": server.get("model")}  # not where it is and how it is asked
     return kept
 
 
@@ -449,6 +471,10 @@ def with_found_files(config: RunConfig, source: Path | None = None) -> RunConfig
     if config.evaluation.held_out is not None:
         held_out = find_data(config.evaluation.held_out, beside)
         update["evaluation"] = config.evaluation.model_copy(update={"held_out": held_out})
+    if config.evaluation.texts:
+        evaluation = update.get("evaluation", config.evaluation)
+        texts = {name: text.found(beside) for name, text in evaluation.texts.items()}
+        update["evaluation"] = evaluation.model_copy(update={"texts": texts})
     if config.covariance.corpus is not None:
         text = config.covariance.corpus
         text = text.model_copy(update={"path": find_data(text.path, beside)})

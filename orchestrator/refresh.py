@@ -13,9 +13,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from actors.covariance import CovarianceEstimator, Estimate, EstimateJob, EstimateProgress
+from actors.covariance import Estimate, EstimateJob, EstimateProgress
 from editing.covariance import KeyCovariance
 from editing.diagnostics import Documents, sanity
+from orchestrator.drift import Look, Looked
+from orchestrator.publish.sampling import Estimating
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ class PendingRefresh:
     triggered_at: int
     swap_at: int
     version: str
-    future: Future[Estimate]
+    future: Future[Estimate | Looked]
 
     def due(self, edits: int) -> bool:
         """Whether the swap belongs at this batch boundary."""
@@ -47,7 +49,7 @@ class PendingRefresh:
 class Refresher:
     """Runs estimates in the background, one at a time."""
 
-    def __init__(self, estimator: CovarianceEstimator) -> None:
+    def __init__(self, estimator: Estimating) -> None:
         self._estimator = estimator
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="refresh")
@@ -60,10 +62,23 @@ class Refresher:
         triggered_at: int,
         lag: int,
         progress: Callable[[EstimateProgress], None] | None = None,
+        look: Look | None = None,
     ) -> PendingRefresh:
-        """Begin an estimate on a frozen version."""
-        future = self._pool.submit(self._estimator.estimate, job, weights, progress, self._stop)
+        """Begin an estimate on a frozen version; with ``look`` it is made only if the probe before it finds drift."""
+        future = self._pool.submit(self._run, look, job, weights, progress)
         return PendingRefresh(triggered_at, triggered_at + lag, job.version, future)
+
+    def _run(
+        self, look: Look | None, job: EstimateJob, weights: Any, progress: Callable[[EstimateProgress], None] | None
+    ) -> Estimate | Looked:
+        if look is None:
+            return self._estimator.estimate(job, weights, progress, self._stop)
+        probe = self._estimator.estimate(look.job, weights, None, self._stop)
+        found = look.judge(probe)
+        if not found.reasons:
+            return Looked(found, None, probe.seconds)
+        estimate = self._estimator.estimate(job, weights, progress, self._stop)
+        return Looked(found, estimate, probe.seconds + estimate.seconds)
 
     def close(self) -> None:
         """Give up whatever runs; returns when it has ended, within a second."""
@@ -71,9 +86,13 @@ class Refresher:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def blend(old: KeyCovariance, new: KeyCovariance, weight: float) -> KeyCovariance:
-    """Exponential moving average of two means: (1 - weight) C_old + weight C_new, counted as the new one's tokens."""
-    source: Mapping[str, Any] = {"kind": "ema", "weight": weight, "old": old.digest, "new": new.digest}
+def blend(old: KeyCovariance, new: KeyCovariance, weight: float, kind: str = "ema") -> KeyCovariance:
+    """Weighted average of two means: (1 - weight) C_old + weight C_new, counted as the new one's tokens.
+
+    With the covariance in force as the old one it is an exponential moving average over the refreshes (``ema``), with
+    the run's first one a mixture that never forgets the unedited model (``mixture``).
+    """
+    source: Mapping[str, Any] = {"kind": kind, "weight": weight, "old": old.digest, "new": new.digest}
     sums = {layer: ((1.0 - weight) * old.mean(layer) + weight * new.mean(layer)) * new.tokens for layer in new.layers}
     return KeyCovariance(sums, new.tokens, source, new.record)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +11,16 @@ from actors.covariance import CovarianceEstimator, Estimate, EstimateProgress
 from actors.editor import EditorClient
 from editing.covariance import KeyCovariance
 from editing.editors import make_editor
-from editing.errors import UserError
+from editing.errors import ErrataError, UserError
 from orchestrator.artifacts import ArtifactStore
 from orchestrator.config import RunConfig
 from orchestrator.covariance_store import CovarianceStore, obtain
+from orchestrator.drift import NOT_NEEDED, DriftWatch, Looked
 from orchestrator.fail_points import reach
 from orchestrator.journal import Journal
 from orchestrator.journal_rows import CovarianceRow, RefreshRow, Version
 from orchestrator.progress import Display
+from orchestrator.publish.sampling import LiveSampling
 from orchestrator.refresh import REFUSED, PendingRefresh, Refresher, blend, crossed, refusal
 from orchestrator.tracking import NullTracker, Tracker
 from orchestrator.versions import load_covariance
@@ -39,8 +43,11 @@ class Refreshing:
         self._config, self._journal, self._store, self._editor = config, journal, store, editor
         self._tracker, self._display = tracker, display
         self._layers: tuple[int, ...] = make_editor(config.editor).layers
-        self._estimator, self._refresher = estimator, Refresher(estimator)
+        self._estimator = estimator
+        self._refresher = Refresher(LiveSampling(estimator, config.publish, journal, store))
         self._pending: PendingRefresh | None = None
+        self._watch = None if config.refresh.drift is None else DriftWatch(config.refresh.drift)
+        self._clock: datetime | None = None
         self.seconds = 0.0
         """Spent on estimates that were taken in, the first one included."""
 
@@ -73,10 +80,31 @@ class Refreshing:
 
     def at_boundary(self, before: int, version: Version, *, replayed: bool) -> None:
         """Trigger the refresh that the schedule wants at this version, ``before`` edits being those of its parent."""
-        if crossed(before, version.edits, self._config.refresh.every) is not None:
-            self._trigger(version, self._config.refresh.lag, replayed=replayed)
+        refresh = self._config.refresh
+        if crossed(before, version.edits, refresh.every) is not None:
+            self._trigger(version, refresh.lag, replayed=replayed)
+        elif refresh.drift is not None and crossed(before, version.edits, refresh.drift.every) is not None:
+            self._trigger(version, refresh.lag, replayed=replayed, watch=self._watch)
         elif replayed and self._begun_at(version) is not None:
             self._trigger(version, 0, replayed=True)  # somebody asked for it here, and it was cut short
+
+    def scheduled(self, before: int, edits: int) -> bool:
+        """Whether the schedule has a refresh, or a look for drift, between two numbers of edits."""
+        refresh = self._config.refresh
+        intervals = (refresh.every, None if refresh.drift is None else refresh.drift.every)
+        return any(crossed(before, edits, every) is not None for every in intervals)
+
+    def _by_clock(self, now: datetime) -> None:
+        """Begin a refresh if the last one is ``refresh.seconds`` ago and edits have come since."""
+        seconds = self._config.refresh.seconds
+        if seconds is None or self._pending is not None or not make_editor(self._config.editor).needs_covariance:
+            return
+        if self._clock is None:
+            # off the journal: a restart neither forgets nor repeats one
+            times = [row.at for row in self._journal.swaps()] + [row.at for row in self._journal.refreshes()]
+            self._clock = max(times, default=now)
+        if (now - self._clock).total_seconds() >= seconds and self.request():
+            self._clock = now
 
     def request(self) -> bool:
         """Begin a refresh of the newest version outside the schedule.
@@ -110,11 +138,15 @@ class Refreshing:
                 return row if not live or row.from_version == version.digest else None
         return None
 
-    def _trigger(self, version: Version, lag: int, *, replayed: bool) -> None:
+    def _trigger(self, version: Version, lag: int, *, replayed: bool, watch: DriftWatch | None = None) -> None:
         row = next((row for row in self._journal.refreshes() if row.triggered_at == version.edits), None)
-        if self._pending is not None or (row is not None and row.state in ("swapped", "refused")):
+        if self._pending is not None or (row is not None and row.state in ("swapped", "refused", "done")):
             return
         if replayed and row is None and self._was_passed_over(version):
+            return
+        if replayed and row is not None and (covariance := self._unclaimed(version)) is not None:
+            # a crash came between its swap and this row: by the clock it would take over a second time, later
+            self._journal.record_refresh(version.edits, "swapped", covariance=covariance)
             return
         live = self._config.refresh.model == "live"
         source = version.digest if live else self._journal.base().digest
@@ -124,15 +156,26 @@ class Refreshing:
         reach("after_refresh_started")
         weights: Any = self._editor.weights() if live else {}
         stage = f"refresh at {version.edits}"
+        look = None
+        # the one this version was made on: before a swap at its boundary, which a replay finds in the journal
+        if watch is not None and (current := self._journal.covariance_for(version.sequence)) is not None:
+            look = watch.look(job, current, partial(load_covariance, self._store, current))
         self._pending = self._refresher.start(
-            job, weights, triggered_at=version.edits, lag=lag, progress=lambda p: self._show(stage, p)
+            job, weights, triggered_at=version.edits, lag=lag, progress=lambda p: self._show(stage, p), look=look
         )
+
+    def _unclaimed(self, version: Version) -> str | None:
+        """The covariance of a swap since this version that no refresh has for its own; only one is ever under way."""
+        claimed = {row.covariance for row in self._journal.refreshes() if row.state == "swapped"}
+        swaps = [swap for swap in self._journal.swaps() if swap.after_sequence >= version.sequence]
+        return next((swap.covariance for swap in swaps if swap.covariance not in claimed), None)
 
     def _was_passed_over(self, version: Version) -> bool:
         """Whether the run before the interruption went by this trigger, because another refresh was under way."""
         swapped_here = any(swap.after_sequence == version.sequence for swap in self._journal.swaps())
-        refused_here = any(event.data["after_sequence"] == version.sequence for event in self._journal.events(REFUSED))
-        return swapped_here or refused_here or version.sequence < self._journal.head().sequence
+        ended = [event for kind in (REFUSED, NOT_NEEDED) for event in self._journal.events(kind)]
+        ended_here = any(event.data["after_sequence"] == version.sequence for event in ended)
+        return swapped_here or ended_here or version.sequence < self._journal.head().sequence
 
     # --- swaps ---
 
@@ -142,31 +185,77 @@ class Refreshing:
         Under ``schedule: deterministic`` the turn comes by the number of edits, and a late estimate is waited for;
         under ``asap`` it comes when the estimate is there.
         """
+        self._by_clock(datetime.now(UTC))
         pending, head = self._pending, self._journal.head()
         if pending is None or self._taken(head.sequence):
             return
         if not (pending.future.done() if self._config.schedule == "asap" else pending.due(head.edits)):
             return
-        estimate: Estimate = pending.future.result()
-        self.seconds += estimate.seconds
-        if (reason := self._refusal(estimate)) is not None:
-            self._refuse(pending, estimate, reason)
+        try:
+            result = pending.future.result()
+        except ErrataError as error:
+            # a service outlives its sampling server; a run that is to be repeatable ends, and resumes from here
+            if self._config.schedule != "asap" or self._config.covariance.server is None:
+                raise
+            self._refuse(pending, 0.0, f"the estimate failed: {error}")
             return
-        covariance = estimate.recorded
-        if self._config.refresh.mode == "ema":
-            # the one the newest batch was made on: a swap that a crash cut short may stand in the journal already
-            current = self._journal.covariance_for(head.sequence)
-            assert current is not None
-            covariance = blend(load_covariance(self._store, current), covariance, self._config.refresh.ema_weight)
+        drift = None
+        estimate: Estimate
+        if isinstance(result, Looked):
+            drift = result.drift.text
+            if result.estimate is None:
+                self._not_needed(pending, drift, result.seconds)
+                return
+            estimate = result.estimate
+        else:
+            estimate = result
+        self.seconds += result.seconds
+        if (reason := self._refusal(estimate)) is not None:
+            self._refuse(pending, estimate.seconds, reason)
+            return
+        covariance = self._joined(estimate.recorded, head.sequence)
         self._keep(covariance, pending.version)
         self._journal.record_swap(head.sequence, covariance.digest, head.edits)
         self._journal.record_refresh(
-            pending.triggered_at, "swapped", covariance=covariance.digest, seconds=estimate.seconds
+            pending.triggered_at, "swapped", covariance=covariance.digest, seconds=estimate.seconds, reason=drift
         )
         self._editor.swap(covariance)
         self._pending = None
         self._tracker.log_metrics({"covariance_tokens": float(covariance.tokens)}, step=head.edits)
         self._display.say(f"covariance of version {pending.version[:10]} in force after {head.edits} edits")
+
+    def _joined(self, estimate: KeyCovariance, sequence: int) -> KeyCovariance:
+        """What takes over at a boundary: the estimate itself, or joined with the one in force or with the first."""
+        refresh = self._config.refresh
+        if refresh.mode == "ema":
+            # the one the newest batch was made on: a swap that a crash cut short may stand in the journal already
+            current = self._journal.covariance_for(sequence)
+            assert current is not None
+            return blend(load_covariance(self._store, current), estimate, refresh.ema_weight)
+        first = self._first()
+        if refresh.mode == "mixture" and first is not None:
+            return blend(load_covariance(self._store, first), estimate, refresh.mixture_weight, "mixture")
+        return estimate
+
+    def _first(self) -> str | None:
+        return next((swap.covariance for swap in self._journal.swaps() if swap.after_sequence == 0), None)
+
+    def _not_needed(self, pending: PendingRefresh, found: str, seconds: float) -> None:
+        """A look that found no drift is done with: the covariance in force still fits."""
+        head = self._journal.head()
+        data = {
+            "triggered_at": pending.triggered_at,
+            "edits": head.edits,
+            "after_sequence": head.sequence,
+            "version": pending.version,
+            "reason": found,
+        }
+        # the event first, as with a refusal
+        if all(event.data["triggered_at"] != pending.triggered_at for event in self._journal.events(NOT_NEEDED)):
+            self._journal.record_event(NOT_NEEDED, data)
+        self._journal.record_refresh(pending.triggered_at, "done", reason=found, seconds=seconds)
+        self._pending = None
+        self._display.say(f"no refresh at {pending.triggered_at} edits: {found}")
 
     def _taken(self, sequence: int) -> bool:
         """Whether another refresh has its swap at this boundary, which can have one only."""
@@ -176,13 +265,13 @@ class Refreshing:
     def _refusal(self, estimate: Estimate) -> str | None:
         """Why an estimate may not take over, or None: its documents against those of the first estimate."""
         bound = self._config.refresh.max_jsd
-        first = next((swap.covariance for swap in self._journal.swaps() if swap.after_sequence == 0), None)
+        first = self._first()
         if bound is None or first is None:
             return None
         record = load_covariance(self._store, first).record
         return refusal(None if record is None else record.documents, estimate.documents, bound)
 
-    def _refuse(self, pending: PendingRefresh, estimate: Estimate, reason: str) -> None:
+    def _refuse(self, pending: PendingRefresh, seconds: float, reason: str) -> None:
         """The covariance in force stays, and everybody hears of it."""
         head = self._journal.head()
         data = {
@@ -195,7 +284,7 @@ class Refreshing:
         # the event first: a resumed run reads off it at which boundary the refresh was done with
         if all(event.data["triggered_at"] != pending.triggered_at for event in self._journal.events(REFUSED)):
             self._journal.record_event(REFUSED, data)
-        self._journal.record_refresh(pending.triggered_at, "refused", reason=reason, seconds=estimate.seconds)
+        self._journal.record_refresh(pending.triggered_at, "refused", reason=reason, seconds=seconds)
         self._pending = None
         self._display.say(
             f"refresh triggered at {pending.triggered_at} edits REFUSED after {head.edits}: {reason}; "
@@ -228,7 +317,7 @@ class Refreshing:
         )
 
     def _show(self, stage: str, progress: EstimateProgress) -> None:
-        note = f"{progress.tokens_per_second:.0f} tokens/s"
+        note = rates(progress)
         if progress.repeated:
             note += f", {progress.repeated} blocks repeated"
         total = self._config.covariance.tokens
@@ -236,3 +325,8 @@ class Refreshing:
             self._display.update(stage, round(100 * progress.share), 100, note)
         else:
             self._display.update(stage, min(progress.tokens, total), total, note)
+
+
+def rates(progress: EstimateProgress) -> str:
+    """Tokens per second of all workers together, and of each."""
+    return f"{progress.tokens_per_second:.0f} tokens/s ({progress.per_worker:.0f} a worker)"
