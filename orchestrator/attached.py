@@ -58,6 +58,10 @@ class Attached:
         """The stream has ended: nothing is left under way."""
         if self.guard is not None:
             self.guard.finish()
+        self.wait_published()
+
+    def wait_published(self) -> None:
+        """Return when the policy is publishing nothing; from any thread."""
         if self.policy is not None:
             self.policy.wait()
 
@@ -76,6 +80,7 @@ def attach(
     *,
     metrics: Metrics = lambda values, step: None,
     say: Callable[[str], None] = lambda line: None,
+    may_publish: Callable[[], bool] = lambda: True,
 ) -> Attached:
     """Hang what the configuration asks for onto the pipeline's commits.
 
@@ -83,12 +88,16 @@ def attach(
         run: directory of the run.
         metrics: draws points of curves, by name, at a number of edits.
         say: one line for whoever watches.
+        may_publish: asked by the publication policy, at a commit; no puts its publication off to the next.
 
     Raises:
         UserError: the guard's files cannot be read.
     """
     guard = attach_guard(pipeline, config, metrics=metrics, say=say)
-    holds = (lambda: True) if guard is None else (lambda: guard.holds)
+
+    def holds() -> bool:
+        return may_publish() and (guard is None or guard.holds)
+
     return Attached(guard, attach_policy(pipeline, config.publish, run, holds=holds, say=say))
 
 

@@ -16,6 +16,7 @@ from orchestrator.cli_change import register as register_change
 from orchestrator.cli_covariance import register as register_covariance
 from orchestrator.cli_doctor import register as register_doctor
 from orchestrator.cli_history import register as register_history
+from orchestrator.cli_judge import register as register_judge
 from orchestrator.cli_locate import register as register_locate
 from orchestrator.cli_preserve import register as register_preserve
 from orchestrator.cli_publish import register as register_publish
@@ -36,6 +37,7 @@ register_history(app)
 register_doctor(app)
 register_change(app)
 register_covariance(app)
+register_judge(app)
 register_locate(app)
 register_preserve(app)
 register_publish(app)

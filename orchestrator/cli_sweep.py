@@ -91,6 +91,9 @@ def compare(
         list[str] | None,
         typer.Option(help="Key or axis by which tables are split; model, data and edits by default; repeatable."),
     ] = None,
+    timeline: Annotated[
+        bool, typer.Option("--timeline", help="A table at every point of the runs' timelines, not at their ends.")
+    ] = False,
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Compare what differs in data or metrics too, with a note that says so.")
     ] = False,
@@ -98,6 +101,7 @@ def compare(
     """Set finished runs side by side, as the papers' tables do: means and standard errors over seeds, best in bold."""
     from orchestrator.compare.collect import collect
     from orchestrator.compare.tables import compare as compared
+    from orchestrator.compare.timeline import at_points
     from orchestrator.compare.write import FORMATS, SUFFIXES, render
 
     told = SUFFIXES.get(output.suffix, "markdown") if output is not None else "markdown"
@@ -106,7 +110,8 @@ def compare(
         raise UserError(f"--format {wanted!r}; allowed: {', '.join(FORMATS)}")
     if output is not None and not output.absolute().parent.is_dir():
         raise UserError(f"--output {str(output)!r}: there is no directory {str(output.parent)!r}")
-    text = render(compared(collect(runs), by=by or [], anyway=anyway), wanted)
+    found = collect(runs)
+    text = render(compared(at_points(found) if timeline else found, by=by or [], anyway=anyway), wanted)
     if output is None:
         typer.echo(text, nl=False)
     else:

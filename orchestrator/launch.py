@@ -110,6 +110,7 @@ def read_records(config: RunConfig) -> list[StreamRecord]:
             target=config.stream.target,
             limit=config.stream.limit,
             skip=config.stream.skip,
+            probes=config.stream.probes,
         )
     )
     if not any(record.request for record in records):

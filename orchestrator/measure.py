@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from evaluation.arms import Evaluation
 from evaluation.outcomes import Arm
 from evaluation.probes import questions_of
 from orchestrator.config import EvaluationConfig, MemoryConfig
+from orchestrator.texts import read_texts
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ class Measurement:
     perplexity: float | None
     query_seconds: dict[Arm, float]
     seconds: float
+    perplexities: Mapping[str, float] = field(default_factory=dict)
+    """By the names of ``evaluation.texts``."""
 
     def arms(self) -> dict[str, dict[str, float | None]]:
         """Metrics by arm."""
@@ -52,8 +55,10 @@ class Measurer:
         self._pool, self._memory, self._config, self._mem = pool, memory, config, mem
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="evaluation")
         self._text = read_held_out(config.held_out)
+        self._texts = read_texts(config.texts)
         self._base = base
         self._base_perplexity: Future[float | None] | None = None
+        self._base_perplexities: dict[str, float] | None = None
         self.seconds = 0.0
 
     def base_perplexity(self) -> Future[float | None]:
@@ -64,6 +69,20 @@ class Measurer:
             )
         return self._base_perplexity
 
+    def base_perplexities(self) -> Future[dict[str, float]]:
+        """Those of the unedited model on ``evaluation.texts``, measured once."""
+        return self._thread.submit(self._perplexities, self._base, {})
+
+    def _perplexities(self, version: str, weights: Any) -> dict[str, float]:
+        """By text; runs in the one thread of this class."""
+        if not self._texts:
+            return {}
+        if version != self._base:
+            return self._pool.perplexities(self._texts, weights)
+        if self._base_perplexities is None:
+            self._base_perplexities = self._pool.perplexities(self._texts, {})
+        return self._base_perplexities
+
     def submit(
         self,
         requests: Sequence[EditRequest],
@@ -72,6 +91,7 @@ class Measurer:
         edits: int,
         version: str,
         latency: bool = False,
+        remembered: bool = True,
         done: Callable[[Measurement], None] | None = None,
     ) -> Future[Measurement]:
         """Freeze what the memory finds now, then evaluate in the background.
@@ -80,10 +100,11 @@ class Measurer:
             requests: the facts to ask about.
             weights: reference to the version's edited maps.
             latency: also measure ``query_seconds``.
+            remembered: ask the memory; else the version is one of which nothing was remembered yet.
             done: called in the background with the result.
         """
         questions = questions_of(requests)
-        found = self._memory.search(questions, self._mem.scr.k)
+        found = self._memory.search(questions, self._mem.scr.k) if remembered else [[] for _ in questions]
         hits: Hits = dict(zip(questions, found, strict=True))
 
         def work() -> Measurement:
@@ -93,10 +114,11 @@ class Measurer:
             evaluation, perplexity = self._pool.evaluate_with_text(requests, weights, hits, text)
             if known is not None:
                 perplexity = known.result()
+            by_text = self._perplexities(version, weights)
             times = self._latency(questions, weights, hits) if latency else {}
             taken = time.perf_counter() - started
             self.seconds += taken
-            result = Measurement(edits, version, evaluation, perplexity, times, taken)
+            result = Measurement(edits, version, evaluation, perplexity, times, taken, by_text)
             if done is not None:
                 done(result)
             return result

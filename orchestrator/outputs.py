@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import evaluation.perplexity  # noqa: F401 - enters its metric
 from evaluation.metrics import METRICS
-from evaluation.outcomes import fact_line
+from evaluation.outcomes import fact_line, portability_by_kind
 from orchestrator.config import RunConfig
 from orchestrator.journal import Journal
 from orchestrator.journal_rows import RequestRow
@@ -52,6 +52,7 @@ def write_outputs(
     final: Measurement | None,
     rows: Sequence[RequestRow],
     base_perplexity: float | None,
+    base_perplexities: Mapping[str, float] | None = None,
     started_at: datetime,
     wall_seconds: float,
     covariance_seconds: float,
@@ -77,9 +78,11 @@ def write_outputs(
         wall_seconds=wall_seconds,
         edit_seconds_per_edit=edit_seconds / head.edits if head.edits else None,
         arms={} if final is None else _arms(final.arms()),
+        portability_by_kind={} if final is None else _by_kind(final),
         choice={} if final is None else _choices(final.choices()),
         perplexity=Perplexity(base=base_perplexity, edited=None if final is None else final.perplexity),
-        timeline=_timeline(journal, base_perplexity),
+        perplexities=_by_text(base_perplexities or {}, {} if final is None else final.perplexities),
+        timeline=_timeline(journal, base_perplexity, base_perplexities or {}),
         refresh_events=_refresh_events(journal),
         failures=tuple(Failure(id=r.id, reason=r.reason or "") for r in journal.requests("rejected")),
         stages=Stages(
@@ -105,12 +108,23 @@ def _arms(metrics: dict[str, dict[str, float | None]]) -> Any:
     return {arm: ArmMetrics(**{k: v for k, v in values.items() if k in known}) for arm, values in metrics.items()}
 
 
+def _by_kind(final: Measurement) -> Any:
+    kinds = {arm: portability_by_kind(final.evaluation.records, arm) for arm in final.evaluation.arms}
+    return {arm: found for arm, found in kinds.items() if found}
+
+
 def _choices(rates: dict[str, dict[str, float | None]]) -> Any:
     known = ChoiceRates.model_fields
     return {arm: ChoiceRates(**{k: v for k, v in values.items() if k in known}) for arm, values in rates.items()}
 
 
-def _timeline(journal: Journal, base_perplexity: float | None) -> tuple[TimelinePoint, ...]:
+def _by_text(base: Mapping[str, float], edited: Mapping[str, float]) -> dict[str, Perplexity]:
+    return {name: Perplexity(base=base.get(name), edited=edited.get(name)) for name in {**base, **edited}}
+
+
+def _timeline(
+    journal: Journal, base_perplexity: float | None, base_perplexities: Mapping[str, float]
+) -> tuple[TimelinePoint, ...]:
     points = {}
     for row in journal.evaluations():
         if row.kind != "timeline":
@@ -123,6 +137,8 @@ def _timeline(journal: Journal, base_perplexity: float | None) -> tuple[Timeline
             arms=_arms(m["arms"]),
             choice=_choices(m["choice"]),
             perplexity=Perplexity(base=base_perplexity, edited=m["perplexity"]),
+            # journals of older releases have none
+            perplexities=_by_text(base_perplexities, m.get("perplexities", {})) if m.get("perplexities") else {},
             norms=dict(m["norms"]),
             delta_norms=dict(m["delta_norms"]),
             seconds=m["seconds"],

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain, pairwise
 from typing import Final
@@ -30,9 +31,10 @@ from orchestrator.batcher import Batcher, BatchPlan
 from orchestrator.config import RunConfig
 from orchestrator.fail_points import reach
 from orchestrator.journal import Journal
-from orchestrator.journal_rows import Version
+from orchestrator.journal_rows import RequestRow, Version
 from orchestrator.measure import Measurement, Measurer
 from orchestrator.progress import Display
+from orchestrator.rebuild import weights_digest
 from orchestrator.refresh import crossed
 from orchestrator.refreshing import Refreshing
 from orchestrator.reverting import commit_revert, forgotten
@@ -46,14 +48,26 @@ from orchestrator.versions import (
     load_covariance,
     load_receipt,
     memory_entries,
+    memory_entry,
     store_receipt,
 )
-from retrieval.memory import MemoryEntry
 
 logger = logging.getLogger(__name__)
 
 ASKED: Final = "asked"
 """Kind of an evaluation that somebody asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What editor and memory hold at one moment, as they themselves have it."""
+
+    version: Version
+    weights: str
+    """Digest of the edited matrices, as `errata verify` prints it of every version that it rebuilds."""
+    memory: str
+    """Digest of the memory's active statements."""
+    statements: int
 
 
 class Pipeline:
@@ -88,7 +102,7 @@ class Pipeline:
             self._history,
         )
         self.memory: MemoryClient = cluster.memory(
-            config.memory.embedder, config.memory.index, lambda: memory_entries(journal)
+            config.memory.embedder, config.memory.index, lambda: memory_entries(journal, config.memory.statement)
         )
         settings = EvaluationSettings(
             config.memory.scr,
@@ -100,7 +114,13 @@ class Pipeline:
         self.measurer = Measurer(self.evaluators, self.memory, config.evaluation, config.memory, journal.base().digest)
         self.base_perplexity: Future[float | None] = self.measurer.base_perplexity()
         self.timeline = Timeline(
-            config.evaluation, journal, self.measurer, self.editor.weights, tracker=tracker, display=display
+            config.evaluation,
+            journal,
+            self.measurer,
+            self.editor.weights,
+            tracker=tracker,
+            display=display,
+            whole=final_follows and not config.stream.endless,
         )
         self.refreshing = Refreshing(config, journal, store, self.editor, estimator, tracker=tracker, display=display)
         self._batcher = Batcher(
@@ -184,6 +204,11 @@ class Pipeline:
             raise UserError("snapshot: nothing was edited yet; there is nothing to keep")
         return store_snapshot(self.journal, self.store, self.editor.snapshot(), head)
 
+    def inspect(self) -> Inspection:
+        """Fetch what editor and memory hold, to be compared with what the journal says; nothing changes."""
+        weights = weights_digest(self.editor.snapshot().weights)
+        return Inspection(self.head(), weights, self.memory.digest(), self.memory.add([]))
+
     def request_refresh(self) -> bool:
         """Begin to estimate the covariance anew on the newest version, outside the schedule.
 
@@ -214,11 +239,11 @@ class Pipeline:
 
     def _restore(self) -> None:
         """Bring editor and memory to the journal's head, measuring again what an interruption left unmeasured."""
-        head, base = self.journal.head(), self.journal.base()
+        head = self.journal.head()
         self._edits_before = 0
         if head.sequence == 0:
             self.editor.restore()
-            self.timeline.point(base)
+            self.timeline.begin(self.editor.norms())
             return
         versions = self.journal.versions()
         found = newest_snapshot(self.journal, self.store, before=self._first_to_visit(versions))
@@ -228,10 +253,10 @@ class Pipeline:
             f"resuming after {head.edits} edits in {head.sequence} batches"
             + (f", from the snapshot of v{start}" if start else "")
         )
-        self._begin(base)
+        self._begin()
         swaps = {swap.after_sequence: swap.covariance for swap in self.journal.swaps()}
         requests = {row.id: row for row in self.journal.requests()}
-        self.memory.add(held_entries(requests.values(), start))
+        self.memory.add(held_entries(requests.values(), start, self._config.memory.statement))
         self._edits_before = versions[start].edits
         for version in versions[start + 1 :]:
             self.editor.replay(load_receipt(self.store, version))
@@ -240,11 +265,11 @@ class Pipeline:
             if version.kind == "revert":
                 self.memory.remove(forgotten(requests.values(), version.request_ids))
             rows = [requests[name] for name in version.request_ids if requests[name].applied_in == version.sequence]
-            self.memory.add([MemoryEntry.of(row.request, row.seq) for row in rows])
+            self._remember(rows)
             self._at_boundary(version, self._edits_before, replayed=True)
         self._since = None
 
-    def _begin(self, base: Version) -> None:
+    def _begin(self) -> None:
         """The editor at the snapshot that was found, or at the beginning."""
         since = self._since
         items = history(self.journal, self.store, since=since, upto=0 if since is None else since.sequence)
@@ -252,20 +277,17 @@ class Pipeline:
         self.editor.begin(first if isinstance(first, KeyCovariance) else None)
         for item in chain([] if first is None or isinstance(first, KeyCovariance) else [first], items):
             self.editor.replay(item)
-        if since is None:
-            self.timeline.point(base)
+        self.timeline.begin(self.editor.norms() if since is None else None)
 
     def _first_to_visit(self, versions: Sequence[Version]) -> int:
         """The first version whose weights are wanted: for a measurement or a refresh that was cut short."""
-        if self.timeline.missing(versions[0]):
-            return 0
         refreshes = {row.triggered_at: row.state for row in self.journal.refreshes()}
         for parent, version in pairwise(versions):
             last = version.sequence == versions[-1].sequence
             measured = crossed(parent.edits, version.edits, self._config.evaluation.every) is not None
             if measured and self.timeline.missing(version) and not self._is_final(version):
                 return version.sequence
-            triggered = crossed(parent.edits, version.edits, self._config.refresh.every) is not None
+            triggered = self.refreshing.scheduled(parent.edits, version.edits)
             if triggered and last and version.edits not in refreshes:
                 return version.sequence
             if self.refreshing.started(version):
@@ -294,9 +316,12 @@ class Pipeline:
             if not result.applied:
                 self._display.say(f"edit {result.request_id} not applied: {result.reason}")
         rows = [row for name in applied if (row := self.journal.request(name)) is not None]
-        self.memory.add([MemoryEntry.of(row.request, row.seq) for row in sorted(rows, key=lambda row: row.seq)])
+        self._remember(sorted(rows, key=lambda row: row.seq))
         reach("after_memory_add")
         return version
+
+    def _remember(self, rows: Sequence[RequestRow]) -> None:
+        self.memory.add([memory_entry(row, self._config.memory.statement) for row in rows])
 
     def _commit(self, receipt: EditReceipt, superseded: tuple[tuple[str, str], ...]) -> Version:
         """Files first, then the transaction that makes the version exist."""

@@ -110,6 +110,7 @@ class RunLoop:
             final=final,
             rows=rows,
             base_perplexity=self.pipeline.base_perplexity.result(),
+            base_perplexities=self.pipeline.measurer.base_perplexities().result(),
             started_at=self._started_at,
             wall_seconds=timeline.elapsed(),
             covariance_seconds=self.pipeline.refreshing.seconds,

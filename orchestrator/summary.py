@@ -51,6 +51,7 @@ class ArmMetrics(_Closed):
     reliability: Figure = None
     generalization_gen: Figure = None
     locality: Figure = None
+    locality_match: Figure = None
     portability: Figure = None
     query_seconds: Figure = None
 
@@ -78,6 +79,7 @@ class TimelinePoint(_Closed):
     arms: dict[Arm, ArmMetrics] = {}
     choice: dict[MemoryArm, ChoiceRates] = {}
     perplexity: Perplexity = Perplexity()
+    perplexities: dict[str, Perplexity] = {}
     norms: dict[str, Figure] = {}
     delta_norms: dict[str, Figure] = {}
     seconds: Figure = None
@@ -123,8 +125,10 @@ class Summary(_Closed):
     wall_seconds: float = Field(ge=0)
     edit_seconds_per_edit: Figure = None
     arms: dict[Arm, ArmMetrics] = {}
+    portability_by_kind: dict[Arm, dict[str, Figure]] = {}
     choice: dict[MemoryArm, ChoiceRates] = {}
     perplexity: Perplexity = Perplexity()
+    perplexities: dict[str, Perplexity] = {}
     timeline: tuple[TimelinePoint, ...] = ()
     refresh_events: tuple[RefreshEvent, ...] = ()
     failures: tuple[Failure, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Final
@@ -12,7 +12,7 @@ from editing.request import EditRequest
 from orchestrator.config import EvaluationConfig
 from orchestrator.fail_points import reach
 from orchestrator.journal import Journal
-from orchestrator.journal_rows import Version
+from orchestrator.journal_rows import RequestRow, Version
 from orchestrator.measure import Measurement, Measurer
 from orchestrator.progress import Display
 from orchestrator.tracking import NullTracker, Tracker
@@ -27,6 +27,7 @@ class Timeline:
 
     Args:
         weights: gives a reference to the weights as they are now.
+        whole: every request there will be is in the journal before the first point, as with a file that is read once.
     """
 
     def __init__(
@@ -38,11 +39,13 @@ class Timeline:
         *,
         tracker: Tracker | NullTracker,
         display: Display,
+        whole: bool = True,
     ) -> None:
         self._config, self._journal, self._measurer, self._weights = config, journal, measurer, weights
-        self._tracker, self._display = tracker, display
+        self._tracker, self._display, self._whole = tracker, display, whole
         self._started = time.perf_counter()
         self._points: list[Future[Measurement]] = []
+        self._has_begun = False
 
     def elapsed(self) -> float:
         """Wall seconds since the pipeline was made."""
@@ -53,11 +56,14 @@ class Timeline:
 
         One that was reverted is not asked any more; the others stay the same.
         """
-        rows = [row for row in self._journal.requests() if row.state in _ASKED or row.applied_in is not None]
-        early = rows[: self._config.every or len(rows)]
+        early = self._early()
         count = min(self._config.sample, len(early))
         chosen = [early[i * len(early) // count] for i in range(count)] if count else []
         return [row.request for row in chosen if row.state in _ASKED]
+
+    def _early(self) -> list[RequestRow]:
+        rows = [row for row in self._journal.requests() if row.state in _ASKED or row.applied_in is not None]
+        return rows[: self._config.every or len(rows)]
 
     def missing(self, version: Version) -> bool:
         """Whether a point is wanted at this version and not in the journal yet."""
@@ -66,10 +72,30 @@ class Timeline:
         done = {(row.edits, row.kind) for row in self._journal.evaluations()}
         return (version.edits, TIMELINE) not in done
 
+    def begin(self, norms: Mapping[int, float] | None = None) -> None:
+        """Measure the timeline's facts on the unedited model, in the background, unless that was done.
+
+        ``norms`` are those of its matrices, where an editor that holds them is at hand.
+
+        A service starts with no facts to ask about; the first point that has them brings this one along. Neither the
+        editor nor the memory is needed for it, so a restart never goes back to the base for its sake.
+        """
+        base = self._journal.base()
+        if self._has_begun or not self.missing(base):
+            return
+        if not self._whole and len(self._early()) < (self._config.every or 0):
+            return  # the points after it would ask about more facts
+        sample = self.sample()
+        if sample:
+            self._has_begun = True
+            base = replace(base, norms=norms or {})
+            self._points.append(self._submit(sample, {}, base, TIMELINE, remembered=False))
+
     def point(self, version: Version) -> None:
         """Measure the timeline's facts on the version as it stands, in the background, unless that was done."""
         if not self.missing(version):
             return
+        self.begin()
         sample = self.sample()
         if sample:
             self._points = [point for point in self._points if not point.done() or point.exception()]
@@ -79,12 +105,25 @@ class Timeline:
         self, requests: Sequence[EditRequest], version: Version, kind: str, *, latency: bool = False
     ) -> Future[Measurement]:
         """Measure facts on the version as it stands, in the background; the figures are kept under ``kind``."""
+        return self._submit(requests, self._weights(), version, kind, latency=latency)
+
+    def _submit(
+        self,
+        requests: Sequence[EditRequest],
+        weights: Any,
+        version: Version,
+        kind: str,
+        *,
+        latency: bool = False,
+        remembered: bool = True,
+    ) -> Future[Measurement]:
         return self._measurer.submit(
             requests,
-            self._weights(),
+            weights,
             edits=version.edits,
             version=version.digest,
             latency=latency,
+            remembered=remembered,
             done=lambda result: self._keep(result, version, kind, len(requests)),
         )
 
@@ -108,6 +147,7 @@ class Timeline:
             "arms": result.arms(),
             "choice": result.choices(),
             "perplexity": result.perplexity,
+            "perplexities": dict(result.perplexities),
             "facts": facts,
             "norms": {str(k): v for k, v in version.norms.items()},
             "delta_norms": {str(k): v for k, v in version.delta_norms.items()},
@@ -124,6 +164,7 @@ class Timeline:
         }
         if result.perplexity is not None:
             flat["edited.perplexity"] = result.perplexity
+        flat |= {f"edited.perplexity.{name}": value for name, value in result.perplexities.items()}
         prefix = "" if kind == TIMELINE else f"{kind}."
         self._tracker.log_metrics({prefix + name: value for name, value in flat.items()}, step=result.edits)
         self._display.update("final evaluation" if kind == FINAL else kind, 1, 1, f"at {result.edits} edits")

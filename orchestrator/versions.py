@@ -25,6 +25,7 @@ from orchestrator.journal_reading import JournalReader
 from orchestrator.journal_rows import CommitData, RequestOutcome, RequestRow, Version
 from orchestrator.snapshots import snapshot_digest
 from retrieval.memory import MemoryEntry
+from retrieval.statements import StatementConfig, statement_of
 
 _FORMAT = "errata-receipt-1"
 
@@ -170,15 +171,22 @@ def load_covariance(store: ArtifactStore, digest: str) -> KeyCovariance:
     return KeyCovariance.load(store.get("covariances", digest))
 
 
-def memory_entries(journal: JournalReader) -> list[MemoryEntry]:
-    """Statements the memory holds now: those of applied requests, numbered by their acceptance."""
-    return [MemoryEntry.of(row.request, row.seq) for row in journal.requests("applied")]
+def memory_entry(row: RequestRow, statement: StatementConfig | None = None) -> MemoryEntry:
+    """What the memory keeps of a request, numbered by its acceptance."""
+    return MemoryEntry.of(row.request, row.seq, statement=statement_of(row.request, statement))
 
 
-def held_entries(rows: Iterable[RequestRow], sequence: int) -> list[MemoryEntry]:
+def memory_entries(journal: JournalReader, statement: StatementConfig | None = None) -> list[MemoryEntry]:
+    """Statements the memory holds now: those of applied requests."""
+    return [memory_entry(row, statement) for row in journal.requests("applied")]
+
+
+def held_entries(
+    rows: Iterable[RequestRow], sequence: int, statement: StatementConfig | None = None
+) -> list[MemoryEntry]:
     """Statements the memory held right after commit ``sequence``."""
     held = [row for row in rows if row.applied_in is not None and row.applied_in <= sequence]
-    return [MemoryEntry.of(row.request, row.seq) for row in held if row.ended_in is None or row.ended_in > sequence]
+    return [memory_entry(row, statement) for row in held if row.ended_in is None or row.ended_in > sequence]
 
 
 def _figures(result: RequestResult) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from orchestrator.compare.collect import Run
 _FREE = ("evaluation.arms", "evaluation.every", "evaluation.sample", "evaluation.latency_questions")
 """Settings of the evaluation that change no figure of the end."""
 _HELD_OUT = "evaluation.held_out"
+_TEXTS = "evaluation.texts"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def _settings(runs: Sequence[Run]) -> Iterator[Finding]:
         values = {str(run.settings.get(key)): run for run in runs}
         if len(values) > 1:
             said = ", ".join(f"{value} in {run.directory.name}" for value, run in sorted(values.items()))
-            yield Finding(f"{key} differs: {said}", key != _HELD_OUT)
+            yield Finding(f"{key} differs: {said}", key != _HELD_OUT and not key.startswith(_TEXTS))
 
 
 def _questions(runs: Sequence[Run], repeated: Sequence[str]) -> Iterator[Finding]:

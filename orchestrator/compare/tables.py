@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from editing.errors import UserError
 from orchestrator.compare.check import Finding, check_block
 from orchestrator.compare.collect import Collection, Run, changed_by
-from orchestrator.summary import Arm, ArmMetrics
+from orchestrator.summary import Arm, ArmMetrics, Summary
 from orchestrator.sweep.labels import GROUP, SEED, title_of
 
 _REPEATED = (SEED, "covariance.seed")
@@ -34,10 +34,12 @@ class Column:
     share: bool = True
     """Shown in per cent."""
     meaning: str = ""
+    digits: int = 3
+    """Significant ones of what is no share."""
 
     def text(self, value: float) -> str:
         """The figure as it is printed, and compared for the best."""
-        return f"{100 * value:.1f}" if self.share else f"{value:.3g}"
+        return f"{100 * value:.1f}" if self.share else f"{value:.{self.digits}g}"
 
 
 COLUMNS = (
@@ -47,12 +49,22 @@ COLUMNS = (
     Column("reliability", "Rel.", meaning="generated answers to the edit prompts that state the new target"),
     Column("generalization_gen", "Gen. (g)", meaning="the same on paraphrases"),
     Column("locality", "Loc.", meaning="generated answers to neighbourhood prompts that are the unedited model's"),
+    Column("locality_match", "Loc. (m)", meaning="share of the tokens of those answers that are the unedited model's"),
     Column("portability", "Port.", meaning="right generated answers to questions that follow from the new fact"),
     Column("average", "Avg.", meaning="mean of Rel., Gen. (g), Loc. and Port."),
     Column("perplexity", "PPL", higher=False, share=False, meaning="perplexity on held-out text"),
+    Column(
+        "norm_growth",
+        "Norm",
+        higher=False,
+        share=False,
+        meaning="Frobenius norm of the edited matrices over that before the first edit, mean over the matrices",
+        digits=4,
+    ),
     Column("edit_seconds", "s/edit", higher=False, share=False, meaning="seconds of the editor for one edit"),
     Column("query_seconds", "s/query", higher=False, share=False, meaning="seconds of one question asked alone"),
 )
+_TEXT = "perplexity:"
 _AVERAGE_OF = ("reliability", "generalization_gen", "locality", "portability")
 
 
@@ -129,18 +141,24 @@ def compare(collection: Collection, *, by: Sequence[str] = (), anyway: bool = Fa
         notes += _uneven(rows, title)
         blocks.append(Block(title, coordinates, _marked(rows)))
     used = {key for block in blocks for row in block.rows for key, figure in row.figures.items() if figure is not None}
-    columns = tuple(column for column in all_columns() if column.key in used)
+    columns = tuple(column for column in all_columns(used) if column.key in used)
     return Comparison(
         collection.title, collection.about, columns, tuple(blocks), tuple(dict.fromkeys(notes)), tuple(split)
     )
 
 
-def all_columns() -> list[Column]:
-    """The known columns, and after the shares any newer metric that summaries hold."""
+def all_columns(used: Iterable[str] = ()) -> list[Column]:
+    """The known columns, after the shares any newer metric that summaries hold, and behind the perplexity those on
+    ``evaluation.texts`` that are among the keys in use."""
     known = [column.key for column in COLUMNS]
     more = [Column(name, name.replace("_", " ")) for name in ArmMetrics.model_fields if name not in known]
     at = known.index("perplexity")
-    return [*COLUMNS[:at], *more, *COLUMNS[at:]]
+    texts = [key.removeprefix(_TEXT) for key in sorted(used) if key.startswith(_TEXT)]
+    by_text = [
+        Column(_TEXT + name, f"PPL {name}", higher=False, share=False, meaning=f"perplexity on the text {name!r}")
+        for name in texts
+    ]
+    return [*COLUMNS[:at], *more, COLUMNS[at], *by_text, *COLUMNS[at + 1 :]]
 
 
 def figures_of(run: Run, arm: Arm) -> dict[str, float | None]:
@@ -155,9 +173,24 @@ def figures_of(run: Run, arm: Arm) -> dict[str, float | None]:
     found["average"] = sum(given) / len(given) if len(given) == len(parts) else None
     if arm in ("base", "edited"):
         found["perplexity"] = summary.perplexity.base if arm == "base" else summary.perplexity.edited
+        for name, value in summary.perplexities.items():
+            found[_TEXT + name] = value.base if arm == "base" else value.edited
     if arm in ("edited", "edited_memory"):
         found["edit_seconds"] = summary.edit_seconds_per_edit
+    if arm == "edited":
+        found["norm_growth"] = _norm_growth(summary)
     return found
+
+
+def _norm_growth(summary: Summary) -> float | None:
+    """Mean ratio of the matrices' norms at the end to those of the base; None where the timeline lacks an end."""
+    points = summary.timeline
+    if not points or points[0].edits or points[-1].edits != summary.edits_applied:
+        return None
+    before, after = points[0].norms, points[-1].norms
+    pairs = [(before.get(layer), norm) for layer, norm in after.items()]
+    ratios = [norm / base for base, norm in pairs if base and norm is not None]
+    return sum(ratios) / len(ratios) if ratios and len(ratios) == len(pairs) else None
 
 
 def mean_of(values: Mapping[tuple[str, str], Sequence[float]]) -> Figure | None:
@@ -251,11 +284,12 @@ def _marked(rows: Sequence[Row]) -> tuple[Row, ...]:
     """The rows with the best figures of each column marked; the unedited model does not compete."""
     best: dict[str, str] = {}
     rivals = [row for row in rows if row.arm != "base"]
-    for column in all_columns():
+    used = {key for row in rows for key in row.figures}
+    for column in all_columns(used):
         found = [figure.mean for row in rivals if (figure := row.figures.get(column.key)) is not None]
         if len({column.text(mean) for mean in found}) > 1:
             best[column.key] = column.text(max(found) if column.higher else min(found))
-    columns = {column.key: column for column in all_columns()}
+    columns = {column.key: column for column in all_columns(used)}
 
     def mark(row: Row) -> Row:
         figures = {

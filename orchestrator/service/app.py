@@ -32,11 +32,12 @@ from orchestrator.service import openai
 from orchestrator.service.asking import Answers, Asking
 from orchestrator.service.auth import Caller, Role, Tokens
 from orchestrator.service.core import ServiceCore
-from orchestrator.service.errors import ServiceError, not_found, unavailable
+from orchestrator.service.errors import ServiceError, conflict, not_found, unavailable
 from orchestrator.service.limits import Limits
 from orchestrator.service.metrics import Metrics
-from orchestrator.service.models import ChatIn, EditIn, EditsIn, EvaluationIn, QueryIn, ReasonIn
+from orchestrator.service.models import ChatIn, EditIn, EditsIn, EvaluationIn, PublicationIn, QueryIn, ReasonIn
 from orchestrator.service.parsing import Submission, invalid, parse, parse_edits
+from orchestrator.service.publishing import Publishing, publications_view
 from orchestrator.service.schema import describe, takes
 from orchestrator.service.views import (
     accepted_view,
@@ -77,6 +78,8 @@ class Service:
     model: str = ""
     version: str = ""
     guard: Callable[[], Any] | None = None
+    publishing: Publishing | None = None
+    """Publication on request; None where there is none."""
     stream: Callable[[], str | None] = lambda: None
     """Why the stream beside the API has stopped, or None."""
     started: float = field(default_factory=time.time)
@@ -91,6 +94,7 @@ def make_app(service: Service) -> FastAPI:
     _edit_routes(app, service)
     _history_routes(app, service)
     _question_routes(app, service)
+    _publication_routes(app, service)
     _operating_routes(app, service)
     describe(app)
     app.add_middleware(
@@ -381,6 +385,52 @@ def _bounded(core: ServiceCore, tokens: int | None) -> int | None:
     return None if tokens is None else min(tokens, core.config.max_answer_tokens)
 
 
+# ---------------------------------------------------------------- publications
+
+
+def _publication_routes(app: FastAPI, service: Service) -> None:
+    core = service.core
+    read, admin = _needs(service, Role.read), _needs(service, Role.admin)
+
+    def there() -> Publishing:
+        if service.publishing is None:
+            raise conflict("this service publishes nothing")
+        return service.publishing
+
+    @app.post(
+        "/v1/publications", status_code=202, tags=["publications"], openapi_extra=takes(PublicationIn, required=False)
+    )
+    async def publish(request: Request, _: Caller = admin) -> Any:
+        """Send a version to the servers of `publish.to`, or register it under an alias, in the background.
+
+        One at a time. `GET /v1/publications` says what became of it; the guard is not asked.
+        """
+        wanted = parse(PublicationIn, await request.body())
+        publishing = there()
+        try:
+            version = await run_in_threadpool(service.reader.find_version, wanted.version[:100])
+        except UserError as error:
+            raise not_found(str(error)) from None
+        made = publishing.ask(wanted, version)
+
+        def begun(future: Future[None]) -> None:
+            if (error := future.exception()) is not None:
+                publishing.give_up(made, error)
+
+        try:
+            future = core.between_batches(lambda: publishing.begin(made, wanted, version))
+        except ServiceError as error:
+            publishing.give_up(made, error)
+            raise
+        future.add_done_callback(begun)
+        return made.view()
+
+    @app.get("/v1/publications", tags=["publications"])
+    def publications(limit: Limit = 50, before: Before = None, _: Caller = read) -> Any:
+        """What each server has, what was asked for since the start, and the journal's steps, newest first."""
+        return publications_view(service.reader, there(), limit, before)
+
+
 # ---------------------------------------------------------------- operating
 
 
@@ -428,6 +478,16 @@ def _operating_routes(app: FastAPI, service: Service) -> None:
         except TimeoutError:
             return {"started": None}  # it comes after the batch under way
         return {"started": started}
+
+    @app.get("/v1/inspection", tags=["operating"])
+    async def inspection(_: Caller = admin) -> Any:
+        """Digests of what editor and memory hold between two batches, fetched from them.
+
+        `errata verify` prints the digest of the weights of every version that it rebuilds from the journal.
+        """
+        found = await _wait(core.inspect())
+        held = {"weights": found.weights, "memory": found.memory, "statements": found.statements}
+        return {"sequence": found.version.sequence, "version": found.version.digest, **held}
 
     @app.post("/v1/pause", tags=["operating"], openapi_extra=takes(ReasonIn, required=False))
     async def pause(request: Request, caller: Caller = admin) -> Any:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
 from editing.errors import DamagedFileError, NumericalError, UserError
 from editing.request import EditRequest
@@ -26,8 +26,12 @@ from orchestrator.service.errors import ServiceError, busy, conflict, not_found,
 from orchestrator.service.reverting import Reverting, RevertOutcome
 from orchestrator.service.settings import ServiceConfig
 
+if TYPE_CHECKING:
+    from orchestrator.pipeline import Inspection
+
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 State = Literal["starting", "running", "paused", "draining", "failed"]
 PAUSED: Final = "service_paused"
 RESUMED: Final = "service_resumed"
@@ -49,6 +53,7 @@ class PipelineLike(Protocol):
     def write_next(self, *, ended: bool) -> Version | None: ...
     def revert(self, request_ids: Sequence[str], *, reason: str = "", by: str | None = None) -> Version: ...
     def request_refresh(self) -> bool: ...
+    def inspect(self) -> Inspection: ...
     def measure(self, requests: Sequence[EditRequest], *, kind: str = ...) -> Future[Any]: ...
     def close(self) -> None: ...
 
@@ -202,6 +207,18 @@ class ServiceCore:
     def refresh(self) -> Future[bool]:
         """Begin a new estimate of the covariance; False if one is under way."""
         return self._command(self.pipeline.request_refresh)
+
+    def inspect(self) -> Future[Inspection]:
+        """What editor and memory hold, between two batches."""
+        return self._command(self.pipeline.inspect)
+
+    def between_batches(self, work: Callable[[], T]) -> Future[T]:
+        """Have the thread that commits do something short.
+
+        Raises:
+            ServiceError: 429, 503: too much waits, or the service is ending.
+        """
+        return self._command(work)
 
     def evaluate(self, ids: Sequence[str] | None, sample: int | None) -> Asked:
         """Evaluate applied edits on the version that is newest when its turn comes.

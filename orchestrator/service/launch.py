@@ -37,6 +37,7 @@ from orchestrator.service.asking import Asking
 from orchestrator.service.auth import Tokens, load_tokens
 from orchestrator.service.core import ServiceCore
 from orchestrator.service.metrics import Metrics
+from orchestrator.service.publishing import publishing_of
 from orchestrator.sources import Pump
 from orchestrator.tracking import Tracker
 from orchestrator.versions import open_store
@@ -116,7 +117,16 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
         stack.callback(lambda: tracker.close(timeout=30.0, status="KILLED"))
         cluster = stack.enter_context(Cluster(config.ray, config.model_spec(digest)))
         pipeline = Pipeline(config, journal, store, cluster, tracker=tracker, display=display)
-        attached = attach(pipeline, config, output, metrics=tracker.log_metrics, say=display.say)
+        publishing = publishing_of(config, journal, store, output, alone=lambda: attached.wait_published())
+        stack.callback(publishing.close)
+        attached = attach(
+            pipeline,
+            config,
+            output,
+            metrics=tracker.log_metrics,
+            say=display.say,
+            may_publish=lambda: not publishing.busy,
+        )
         reader = stack.enter_context(Journal.open(output / JOURNAL, read_only=True))
         core = ServiceCore(pipeline, config.service, guard=attached.guard, closing=attached.close)
         stack.callback(core.stop)
@@ -149,6 +159,7 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
             model=config.model.name,
             version=errata_version(),
             guard=None if guard is None else guard.status,
+            publishing=publishing,
             stream=lambda: None if pump is None or pump.error is None else str(pump.error),
         )
         core.start()

@@ -140,6 +140,29 @@ class EvaluationIn(_Strict):
         return self
 
 
+class PublicationIn(_Strict):
+    """A version to live servers, into the model registry, or both."""
+
+    version: Note = "head"
+    """``head``, ``v<number>``, or four or more digits of its digest."""
+    to: Annotated[list[Note], Field(min_length=1, max_length=64)] | None = None
+    """Servers out of ``publish.to``; all of them where neither these nor an alias are given."""
+    alias: Identifier | None = None
+    """Register the version in MLflow's model registry and point this alias at it."""
+    name: Identifier | None = None
+    """Name of the registered model; errata-NAME of the run when absent."""
+    format: Literal["delta", "lora", "full"] = "delta"
+    """What is registered."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> PublicationIn:
+        if self.name is not None and self.alias is None:
+            raise ValueError("a name goes with an alias")
+        if self.to is not None and len(set(self.to)) != len(self.to):
+            raise ValueError("a server is listed twice")
+        return self
+
+
 class ReasonIn(_Strict):
     """Why something is done; kept in the journal."""
 

@@ -8,10 +8,26 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from orchestrator.service.models import ChatIn, EditIn, EditsIn, EvaluationIn, QueryIn, ReasonIn
+from orchestrator.service.models import (
+    ChatIn,
+    EditIn,
+    EditsIn,
+    EvaluationIn,
+    PublicationIn,
+    QueryIn,
+    ReasonIn,
+)
 
 _REF = "#/components/schemas/{model}"
-_BODIES: tuple[type[BaseModel], ...] = (EditIn, EditsIn, QueryIn, EvaluationIn, ReasonIn, ChatIn)
+_BODIES: tuple[type[BaseModel], ...] = (
+    EditIn,
+    EditsIn,
+    QueryIn,
+    EvaluationIn,
+    PublicationIn,
+    ReasonIn,
+    ChatIn,
+)
 
 
 def takes(*models: type[BaseModel], required: bool = True, lists: bool = False) -> dict[str, Any]:

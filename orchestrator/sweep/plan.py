@@ -146,7 +146,8 @@ def absolute(config: RunConfig) -> RunConfig:
     def full(path: str | None) -> str | None:
         return str(Path(path).resolve()) if path is not None and Path(path).is_file() else path
 
-    evaluation = config.evaluation.model_copy(update={"held_out": full(config.evaluation.held_out)})
+    texts = {name: text.model_copy(update={"path": full(text.path)}) for name, text in config.evaluation.texts.items()}
+    evaluation = config.evaluation.model_copy(update={"held_out": full(config.evaluation.held_out), "texts": texts})
     stream = config.stream.model_copy(update={"path": full(config.stream.path)})
     return config.model_copy(update={"evaluation": evaluation, "stream": stream})
 

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from fastapi.testclient import TestClient
@@ -20,13 +21,20 @@ from evaluation.outcomes import ARMS, Arm, Retrieved
 from orchestrator.batcher import plan_batch
 from orchestrator.journal import Journal
 from orchestrator.journal_rows import CommitData, JournalMeta, RequestOutcome, Version
+from orchestrator.publish.questions import Marks
+from orchestrator.publish.registry import Registered
+from orchestrator.publish.rollout import ServerResult, State
+from orchestrator.publish.settings import PublishConfig
 from orchestrator.service.app import Service, make_app
 from orchestrator.service.asking import Asking
 from orchestrator.service.auth import Tokens, load_tokens
 from orchestrator.service.core import ServiceCore
 from orchestrator.service.metrics import Metrics
+from orchestrator.service.models import PublicationIn
+from orchestrator.service.publishing import Publishing
 from orchestrator.service.settings import ServiceConfig
 
+SERVERS = ("vllm=http://127.0.0.1:1", "vllm=http://127.0.0.1:2")
 READ, WRITE, ADMIN = "reader-token-0123456789", "writer-token-0123456789", "admin-token-01234567890"
 TOKENS = f"read:{READ},write:{WRITE},admin:{ADMIN}"
 
@@ -91,6 +99,9 @@ class FakePipeline:
         self.refreshes += 1
         return self.refreshes == 1
 
+    def inspect(self) -> Any:
+        return SimpleNamespace(version=self.head(), weights="w" * 64, memory="m" * 64, statements=3)
+
     def measure(self, requests: Sequence[EditRequest], *, kind: str = "asked") -> Future[Any]:
         head = self.head()
         arms = {arm: {"efficacy": 0.5} for arm in ARMS}
@@ -150,6 +161,30 @@ class FakeEvaluators:
         return ArmAnswer(f"{arm} says {question.text}", 3, 4, found[0] if found else None, "because", found)
 
 
+class FakeServers:
+    """Every server takes every version once `gate` is open; `rolled` and `registered` are what came."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.rolled: list[tuple[int, tuple[str, ...]]] = []
+        self.registered: list[tuple[int, str | None]] = []
+        self.broken: Exception | None = None
+        self.states: dict[str, State] = {}
+
+    def roll(self, version: Version, config: PublishConfig) -> list[ServerResult]:
+        assert self.gate.wait(20)
+        if self.broken is not None:
+            raise self.broken
+        self.rolled.append((version.sequence, config.to))
+        urls = [item.removeprefix("vllm=") for item in config.to]
+        return [ServerResult(url, self.states.get(url, "switched"), marks=Marks(1.0, None)) for url in urls]
+
+    def register(self, version: Version, wanted: PublicationIn) -> Registered:
+        self.registered.append((version.sequence, wanted.alias))
+        return Registered(wanted.name or "errata-fake", "1", wanted.alias or "", True)
+
+
 @dataclass
 class Running:
     """A service and what it is made of."""
@@ -158,6 +193,7 @@ class Running:
     pipeline: FakePipeline
     evaluators: FakeEvaluators
     client: TestClient
+    servers: FakeServers
 
     @property
     def core(self) -> ServiceCore:
@@ -192,16 +228,28 @@ def running(
         prepare(pipeline)
         core = ServiceCore(pipeline, config)
         asking = Asking(lambda: core.live, FakeMemory(reader), evaluators, k=3, arms=ARMS, limit=config.max_queries)
-        service = Service(core, asking, found, reader, Metrics(core, reader), model="fake", version="0.0")
+        servers = FakeServers()
+        publishing = Publishing(PublishConfig(to=SERVERS), servers.roll, servers.register)
+        service = Service(
+            core,
+            asking,
+            found,
+            reader,
+            Metrics(core, reader),
+            model="fake",
+            version="0.0",
+            publishing=publishing,
+        )
         client = TestClient(make_app(service), base_url="http://127.0.0.1", raise_server_exceptions=False)
         try:
             if start:
                 core.start()
-            yield Running(service, pipeline, evaluators, client)
+            yield Running(service, pipeline, evaluators, client, servers)
         finally:
-            for gate in (pipeline.gate, pipeline.start_gate, evaluators.gate):
+            for gate in (pipeline.gate, pipeline.start_gate, evaluators.gate, servers.gate):
                 gate.set()
             core.stop()
+            publishing.close()
             asking.close()
 
 

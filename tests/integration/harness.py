@@ -28,6 +28,8 @@ from actors.settings import ModelSpec, RayConfig
 from editing.covariance import KeyCovariance
 from editing.errors import ErrataError
 from editing.model.load import checkpoint_digest
+from editing.request import EditRequest
+from editing.session import EditSession
 from evaluation.arms import Evaluation
 from orchestrator.config import RunConfig, build_config
 from orchestrator.journal import Journal
@@ -229,9 +231,12 @@ class PlainEvaluators(EvaluationWorker):
         with self._turn:
             return super().evaluate(list(requests), weights, hits)
 
-    def perplexity(self, text: str, weights: Any) -> float:
+    def perplexity(self, text: Any, weights: Any) -> float:
         with self._turn:
             return super().perplexity(text, weights)
+
+    def perplexities(self, texts: Any, weights: Any) -> dict[str, float]:
+        return {name: self.perplexity(documents, weights) for name, documents in texts.items()}
 
     def continuations(self, prompts: Any, weights: Any, max_new_tokens: int, chat: bool) -> list[str]:
         with self._turn:
@@ -361,3 +366,26 @@ def opened(settings: RunConfig, output: Path) -> Iterator[Pipeline]:
                 yield pipeline
             finally:
                 pipeline.close()
+
+
+def asked(records: list[dict[str, Any]]) -> list[EditRequest]:
+    """Records of ``facts`` as requests."""
+    return [EditRequest.model_validate({k: v for k, v in record.items() if k != "neighborhood"}) for record in records]
+
+
+def write_all(pipeline: Pipeline) -> None:
+    """Until nothing waits."""
+    while pipeline.write_next(ended=True) is not None:
+        pass
+
+
+def replayed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sequence numbers of the commits that are replayed from now on."""
+    plain, seen = EditSession.replay, list[int]()
+
+    def replay(self: EditSession, receipt: Any) -> None:
+        seen.append(receipt.sequence)
+        plain(self, receipt)
+
+    monkeypatch.setattr(EditSession, "replay", replay)
+    return seen

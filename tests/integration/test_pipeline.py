@@ -14,9 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,7 +23,6 @@ from typer.testing import CliRunner
 from editing.errors import DamagedFileError, UserError
 from editing.model.load import load_model
 from editing.request import EditRequest
-from editing.session import EditSession
 from orchestrator.cli import app
 from orchestrator.config import RunConfig, build_config
 from orchestrator.fail_points import ENVIRONMENT_VARIABLE, EXIT_CODE, InjectedCrash, raise_once
@@ -37,15 +34,23 @@ from orchestrator.rebuild import BaseCheckpoint
 from orchestrator.snapshots import snapshots
 from orchestrator.verify import collect_garbage, verify
 from orchestrator.versions import open_store
-from tests.integration.harness import Outcome, PlainCluster, Weights, config, facts, opened, outcome, write_stream
+from tests.integration.harness import (
+    Outcome,
+    PlainCluster,
+    Weights,
+    asked,
+    config,
+    facts,
+    opened,
+    outcome,
+    replayed,
+    write_all,
+    write_stream,
+)
 from tests.integration.harness import settings as plain_settings
 
 REVERTED = ("fact-4", "fact-7")
 """Of the second and of the third batch; the seventh has overwritten the first, of the first batch."""
-
-
-def asked(records: list[dict[str, Any]]) -> list[EditRequest]:
-    return [EditRequest.model_validate({k: v for k, v in record.items() if k != "neighborhood"}) for record in records]
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +76,6 @@ def course(pipeline: Pipeline) -> None:
         pipeline.revert(REVERTED, reason="wrong", by="on call")
     pipeline.journal.accept(requests[9:])
     write_all(pipeline)
-
-
-def write_all(pipeline: Pipeline) -> None:
-    while pipeline.write_next(ended=True) is not None:
-        pass
 
 
 @dataclass(frozen=True)
@@ -239,18 +239,6 @@ def copy(undisturbed_course: Course, tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
-def replayed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Sequence numbers of the commits that are replayed from now on."""
-    plain, seen = EditSession.replay, list[int]()
-
-    def replay(self: EditSession, receipt: Any) -> None:
-        seen.append(receipt.sequence)
-        plain(self, receipt)
-
-    monkeypatch.setattr(EditSession, "replay", replay)
-    return seen
-
-
 def test_a_restart_goes_on_from_the_newest_snapshot_that_is_whole(settings, undisturbed_course, copy, monkeypatch):
     with Journal.open(copy / "journal.sqlite", read_only=True) as journal:
         rows = snapshots(journal)
@@ -372,32 +360,6 @@ def test_a_covariance_that_never_changes_is_not_refreshed(settings, undisturbed_
         pytest.raises(UserError, match=r"covariance.source 'identity' .* has nothing to refresh"),
     ):
         pipeline.request_refresh()
-
-
-def test_under_asap_a_batch_is_also_written_when_it_has_waited(tiny_checkpoint, stream, tmp_path):
-    sections = {
-        "covariance": {"source": "identity"},
-        "refresh": {"every": None},
-        "evaluation": {"every": None, "held_out": None},
-        "batching": {"max_age_seconds": 3600.0},
-    }
-    with pytest.raises(UserError, match="max_age_seconds needs schedule 'asap'"):
-        config(tiny_checkpoint, stream, **sections)
-    chosen = build_config(plain_settings(tiny_checkpoint, stream, **sections) | {"schedule": "asap"})
-    with opened(chosen, tmp_path / "run") as pipeline:
-        heard: list[int] = []
-        pipeline.after_commit.append(lambda version: heard.append(version.sequence))
-        pipeline.journal.accept(asked(facts(2)))
-        assert pipeline.write_next(ended=False) is None, "accepted a moment ago"
-        long_ago = (datetime.now(UTC) - timedelta(hours=4)).isoformat()
-        pipeline.journal._connection.execute("UPDATE requests SET accepted_at = ?", (long_ago,))
-        version = pipeline.write_next(ended=False)
-        assert version is not None and version.request_ids == ("fact-0", "fact-1")
-        pipeline.revert(["fact-0"])
-        assert heard == [1, 2]
-
-
-# ---------------------------------------------------------------- the command line
 
 
 def errata(*arguments: object) -> str:

@@ -128,7 +128,7 @@ function showVersions(versions) {
 }
 
 function showCurves(evaluations, versions) {
-  const points = evaluations.slice().reverse();
+  const points = evaluations.slice().sort((a, b) => a.edits - b.edits);
   const arms = Object.keys(ARMS).filter((arm) => points.some((point) => point.arms && point.arms[arm]));
   const charts = Object.entries(METRICS).map(([metric, title]) => Curves.draw(title, arms.map((arm) => ({
     style: arm,

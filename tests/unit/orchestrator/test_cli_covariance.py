@@ -58,6 +58,8 @@ def test_show_says_what_it_was_made_from_and_its_spectrum(errata, files) -> None
     assert code == 0
     assert covariance(0).digest in out and "self_generated" in out and "effective rank" in out
     assert "first words: 'Sure' 100.00%" in out and "documents with NLL 40" in out
+    # 10/8 to 49/8 in steps of 1/8
+    assert "NLL per token of 40 documents: mean 3.688 nats; 5 % 1.494, 25 % 2.469, 50 % 3.688" in out
 
 
 def test_compare_prints_a_table_and_writes_a_page(errata, files, tmp_path) -> None:

@@ -41,7 +41,7 @@ def test_an_unknown_key_names_itself_its_value_a_near_match_and_what_is_allowed(
     message = refused(plain(refresh={"evry": 50}))
     assert "unknown key 'refresh.evry' = 50" in message
     assert "did you mean 'every'?" in message
-    assert "allowed: ema_weight, every, lag, max_jsd, mode, model" in message
+    assert "allowed: drift, ema_weight, every, lag, max_jsd, mixture_weight, mode, model, seconds" in message
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,10 @@ def test_an_enormous_value_is_shortened():
         ({"batching": {"size": 0}}, "batching.size = 0: Input should be greater than or equal to 1"),
         ({"batching": {"size": "many"}}, "batching.size = 'many'"),
         ({"model": {"name": "x", "dtype": "int8"}}, "model.dtype = 'int8': Input should be 'float32', 'float16' or"),
-        ({"refresh": {"every": 5, "mode": "sum"}}, "refresh.mode = 'sum': Input should be 'replace' or 'ema'"),
+        (
+            {"refresh": {"every": 5, "mode": "sum"}},
+            "refresh.mode = 'sum': Input should be 'replace', 'ema' or 'mixture'",
+        ),
         ({"editor": {"type": "alphaedit", "layers": []}}, "editor.layers = []"),
         ({"editor": {"type": "alphaedit", "layers": [3, 1]}}, "must be ascending without repeats, got [3, 1]"),
         (

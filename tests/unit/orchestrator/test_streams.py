@@ -101,3 +101,15 @@ def test_the_papers_counterfact_records(shared_data):
     records = list(open_stream(shared_data / "counterfact" / "counterfact.json", limit=100))
     assert len(records) == 100 and all(record.request for record in records)
     assert len({record.request.id for record in records if record.request}) == 100
+
+
+def test_fewer_questions_of_each_kind_are_the_first_ones_and_the_request_keeps_its_name(tmp_path):
+    prompts = [f"The native language of person {i} is" for i in range(5)]
+    record = {**COUNTERFACT, "neighborhood_prompts": prompts}
+    path = tmp_path / "cf.json"
+    path.write_text(json.dumps([record]))
+    (whole,), (short,) = list(open_stream(path)), list(open_stream(path, probes=2))
+    assert whole.request is not None and short.request is not None
+    assert [probe.prompt for probe in short.request.neighborhood] == prompts[:2]
+    assert len(whole.request.neighborhood) == 5 and short.request.paraphrases == whole.request.paraphrases
+    assert short.request.id == whole.request.id and short.position == whole.position

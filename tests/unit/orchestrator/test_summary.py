@@ -72,7 +72,7 @@ def test_a_summary_comes_back_as_it_was(tmp_path):
 def test_the_names_are_those_that_are_promised():
     arm = {
         "efficacy", "generalization", "specificity", "reliability", "generalization_gen", "locality",
-        "portability",
+        "locality_match", "portability",
         "query_seconds",
     }  # fmt: skip
     assert set(ArmMetrics.model_fields) == arm

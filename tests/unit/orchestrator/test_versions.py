@@ -19,6 +19,7 @@ from orchestrator.journal import Journal
 from orchestrator.journal_rows import CovarianceRow, JournalMeta, Version
 from orchestrator.versions import (
     commit_data,
+    held_entries,
     history,
     load_covariance,
     load_receipt,
@@ -27,6 +28,7 @@ from orchestrator.versions import (
     receipt_digest,
     store_receipt,
 )
+from retrieval.statements import StatementConfig
 
 
 @pytest.fixture
@@ -179,6 +181,10 @@ def test_the_history_gives_covariances_where_they_took_effect(store, tmp_path):
         kinds = [item.digest if isinstance(item, KeyCovariance) else item.sequence for item in history(journal, store)]
         assert kinds == [covariances[0].digest, 1, covariances[1].digest, 2]
         assert [(e.request_id, e.id) for e in memory_entries(journal)] == [("a", 1), ("b", 2), ("c", 4), ("d", 5)]
+        told = StatementConfig(style="template", templates={"r": "{target} it is for {subject}"})
+        assert [e.statement for e in memory_entries(journal, told)] == [f"x it is for {n}" for n in "abcd"]
+        rows = journal.requests()
+        assert [e.statement for e in held_entries(rows, 1, told)] == ["x it is for a", "x it is for b"]
     assert load_covariance(store, covariances[1].digest).tokens == 2
     path = store.get("covariances", covariances[1].digest)
     path.write_bytes(path.read_bytes()[:-8])

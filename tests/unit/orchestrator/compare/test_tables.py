@@ -10,7 +10,8 @@ import pytest
 from editing.errors import UserError
 from orchestrator.compare.collect import collect, differing_keys, read_run
 from orchestrator.compare.tables import Comparison, compare, mean_of
-from orchestrator.summary import ModelName
+from orchestrator.compare.timeline import at_points
+from orchestrator.summary import ModelName, Perplexity, TimelinePoint, read_summary, write_summary
 
 from .conftest import fact, write_sweep_record
 
@@ -73,6 +74,31 @@ def test_rows_are_methods_by_arm_and_what_needs_no_editor_stands_once(tmp_path, 
     figures = {row.label: row.figures["reliability"] for row in comparison.blocks[0].rows}
     assert figures["memory"].error == pytest.approx(0.0) and figures["memory"].count == 2
     assert figures["MEMIT"].error == pytest.approx(0.05)
+
+
+def point(edits: int, **norms: float) -> TimelinePoint:
+    return TimelinePoint(edits=edits, version="v", facts=1, norms=norms)
+
+
+def test_norms_are_those_at_the_end_over_those_of_the_base(make_run):
+    whole = (point(0, a=1.0, b=4.0), point(1, a=9.0, b=9.0), point(2, a=2.0, b=5.0))
+    found = {}
+    for name, points in {
+        "whole": whole,
+        "no end": whole[:2],
+        "no base": whole[1:],
+        "bare base": (point(0), whole[2]),
+    }.items():
+        run = make_run(name, arms())
+        summary = read_summary(run / "summary.json")
+        assert summary.edits_applied == 2
+        write_summary(run / "summary.json", summary.model_copy(update={"timeline": points}))
+        rows = {row.arm: row for row in compare(collect([run])).blocks[0].rows}
+        assert rows["base"].figures.get("norm_growth") is None
+        found[name] = rows["edited"].figures.get("norm_growth")
+    figure = found.pop("whole")
+    assert figure is not None and figure.mean == pytest.approx((2 / 1 + 5 / 4) / 2)
+    assert set(found.values()) == {None}
 
 
 def test_a_memory_setting_makes_rows_of_its_own_for_the_memory(make_run):
@@ -231,3 +257,33 @@ def test_what_is_no_run_is_refused(tmp_path, make_run):
     (run / "facts.jsonl").unlink()
     with pytest.raises(UserError, match=r"facts\.jsonl cannot be read"):
         read_run(run)
+
+
+def test_perplexity_on_further_texts_has_a_column_each_and_the_lower_is_better(tmp_path, make_run):
+    for name, code in (("a", 31.0), ("b", 29.0)):
+        by_text = {"code": Perplexity(base=28.0, edited=code), "math": Perplexity(base=9.0, edited=9.5)}
+        make_run(name, arms(), settings={"editor.type": name}, perplexities=by_text)
+    found = compare(collect([tmp_path / "a", tmp_path / "b"]))
+    headings = [column.heading for column in found.columns]
+    assert headings.index("PPL code") == headings.index("PPL") + 1 == headings.index("PPL math") - 1
+    (block,) = found.blocks
+    seen = {row.label: row.figures["perplexity:code"] for row in block.rows}
+    assert {label: figure.mean for label, figure in seen.items()} == {"unedited": 28.0, "a": 31.0, "b": 29.0}
+    assert [label for label, figure in seen.items() if figure.best] == ["b"]
+
+
+def test_every_point_of_a_timeline_has_a_table_of_its_own(tmp_path, make_run):
+    make_run("a", arms(), settings={"editor.type": "a"}, timeline=((0, 0.0), (10, 0.9), (20, 0.7)))
+    make_run("b", arms(), settings={"editor.type": "b"}, timeline=((0, 0.0), (10, 0.8), (20, 0.75)))
+    make_run("c", arms(), settings={"editor.type": "c"})
+    found = compare(at_points(collect([tmp_path / name for name in "abc"])))
+    assert [block.coordinates for block in found.blocks] == [{"edits": "10"}, {"edits": "20"}]
+    assert texts(found, "reliability", 0) == {"a": "90.0*", "b": "80.0"}
+    assert texts(found, "reliability", 1) == {"a": "70.0", "b": "75.0*"}
+    assert any("the first to be written" in note for note in found.notes)
+
+
+def test_without_any_timeline_there_is_no_table_of_points(tmp_path, make_run):
+    make_run("a", arms())
+    with pytest.raises(UserError, match=r"set evaluation\.every"):
+        at_points(collect([tmp_path / "a"]))

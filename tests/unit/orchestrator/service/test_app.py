@@ -149,9 +149,10 @@ def test_a_large_body_is_refused_however_it_comes(tmp_path: Path) -> None:
 
 def test_every_route_asks_for_its_role(tmp_path: Path) -> None:
     reads = [("GET", p) for p in ("edits", "edits/x", "versions", "versions/head", "evaluations", "status", "models")]
-    reads += [("POST", "query"), ("POST", "chat/completions")]
+    reads += [("POST", "query"), ("POST", "chat/completions"), ("GET", "publications")]
     writes = [("POST", "edits"), ("DELETE", "edits/x"), ("POST", "evaluations")]
-    admins = [("POST", "refresh"), ("POST", "pause"), ("POST", "resume")]
+    admins = [("POST", "refresh"), ("POST", "pause"), ("POST", "resume"), ("POST", "publications")]
+    admins += [("GET", "inspection")]
     with running(tmp_path, tokens=TOKENS) as run:
         paths = {(m, p.removeprefix("/v1/")) for p, ms in run.client.get("/openapi.json").json()["paths"].items()
                  for m in map(str.upper, ms) if p.startswith("/v1/")}  # fmt: skip
