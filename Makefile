@@ -45,7 +45,7 @@ demo: models  ## run configs/quickstart.yaml end to end; output in runs/demo
 	$(BIN)/errata run configs/quickstart.yaml --output $(DEMO)
 
 test: models test-unit  ## all everyday tests: unit, integration, model
-	$(PYTEST) -m "$(EVERYDAY)" tests/integration tests/model
+	$(PYTEST) -n 2 --dist loadfile -m "$(EVERYDAY)" tests/integration tests/model
 
 test-unit: setup  ## unit tests alone: a minute, no models, no Ray
 	$(PYTEST) -n 2 --dist worksteal -m "$(EVERYDAY)" tests/unit

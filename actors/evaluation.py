@@ -22,7 +22,7 @@ from evaluation.answering import ArmAnswer, Question, answer
 from evaluation.arms import ArmEvaluator, Evaluation
 from evaluation.caching import CachingEngine
 from evaluation.outcomes import Arm
-from evaluation.perplexity import perplexity, windows_of
+from evaluation.perplexity import paragraphs_of, perplexity, windows_of
 from retrieval.memory import Hit
 from retrieval.scr import ScrConfig, SelectiveReasoner
 
@@ -88,14 +88,13 @@ class EvaluationWorker:
             search_seconds=search_seconds,
         )
 
-    def perplexity(self, text: str, weights: Mapping[int, Tensor]) -> float:
-        """Perplexity of the version on held-out text; no weights for the base."""
+    def perplexity(self, text: str | Sequence[str], weights: Mapping[int, Tensor]) -> float:
+        """Perplexity of the version on held-out text, or documents; no weights for the base."""
         self._versioned.show_base()
         model = self._versioned.model
         with model.patched(sorted(weights)):
             model.set_weights(weights)
-            paragraphs = [part for part in text.split("\n\n") if part.strip()]
-            return perplexity(self._evaluator.engine, windows_of(model.text, paragraphs)).value
+            return perplexity(self._evaluator.engine, windows_of(model.text, paragraphs_of(text))).value
 
     def continuations(
         self, prompts: Sequence[str], weights: Mapping[int, Tensor], max_new_tokens: int, chat: bool
@@ -148,7 +147,7 @@ class EvaluationActor:
     ) -> dict[Arm, float]:
         return self._worker.query_seconds(questions, weights, hits, search_seconds)
 
-    def perplexity(self, text: str, weights: Mapping[int, Tensor]) -> float:
+    def perplexity(self, text: str | Sequence[str], weights: Mapping[int, Tensor]) -> float:
         return self._worker.perplexity(text, weights)
 
     def continuations(
@@ -169,6 +168,10 @@ class EvaluationActor:
 
 def _ask(part: Sequence[EditRequest], weights: Any, hits: Any, actor: Any) -> Any:
     return actor.evaluate.remote(part, weights, hits)
+
+
+def _read(documents: Sequence[str], weights: Any, actor: Any) -> Any:
+    return actor.perplexity.remote(documents, weights)
 
 
 class EvaluationPool:
@@ -240,6 +243,11 @@ class EvaluationPool:
         """Perplexity of a version on held-out text."""
         found: list[float] = self._spread([lambda actor: actor.perplexity.remote(text, weights)])
         return found[0]
+
+    def perplexities(self, texts: Mapping[str, Sequence[str]], weights: Any) -> dict[str, float]:
+        """Perplexity of a version on each of several texts, given as documents; the texts go over the workers."""
+        calls = [partial(_read, documents, weights) for documents in texts.values()]
+        return dict(zip(texts, self._spread(calls), strict=True))
 
     def continuations(self, prompts: Sequence[str], weights: Any, max_new_tokens: int, chat: bool) -> list[str]:
         """What a version says after each prompt, on one worker."""

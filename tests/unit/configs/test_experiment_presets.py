@@ -13,6 +13,8 @@ from orchestrator.sweep.config import SweepConfig, load_sweep, make_cells, read_
 FOLDER = configs_root() / "experiments"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("common-"))
 PAPERS = {"mose", "moir", "rose", "revisiting", "uncertainty"}
+OWN = {"editors"}
+"""Comparisons that are no paper's."""
 
 
 def fewer(config: SweepConfig) -> SweepConfig:
@@ -31,9 +33,9 @@ def editors(config: SweepConfig) -> Iterator[str]:
 
 
 def test_every_paper_has_its_experiments_at_full_size_and_in_small():
-    assert {name.split("-")[0] for name in NAMES} == PAPERS
+    assert {name.split("-")[0] for name in NAMES} - OWN == PAPERS
     small = {name.split("-")[0] for name in NAMES if "small" in name}
-    assert small == PAPERS
+    assert small - OWN == PAPERS
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -100,6 +101,40 @@ def test_a_common_beginning_is_run_once_and_changes_nothing(
     for row, (scored, answer) in zip(rows, got, strict=True):
         check_score(model, row, scored)
         assert list(answer.ids) == plain.greedy(model, row[0], 4)
+
+
+def test_questions_about_one_statement_read_it_once(llama: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "_PASS_TOKENS", 2)
+    example = [(7 * i) % 390 + 1 for i in range(engine_module._SHARED_TOKENS)]
+    statements = [[(11 * i + n) % 390 + 1 for i in range(12 + n)] for n in (0, 1)]
+    tails = [[5, 77, 130], [9], [5, 77, 12, 44, 8]]
+    prompts = [[*example, *statement, *tail] for tail in tails for statement in statements] + [[*example, 300]]
+    rows = [(prompt, [30 + i, 31 + i]) for i, prompt in enumerate(prompts)]
+    with monkeypatch.context() as patch:
+        shapes = passes(llama, patch)
+        got = LanguageEngine(llama).score_and_generate(rows, max_new_tokens=4, stop_at_newline=False)
+    read = sum(count * width for count, width in shapes)
+    decoded = len(prompts) * (1 + 3)  # a continuation's last token is not run, nor is an answer's
+    assert read - decoded <= len(example) + 12 + 13 + sum(2 * len(tail) for tail in tails) + 1 + 8, "padding of a few"
+    for row, (scored, answer) in zip(rows, got, strict=True):
+        check_score(llama, row, scored)
+        assert list(answer.ids) == plain.greedy(llama, row[0], 4)
+
+
+def test_passes_over_rows_of_like_length_cost_the_least() -> None:
+    generator = torch.Generator().manual_seed(3)
+    for spare in (0, 3, 10):
+        for count in (1, 2, 5, 9):
+            lengths = sorted(torch.randint(0, 12, (count,), generator=generator).tolist(), reverse=True)
+
+            def cost(spans: list[tuple[int, int]], lengths: list[int] = lengths, spare: int = spare) -> int:
+                return sum((stop - start) * lengths[start] + spare for start, stop in spans)
+
+            found = engine_module._spans_of_like_length(lengths, spare)
+            assert [row for span in found for row in range(*span)] == list(range(count))
+            cuts = [[i + 1 for i in range(count - 1) if chosen >> i & 1] for chosen in range(1 << (count - 1))]
+            assert cost(found) == min(cost(list(pairwise([0, *inner, count]))) for inner in cuts)
+    assert engine_module._spans_of_like_length([], 3) == []
 
 
 def relabel(model: EditableModel, old: int, new: int) -> None:
