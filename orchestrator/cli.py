@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -153,6 +155,18 @@ def main() -> None:
         # the reader of a pipe has gone: not an error worth a traceback
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except (OSError, sqlite3.OperationalError) as error:
+        if not _is_full(error):
+            raise
+        print(f"errata: error: cannot write: {error}; what was committed is kept", file=sys.stderr)
+        sys.exit(1)
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether a file could not grow: the disk is full, or a quota or a limit of the process is reached."""
+    if isinstance(error, sqlite3.OperationalError):
+        return "disk is full" in str(error) or "disk I/O error" in str(error)
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 if __name__ == "__main__":

@@ -245,6 +245,8 @@ def test_a_disk_that_is_full_in_the_middle(start, setting, tmp_path):
     started = wait_for(run, directory, 4)
     psutil.Process(run.pid).rlimit(psutil.RLIMIT_FSIZE, (4096, 4096))  # no file of it may grow from here on
     assert run.wait(120) == 1
+    errors = (tmp_path / "stderr.txt").read_text()
+    assert "errata: error: cannot write: " in errors and "Traceback" not in errors
     gone(started)
     assert 4 <= edits(directory) < 12
     run = start("--resume")
