@@ -145,18 +145,21 @@ class LanguageEngine:
         Returns:
             The cache, the last states (B, d), and the prompts in the order of their rows.
         """
-        cache = SlotKV(1, max(len(prompt) for prompt in prompts) + room)
-        cache.write_at = torch.zeros(1, dtype=torch.long, device=self.model.device)
         stem = len(_common_prefix(prompts)) if len(prompts) > 1 else 0
         stem = stem if stem >= _SHARED_TOKENS else 0
+        branches = _branches(prompts, stem, least=2 * self._spare)
+        rows = [(place, branch.length, prompts[i]) for place, branch in enumerate(branches) for i in branch.members]
+        rows.sort(key=lambda row: row[1] - len(row[2]))
+        rest = [len(prompt) - begun for _, begun, prompt in rows]
+        # a row that begins late is padded to the longest of its pass, which may lie beyond the longest prompt
+        padded = max(max(row[1] for row in rows[i:j]) + rest[i] for i, j in self._passes(rest))
+        cache = SlotKV(1, max(max(len(prompt) for prompt in prompts) + room, padded))
+        cache.write_at = torch.zeros(1, dtype=torch.long, device=self.model.device)
         if stem:
             self._grow(cache, [0], [prompts[0][:stem]])
-        branches = _branches(prompts, stem, least=2 * self._spare)
         if branches[0].length > stem:
             pieces = [prompts[branch.members[0]][stem : branch.length] for branch in branches]
             self._grow(cache, [0] * len(branches), pieces)
-        rows = [(place, branch.length, prompts[i]) for place, branch in enumerate(branches) for i in branch.members]
-        rows.sort(key=lambda row: row[1] - len(row[2]))
         last = self._grow(cache, [place for place, _, _ in rows], [prompt[begun:] for _, begun, prompt in rows])
         cache.length = int(cache.write_at.max())
         return cache, last, [prompt for _, _, prompt in rows]

@@ -121,6 +121,21 @@ def test_questions_about_one_statement_read_it_once(llama: EditableModel, monkey
         assert list(answer.ids) == plain.greedy(llama, row[0], 4)
 
 
+def test_a_long_statement_with_short_questions_shares_a_pass_with_long_prompts(llama: EditableModel) -> None:
+    statement = [(11 * i) % 390 + 1 for i in range(200)]
+    alone = [[(13 * i + n) % 390 + 2 for i in range(45 + n)] for n in (0, 1)]
+    prompts = [[*statement, 5, 9], [*statement, 77], [*statement, 8, 12], *alone]
+    rows = [(prompt, [30 + i]) for i, prompt in enumerate(prompts)]
+    # cheap passes are few: the questions are padded to the prompts that share nothing, far behind the statement
+    engine = LanguageEngine(llama)
+    engine._spare = 150
+    branches = engine_module._branches([tuple(p) for p in prompts], 0, least=300)
+    assert sorted(branch.length for branch in branches) == [0, 200]
+    for row, (scored, answer) in zip(rows, engine.score_and_generate(rows, max_new_tokens=3), strict=True):
+        check_score(llama, row, scored)
+        assert answer == engine.generate([row[0]], max_new_tokens=3)[0]
+
+
 def test_passes_over_rows_of_like_length_cost_the_least() -> None:
     generator = torch.Generator().manual_seed(3)
     for spare in (0, 3, 10):
