@@ -18,7 +18,7 @@ from orchestrator.covariance_store import CovarianceStore, obtain
 from orchestrator.drift import NOT_NEEDED, DriftWatch, Looked
 from orchestrator.fail_points import reach
 from orchestrator.journal import Journal
-from orchestrator.journal_rows import CovarianceRow, RefreshRow, Version
+from orchestrator.journal_rows import CovarianceRow, RefreshRow, RefreshState, Version
 from orchestrator.progress import Display
 from orchestrator.publish.sampling import LiveSampling
 from orchestrator.refresh import REFUSED, PendingRefresh, Refresher, blend, crossed, refusal
@@ -242,19 +242,7 @@ class Refreshing:
 
     def _not_needed(self, pending: PendingRefresh, found: str, seconds: float) -> None:
         """A look that found no drift is done with: the covariance in force still fits."""
-        head = self._journal.head()
-        data = {
-            "triggered_at": pending.triggered_at,
-            "edits": head.edits,
-            "after_sequence": head.sequence,
-            "version": pending.version,
-            "reason": found,
-        }
-        # the event first, as with a refusal
-        if all(event.data["triggered_at"] != pending.triggered_at for event in self._journal.events(NOT_NEEDED)):
-            self._journal.record_event(NOT_NEEDED, data)
-        self._journal.record_refresh(pending.triggered_at, "done", reason=found, seconds=seconds)
-        self._pending = None
+        self._ended(pending, NOT_NEEDED, "done", found, seconds)
         self._display.say(f"no refresh at {pending.triggered_at} edits: {found}")
 
     def _taken(self, sequence: int) -> bool:
@@ -273,6 +261,14 @@ class Refreshing:
 
     def _refuse(self, pending: PendingRefresh, seconds: float, reason: str) -> None:
         """The covariance in force stays, and everybody hears of it."""
+        edits = self._ended(pending, REFUSED, "refused", reason, seconds)
+        self._display.say(
+            f"refresh triggered at {pending.triggered_at} edits REFUSED after {edits}: {reason}; "
+            "the covariance in force stays"
+        )
+
+    def _ended(self, pending: PendingRefresh, kind: str, state: RefreshState, reason: str, seconds: float) -> int:
+        """Journal that a refresh has come to an end without a swap; the number of edits by then."""
         head = self._journal.head()
         data = {
             "triggered_at": pending.triggered_at,
@@ -282,14 +278,11 @@ class Refreshing:
             "reason": reason,
         }
         # the event first: a resumed run reads off it at which boundary the refresh was done with
-        if all(event.data["triggered_at"] != pending.triggered_at for event in self._journal.events(REFUSED)):
-            self._journal.record_event(REFUSED, data)
-        self._journal.record_refresh(pending.triggered_at, "refused", reason=reason, seconds=seconds)
+        if all(event.data["triggered_at"] != pending.triggered_at for event in self._journal.events(kind)):
+            self._journal.record_event(kind, data)
+        self._journal.record_refresh(pending.triggered_at, state, reason=reason, seconds=seconds)
         self._pending = None
-        self._display.say(
-            f"refresh triggered at {pending.triggered_at} edits REFUSED after {head.edits}: {reason}; "
-            "the covariance in force stays"
-        )
+        return head.edits
 
     # --- the rest ---
 

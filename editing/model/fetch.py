@@ -122,6 +122,21 @@ def cache_root() -> Path:
     return Path(home).expanduser().resolve() if home else Path.home() / ".cache" / "errata"
 
 
+def made_directory(directory: Path, variable: str) -> Path:
+    """The directory, made where it is not there yet.
+
+    Raises:
+        UserError: it cannot be made; the message names the environment variable that says where it lies.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{variable}: cannot create '{directory}' ({error.strerror}); set it to a writable directory"
+        ) from error
+    return directory
+
+
 def fetchable_name(name: str) -> str | None:
     """The key of `MODELS` for a model given by that key or by its hub name (in any case), or None."""
     wanted = name.lower()
@@ -186,13 +201,7 @@ def fetch(name: str, progress: Progress | None = None, *, verify: bool = False) 
         return present
     model = MODELS[key]
     say = progress or (lambda line: logger.info("%s", line))
-    home = cache_root() / "models"
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"ERRATA_HOME: cannot create '{home}' ({error.strerror}); set it to a writable directory"
-        ) from error
+    home = made_directory(cache_root() / "models", "ERRATA_HOME")
     with only_one(home / f".{key}.lock", say):
         present = model_dir(key, verify=verify)  # another process may have fetched it while this one waited
         if present is not None:

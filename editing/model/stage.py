@@ -26,7 +26,7 @@ import torch
 
 from editing.digest import digest_file, digest_json
 from editing.errors import UserError
-from editing.model.fetch import cache_root, only_one
+from editing.model.fetch import cache_root, made_directory, only_one
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def stage_root() -> Path | None:
         UserError: the directory cannot be made.
     """
     given = os.environ.get(STAGE)
-    return _made(Path(given).expanduser().resolve()) if given else None
+    return made_directory(Path(given).expanduser().resolve(), STAGE) if given else None
 
 
 def checkpoint_digest(directory: Path) -> str:
@@ -112,7 +112,7 @@ def fetched(url: str) -> Path:
     """
     import fsspec
 
-    root = stage_root() or _made(cache_root() / "staged")
+    root = stage_root() or made_directory(cache_root() / "staged", STAGE)
     try:
         system, place = fsspec.core.url_to_fs(url)
         wanted = sorted(
@@ -228,16 +228,6 @@ def _files(directory: Path) -> list[Path]:
 
 def _defines(path: Path) -> bool:
     return path.suffix in WEIGHT_SUFFIXES or path.name in ("config.json", "tokenizer.json")
-
-
-def _made(root: Path) -> Path:
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{STAGE}: cannot create '{root}' ({error.strerror}); set it to a writable directory"
-        ) from error
-    return root
 
 
 def _said(error: BaseException) -> str:

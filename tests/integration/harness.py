@@ -8,6 +8,8 @@ tried at every commit point without starting a dozen processes each time.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -389,3 +391,14 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(EditSession, "replay", replay)
     return seen
+
+
+def scenario(name: str, *arguments: object) -> dict[str, Any]:
+    """Run a module of ``tests.integration.scenarios``, which starts a cluster of its own; what it prints last."""
+    command = [sys.executable, "-m", f"tests.integration.scenarios.{name}", *map(str, arguments)]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found

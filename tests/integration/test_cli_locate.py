@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 import yaml
 
 from editing.tracing import Trace
-from orchestrator.cli import main
+from tests.helpers.command import in_process
 from tests.helpers.tiny import save_tiny
 
 # Of a random model some of these answers are likelier with the subject than with noise in its place.
@@ -35,19 +34,7 @@ def errata(
 ) -> Callable[..., tuple[int, str, str]]:
     """Runs the command in a directory of its own; exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["errata", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
-        else:
-            code = 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+    return in_process(monkeypatch, capsys)
 
 
 @pytest.fixture

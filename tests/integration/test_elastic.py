@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from actors.settings import ModelSpec, RayConfig
 from tests.helpers.tiny import save_tiny
-from tests.integration.harness import PlainEstimator
+from tests.integration.harness import PlainEstimator, scenario
 from tests.integration.scenarios.elastic import job
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
 def test_a_late_machine_is_given_blocks_and_a_lost_ones_go_to_it(tmp_path: Path) -> None:
     # 160 keys wide: sums below 100 KB travel with the answer and never lie on the machine that is lost
     checkpoint = save_tiny(tmp_path / "model", layers=4, inner=160)
-    command = [sys.executable, "-m", "tests.integration.scenarios.elastic", str(checkpoint)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+    found = scenario("elastic", checkpoint)
     undisturbed = PlainEstimator(RayConfig(), ModelSpec(name=str(checkpoint))).estimate(job(), {})
     # one worked, the other and the further one waited for a machine, as an autoscaler sees it
     assert found["before"] == ["ALIVE", "PENDING_CREATION", "PENDING_CREATION"]

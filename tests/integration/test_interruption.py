@@ -135,6 +135,13 @@ def complete(directory: Path, setting: Setting) -> None:
     assert [(event.triggered_at, event.swapped_at) for event in summary.refresh_events] == [(6, 9)]
 
 
+def resumed_to_the_end(start: Callable[..., subprocess.Popen[str]], setting: Setting, directory: Path) -> None:
+    """Started again, the run comes to what it comes to undisturbed."""
+    run = start("--resume")
+    assert run.wait(PATIENCE) == 0, (directory.parent / "stderr.txt").read_text()[-2000:]
+    complete(directory, setting)
+
+
 @pytest.mark.timeout(600)
 def test_ctrl_c_and_then_sigkill_and_then_the_end(start, setting, tmp_path):
     directory = tmp_path / "run"
@@ -156,9 +163,7 @@ def test_ctrl_c_and_then_sigkill_and_then_the_end(start, setting, tmp_path):
     gone(started, killed=True)
     assert kept < edits(directory) < 12
 
-    run = start("--resume")
-    assert run.wait(PATIENCE) == 0, (tmp_path / "stderr.txt").read_text()[-2000:]
-    complete(directory, setting)
+    resumed_to_the_end(start, setting, directory)
 
 
 # Which visit of a point is taken: the middle of the run for what every batch passes, else the refresh's own.
@@ -186,9 +191,7 @@ ELSEWHERE = {"after_revert_planned", "after_revert_applied", "after_memory_remov
 def test_a_process_that_vanishes_at_a_commit_point(point, start, setting, tmp_path):
     run = start(**{ENVIRONMENT_VARIABLE: f"{point}:exit:{VISITS.get(point, 7)}"})
     assert run.wait(PATIENCE) == EXIT_CODE, (tmp_path / "stderr.txt").read_text()[-2000:]
-    run = start("--resume")
-    assert run.wait(PATIENCE) == 0, (tmp_path / "stderr.txt").read_text()[-2000:]
-    complete(tmp_path / "run", setting)
+    resumed_to_the_end(start, setting, tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -200,9 +203,7 @@ def test_sigterm_ends_it_cleanly(start, setting, tmp_path):
     run.terminate()
     assert run.wait(120) == 130
     gone(started)
-    run = start("--resume")
-    assert run.wait(PATIENCE) == 0
-    complete(directory, setting)
+    resumed_to_the_end(start, setting, directory)
 
 
 @pytest.mark.slow
@@ -217,9 +218,7 @@ def test_the_whole_process_tree_vanishes(start, setting, tmp_path):
     run.wait(60)
     psutil.wait_procs(tree, timeout=30)
     assert 3 <= edits(directory) < 12
-    run = start("--resume")
-    assert run.wait(PATIENCE) == 0, (tmp_path / "stderr.txt").read_text()[-2000:]
-    complete(directory, setting)
+    resumed_to_the_end(start, setting, directory)
 
 
 @pytest.mark.slow
@@ -249,9 +248,7 @@ def test_a_disk_that_is_full_in_the_middle(start, setting, tmp_path):
     assert "errata: error: cannot write: " in errors and "Traceback" not in errors
     gone(started)
     assert 4 <= edits(directory) < 12
-    run = start("--resume")
-    assert run.wait(PATIENCE) == 0, (tmp_path / "stderr.txt").read_text()[-2000:]
-    complete(directory, setting)
+    resumed_to_the_end(start, setting, directory)
 
 
 @pytest.mark.slow
@@ -271,6 +268,4 @@ def test_a_torn_delta_is_named_and_put_back_it_goes_on(start, setting, tmp_path)
     assert str(delta)[:12] in errors and "Traceback" not in errors
     assert edits(directory) == 3
     file.write_bytes(whole)
-    run = start("--resume")
-    assert run.wait(PATIENCE) == 0, (tmp_path / "stderr.txt").read_text()[-2000:]
-    complete(directory, setting)
+    resumed_to_the_end(start, setting, directory)

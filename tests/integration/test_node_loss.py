@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from actors.settings import ModelSpec, RayConfig
 from tests.helpers.tiny import save_tiny
-from tests.integration.harness import PlainEstimator
+from tests.integration.harness import PlainEstimator, scenario
 from tests.integration.scenarios.node_loss import job
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
 def test_what_was_lost_with_a_machine_is_done_again_and_the_result_is_the_same(tmp_path: Path) -> None:
     # 160 keys wide: sums below 100 KB travel with the answer and never lie on the machine that is lost
     checkpoint = save_tiny(tmp_path / "model", layers=4, inner=160)
-    command = [sys.executable, "-m", "tests.integration.scenarios.node_loss", str(checkpoint)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+    found = scenario("node_loss", checkpoint)
     undisturbed = PlainEstimator(RayConfig(), ModelSpec(name=str(checkpoint))).estimate(job(), {})
     assert found["removed_at"] and found["removed_at"][0] < 1
     # the blocks that the machine held, and not only the ones its workers were at

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ import yaml
 
 import orchestrator.launch
 from editing.errors import ErrataError, UserError
-from orchestrator.cli import main
 from orchestrator.config import build_config
 from orchestrator.journal import Journal
 from orchestrator.journal_rows import JournalMeta
+from tests.helpers.command import in_process
 from tests.helpers.tiny import save_tiny
 
 GOOD = {"subject": "Rome", "prompt": "{} lies in", "target_new": "France", "target_true": "Italy"}
@@ -58,19 +57,7 @@ def errata(
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["errata", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
-        else:
-            code = 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+    return in_process(monkeypatch, capsys)
 
 
 def refused(result: tuple[int, str, str], *words: str) -> None:
