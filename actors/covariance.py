@@ -26,7 +26,7 @@ from torch import Tensor
 
 from actors.crew import Crew, Member
 from actors.placement import unreserved
-from actors.reduction import BlockTree, Sums, fetch_mending
+from actors.reduction import MOST_PIECES, BlockTree, Piece, Pieces, Sums, cut, fetch_mending
 from actors.runtime import LOST, WorkerGroup, make_actor, unwrap
 from actors.settings import ModelSpec, RayConfig, RoleConfig
 from actors.worker import VersionedModel, load_for, yield_to_others
@@ -112,6 +112,8 @@ class BlockInfo:
     documents: tuple[tuple[float, int], ...]
     seconds: float
     openings: tuple[tuple[str, ...], ...] = ()
+    pieces: int = 0
+    """How many its sums were handed over in."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,16 @@ class Estimate:
     def recorded(self) -> KeyCovariance:
         """The covariance with its documents' likelihoods and first words beside it, as it is stored."""
         return replace(self.covariance, record=SampleRecord(self.documents, self.openings))
+
+
+BLOCK_RETURNS = 1 + MOST_PIECES
+"""What a worker's ``block`` returns as a Ray method: `handed_over`, whose number is fixed."""
+
+
+def handed_over(info: BlockInfo, sums: Sums) -> tuple[BlockInfo | Piece | None, ...]:
+    """A finished block as a worker returns it: what is known of it, its pieces, and None where there could be more."""
+    pieces = cut(sums)
+    return replace(info, pieces=len(pieces)), *pieces, *[None] * (MOST_PIECES - len(pieces))
 
 
 @dataclass(frozen=True)
@@ -221,11 +233,11 @@ class UnitActor:
         """The node this is on; answered once the model is loaded."""
         return str(ray.get_runtime_context().get_node_id())
 
-    @ray.method(num_returns=2)
+    @ray.method(num_returns=BLOCK_RETURNS)
     def block(
         self, job: EstimateJob, index: int, sequences: int, weights: Mapping[int, Tensor]
-    ) -> tuple[BlockInfo, Sums]:
-        return self._worker.block(job, index, sequences, weights)
+    ) -> tuple[BlockInfo | Piece | None, ...]:
+        return handed_over(*self._worker.block(job, index, sequences, weights))
 
     def check(self, job: EstimateJob, sequences: int, weights: Mapping[int, Tensor]) -> KeyCheck:
         return self._worker.check(job, sequences, weights)
@@ -237,7 +249,7 @@ class _Outstanding:
 
     block: int
     member: Member
-    sums: Any
+    sums: Pieces
 
 
 @dataclass
@@ -247,7 +259,7 @@ class _Run:
     job: EstimateJob
     weights: Any
     outstanding: dict[Any, _Outstanding] = field(default_factory=dict)
-    finished: dict[int, tuple[BlockInfo, Any]] = field(default_factory=dict)
+    finished: dict[int, tuple[BlockInfo, Pieces]] = field(default_factory=dict)
     redo: list[int] = field(default_factory=list)
     next_block: int = 0
     released: int = 0
@@ -366,7 +378,7 @@ class CovarianceEstimator:
                     while not run.complete() and run.released in run.finished:
                         info, sums = run.finished[run.released]
                         # the tree holds it from here; what is added up is freed
-                        run.finished[run.released] = (info, None)
+                        run.finished[run.released] = (info, ())
                         tree.push(sums)
                         run.released += 1
                         run.tokens += info.tokens
@@ -423,7 +435,7 @@ class CovarianceEstimator:
                 crew.arrived(reference)
         return took
 
-    def _again(self, run: _Run, crew: Crew, blocks: Sequence[int], stop: threading.Event | None) -> list[Any]:
+    def _again(self, run: _Run, crew: Crew, blocks: Sequence[int], stop: threading.Event | None) -> list[Pieces]:
         """Do blocks again whose sums were lost after they had been handed over; references in their order."""
         run.repeated += len(blocks)
         run.redo += blocks
@@ -433,7 +445,7 @@ class CovarianceEstimator:
             self._step(run, crew, stop)
         sums = [run.finished[block][1] for block in blocks]
         for block in blocks:
-            run.finished[block] = (run.finished[block][0], None)
+            run.finished[block] = (run.finished[block][0], ())
         return sums
 
     def _hand_out(self, run: _Run, crew: Crew) -> None:
@@ -444,15 +456,16 @@ class CovarianceEstimator:
                 block, run.next_block = run.next_block, run.next_block + 1
             else:
                 break
-            info, sums = member.actor.block.remote(run.job, block, run.sequences_for(block), run.weights)
-            run.outstanding[info] = _Outstanding(block, member, sums)
+            info, *sums = member.actor.block.remote(run.job, block, run.sequences_for(block), run.weights)
+            run.outstanding[info] = _Outstanding(block, member, tuple(sums))
         crew.ask_for(run.unclaimed())
 
     def _collect(self, run: _Run, crew: Crew, reference: Any) -> None:
         """Take in a finished block, or plan it again."""
         call = run.outstanding.pop(reference)
         try:
-            run.finished[call.block] = (ray.get(reference), call.sums)
+            info: BlockInfo = ray.get(reference)
+            run.finished[call.block] = (info, call.sums[: info.pieces])
             crew.finished(call.member)
         except LOST as error:
             run.repeated += 1

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import ray
 from torch import Tensor
 
-from actors.covariance import BlockInfo, EstimateJob, KeyCheck, Sums, UnitWorker
+from actors.covariance import BLOCK_RETURNS, BlockInfo, EstimateJob, KeyCheck, UnitWorker, handed_over
 from actors.evaluation import EvaluationPool, EvaluationSettings, EvaluationWorker, Hits
+from actors.reduction import Piece
 from actors.runtime import WorkerGroup, make_actor
 from actors.settings import ModelSpec, RayConfig, RoleConfig
 from actors.worker import VersionedModel, load_for, yield_to_others
@@ -36,11 +37,11 @@ class SharedActor:
         """How questions are put from now on; comes before the first one."""
         self._questions = EvaluationWorker(self._spec, self._role, settings, self._versioned)
 
-    @ray.method(num_returns=2)
+    @ray.method(num_returns=BLOCK_RETURNS)
     def block(
         self, job: EstimateJob, index: int, sequences: int, weights: Mapping[int, Tensor]
-    ) -> tuple[BlockInfo, Sums]:
-        return self._units.block(job, index, sequences, weights)
+    ) -> tuple[BlockInfo | Piece | None, ...]:
+        return handed_over(*self._units.block(job, index, sequences, weights))
 
     def check(self, job: EstimateJob, sequences: int, weights: Mapping[int, Tensor]) -> KeyCheck:
         return self._units.check(job, sequences, weights)

@@ -14,7 +14,7 @@ import ray
 
 import actors.reduction
 from actors.covariance import CovarianceEstimator, EstimateJob
-from actors.reduction import BlockTree, Sums, add_sums, fetch_mending
+from actors.reduction import BlockTree, Piece, Sums, add_pieces, cut, fetch_mending
 from actors.settings import ModelSpec, RayConfig
 from editing.selfgen import SelfGenerationConfig
 from tests.integration.harness import PlainEstimator, tree_sum
@@ -24,18 +24,19 @@ DEATHS = 3
 
 def blocks(count: int) -> list[Sums]:
     rng = np.random.default_rng(0)
-    return [{1: rng.standard_normal((6, 6)), 2: rng.standard_normal((3, 3))} for _ in range(count)]
+    drawn = [{1: rng.standard_normal((6, 6)), 2: rng.standard_normal((3, 3))} for _ in range(count)]
+    return [{layer: one + one.T for layer, one in sums.items()} for sums in drawn]
 
 
 def test_a_sum_is_the_same_bytes_after_the_processes_that_add_were_killed(local_ray, tmp_path, monkeypatch):
-    def adding(left: Sums, right: Sums) -> Sums:
+    def adding(left: Piece, right: Piece) -> Piece:
         for number in range(DEATHS):
             try:
                 os.close(os.open(tmp_path / f"death{number}", os.O_CREAT | os.O_EXCL))
             except FileExistsError:
                 continue
             os.kill(os.getpid(), signal.SIGKILL)
-        return add_sums(left, right)
+        return add_pieces(left, right)
 
     monkeypatch.setattr(actors.reduction, "_add_remote", ray.remote(num_cpus=0)(adding))
 
@@ -45,7 +46,7 @@ def test_a_sum_is_the_same_bytes_after_the_processes_that_add_were_killed(local_
     given = blocks(7)
     tree = BlockTree()
     for sums in given:
-        tree.push(ray.put(sums))
+        tree.push(tuple(map(ray.put, cut(sums, piece_bytes=200))))
     found = fetch_mending(tree, never, 0)
     assert len(list(tmp_path.glob("death*"))) == DEATHS
     wanted = tree_sum(given)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 import actors.reduction
 from actors.covariance import BlockInfo, EstimateJob, UnitWorker, _progress, _Run
-from actors.reduction import BlockTree, Subtree, add_sums, fetch_mending
+from actors.reduction import BlockTree, Pieces, Subtree, add_pieces, cut, fetch_mending, joined
 from editing.model.load import load_model
 from editing.selfgen import SelfGenerationConfig, run_unit, unit_of
 
@@ -107,8 +107,8 @@ def test_the_tree_has_one_shape_for_each_number_of_blocks(count, shape, monkeypa
     monkeypatch.setattr(actors.reduction, "_add_remote", _Pairs)
     tree = BlockTree()
     for block in range(count):
-        tree.push(block)
-    assert tree.root() == shape
+        tree.push((block, -block))
+    assert tree.root()[0] == shape and len(tree.root()) == 2
 
 
 class _Lossy(BlockTree):
@@ -117,7 +117,7 @@ class _Lossy(BlockTree):
     gone: ClassVar[tuple[int, ...]] = (0, 6)
 
     def fetch(self) -> Any:
-        return None if self.gone else self.root()
+        return None if self.gone else self.root()[0]
 
     def lost(self) -> list[Subtree]:
         found = [node for node in self._nodes.values() if node.first in self.gone]
@@ -129,39 +129,68 @@ def test_a_lost_subtree_is_made_of_its_blocks_again_and_stands_where_it_stood(mo
     monkeypatch.setattr(actors.reduction, "_add_remote", _Pairs)
     tree = _Lossy()
     for block in range(7):
-        tree.push(block)
+        tree.push((block,))
     asked: list[list[int]] = []
 
-    def redo(blocks: Sequence[int]) -> list[int]:
+    def redo(blocks: Sequence[int]) -> list[Pieces]:
         asked.append(list(blocks))
-        return [100 + block for block in blocks]
+        return [(100 + block,) for block in blocks]
 
     assert fetch_mending(tree, redo, 1) == ((((100, 101), (102, 103)), (4, 5)), 106)
     assert asked == [[0, 1, 2, 3], [6]]
     with pytest.raises(ValueError, match="subtree of 2 blocks: got 1"):
-        tree.mend(Subtree(4, 2, None), [104])
+        tree.mend(Subtree(4, 2, ()), [(104,)])
 
 
 def test_a_sum_that_is_lost_again_and_again_is_given_up(monkeypatch):
     monkeypatch.setattr(actors.reduction, "_add_remote", _Pairs)
     tree = _Lossy()
-    tree.push(0)
+    tree.push((0,))
     monkeypatch.setattr(_Lossy, "lost", lambda self: list(self._nodes.values()))
-    assert fetch_mending(tree, lambda blocks: list(blocks), 2) is None
+    assert fetch_mending(tree, lambda blocks: [(block,) for block in blocks], 2) is None
 
 
-def test_a_node_adds_layer_by_layer_in_float64():
-    left = {1: np.full((2, 2), 0.1), 2: np.ones((3, 3))}
-    total = add_sums(left, {1: np.full((2, 2), 0.2), 2: np.ones((3, 3))})
-    assert total[1].dtype == np.float64 and total[1][0, 0] == 0.1 + 0.2 and total[2].sum() == 18
-    assert left[1][0, 0] == 0.1
+def test_a_node_adds_stripe_by_stripe_in_float64():
+    left = {(1, 0): np.full((2, 2), 0.1), (2, 0): np.ones((3, 3))}
+    total = add_pieces(left, {(1, 0): np.full((2, 2), 0.2), (2, 0): np.ones((3, 3))})
+    assert total[1, 0].dtype == np.float64 and total[1, 0][0, 0] == 0.1 + 0.2 and total[2, 0].sum() == 18
+    assert left[1, 0][0, 0] == 0.1
+
+
+def symmetric(size: int, seed: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    drawn = np.random.default_rng(seed).standard_normal((size, size))
+    return drawn + drawn.T
+
+
+@pytest.mark.parametrize("sizes", [{3: 1}, {1: 6, 2: 3}, {4: 127, 9: 128}, {4: 700, 5: 700, 6: 300}, {0: 2100}])
+@pytest.mark.parametrize("piece_bytes", [1, 4096, 10**9])
+def test_what_is_cut_and_joined_is_what_it_was_to_the_byte(sizes: dict[int, int], piece_bytes: int):
+    sums = {layer: symmetric(size, layer) for layer, size in sizes.items()}
+    pieces = cut(sums, piece_bytes=piece_bytes)
+    assert 1 <= len(pieces) <= 24 and all(pieces)
+    assert {layer: array.tobytes() for layer, array in joined(pieces).items()} == {
+        layer: array.tobytes() for layer, array in sums.items()
+    }
+    kept = sum(rows.nbytes for piece in pieces for rows in piece.values())
+    whole = sum(array.nbytes for array in sums.values())
+    # the lower half, and of the squares on the diagonal all
+    assert kept <= whole and (min(sizes.values()) < 2000 or kept < 0.54 * whole)
+
+
+def test_pieces_are_of_like_size_and_as_many_as_are_worth_it():
+    sums = {layer: symmetric(1024, layer) for layer in range(6)}
+    sizes = [sum(rows.nbytes for rows in piece.values()) for piece in cut(sums, most=6, piece_bytes=1)]
+    assert len(sizes) == 6 and max(sizes) < 1.35 * min(sizes)
+    assert len(cut(sums, most=100, piece_bytes=8 * 2**20)) == 3, "28 MB of halves"
+    assert len(cut(sums, most=2, piece_bytes=8 * 2**20)) == 2
+    assert [rows.shape for piece in cut({1: np.zeros((0, 9))}) for rows in piece.values()] == [(0, 0)]
 
 
 # ---------------------------------------------------------------- who is asked for how much
 
 
 def finish(run: _Run, block: int, tokens: int) -> None:
-    run.finished[block] = (BlockInfo(block, tokens, (), 0.1), None)
+    run.finished[block] = (BlockInfo(block, tokens, (), 0.1), ())
 
 
 def test_a_budget_in_sequences_is_shared_out_to_the_last_one():

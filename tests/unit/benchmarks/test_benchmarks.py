@@ -139,6 +139,12 @@ def test_simulated_blocks_and_additions_take_what_they_take() -> None:
     assert near.seconds == pytest.approx(16.0)
     far = scaling_simulation.simulate(job, 2, machine, per_node=1)
     assert far.seconds == pytest.approx(24.0), "the other sum crosses the network"
+    # in two pieces: 4 s each over the one network, added at once as soon as they are there, 1 s each
+    pieces = scaling_simulation.Job(seconds=20.0, blocks=2, bytes=8.0, variation=0.0, pieces=2)
+    assert scaling_simulation.simulate(pieces, 2, machine, per_node=1).seconds == pytest.approx(23.0)
+    assert scaling_simulation.simulate(pieces, 2, machine).seconds == pytest.approx(16.0), "one adder"
+    two = scaling_simulation.Machine(flush=2.0, add=4.0, network=1.0, adders=2)
+    assert scaling_simulation.simulate(pieces, 2, two).seconds == pytest.approx(15.0)
     quick = scaling_simulation.Machine(flush=1e12, add=1e12, network=1e12)
     assert scaling_simulation.simulate(job, 2, quick).efficiency == pytest.approx(1.0)
 
