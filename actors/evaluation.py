@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -174,6 +174,12 @@ def _read(documents: Sequence[str], weights: Any, actor: Any) -> Any:
     return actor.perplexity.remote(documents, weights)
 
 
+def free_slot(turn: int, count: int, busy: Collection[int]) -> int:
+    """Of ``count`` workers, the next in turn that is not busy; the next in turn where all are."""
+    order = [(turn + step) % count for step in range(count)]
+    return next((slot for slot in order if slot not in busy), order[0])
+
+
 class EvaluationPool:
     """Shares evaluations out over the workers; a chunk whose worker died is done again by a new one."""
 
@@ -197,6 +203,7 @@ class EvaluationPool:
         self._lock = threading.Lock()
         self._given_up = threading.Event()
         self._turns = count()
+        self._busy: set[int] = set()
 
     @property
     def actors(self) -> tuple[Any, ...]:
@@ -267,11 +274,11 @@ class EvaluationPool:
     ) -> list[dict[Arm, ArmAnswer]]:
         """What the arms say to free questions at a frozen version; call from any thread.
 
-        Goes to a worker at once, whatever is being evaluated: it waits for that worker's part of an evaluation, not
-        for the whole.
+        Goes to a worker at once, to one that is at no part of an evaluation where there is one; else it waits for that
+        worker's part, not for the whole.
         """
         while not self._given_up.is_set():
-            slot = next(self._turns) % len(self.actors)
+            slot = free_slot(next(self._turns), len(self.actors), self._busy)
             actor = self.actors[slot]
             try:
                 found: list[dict[Arm, ArmAnswer]] = ray.get(
@@ -300,6 +307,7 @@ class EvaluationPool:
     def _spread(self, calls: Sequence[Callable[[Any], Any]]) -> list[Any]:
         """Run the calls over the workers, at most one at a time on each; results in the order of the calls."""
         with self._lock:
+            self._busy.clear()
             waiting = list(enumerate(calls))
             running: dict[Any, tuple[int, int, Any]] = {}
             idle = list(range(len(self.actors)))
@@ -312,10 +320,12 @@ class EvaluationPool:
                     slot = idle.pop(0)
                     actor = self.actors[slot]
                     running[call(actor)] = (place, slot, actor)
+                    self._busy.add(slot)
                 ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
                 for reference in ready:
                     place, slot, actor = running.pop(reference)
                     idle.append(slot)
+                    self._busy.discard(slot)
                     try:
                         results[place] = ray.get(reference)
                     except LOST as error:

@@ -11,7 +11,7 @@ import torch
 
 from actors.covariance import EstimateJob, UnitWorker
 from actors.editor import ContextSpec, EditorWorker
-from actors.evaluation import EvaluationSettings, EvaluationWorker
+from actors.evaluation import EvaluationSettings, EvaluationWorker, free_slot
 from actors.retrieval import RetrievalWorker
 from actors.runtime import WorkerGroup, _own_sigterm, check_born, first_line, unwrap
 from actors.settings import ModelSpec, RayConfig
@@ -276,3 +276,10 @@ def test_an_actor_that_could_not_be_made_is_told_from_one_that_died():
         )
     with pytest.raises(ErrataError, match=r"could not be started: ImportError: no module"):
         check_born(ray.exceptions.RayActorError("id", remote + "ImportError: no module\n", True))
+
+
+def test_a_question_goes_to_a_worker_that_is_at_no_part_of_an_evaluation():
+    assert [free_slot(turn, 3, set()) for turn in range(4)] == [0, 1, 2, 0]
+    assert [free_slot(turn, 3, {1}) for turn in range(3)] == [0, 2, 2]
+    assert [free_slot(turn, 3, {0, 1, 2}) for turn in range(4)] == [0, 1, 2, 0], "all are busy"
+    assert free_slot(5, 1, {0}) == 0
