@@ -8,8 +8,9 @@ The papers' budget: 100 000 sequences, two hours of generation on one accelerato
 ``actors.reduction``: a worker computes a block, hands the lower halves of its sums to the object store of its node in
 pieces (flush) and takes the next block; each piece has a tree of its own, whose sums are added by pairs, where one of
 the two lies, as soon as both are there and all blocks before them have come. Adding runs beside the workers: a node
-adds as many pieces at once as it has workers, each at the rate measured here for one of two at once. What comes from
-other nodes shares the network of the node it comes to. ``--whole`` has one tree for whole sums instead.
+adds two pieces at once per worker (``--adders`` in all), each at the rate measured here for one of two
+at once. What comes from other nodes shares the network of the node it comes to. ``--whole`` has one tree for whole sums
+instead.
 
 *Reduction share* is the part of all workers' time that is not computing: flushes, and what the last additions take
 after the last block. Blocks vary in length (a coefficient of variation of 5 %), which costs at the end; this waiting is
@@ -205,6 +206,7 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true", help="measure flush and addition with Ray here")
     parser.add_argument("--whole", action="store_true", help="one tree for whole sums, as it was; nothing is stored")
     parser.add_argument("--network", type=float, default=12.5, help="GB/s between nodes (12.5 is 100 Gbit/s)")
+    parser.add_argument("--adders", type=int, default=2 * _WORKERS_PER_NODE, help="pieces that a node adds at once")
     parser.add_argument("--json", type=Path, help="where to write; by default benchmarks/results/")
     options = parser.parse_args()
     path = options.json or RESULTS / "scaling_simulation.json"
@@ -220,10 +222,12 @@ def main() -> None:
             1,
         )
     else:
-        machine = Machine(rates["flush_Bps"], rates["add_Bps"], options.network * GB, _WORKERS_PER_NODE)
+        machine = Machine(rates["flush_Bps"], rates["add_Bps"], options.network * GB, options.adders)
         size, pieces = whole * part, MOST_PIECES
-    result: dict[str, Any] = {"measured": rates, "network_GBps": options.network,
-                              "workers_per_node": _WORKERS_PER_NODE, "bytes": size, "pieces": pieces}  # fmt: skip
+    result: dict[str, Any] = {
+        "measured": rates, "network_GBps": options.network, "workers_per_node": _WORKERS_PER_NODE,
+        "adders_per_node": options.adders, "bytes": size, "pieces": pieces,
+    }  # fmt: skip
     for per_worker in (1, 2, 4):
         result[f"blocks_per_worker_{per_worker}"] = table(machine, (1, 2, 8, 64), per_worker, size, pieces)
         for row in result[f"blocks_per_worker_{per_worker}"]:
