@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -61,10 +62,14 @@ class Cluster:
         return self._keep(EditorClient(self.config, self.spec, editor_config, contexts, history))
 
     def memory(
-        self, embedder_config: Any, index_config: IndexConfig, entries: Callable[[], Sequence[MemoryEntry]]
+        self,
+        embedder_config: Any,
+        index_config: IndexConfig,
+        entries: Callable[[], Sequence[MemoryEntry]],
+        kept_in: Path | None = None,
     ) -> MemoryClient:
-        """The external memory."""
-        return self._keep(MemoryClient(self.config, embedder_config, index_config, entries))
+        """The external memory; vectors of its statements are kept in a directory where one is given."""
+        return self._keep(MemoryClient(self.config, embedder_config, index_config, entries, kept_in))
 
     def evaluators(self, settings: EvaluationSettings) -> EvaluationPool:
         """Workers that evaluate frozen versions."""

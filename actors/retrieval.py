@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,6 +17,7 @@ from editing.errors import ErrataError
 from retrieval.embedder import build_embedder
 from retrieval.index import IndexConfig
 from retrieval.memory import FactMemory, Hit, MemoryEntry
+from retrieval.vectors import KeptVectors
 
 logger = logging.getLogger(__name__)
 
@@ -26,14 +28,17 @@ _MOST_QUESTIONS = 20_000
 class RetrievalWorker:
     """A `FactMemory` with its embedder. Plain class; `RetrievalActor` is its shell."""
 
-    def __init__(self, embedder_config: Any, index_config: IndexConfig) -> None:
+    def __init__(self, embedder_config: Any, index_config: IndexConfig, kept_in: Path | None = None) -> None:
+        """``kept_in`` is where vectors of statements are kept, so that a restart embeds nothing."""
         self._embedder = build_embedder(embedder_config)
         self._memory = FactMemory(self._embedder, index_config)
+        self._statements = KeptVectors(self._embedder, kept_in) if kept_in is not None else self._embedder
         self._questions: dict[str, Any] = {}
 
     def add(self, entries: Sequence[MemoryEntry]) -> int:
         """Add statements that are not there yet; returns how many are active."""
-        self._memory.add([entry for entry in entries if self._memory.get(entry.id) is None])
+        new = [entry for entry in entries if self._memory.get(entry.id) is None]
+        self._memory.add(new, self._statements.embed([entry.statement for entry in new]))
         return len(self._memory)
 
     def remove(self, ids: Sequence[int]) -> int:
@@ -71,8 +76,8 @@ class RetrievalWorker:
 class RetrievalActor:
     """Shell of `RetrievalWorker`."""
 
-    def __init__(self, embedder_config: Any, index_config: IndexConfig) -> None:
-        self._worker = RetrievalWorker(embedder_config, index_config)
+    def __init__(self, embedder_config: Any, index_config: IndexConfig, kept_in: Path | None) -> None:
+        self._worker = RetrievalWorker(embedder_config, index_config, kept_in)
 
     def add(self, entries: Sequence[MemoryEntry]) -> int:
         return self._worker.add(entries)
@@ -99,9 +104,13 @@ class MemoryClient:
         embedder_config: Any,
         index_config: IndexConfig,
         entries: Callable[[], Sequence[MemoryEntry]],
+        kept_in: Path | None = None,
     ) -> None:
-        """``entries`` gives everything the memory should hold, in order of acceptance."""
-        self._config, self._arguments, self._entries = config, (embedder_config, index_config), entries
+        """``entries`` gives everything the memory should hold, in order of acceptance.
+
+        ``kept_in`` is a directory for vectors of statements, which the memory's machine sees too.
+        """
+        self._config, self._arguments, self._entries = config, (embedder_config, index_config, kept_in), entries
         self._revivals = 0
         self._reviving = threading.Lock()
         self._actor: Any = self._make()

@@ -102,7 +102,10 @@ class Pipeline:
             self._history,
         )
         self.memory: MemoryClient = cluster.memory(
-            config.memory.embedder, config.memory.index, lambda: memory_entries(journal, config.memory.statement)
+            config.memory.embedder,
+            config.memory.index,
+            lambda: memory_entries(journal, config.memory.statement),
+            kept_in=(store.root / "memory").absolute(),
         )
         settings = EvaluationSettings(
             config.memory.scr,

@@ -287,7 +287,9 @@ class PlainCluster:
         self._made.editor = PlainEditor(make, history)
         return self._made.editor
 
-    def memory(self, embedder: Any, index: Any, entries: Callable[[], Sequence[Any]]) -> PlainMemory:
+    def memory(
+        self, embedder: Any, index: Any, entries: Callable[[], Sequence[Any]], kept_in: Path | None = None
+    ) -> PlainMemory:
         self._made.memory = PlainMemory(embedder, index, entries)
         return self._made.memory
 

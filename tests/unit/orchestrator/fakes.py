@@ -200,7 +200,7 @@ class FakeCluster:
         self.editor_ = FakeEditor(history)
         return self.editor_
 
-    def memory(self, embedder: Any, index: Any, entries: Any) -> FakeMemory:
+    def memory(self, embedder: Any, index: Any, entries: Any, kept_in: Any = None) -> FakeMemory:
         self.memory_ = FakeMemory()
         return self.memory_
 
