@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,23 +159,34 @@ def node_facts(config: RayConfig) -> list[NodeFacts]:
     ]
 
 
-def homeless(config: RayConfig, nodes: Sequence[NodeFacts]) -> list[str]:
+def homeless(config: RayConfig, nodes: Sequence[NodeFacts], ranks: int = 1) -> list[str]:
     """Actors that would find no place on empty nodes, roles with plain labels only; the order is that of the roles.
 
-    First fit: with places of several sizes it may say so of what a cleverer order would place.
+    First fit: with places of several sizes it may say so of what a cleverer order would place. With a model on several
+    ``ranks`` each of its actors is so many, and all of them need a place.
     """
     free = [dict(node.resources) for node in nodes]
     missing = []
     for role, count in config.counts().items():
         asked = getattr(config, role)
         bundle = bundle_of(asked)
+        each = 1 if role == "retrieval" else ranks  # the memory's embedder is never divided
+        labelled = [
+            left
+            for node, left in zip(nodes, free, strict=True)
+            if all(node.labels.get(key) == value for key, value in asked.labels.items())
+        ]
         for number in range(count):
-            for node, left in zip(nodes, free, strict=True):
-                labelled = all(node.labels.get(key) == value for key, value in asked.labels.items())
-                if labelled and all(left.get(name, 0.0) >= amount for name, amount in bundle.items()):
-                    for name, amount in bundle.items():
-                        left[name] -= amount
-                    break
-            else:
+            if not all([_take(bundle, labelled) for _ in range(each)]):
                 missing.append(f"{role} {number + 1} of {count}")
     return missing
+
+
+def _take(bundle: Mapping[str, float], free: Sequence[dict[str, float]]) -> bool:
+    """Take the resources from the first node that has them; whether one has."""
+    for left in free:
+        if all(left.get(name, 0.0) >= amount for name, amount in bundle.items()):
+            for name, amount in bundle.items():
+                left[name] -= amount
+            return True
+    return False

@@ -85,7 +85,7 @@ def checks_of(
         ("model", lambda: model(config)),
         ("embedder", lambda: embedder(config)),
         ("mlflow", lambda: mlflow_answers(config.tracking.uri)),
-        ("ray", lambda: cluster(config.ray)),
+        ("ray", lambda: cluster(config.ray, config.model.ranks)),
         ("gpu", lambda: gpus(config.ray)),
     ]
 
@@ -274,18 +274,18 @@ def local_gpus() -> Answer:
     return ("ok", ", ".join(names)) if names else ("skip", f"none here (torch {torch.__version__})")
 
 
-def cluster(config: RayConfig) -> Answer:
+def cluster(config: RayConfig, ranks: int = 1) -> Answer:
     """The cluster is reached and every actor would have a place, on its nodes of now."""
     if config.address == "local":
         cores = os.cpu_count() or 1
-        said = f"local: started with the run; {cores} CPUs here, its actors want {config.local_cpus():g}"
-        return ("ok", said) if cores >= config.local_cpus() else ("warning", said)
+        said = f"local: started with the run; {cores} CPUs here, its actors want {config.local_cpus(ranks):g}"
+        return ("ok", said) if cores >= config.local_cpus(ranks) else ("warning", said)
     from actors.placement import homeless, node_facts
 
     nodes = node_facts(config)
     cpus, gpu_count = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     said = f"{config.address}: {len(nodes)} nodes, {cpus:g} CPUs, {gpu_count:g} GPUs"
-    missing = homeless(config, nodes)
+    missing = homeless(config, nodes, ranks)
     # an autoscaler may bring what is not there yet
     return ("warning", f"{said}; no place now for {', '.join(missing)}") if missing else ("ok", said)
 

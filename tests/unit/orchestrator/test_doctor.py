@@ -143,6 +143,10 @@ def test_actors_without_a_place_are_counted():
     assert homeless(config, [gpu]) == ["editor 1 of 1", "generation 3 of 3"]
     editor = NodeFacts(1, 0, {"CPU": 1}, {"errata.io/group": "editor"})
     assert homeless(config, [gpu, editor, gpu]) == []
+    # a model on two ranks: three generators are six actors, the memory is one
+    assert homeless(config, [gpu, editor, gpu], 2) == ["editor 1 of 1", "generation 3 of 3"]
+    two = NodeFacts(2, 0, {"CPU": 2}, {"errata.io/group": "editor"})
+    assert homeless(config, [gpu, two, gpu, gpu], 2) == []
 
 
 def _config(tmp_path: Path, **changes) -> Path:
