@@ -63,7 +63,7 @@ class VllmLike:
                     self.connection.close()
                     return
                 if failure == "slow":
-                    time.sleep(0.6)
+                    time.sleep(1.3)
                 status, answer = (
                     (500, {"error": {"message": "boom"}}) if failure == "500" else server.do(self.path, body)
                 )

@@ -30,14 +30,15 @@ QUESTIONS = Questions(
 class World:
     """A journal, adapters on disk, and servers whose adapters know what they were edited to say."""
 
-    def __init__(self, tmp_path: Path) -> None:
-        self.folder = tmp_path
+    def __init__(self, tmp_path: Path, patience: float = 10.0) -> None:
+        """``patience`` is in seconds; a sound server on a busy machine takes its time."""
+        self.folder, self.patience = tmp_path, patience
         self.journal = Journal.create(tmp_path / "journal.sqlite", JournalMeta("r", "b" * 64, "e" * 64, {}))
         self.bad: set[str] = set()
         """Paths of adapters that answer wrongly."""
         self.servers: list[VllmLike] = []
         self.crash_at: int | None = None
-        self.config = PublishConfig(timeout_seconds=0.3, to=())
+        self.config = PublishConfig(timeout_seconds=patience, to=())
 
     def answer(self, path: str | None, prompt: str) -> str:
         plain = {"Water is": " wet", "Ice is": " solid"}
@@ -73,7 +74,7 @@ class World:
         config = self.config.model_copy(update=changes)
         last = last_served(self.journal, "errata").get
         rollout = Rollout(version, self.adapter(sequence, rank=rank), QUESTIONS, config, last, note)
-        clients = [VllmServer(server.url, timeout=0.3) for server in self.servers]
+        clients = [VllmServer(server.url, timeout=self.patience) for server in self.servers]
         return rollout.run(clients)
 
     def steps(self) -> list[str]:
@@ -169,7 +170,7 @@ def test_any_call_may_fail(tmp_path: Path, failure: Failure) -> None:
     def new_world() -> World:
         folder = tmp_path / str(next(made))
         folder.mkdir()
-        worlds.append(World(folder))
+        worlds.append(World(folder, 1.0 if failure == "slow" else 10.0))
         return worlds[-1]
 
     worlds: list[World] = []
