@@ -162,6 +162,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--new-tokens", type=int, default=128, help="length of a generated sequence")
     parser.add_argument("--workers", type=int, nargs="*", default=[], help="also the rates with so many workers")
+    parser.add_argument("--sequences", type=int, default=128, help="of the estimate with so many workers")
     parser.add_argument("--json", type=Path, help="where to write; by default benchmarks/results/")
     options = parser.parse_args()
     one_thread()
@@ -181,7 +182,7 @@ def main() -> None:
     print(result, flush=True)
     if options.workers:
         del model
-        result["scaling"] = scaling(MODEL, LAYERS, options.workers, sequences=128)
+        result["scaling"] = scaling(MODEL, LAYERS, options.workers, sequences=options.sequences)
         print(result["scaling"])
     print(store("covariance", result, options.json))
 

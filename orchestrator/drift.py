@@ -30,7 +30,7 @@ class DriftConfig(BaseModel):
     """Edits between two looks."""
     sequences: int = Field(32, ge=1)
     """Sequences of the probe, or documents of the covariance's text."""
-    energy: float | None = Field(0.15, gt=0, lt=1)
+    energy: float | None = Field(0.25, gt=0, lt=1)
     """A refresh follows where, at any layer, more than this share of the energy of the probe's keys lies outside the
     leading subspace of the covariance in force; null leaves it out."""
     leading: float = Field(0.95, gt=0, lt=1)
