@@ -26,14 +26,14 @@ class Cluster:
     """A connection to Ray and the actors made through it; a context manager that ends what it started."""
 
     def __init__(self, config: RayConfig, spec: ModelSpec) -> None:
-        self._reservation = RankReservation(config, spec.parallel.size) if spec.parallel else Reservation(config)
+        self._reservation = RankReservation(config, spec.ranks) if spec.parallel else Reservation(config)
         self.config, self.spec = self._reservation.config, spec
         self._owns_ray = False
         self._parts: list[Any] = []
         self._shared = shared_workers(self.config, spec) if config.evaluation_workers == 0 else None
 
     def __enter__(self) -> Self:
-        self._owns_ray = connect(self.config, self.spec.parallel.size if self.spec.parallel else 1)
+        self._owns_ray = connect(self.config, self.spec.ranks)
         try:
             self._reservation.take()
         except BaseException:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -391,7 +390,7 @@ class CovarianceEstimator:
                 crew.close()
             if found is None:
                 raise ErrataError(f"sums of finished blocks were lost with their machines {_MENDINGS + 1} times")
-            tensors = {layer: torch.from_numpy(np.array(value)) for layer, value in sorted(found.items())}
+            tensors = {layer: torch.from_numpy(value) for layer, value in found.items()}
             covariance = KeyCovariance(tensors, run.tokens, job.source(self._spec.dtype))
             if job.tokens is not None and run.tokens < job.tokens:
                 logger.warning("the corpus ended at %d of %d tokens", run.tokens, job.tokens)

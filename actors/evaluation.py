@@ -310,21 +310,19 @@ class EvaluationPool:
             self._busy.clear()
             waiting = list(enumerate(calls))
             running: dict[Any, tuple[int, int, Any]] = {}
-            idle = list(range(len(self.actors)))
             results: dict[int, Any] = {}
             while waiting or running:
                 if self._given_up.is_set():
                     raise ErrataError("the evaluation was given up")
-                while waiting and idle:
+                while waiting and len(self._busy) < len(self.actors):
                     place, call = waiting.pop(0)
-                    slot = idle.pop(0)
+                    slot = free_slot(place, len(self.actors), self._busy)
                     actor = self.actors[slot]
                     running[call(actor)] = (place, slot, actor)
                     self._busy.add(slot)
                 ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
                 for reference in ready:
                     place, slot, actor = running.pop(reference)
-                    idle.append(slot)
                     self._busy.discard(slot)
                     try:
                         results[place] = ray.get(reference)

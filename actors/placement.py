@@ -12,7 +12,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, get_placement_group, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.settings import RayConfig, RoleConfig
+from actors.settings import RayConfig, RoleConfig, processes
 from editing.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -170,14 +170,13 @@ def homeless(config: RayConfig, nodes: Sequence[NodeFacts], ranks: int = 1) -> l
     for role, count in config.counts().items():
         asked = getattr(config, role)
         bundle = bundle_of(asked)
-        each = 1 if role == "retrieval" else ranks  # the memory's embedder is never divided
         labelled = [
             left
             for node, left in zip(nodes, free, strict=True)
             if all(node.labels.get(key) == value for key, value in asked.labels.items())
         ]
         for number in range(count):
-            if not all([_take(bundle, labelled) for _ in range(each)]):
+            if not all([_take(bundle, labelled) for _ in range(processes(role, ranks))]):
                 missing.append(f"{role} {number + 1} of {count}")
     return missing
 

@@ -59,7 +59,7 @@ def _stripes(size: int) -> list[tuple[int, int]]:
 
 
 def joined(pieces: Sequence[Piece]) -> Sums:
-    """The sums that `cut` gave, whole."""
+    """The sums that `cut` gave, whole, in arrays of their own, by ascending layer."""
     widths: dict[int, int] = {}
     for piece in pieces:
         for (layer, _), rows in piece.items():

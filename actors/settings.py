@@ -101,13 +101,14 @@ class RayConfig(_Closed):
 
     def local_cpus(self, ranks: int = 1) -> float:
         """CPUs that a local Ray must offer for every actor to be placed at once, each model being on ``ranks``."""
-        return (
-            self.generation.num_cpus * self.most_generation_workers * ranks
-            + self.editor.num_cpus * ranks
-            + self.evaluation.num_cpus * self.evaluation_workers * ranks
-            + self.retrieval.num_cpus
-            + 1.0
-        )
+        actors = self.counts() | {"generation": self.most_generation_workers}
+        wanted = (getattr(self, role).num_cpus * count * processes(role, ranks) for role, count in actors.items())
+        return 1.0 + sum(wanted)
+
+
+def processes(role: str, ranks: int) -> int:
+    """Processes of one actor of a role where each model is on ``ranks``; the memory's embedder is never divided."""
+    return 1 if role == "retrieval" else ranks
 
 
 class ParallelConfig(_Closed):
@@ -130,3 +131,8 @@ class ModelSpec(_Closed):
     """Digest of the checkpoint, where it is known already; else each actor reads all files to compute it."""
     parallel: ParallelConfig | None = None
     """Spread over several processes; else every actor holds the whole model."""
+
+    @property
+    def ranks(self) -> int:
+        """Processes that one copy is spread over."""
+        return self.parallel.size if self.parallel is not None else 1

@@ -153,10 +153,11 @@ def measure(width: int, layers: int, repeats: int) -> dict[str, float]:
         add = ray.remote(num_cpus=1)(add_pieces)
 
         def adding(*pairs: tuple[Any, Any]) -> float:
-            start = time.perf_counter()
-            made = [add.remote(left, right) for left, right in pairs]
-            ray.wait(made, num_returns=len(made), fetch_local=False)
-            return time.perf_counter() - start
+            def added() -> Any:
+                made = [add.remote(left, right) for left, right in pairs]
+                return ray.wait(made, num_returns=len(made), fetch_local=False)
+
+            return _seconds(added)
 
         def put() -> Any:
             return ray.put(whole)

@@ -58,11 +58,6 @@ class ModelConfig(_Closed):
     parallel: ParallelConfig | None = None
     """Spread each copy of the model over several processes; null for one device each (needs the extra `deepspeed`)."""
 
-    @property
-    def ranks(self) -> int:
-        """Processes that one copy is spread over."""
-        return self.parallel.size if self.parallel is not None else 1
-
 
 class ContextsConfig(_Closed):
     """Prefixes in front of the edit prompts while values and keys are computed."""

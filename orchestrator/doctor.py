@@ -85,7 +85,7 @@ def checks_of(
         ("model", lambda: model(config)),
         ("embedder", lambda: embedder(config)),
         ("mlflow", lambda: mlflow_answers(config.tracking.uri)),
-        ("ray", lambda: cluster(config.ray, config.model.ranks)),
+        ("ray", lambda: cluster(config.ray, config.model_spec().ranks)),
         ("gpu", lambda: gpus(config.ray)),
     ]
 

@@ -15,13 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from retrieval.embedder import Embedder
+from retrieval.embedder import Embedder, Vectors
 
 logger = logging.getLogger(__name__)
 
-Vectors = NDArray[np.float32]
 _KEY = 32
 _CHECKSUM = 4
 _AT_ONCE = 4096
@@ -58,7 +56,8 @@ class KeptVectors:
         """Vectors (n, dim) as the embedder gives them; it is asked for those that are not known yet."""
         if not texts:
             return np.zeros((0, self._embedder.dim), dtype=np.float32)
-        by_key = {_key(text): text for text in texts}
+        keys = [_key(text) for text in texts]
+        by_key = dict(zip(keys, texts, strict=True))
         found = {key: self._known.pop(key) for key in by_key if key in self._known}
         missing = [key for key in by_key if key not in found]
         if missing:
@@ -66,7 +65,7 @@ class KeptVectors:
             new = dict(zip(missing, embedded, strict=True))
             self._append(new)
             found |= new
-        return np.stack([found[_key(text)] for text in texts])
+        return np.stack([found[key] for key in keys])
 
     def _read(self) -> None:
         size = _KEY + 4 * self._embedder.dim + _CHECKSUM

@@ -171,7 +171,7 @@ class _Execution:
         )
         try:
             tracker.log_params({"sweep": {"name": self._record.name, "axes": self._record.axes}})
-            need = max(cell.config.ray.local_cpus(cell.config.model.ranks) for cell in todo)
+            need = max(cell.config.ray.local_cpus(cell.config.model_spec().ranks) for cell in todo)
             with shared_ray(first.ray, self._jobs * need) as ray:
                 self._fit_jobs(ray, need)
                 self._sections = self._shared_sections(todo, tracker, ray)
