@@ -25,6 +25,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -34,7 +35,8 @@ from torch import Tensor, nn
 from editing.model.adapter import EditableModel
 from editing.model.decoder import Layout
 from editing.model.kv import PrefixKV, RecordingKV
-from editing.model.packed import packed_products
+from editing.model.packed import Packed, multiplying
+from editing.model.span import GatedSpan, span_of
 from editing.request import EditRequest
 
 logger = logging.getLogger(__name__)
@@ -197,7 +199,7 @@ def optimise_values(
         if following is None or (rows + len(following)) * widest[order[place + 1 - len(batch)]] > config.batch_tokens:
             edits = [every[i] for group in batch for i in group]
             problem = _problem(model, edits, layer, config, space, variant)
-            with packed_products(problem.rows_of_maps() if config.steps >= _PACKED_STEPS else {}):
+            with multiplying(problem.prepare(pack=config.steps >= _PACKED_STEPS)):
                 values = _minimise(problem, config, [len(g) for g in batch])
             for group, value in zip(batch, values, strict=True):
                 for i in group:
@@ -235,6 +237,7 @@ class _Problem:
         self.model, self.layer, self.config, self.variant = model, layer, config, variant
         self.first = layer if variant.joint else layer + 1
         """First layer that is run again in every step."""
+        self.span: GatedSpan | None = None
         self.in_mlp = space == "mlp" or (config.post_norm == "exact" and model.decoder.post_norm(layer) is not None)
         self._first_pass(edits)
 
@@ -303,7 +306,24 @@ class _Problem:
         self.kl_base = model.logits(top[kl_rows, kl_tokens]).float().log_softmax(dim=-1)
         self.positional = model.positional(self.kept_layout, self.past_layout.followed_by(self.kept_layout))
 
-    def rows_of_maps(self) -> dict[nn.Module, int]:
+    def prepare(self, *, pack: bool) -> dict[nn.Module, Packed]:
+        """Set up the layers above the value layer for the rows there are; returns the packed weights that serve them.
+
+        Without ``pack`` only weights that are packed already are used.
+        """
+        packed = self.model.packed.of(self._rows_of_maps(), make=pack)
+
+        def product_of(module: nn.Linear) -> Callable[[Tensor], Tensor]:
+            own = partial(nn.functional.linear, weight=module.weight, bias=module.bias)
+            return packed[module].forward if module in packed else own
+
+        above = self.layer + 1
+        self.span = span_of(self.model.decoder, above, self.positional, self.past, product_of)
+        if self.span is not None:
+            self.past |= {above + i: kept for i, kept in enumerate(self.span.past)}
+        return packed
+
+    def _rows_of_maps(self) -> dict[nn.Module, int]:
         """How many rows every module that a step runs through sees."""
         decoder, positions = self.model.decoder, self.hidden.shape[0] * self.hidden.shape[1]
         layers = (decoder.layers[i] for i in range(self.first, self.model.num_layers))
@@ -343,6 +363,7 @@ class _Problem:
         self.kept_layout = Layout(self.kept_layout.positions[rows], self.kept_layout.segments[rows])
         self.past_layout = Layout(self.past_layout.positions[rows], self.past_layout.segments[rows])
         self.positional = self.model.positional(self.kept_layout, self.past_layout.followed_by(self.kept_layout))
+        self.prepare(pack=False)
 
     def _inject(self, delta: Tensor) -> Tensor:
         """Hidden states (B, S, d) at the value layer with ``delta`` (B, d) added at the subjects."""
@@ -378,8 +399,14 @@ class _Problem:
 
     def _above(self, delta: Tensor) -> Tensor:
         """Output (B, S, d) of the last layer with ``delta`` in place."""
+        return self._upper(self._inject(delta))
+
+    def _upper(self, hidden: Tensor) -> Tensor:
+        """The layers above the value layer, (B, S, d) to (B, S, d)."""
+        if self.span is not None:
+            return self.span(hidden)
         model = self.model
-        return model.run(self._inject(delta), self.first, model.num_layers, self.positional, PrefixKV(self.past))
+        return model.run(hidden, self.layer + 1, model.num_layers, self.positional, PrefixKV(self.past))
 
     def losses(self, delta: Tensor) -> Tensor:
         """Total loss (B,) of each edit at ``delta`` (B, d) float32."""
@@ -449,7 +476,7 @@ class _JointProblem(_Problem):
         model = self.model
         with model.added(self.layer, attention=attention, mapped=mlp):
             hidden = model.run(self.hidden, self.layer, self.layer + 1, self.positional, PrefixKV(self.past))
-        return model.run(hidden, self.layer + 1, model.num_layers, self.positional, PrefixKV(self.past))
+        return self._upper(hidden)
 
     def _decay(self, delta: Tensor) -> Tensor:
         halves = zip(delta.chunk(2, dim=1), self.h.chunk(2, dim=1), strict=True)

@@ -17,6 +17,7 @@ from editing.covariance import MomentAccumulator
 from editing.digest import digest_tensors
 from editing.errors import ErrataError, UserError
 from editing.model.decoder import Decoder, Layout, Positional, decoder_for, layer_of, plain_layout
+from editing.model.packed import PackedWeights
 from editing.model.text import TextCodec
 from editing.state import MakeBase
 
@@ -45,6 +46,7 @@ class EditableModel:
         first = next(model.parameters())
         self.device, self.dtype = first.device, first.dtype
         self.hidden_size: int = int(self.hf.config.hidden_size)
+        self.packed = PackedWeights()
         self._masters: dict[int, Tensor] = {}
         self.digest = digest if digest is not None else digest_tensors(dict(model.state_dict()))
         self._check_forward()

@@ -128,7 +128,7 @@ class Decoder:
         normed: Tensor = self.body.norm(hidden)
         return normed
 
-    def _kind(self, layer: int) -> str:
+    def layer_kind(self, layer: int) -> str:
         kinds = getattr(self.config, "layer_types", None)
         if kinds:
             return str(kinds[layer])
@@ -142,7 +142,7 @@ class Decoder:
     def positional(self, hidden: Tensor, queries: Layout, keys: Layout | None = None) -> Positional:
         """Rotary tables and masks for a pass of ``queries`` over ``keys`` (default: over themselves)."""
         keys = queries if keys is None else keys
-        kinds = {self._kind(i) for i in range(len(self.layers))}
+        kinds = {self.layer_kind(i) for i in range(len(self.layers))}
         return Positional(
             positions=queries.positions,
             rotary={kind: self._rotary(hidden, queries.positions, kind) for kind in kinds},
@@ -151,7 +151,7 @@ class Decoder:
 
     def layer(self, index: int, hidden: Tensor, positional: Positional, cache: Any = None) -> Tensor:
         """Run one layer: (B, T, d) to (B, T, d)."""
-        kind = self._kind(index)
+        kind = self.layer_kind(index)
         out = self.layers[index](
             hidden,
             attention_mask=positional.masks[kind],
@@ -249,7 +249,7 @@ class _GPT2(Decoder):
 
     def layer(self, index: int, hidden: Tensor, positional: Positional, cache: Any = None) -> Tensor:
         out = self.layers[index](
-            hidden, attention_mask=positional.masks[self._kind(index)], **{self.cache_argument: cache}
+            hidden, attention_mask=positional.masks[self.layer_kind(index)], **{self.cache_argument: cache}
         )
         result: Tensor = out[0] if isinstance(out, tuple) else out
         return result
@@ -267,7 +267,7 @@ class _GPTJ(_GPT2):
     def layer(self, index: int, hidden: Tensor, positional: Positional, cache: Any = None) -> Tensor:
         out = self.layers[index](
             hidden,
-            attention_mask=positional.masks[self._kind(index)],
+            attention_mask=positional.masks[self.layer_kind(index)],
             position_ids=positional.positions,
             **{self.cache_argument: cache},
         )

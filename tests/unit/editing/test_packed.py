@@ -1,4 +1,4 @@
-"""Packed products against plain ones: values, gradients, other numbers of rows, and nothing left behind."""
+"""Packed products against plain ones: values, gradients, other numbers of rows, what is kept, nothing left behind."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from editing.model import packed
-from editing.model.packed import packed_products
+from editing.model.packed import PackedWeights, multiplying
+
+packs = pytest.mark.skipif(not packed._library_packs(), reason="this build of torch does not pack weights")
 
 
 def linear(inputs: int, outputs: int, bias: bool, dtype: torch.dtype = torch.float32) -> nn.Linear:
@@ -16,15 +18,16 @@ def linear(inputs: int, outputs: int, bias: bool, dtype: torch.dtype = torch.flo
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(1, 6), (2, 3), (5,), (3, 4, 2)])
+@pytest.mark.parametrize("shape", [(1, 6), (2, 3), (5,), (3, 4, 2), (8,), (40,)])
 def test_values_and_gradients_are_those_of_the_plain_product(bias: bool, shape: tuple[int, ...]) -> None:
     module = linear(24, 40, bias)
     x = torch.randn(*shape, 24, requires_grad=True)
     weights = torch.randn(*shape, 40)
     want = module(x)
     (want_gradient,) = torch.autograd.grad((want * weights).sum(), x)
-    with packed_products({module: 6}) as count:
-        assert count == int(packed._library_packs())
+    found = PackedWeights().of({module: 6})
+    assert len(found) == int(packed._library_packs())
+    with multiplying(found):
         got = module(x)
         (gradient,) = torch.autograd.grad((got * weights).sum(), x)
     torch.testing.assert_close(got, want)
@@ -32,18 +35,48 @@ def test_values_and_gradients_are_those_of_the_plain_product(bias: bool, shape: 
     assert "forward" not in vars(module)
 
 
-def test_other_modules_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_modules_stay_as_they_are() -> None:
     half, trained = linear(8, 8, False, torch.bfloat16), linear(8, 8, False).requires_grad_(True)
     plain, many = linear(8, 8, False), linear(8, 8, True)
-    with packed_products({half: 3, trained: 3, nn.ReLU(): 3, many: packed.MOST_ROWS + 1}) as count:
-        assert count == 0
-    monkeypatch.setattr(packed, "MOST_BYTES", 8 * 8 * 4 - 1)
-    with packed_products({plain: 3}) as count:
-        assert count == 0
+    assert not PackedWeights().of({half: 3, trained: 3, nn.ReLU(): 3, many: packed.MOST_ROWS + 1})
+    assert not PackedWeights(most_bytes=8 * 8 * 4 - 1).of({plain: 3})
 
 
 def test_an_error_inside_leaves_nothing_behind() -> None:
     module = linear(8, 8, False)
-    with pytest.raises(KeyError), packed_products({module: 2}):
+    with pytest.raises(KeyError), multiplying(PackedWeights().of({module: 2})):
         raise KeyError("x")
     assert "forward" not in vars(module)
+
+
+@packs
+def test_weights_are_packed_once_for_about_so_many_rows() -> None:
+    module, kept = linear(8, 8, False), PackedWeights()
+    first = kept.of({module: 30})[module]
+    assert kept.of({module: 25})[module] is first, "a few empty rows cost less than packing"
+    assert kept.of({module: 33})[module] is not first
+    assert kept.of({module: 9}, make=False) == {}
+    assert kept.bytes == 2 * 8 * 8 * 4
+
+
+@packs
+def test_a_weight_that_was_written_to_is_packed_anew() -> None:
+    module, kept = linear(8, 8, False), PackedWeights()
+    x = torch.randn(8, 8)
+    first = kept.of({module: 8})[module]
+    with torch.no_grad():
+        module.weight.copy_(torch.randn(8, 8))
+    assert not first.current
+    again = kept.of({module: 8})[module]
+    torch.testing.assert_close(again.forward(x), module(x))
+    assert kept.bytes == 8 * 8 * 4, "the old one is gone"
+
+
+@packs
+def test_what_was_used_longest_ago_makes_room() -> None:
+    one, two, three = (linear(8, 8, False) for _ in range(3))
+    kept = PackedWeights(most_bytes=2 * 8 * 8 * 4)
+    kept.of({one: 8}), kept.of({two: 8}), kept.of({one: 8}), kept.of({three: 8})
+    assert kept.bytes == kept.most_bytes
+    assert not kept.of({two: 8}, make=False)
+    assert kept.of({one: 8}, make=False) and kept.of({three: 8}, make=False)
