@@ -14,7 +14,7 @@ from __future__ import annotations
 import gzip
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,10 +24,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from editing.covariance import MomentAccumulator
 from editing.digest import digest_file, digest_json
 from editing.errors import DamagedFileError, UserError
 from editing.model.adapter import EditableModel
 from editing.model.decoder import Layout, layer_of
+from editing.model.flat import FlatPass, flat_pass
 from editing.model.text import TextCodec
 from editing.selfgen import UnitResult
 
@@ -52,7 +54,7 @@ class CorpusReading(BaseModel):
     """Tokens of a row and longest piece of a document; 257 scores 256 tokens, as many as a sampled sequence has."""
     documents_per_unit: int = Field(16, ge=1)
     """Documents of one unit of work."""
-    batch_tokens: int = Field(1024, ge=1)
+    batch_tokens: int = Field(2048, ge=1)
     """Tokens run at once: about a thousand suit a CPU's caches, ten times as many a GPU."""
     count_first: bool = False
     """Whether the key of a piece's first token counts; a BOS never does."""
@@ -345,7 +347,7 @@ def _assemble(pieces: Sequence[Piece], rows: Sequence[Sequence[int]], pad: int, 
 
 @torch.no_grad()
 def packed_pass(
-    model: EditableModel, pieces: Sequence[Piece], layers: Sequence[int], *, window: int, batch_tokens: int = 1024
+    model: EditableModel, pieces: Sequence[Piece], layers: Sequence[int], *, window: int, batch_tokens: int = 2048
 ) -> tuple[dict[int, Tensor], int, tuple[tuple[float, int], ...]]:
     """Keys of all pieces in one pass over packed rows.
 
@@ -365,7 +367,14 @@ def packed_pass(
     lengths = [len(piece.ids) for piece in pieces]
     stop = max(map(layer_of, layers)) + 1 if layers else 0
     tokens = 0
-    for rows in _batches(pack(lengths, window), lengths, batch_tokens):
+    flat = flat_pass(model.decoder, layers, longest)
+    if flat is not None:
+        plain = [piece for piece in pieces if not piece.scored]
+        for start, end in _runs(plain, batch_tokens):
+            tokens += _add_flat(flat, plain[start:end], moments)
+    by_rows = [i for i, piece in enumerate(pieces) if flat is None or piece.scored]
+    packed = pack([lengths[i] for i in by_rows], window)
+    for rows in _batches([[by_rows[i] for i in row] for row in packed], lengths, batch_tokens):
         batch = _assemble(pieces, rows, model.text.pad_id, model.device)
         positional = model.positional(batch.layout)
         hidden = model.decoder.embed(batch.ids, batch.layout.positions)
@@ -381,6 +390,30 @@ def packed_pass(
     per_piece = losses.tolist()
     scored = tuple((per_piece[i], len(piece.ids) - 1) for i, piece in enumerate(pieces) if piece.scored)
     return sums, tokens, scored
+
+
+def _runs(pieces: Sequence[Piece], batch_tokens: int) -> Iterator[tuple[int, int]]:
+    """Pieces in runs of about so many tokens, as (first, behind the last)."""
+    start = filled = 0
+    for place, piece in enumerate(pieces):
+        if filled and filled + len(piece.ids) > batch_tokens:
+            yield start, place
+            start, filled = place, 0
+        filled += len(piece.ids)
+    if filled:
+        yield start, len(pieces)
+
+
+def _add_flat(flat: FlatPass, pieces: Sequence[Piece], moments: Mapping[int, MomentAccumulator]) -> int:
+    """Add the keys of some pieces, laid end to end, to the sums; returns how many they are."""
+    counted, at = [], 0
+    for piece in pieces:
+        counted.append(slice(at + min(piece.skip, len(piece.ids)), at + len(piece.ids)))
+        at += len(piece.ids)
+    for number, keys in flat.keys([piece.ids for piece in pieces]):
+        for span in counted:
+            moments[number].add(keys[span])
+    return sum(span.stop - span.start for span in counted)
 
 
 def _score(model: EditableModel, hidden: Tensor, batch: _Packed, losses: Tensor) -> None:

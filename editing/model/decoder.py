@@ -121,7 +121,7 @@ class Decoder:
         hidden: Tensor = self.body.embed_tokens(ids)
         return hidden
 
-    def _rotary(self, hidden: Tensor, positions: Tensor, kind: str) -> Any:
+    def rotary(self, hidden: Tensor, positions: Tensor, kind: str) -> Any:
         return self.body.rotary_emb(hidden, positions)
 
     def _final_norm(self, hidden: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class Decoder:
             return str(kinds[layer])
         return "sliding_attention" if getattr(self.config, "sliding_window", None) else "full_attention"
 
-    def _window(self, kind: str) -> int | None:
+    def window(self, kind: str) -> int | None:
         return int(self.config.sliding_window) if kind == "sliding_attention" else None
 
     # --- passes ---
@@ -145,8 +145,8 @@ class Decoder:
         kinds = {self.layer_kind(i) for i in range(len(self.layers))}
         return Positional(
             positions=queries.positions,
-            rotary={kind: self._rotary(hidden, queries.positions, kind) for kind in kinds},
-            masks={kind: attention_mask(queries, keys, hidden.dtype, self._window(kind)) for kind in kinds},
+            rotary={kind: self.rotary(hidden, queries.positions, kind) for kind in kinds},
+            masks={kind: attention_mask(queries, keys, hidden.dtype, self.window(kind)) for kind in kinds},
         )
 
     def layer(self, index: int, hidden: Tensor, positional: Positional, cache: Any = None) -> Tensor:
@@ -216,7 +216,7 @@ class _Gemma(_PostNorm):
 
 
 class _Gemma3(_Gemma):
-    def _rotary(self, hidden: Tensor, positions: Tensor, kind: str) -> Any:
+    def rotary(self, hidden: Tensor, positions: Tensor, kind: str) -> Any:
         return self.body.rotary_emb(hidden, positions, kind)
 
 
@@ -240,7 +240,7 @@ class _GPT2(Decoder):
         hidden: Tensor = self.body.wte(ids) + self.body.wpe(positions)
         return hidden
 
-    def _rotary(self, hidden: Tensor, positions: Tensor, kind: str) -> Any:
+    def rotary(self, hidden: Tensor, positions: Tensor, kind: str) -> Any:
         return None
 
     def _final_norm(self, hidden: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def span_of(
         product_of: asked once for every linear map.
     """
     layers = list(decoder.layers)[start:]
-    if not layers or not all(_known(layer) for layer in layers):
+    if not layers or not all(known_layer(layer) for layer in layers):
         return None
     first = past[start][0]
     attention: Any = layers[0].self_attn
@@ -63,7 +63,8 @@ def span_of(
     return GatedSpan(decoder, start, positional, past, product_of)
 
 
-def _known(layer: nn.Module) -> bool:
+def known_layer(layer: nn.Module) -> bool:
+    """Whether it is exactly a layer of the form that is written out here, and nobody changed or watches it."""
     if type(layer).__name__ not in _LAYERS or any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules()):
         return False
     attention: Any = layer.self_attn
@@ -73,15 +74,21 @@ def _known(layer: nn.Module) -> bool:
 
 
 @dataclass
-class _Norm:
+class Norm:
     """Root-mean-square norm with its gain."""
 
     gain: Tensor
     epsilon: float
 
     @classmethod
-    def of(cls, module: Any) -> _Norm | None:
-        return None if module is None else cls(module.weight.detach(), float(module.variance_epsilon))
+    def of(cls, module: Any) -> Norm:
+        """The norm that a module of the library computes."""
+        return cls(module.weight.detach(), float(module.variance_epsilon))
+
+    def apply(self, x: Tensor) -> Tensor:
+        """The normed rows, with nothing kept for a way back."""
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return (x * size.square_().div_(x.shape[-1]).add_(self.epsilon).rsqrt_()).mul_(self.gain)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The normed rows, and for the way back those before the gain, and 1 / rms."""
@@ -102,11 +109,12 @@ class _Layer:
         attention: Any = layer.self_attn
         mlp: Any = layer.mlp
         self.before_attention, self.before_mlp = (
-            _Norm.of(layer.input_layernorm),
-            _Norm.of(layer.post_attention_layernorm),
+            Norm.of(layer.input_layernorm),
+            Norm.of(layer.post_attention_layernorm),
         )
-        self.query_norm = _Norm.of(getattr(attention, "q_norm", None))
-        self.key_norm = _Norm.of(getattr(attention, "k_norm", None))
+        self.query_norm, self.key_norm = (
+            Norm.of(getattr(attention, name)) if hasattr(attention, name) else None for name in ("q_norm", "k_norm")
+        )
         self.scaling = float(attention.scaling)
         maps = {name: getattr(attention, name) for name in _ATTENTION_MAPS}
         maps |= {name: getattr(mlp, name) for name in _MLP_MAPS}
@@ -119,7 +127,6 @@ class _Layer:
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """x (N, d) to (N, d), and what the way back needs."""
-        assert self.before_attention is not None and self.before_mlp is not None
         tape: dict[str, Tensor] = {}
         rows, heads, total, width = self.keys.shape
         new = total - self.past
@@ -129,9 +136,9 @@ class _Layer:
         if self.query_norm is not None and self.key_norm is not None:
             query, tape["unit_q"], tape["scale_q"] = self.query_norm(query)
             key, tape["unit_k"], tape["scale_k"] = self.key_norm(key)
-        self.keys[:, :, self.past :] = _rotated(key, *rotary).transpose(1, 2)
+        self.keys[:, :, self.past :] = rotated(key, *rotary).transpose(1, 2)
         self.values[:, :, self.past :] = self.product["v_proj"](normed).view(rows, new, heads, width).transpose(1, 2)
-        tape["query"] = self._by_key_head(_rotated(query, *rotary))
+        tape["query"] = self._by_key_head(rotated(query, *rotary))
         keys, values = self.keys.flatten(0, 1), self.values.flatten(0, 1)
         tape["share"] = torch.baddbmm(mask, tape["query"], keys.mT, alpha=self.scaling).softmax(dim=-1)
         tape["mixed"] = torch.bmm(tape["share"], values)
@@ -142,7 +149,6 @@ class _Layer:
 
     def backward(self, gradient: Tensor, tape: dict[str, Tensor], rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Gradient (N, d) of the output to that of the input."""
-        assert self.before_attention is not None and self.before_mlp is not None
         gate, weight = tape["gate"], self.weight
         rows, heads, total, width = self.keys.shape
         inner = gradient @ weight["down_proj"]
@@ -157,10 +163,10 @@ class _Layer:
         along = (mixed * tape["mixed"]).sum(dim=-1, keepdim=True)
         scores = torch.bmm(mixed, values.mT).sub_(along).mul_(share).mul_(self.scaling)
         back = (rotary[0], -rotary[1])  # a rotation's gradient turns the other way
-        query = _rotated(self._tokens(torch.bmm(scores, keys)), *back)
+        query = rotated(self._tokens(torch.bmm(scores, keys)), *back)
         key = torch.bmm(scores[:, :, self.past :].mT, tape["query"]).unflatten(0, (rows, heads)).transpose(1, 2)
         value = torch.bmm(share[:, :, self.past :].mT, mixed).unflatten(0, (rows, heads)).transpose(1, 2)
-        key = _rotated(key, *back)
+        key = rotated(key, *back)
         if self.query_norm is not None and self.key_norm is not None:
             query = self.query_norm.back(query, tape["unit_q"], tape["scale_q"])
             key = self.key_norm.back(key, tape["unit_k"], tape["scale_k"])
@@ -187,7 +193,7 @@ class _Layer:
         return tokens.reshape(tokens.shape[0] * tokens.shape[1], -1)
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x (B, S, heads, D) turned by the angles whose cosine and sine are (B, S, 1, D / 2)."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     a, b = x.chunk(2, dim=-1)
