@@ -369,12 +369,10 @@ def packed_pass(
     tokens = 0
     flat = flat_pass(model.decoder, layers, longest)
     if flat is not None:
-        plain = [piece for piece in pieces if not piece.scored]
-        for start, end in _runs(plain, batch_tokens):
-            tokens += _add_flat(flat, plain[start:end], moments)
-    by_rows = [i for i, piece in enumerate(pieces) if flat is None or piece.scored]
-    packed = pack([lengths[i] for i in by_rows], window)
-    for rows in _batches([[by_rows[i] for i in row] for row in packed], lengths, batch_tokens):
+        for run in _runs(lengths, batch_tokens):
+            tokens += _add_flat(model, flat, pieces, run, moments, losses)
+    rows_of_pieces = pack(lengths, window) if flat is None else []
+    for rows in _batches(rows_of_pieces, lengths, batch_tokens):
         batch = _assemble(pieces, rows, model.text.pad_id, model.device)
         positional = model.positional(batch.layout)
         hidden = model.decoder.embed(batch.ids, batch.layout.positions)
@@ -392,34 +390,54 @@ def packed_pass(
     return sums, tokens, scored
 
 
-def _runs(pieces: Sequence[Piece], batch_tokens: int) -> Iterator[tuple[int, int]]:
-    """Pieces in runs of about so many tokens, as (first, behind the last)."""
+def _runs(lengths: Sequence[int], batch_tokens: int) -> Iterator[range]:
+    """Numbers of pieces in runs of at most so many tokens; at least one piece each."""
     start = filled = 0
-    for place, piece in enumerate(pieces):
-        if filled and filled + len(piece.ids) > batch_tokens:
-            yield start, place
+    for place, length in enumerate(lengths):
+        if filled and filled + length > batch_tokens:
+            yield range(start, place)
             start, filled = place, 0
-        filled += len(piece.ids)
+        filled += length
     if filled:
-        yield start, len(pieces)
+        yield range(start, len(lengths))
 
 
-def _add_flat(flat: FlatPass, pieces: Sequence[Piece], moments: Mapping[int, MomentAccumulator]) -> int:
-    """Add the keys of some pieces, laid end to end, to the sums; returns how many they are."""
+def _add_flat(
+    model: EditableModel,
+    flat: FlatPass,
+    pieces: Sequence[Piece],
+    run: range,
+    moments: Mapping[int, MomentAccumulator],
+    losses: Tensor,
+) -> int:
+    """Add the keys of some pieces, laid end to end, to the sums, and the losses of those scored; returns the keys."""
     counted, at = [], 0
-    for piece in pieces:
+    for piece in (pieces[i] for i in run):
         counted.append(slice(at + min(piece.skip, len(piece.ids)), at + len(piece.ids)))
         at += len(piece.ids)
-    for number, keys in flat.keys([piece.ids for piece in pieces]):
+
+    def take(number: int, keys: Tensor) -> None:
         for span in counted:
             moments[number].add(keys[span])
+
+    scored = [i for i in run if pieces[i].scored]
+    hidden = flat.run([pieces[i].ids for i in run], take, [i - run.start for i in scored])
+    at = 0
+    for i in scored:
+        ids = torch.tensor(pieces[i].ids, device=hidden.device)
+        _add_losses(model, hidden[at : at + len(ids) - 1], ids[1:], torch.full_like(ids[1:], i), losses)
+        at += len(ids)
     return sum(span.stop - span.start for span in counted)
 
 
 def _score(model: EditableModel, hidden: Tensor, batch: _Packed, losses: Tensor) -> None:
     """Add -log p of every predicted token to its piece's sum."""
     predicted = batch.owner[:, 1:] >= 0
-    states, targets, owners = hidden[:, :-1][predicted], batch.ids[:, 1:][predicted], batch.owner[:, 1:][predicted]
+    _add_losses(model, hidden[:, :-1][predicted], batch.ids[:, 1:][predicted], batch.owner[:, 1:][predicted], losses)
+
+
+def _add_losses(model: EditableModel, states: Tensor, targets: Tensor, owners: Tensor, losses: Tensor) -> None:
+    """Add -log p of targets (n,) after states (n, d) to the sums of their owners."""
     for at in range(0, states.shape[0], _LOGIT_ROWS):
         span = slice(at, at + _LOGIT_ROWS)
         logprobs = model.logits(states[span]).float().log_softmax(dim=-1)

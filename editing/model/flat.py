@@ -11,8 +11,8 @@ Letters: N tokens of a batch, L of a piece, d hidden size, H query heads, K key 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -20,6 +20,9 @@ from torch import Tensor, nn
 
 from editing.model.decoder import Decoder, layer_of, map_number
 from editing.model.span import Norm, known_layer, rotated
+
+Take = Callable[[int, Tensor], None]
+"""What is done with the inputs (N, I) of a map, given by its number."""
 
 
 def flat_pass(decoder: Decoder, maps: Sequence[int], longest: int) -> FlatPass | None:
@@ -42,39 +45,81 @@ class FlatPass:
         self.stop = max(map(layer_of, maps)) + 1
 
     @torch.no_grad()
-    def keys(self, pieces: Sequence[Sequence[int]]) -> Iterator[tuple[int, Tensor]]:
-        """By map number, in the order of the layers, its inputs (N, I) over the pieces end to end.
+    def run(self, pieces: Sequence[Sequence[int]], take: Take, onward: Sequence[int] = ()) -> Tensor:
+        """Hand the inputs (N, I) of every map over the pieces, end to end, to ``take``, layer by layer.
 
-        A tensor is valid until the next one is asked for.
+        A tensor belongs to ``take`` for the call only: the pass goes on in its memory.
+
+        Returns:
+            The last layer's output (M, d) over the pieces whose numbers are ``onward``, end to end in that order; they
+            alone run through the layers that are left.
         """
         decoder, device = self.decoder, next(self.decoder.model.parameters()).device
-        edges = [0]
-        for piece in pieces:
-            edges.append(edges[-1] + len(piece))
+        tokens = _Tokens(decoder, list(map(len, pieces)), device)
         ids = torch.tensor([[token for piece in pieces for token in piece]], device=device)
-        positions = torch.cat([torch.arange(len(piece), device=device) for piece in pieces])[None]
-        x = decoder.embed(ids, positions)[0].clone()
-        rotary: dict[str, tuple[Tensor, Tensor]] = {}
-        for index in range(self.stop):
-            kind = decoder.layer_kind(index)
-            if kind not in rotary:
-                cos, sin = decoder.rotary(x, positions, kind)
-                half = cos.shape[-1] // 2  # the two halves of a head turn by the same angles
-                rotary[kind] = (cos[..., None, :half].contiguous(), sin[..., None, :half].contiguous())
-            layer: Any = decoder.layers[index]
-            normed = Norm.of(layer.input_layernorm).apply(x)
-            _add_product(x, _attended(layer.self_attn, normed, edges, rotary[kind]), layer.self_attn.o_proj)
-            normed = Norm.of(layer.post_attention_layernorm).apply(x)
-            yield from (
-                (n, normed) for n in (map_number(index, "gate_proj"), map_number(index, "up_proj")) if n in self.maps
-            )
-            if index + 1 == self.stop and index not in self.maps:
-                return
-            inner = nn.functional.silu(layer.mlp.gate_proj(normed), inplace=True).mul_(layer.mlp.up_proj(normed))
-            if index in self.maps:
-                yield index, inner
-            if index + 1 < self.stop:
-                _add_product(x, inner, layer.mlp.down_proj)
+        x = decoder.embed(ids, tokens.positions)[0].clone()
+        for index in range(self.stop - 1):
+            self._layer(index, x, tokens, take)
+        last = self.stop - 1
+        inner = self._before_map(last, x, tokens, take, whole=bool(onward) or last in self.maps)
+        if not onward:
+            return x[:0]
+        mine = torch.cat([torch.arange(*tokens.edges[i : i + 2], device=device) for i in onward])
+        x = x[mine]
+        assert inner is not None
+        _add_product(x, inner[mine], decoder.layers[last].mlp.down_proj)  # type: ignore[union-attr, arg-type]
+        tokens = _Tokens(decoder, [len(pieces[i]) for i in onward], device)
+        for index in range(self.stop, len(decoder.layers)):
+            self._layer(index, x, tokens, _nothing)
+        return x
+
+    def _layer(self, index: int, x: Tensor, tokens: _Tokens, take: Take) -> None:
+        """One layer, in the memory of ``x`` (N, d)."""
+        layer: Any = self.decoder.layers[index]
+        inner = self._before_map(index, x, tokens, take, whole=True)
+        assert inner is not None
+        _add_product(x, inner, layer.mlp.down_proj)
+
+    def _before_map(self, index: int, x: Tensor, tokens: _Tokens, take: Take, *, whole: bool) -> Tensor | None:
+        """A layer up to the input (N, I) of its output projection, attention added to ``x``; without ``whole``, to the
+        input of the MLP, and None."""
+        layer: Any = self.decoder.layers[index]
+        normed = Norm.of(layer.input_layernorm).apply(x)
+        mixed = _attended(layer.self_attn, normed, tokens.edges, tokens.rotary(self.decoder.layer_kind(index)))
+        _add_product(x, mixed, layer.self_attn.o_proj)
+        normed = Norm.of(layer.post_attention_layernorm).apply(x)
+        for number in (map_number(index, "gate_proj"), map_number(index, "up_proj")):
+            if number in self.maps:
+                take(number, normed)
+        if not whole:
+            return None
+        inner = nn.functional.silu(layer.mlp.gate_proj(normed), inplace=True).mul_(layer.mlp.up_proj(normed))
+        if index in self.maps:
+            take(index, inner)
+        return inner
+
+
+class _Tokens:
+    """Where the pieces lie, and what their positions mean for the layers."""
+
+    def __init__(self, decoder: Decoder, lengths: Sequence[int], device: torch.device) -> None:
+        self.decoder = decoder
+        self.edges = [0, *accumulate(lengths)]
+        self.positions = torch.cat([torch.arange(length, device=device) for length in lengths])[None]
+        self._rotary: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def rotary(self, kind: str) -> tuple[Tensor, Tensor]:
+        """Cosine and sine (1, N, 1, D / 2) for layers of a kind."""
+        if kind not in self._rotary:
+            probe = next(self.decoder.model.parameters())
+            cos, sin = self.decoder.rotary(probe, self.positions, kind)
+            half = cos.shape[-1] // 2  # the two halves of a head turn by the same angles
+            self._rotary[kind] = (cos[..., None, :half].contiguous(), sin[..., None, :half].contiguous())
+        return self._rotary[kind]
+
+
+def _nothing(number: int, keys: Tensor) -> None:
+    """Nobody wants the keys of the layers behind the last map."""
 
 
 def _attended(attention: Any, x: Tensor, edges: Sequence[int], rotary: tuple[Tensor, Tensor]) -> Tensor:

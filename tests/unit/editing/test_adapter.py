@@ -168,8 +168,8 @@ class _WithoutNorm(Decoder):
 
 
 class _WrongPositions(Decoder):
-    def _rotary(self, hidden: torch.Tensor, positions: torch.Tensor, kind: str) -> object:
-        return super()._rotary(hidden, 2 * positions, kind)
+    def rotary(self, hidden: torch.Tensor, positions: torch.Tensor, kind: str) -> object:
+        return super().rotary(hidden, 2 * positions, kind)
 
 
 class _SkipsALayer(Decoder):

@@ -111,17 +111,33 @@ def test_likelihoods_are_those_of_the_pieces_and_change_no_key(llama: EditableMo
     assert run_corpus_unit(llama, 1, 3, TEXTS[3:], LAYERS, reading(nll_documents=3)).documents == ()
 
 
-def test_the_pass_ends_at_the_last_edited_layer(llama: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", ["gpt2", "olmo2"])
+def test_the_pass_ends_at_the_last_edited_layer(
+    tiny: Callable[[str], EditableModel], monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """Of the general pass; that over pieces end to end has a test of its own (test_flat.py)."""
+    model = tiny(family)
     ran: list[int] = []
-    original = llama.decoder.layer
+    original = model.decoder.layer
 
     def layer(index: int, *args: Any, **given: Any) -> Any:
         ran.append(index)
         return original(index, *args, **given)
 
-    monkeypatch.setattr(llama.decoder, "layer", layer)
-    run_corpus_unit(llama, 0, 0, TEXTS, (0, 1), reading())
-    assert set(ran) == {0, 1} and llama.num_layers == 3
+    monkeypatch.setattr(model.decoder, "layer", layer)
+    run_corpus_unit(model, 0, 0, TEXTS, (0, 1), reading())
+    assert set(ran) == {0, 1} and model.num_layers == 3
+
+
+def test_both_passes_give_the_same(llama: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = run_corpus_unit(llama, 0, 0, TEXTS, LAYERS, reading(nll_documents=3))
+    monkeypatch.setattr(corpus, "flat_pass", lambda *_: None)
+    general = run_corpus_unit(llama, 0, 0, TEXTS, LAYERS, reading(nll_documents=3))
+    assert flat.tokens == general.tokens
+    for (got, count), (nll, tokens) in zip(flat.documents, general.documents, strict=True):
+        assert (got, count) == (pytest.approx(nll, rel=1e-5), tokens)
+    for layer in LAYERS:
+        torch.testing.assert_close(flat.sums[layer], general.sums[layer], rtol=1e-4, atol=1e-6)
 
 
 def test_fused_keys_of_self_generation_equal_the_packed_pass(llama: EditableModel) -> None:

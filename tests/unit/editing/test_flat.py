@@ -22,8 +22,13 @@ def test_keys_are_those_of_each_piece_alone(tiny: Tiny, family: str) -> None:
     maps = [0, last, map_number(last, "gate_proj"), map_number(0, "up_proj")]
     flat = flat_pass(model.decoder, maps, longest=6)
     assert flat is not None
-    got = {number: keys.clone() for number, keys in flat.keys(PIECES)}
+    got: dict[int, torch.Tensor] = {}
+    hidden = flat.run(PIECES, lambda number, keys: got.update({number: keys.clone()}), onward=[2, 0])
     assert set(got) == set(maps)
+    for i, states in zip([2, 0], hidden.split([4, 6]), strict=True):
+        with torch.no_grad():
+            want = model.hf(input_ids=torch.tensor([PIECES[i]])).logits[0]
+        torch.testing.assert_close(model.logits(states), want, rtol=1e-4, atol=1e-5)
     at = 0
     for piece in PIECES:
         with model.map_inputs(maps) as inputs, torch.no_grad():
@@ -45,11 +50,11 @@ def test_the_pass_ends_at_the_last_key(llama: EditableModel) -> None:
         for name in ("gate_proj", "down_proj")
     ]
     try:
-        assert [number for number, _ in flat.keys(PIECES)] == [gate]
+        flat.run(PIECES, lambda number, keys: ran.append(str(number)))
     finally:
         for hook in hooks:
             hook.remove()
-    assert ran == []
+    assert ran == [str(gate)], "neither the map whose input is read nor the next runs"
 
 
 @pytest.mark.parametrize("family", ["olmo2", "gemma2", "phi3", "gpt2", "gptj", "gpt_neox"])
