@@ -102,6 +102,8 @@ class Decoder:
     """True where the map stores (d_in, d_out)."""
 
     def __init__(self, model: nn.Module) -> None:
+        self.written_out = True
+        """Whether layers of the common form may run as written out in ``span`` and ``flat``."""
         self.model: Any = model
         self.config: Any = model.config
         self.body: Any = self._body()

@@ -27,7 +27,7 @@ Take = Callable[[int, Tensor], None]
 
 def flat_pass(decoder: Decoder, maps: Sequence[int], longest: int) -> FlatPass | None:
     """A pass for the keys of ``maps`` over pieces of at most ``longest`` tokens, or None where there is none."""
-    if not maps:
+    if not maps or not decoder.written_out:
         return None
     layers = list(decoder.layers)[: max(map(layer_of, maps)) + 1]
     dtype = next(decoder.model.parameters()).dtype

@@ -50,7 +50,7 @@ def span_of(
         product_of: asked once for every linear map.
     """
     layers = list(decoder.layers)[start:]
-    if not layers or not all(known_layer(layer) for layer in layers):
+    if not layers or not decoder.written_out or not all(map(known_layer, layers)):
         return None
     first = past[start][0]
     attention: Any = layers[0].self_attn

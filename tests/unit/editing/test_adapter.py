@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from editing.covariance import KeyCovariance
 from editing.digest import digest_tensors
@@ -17,6 +18,7 @@ from editing.errors import ErrataError, UserError
 from editing.model import decoder as decoder_module
 from editing.model.adapter import EditableModel
 from editing.model.decoder import FAMILIES, Decoder
+from editing.model.flat import flat_pass
 from editing.request import EditBatch, EditRequest
 from editing.session import EditSession
 from editing.values import ValueConfig
@@ -184,6 +186,18 @@ def test_loading_notices_a_family_whose_pass_differs(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(decoder_module.FAMILIES, "llama", broken)
     with pytest.raises(ErrataError, match=r"'unsound' \(llama\): the layer-by-layer pass differs"):
         EditableModel(hf, tiny_tokenizer(), name="unsound")
+
+
+def test_a_library_whose_layers_compute_something_else_is_used_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hf = tiny_hf("llama")
+    assert flat_pass(EditableModel(hf, tiny_tokenizer(), name="sound").decoder, [0], 4) is not None
+    forward = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: 1.5 * forward(self, x))
+    model = EditableModel(hf, tiny_tokenizer(), name="newer")
+    assert "'newer' (llama): the layers written out here differ from the library's" in caplog.text
+    assert flat_pass(model.decoder, [0], 4) is None
 
 
 def _bytes(model: EditableModel) -> str:
