@@ -1,17 +1,17 @@
-"""What a step of one edit's target value spends its time on: products, attention, elementwise work, by shape alone.
+"""What a step of the value optimisation spends its time on, and what writing the layers out and packing weights save.
 
-    python -m benchmarks.value_parts [--rows 35] [--past 110]       # the shapes of SmolLM2; no model is loaded
+    python -m benchmarks.value_parts [--data counterfact.json] [--edits 1 4]      # SmolLM2, six contexts
 
-Rows are the positions of one edit from the subject's last token on in all its contexts, past those before them. Each
-part is timed forward and back on one thread with as many copies as there are layers above the value layer, so that
-weights come from memory as they do in a step. Products are timed as the library makes them (`plain`), with weights
-packed for the way forward (what `editing.values` does), and packed both ways; `pack` is what packing costs, once.
+The upper layers of one step, forward and back, in four ways: the library's layers under autograd (``general``), the
+same with packed weights, written out (``span``), and written out with packed weights, which is what an optimisation
+does for few rows. All four must give the same losses and gradients before their times count. Beside them, by shape
+alone: the products that a step consists of, plain, packed, and at the core's rate for many rows.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,103 +20,116 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.measuring import best, context, gemm_rate, one_thread, store
+from benchmarks.records import CONTEXT_LENGTH, CONTEXTS, LAYERS, counterfact, smollm2
+from editing.contexts import sample_contexts
+from editing.model.adapter import EditableModel
+from editing.model.packed import PackedWeights, multiplying
+from editing.request import EditRequest
+from editing.values import PLAIN, ValueConfig, _Problem, edit_segments
 
-HIDDEN, INNER, HEADS, KV_HEADS, WIDTH, VOCABULARY, LAYERS_ABOVE = 576, 1536, 9, 3, 64, 49152, 21
-PER_LAYER = (3 * HIDDEN * INNER + 2 * HIDDEN * HEADS * WIDTH + 2 * HIDDEN * KV_HEADS * WIDTH) / (HIDDEN * INNER)
-"""Weights of a layer in units of one MLP map."""
+WAYS = (("general", False, False), ("general_packed", False, True), ("span", True, False), ("span_packed", True, True))
 
 
-def products(rows: int, copies: int) -> dict[str, float]:
-    """CPU seconds of one MLP map's product for so many rows, forward and back."""
-    weights = [torch.randn(INNER, HIDDEN) for _ in range(copies)]
-    turned = [weight.t().contiguous() for weight in weights]
-    x, g = torch.randn(rows, HIDDEN), torch.randn(rows, INNER)
+def problem_of(model: EditableModel, requests: Sequence[EditRequest], contexts: Sequence[str]) -> _Problem:
+    """What does not change from step to step; the layers above are not set up yet."""
+    edits = [edit_segments(model, request, contexts) for request in requests]
+    return _Problem(model, edits, LAYERS[-1], ValueConfig(), "block", PLAIN)
+
+
+def ways(model: EditableModel, problem: _Problem, repeats: int) -> dict[str, float]:
+    """CPU seconds of a step in each of the four ways.
+
+    Raises:
+        AssertionError: one of them gives other losses or gradients.
+    """
+    torch.manual_seed(0)
+    delta = 0.1 * problem.h.norm(dim=1, keepdim=True) * torch.randn_like(problem.h) / problem.h.shape[1] ** 0.5
+    wanted: tuple[Tensor, Tensor] | None = None
+    seconds = {}
+    for name, span, packed in WAYS:
+        model.packed = PackedWeights()
+        found = problem.prepare(pack=packed)
+        if not span:
+            problem.span = None
+
+        def step() -> tuple[Tensor, Tensor]:
+            at = delta.clone().requires_grad_()
+            losses = problem.losses(at)
+            losses.sum().backward()
+            assert at.grad is not None
+            return losses.detach(), at.grad
+
+        with multiplying(found):
+            got = step()
+            wanted = got if wanted is None else wanted
+            apart = max(float((a - b).norm() / b.norm()) for a, b in zip(got, wanted, strict=True))
+            if not apart < 1e-4:
+                raise AssertionError(f"{name}: losses or gradients differ by {apart:.2g} from the general way's")
+            seconds[name] = best(step, repeats)
+    return seconds
+
+
+def products(problem: _Problem, repeats: int) -> dict[str, float]:
+    """CPU seconds of a step's products by shape, each weight read from memory; ``pack`` is what packing costs once."""
+    sums = dict.fromkeys(("plain", "packed", "back", "pack"), 0.0)
+    shapes: dict[tuple[int, int, int], int] = {}
+    for module, rows in problem.rows_of_maps().items():
+        weight = getattr(module, "weight", None)
+        if weight is not None and weight.ndim == 2:
+            shape = (rows, *weight.shape)
+            shapes[shape] = shapes.get(shape, 0) + 1
+    for shape, count in shapes.items():
+        for name, seconds in of_shape(*shape, min(count, 8), repeats).items():
+            sums[name] += count * seconds
+    return sums
+
+
+def of_shape(rows: int, outputs: int, inputs: int, copies: int, repeats: int) -> dict[str, float]:
+    """CPU seconds of one product for so many rows; ``copies`` of the weight take turns."""
+    weights = [torch.randn(outputs, inputs) for _ in range(copies)]
     pack, product = torch.ops.mkl._mkl_reorder_linear_weight, torch.ops.mkl._mkl_linear
-    forward, back = [pack(w, rows) for w in weights], [pack(w, rows) for w in turned]
+    ready = [pack(weight, rows) for weight in weights]
+    x, g = torch.randn(rows, inputs), torch.randn(rows, outputs)
 
-    def each(call: Callable[[], object]) -> float:
-        return best(call, 3) / copies
+    def packed() -> list[Tensor]:
+        return [product(x, p, w, None, rows) for p, w in zip(ready, weights, strict=True)]
 
     return {
-        "plain": each(lambda: [functional.linear(x, w) for w in weights]),
-        "packed": each(lambda: [product(x, p, w, None, rows) for p, w in zip(forward, weights, strict=True)]),
-        "back": each(lambda: [g @ w for w in weights]),
-        "back_packed": each(lambda: [product(g, p, w, None, rows) for p, w in zip(back, turned, strict=True)]),
-        "pack": each(lambda: [pack(w, rows) for w in weights]),
-        "turn": each(lambda: [w.t().contiguous() for w in weights]),
+        "plain": best(lambda: [functional.linear(x, w) for w in weights], repeats) / copies,
+        "packed": best(packed, repeats) / copies,
+        "back": best(lambda: [g @ w for w in weights], repeats) / copies,
+        "pack": best(lambda: [pack(w, rows) for w in weights], repeats) / copies,
     }
-
-
-def attention(rows: int, past: int, repeats: int = 8) -> float:
-    """CPU seconds of one layer's attention of one edit, forward and back."""
-    q = torch.randn(1, HEADS, rows, WIDTH, requires_grad=True)
-    k, v = (torch.randn(1, KV_HEADS, past + rows, WIDTH, requires_grad=True) for _ in range(2))
-    mask, g = torch.zeros(1, 1, rows, past + rows), torch.randn(1, HEADS, rows, WIDTH)
-
-    def shared(x: Tensor) -> Tensor:
-        return x.repeat_interleave(HEADS // KV_HEADS, dim=1)
-
-    def call() -> None:
-        for _ in range(repeats):
-            out = functional.scaled_dot_product_attention(q, shared(k), shared(v), attn_mask=mask)
-            torch.autograd.grad(out, (q, k, v), g)
-
-    return best(call, 2) / repeats
-
-
-def elementwise(rows: int, repeats: int = 8) -> float:
-    """CPU seconds of one layer's two norms, two rotations and the gate, forward and back."""
-    x = torch.randn(1, rows, HIDDEN, requires_grad=True)
-    q = torch.randn(1, HEADS, rows, WIDTH, requires_grad=True)
-    u = torch.randn(1, rows, INNER, requires_grad=True)
-    gain, angle = torch.ones(HIDDEN), torch.randn(1, 1, rows, WIDTH)
-
-    def call() -> None:
-        for _ in range(repeats):
-            for _ in range(2):
-                y = gain * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5))
-                torch.autograd.grad(y.sum(), x)
-                one, two = q.chunk(2, dim=-1)
-                torch.autograd.grad((q * angle + torch.cat((-two, one), dim=-1) * angle).sum(), q)
-            torch.autograd.grad((functional.silu(u) * u).sum(), u)
-
-    return best(call, 2) / repeats
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, default=35)
-    parser.add_argument("--past", type=int, default=110)
-    parser.add_argument("--predicted", type=int, default=13, help="rows that the head sees")
+    parser.add_argument("--data", help="CounterFact as JSON")
+    parser.add_argument("--edits", type=int, nargs="+", default=[1, 4], help="edits in one batch")
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="where to write; by default benchmarks/results/")
     options = parser.parse_args()
     one_thread()
-    rate = gemm_rate(1024, HIDDEN, INNER, seconds=0.2)
-    map_s, head_s = products(options.rows, 16), products(options.predicted, 16)
-    maps, head = LAYERS_ABOVE * PER_LAYER, VOCABULARY / INNER
-    step: dict[str, Any] = {
-        "products": maps * (map_s["packed"] + map_s["back"]),
-        "head": head * (head_s["packed"] + head_s["back"]),
-        "attention": LAYERS_ABOVE * attention(options.rows, options.past),
-        "elementwise": LAYERS_ABOVE * elementwise(options.rows),
-    }
-    step["sum"] = sum(step.values())
-    unpacked = maps * (map_s["plain"] + map_s["back"]) + head * (head_s["plain"] + head_s["back"])
-    both = maps * (map_s["packed"] + map_s["back_packed"]) + head * (head_s["packed"] + head_s["back_packed"])
-    operations = 4.0 * HIDDEN * INNER * (maps * options.rows + head * options.predicted)
-    result = {
-        "context": context(gemm_Gflops=rate / 1e9),
-        "rows": options.rows,
-        "past": options.past,
-        "seconds_of_a_step": step,
-        "products_and_head_unpacked": unpacked,
-        "products_and_head_packed_both_ways": both,
-        "products_and_head_at_the_core's_rate": operations / rate,
-        "packing_once": {
-            "forward": (maps + head) * map_s["pack"],
-            "back": (maps + head) * (map_s["turn"] + map_s["pack"]),
-        },
-    }
+    model = smollm2()
+    contexts = sample_contexts(model, count=CONTEXTS, length=CONTEXT_LENGTH, seed=0)
+    requests = counterfact(options.data, max(options.edits))
+    rate = gemm_rate(1024, 576, 1536, seconds=0.2)
+    result: dict[str, Any] = {"context": context(model=model.name, gemm_Gflops=rate / 1e9)}
+    for count in options.edits:
+        problem = problem_of(model, requests[:count], contexts)
+        rows = problem.hidden.shape[0] * problem.hidden.shape[1]
+        operations = 4.0 * sum(
+            rows * module.weight.numel()
+            for module, rows in problem.rows_of_maps().items()
+            if getattr(module, "weight", None) is not None and module.weight.ndim == 2
+        )
+        result[f"edits_{count}"] = {
+            "rows": rows,
+            "past": problem.past_layout.segments.shape[1],
+            "step_s": ways(model, problem, options.repeats),
+            "products_s": products(problem, options.repeats),
+            "products_at_the_cores_rate_s": operations / rate,
+        }
     for name, value in result.items():
         print(f"{name}: {value}")
     print(store("value_parts", result, options.json))

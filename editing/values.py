@@ -311,7 +311,7 @@ class _Problem:
 
         Without ``pack`` only weights that are packed already are used.
         """
-        packed = self.model.packed.of(self._rows_of_maps(), make=pack)
+        packed = self.model.packed.of(self.rows_of_maps(), make=pack)
 
         def product_of(module: nn.Linear) -> Callable[[Tensor], Tensor]:
             own = partial(nn.functional.linear, weight=module.weight, bias=module.bias)
@@ -323,7 +323,7 @@ class _Problem:
             self.past |= {above + i: kept for i, kept in enumerate(self.span.past)}
         return packed
 
-    def _rows_of_maps(self) -> dict[nn.Module, int]:
+    def rows_of_maps(self) -> dict[nn.Module, int]:
         """How many rows every module that a step runs through sees."""
         decoder, positions = self.model.decoder, self.hidden.shape[0] * self.hidden.shape[1]
         layers = (decoder.layers[i] for i in range(self.first, self.model.num_layers))
