@@ -10,7 +10,6 @@ Letters: N rows, I inputs, O outputs.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -19,14 +18,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-MOST_ROWS = 256
-"""With more rows packing is a small part of a product."""
+ROWS = (32, 64)
+"""For how many rows weights are packed; fewer are filled up with empty ones. With more, packing is a small part."""
 MOST_BYTES = 2**30
-"""Packed weights that are kept at most; they take so much memory beside the model."""
-_STEP = 8
-"""Rows are packed for in steps of the kernel's own."""
-_SPARE = 4
-"""Weights packed for a quarter more rows than there are serve as well as their own would."""
+"""Packed weights of a model at most; they take so much memory beside it."""
 
 
 class Packed:
@@ -47,14 +42,10 @@ class Packed:
         """Size of the packed form."""
         return self.weight.numel() * self.weight.element_size()
 
-    def serves(self, rows: int) -> bool:
-        """Whether products of so many rows, filled up with empty ones, gain by it."""
-        return rows <= self.rows <= most_rows(rows)
-
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., I) to (..., O); the usual product where it does not serve."""
+        """x (..., I) to (..., O); the usual product where this is not packed for so many rows."""
         rows = x.numel() // x.shape[-1]
-        if not self.serves(rows):
+        if packed_rows(rows) != self.rows:
             return nn.functional.linear(x, self.weight, self.bias)
         flat = x.reshape(rows, x.shape[-1])
         if rows < self.rows:
@@ -63,13 +54,9 @@ class Packed:
         return out[:rows].view(*x.shape[:-1], -1)
 
 
-def _up(rows: int) -> int:
-    return -(-rows // _STEP) * _STEP
-
-
-def most_rows(rows: int) -> int:
-    """For how many rows weights may be packed to serve so many."""
-    return _up(rows) + max(_STEP, rows // _SPARE)
+def packed_rows(rows: int) -> int | None:
+    """For how many rows weights are packed that serve so many; None where packing does not pay."""
+    return next((enough for enough in ROWS if 0 < rows <= enough), None)
 
 
 class _Product(torch.autograd.Function):
@@ -111,54 +98,46 @@ def _library_packs() -> bool:
 
 
 class PackedWeights:
-    """A model's packed weights, by weight and number of rows; those used longest ago go first.
+    """A model's packed weights, by weight and number of rows.
 
-    A weight that was written to is packed anew: torch counts the writes.
+    What is packed stays until its weight is written to (torch counts the writes), and where there is no more room
+    nothing is packed: giving blocks back and taking new ones, edit after edit, leaves holes that the heap grows by.
     """
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self.most_bytes = most_bytes
         self.bytes = 0
         """What is kept now."""
-        self._kept: OrderedDict[tuple[int, int], Packed] = OrderedDict()
+        self._kept: dict[tuple[int, int], Packed] = {}
 
     def of(self, rows_of: Mapping[nn.Module, int], *, make: bool = True) -> dict[nn.Module, Packed]:
         """Packed weights for products of so many rows each, of the modules that can have them.
 
-        Maps that are not plain float32 ones on a CPU are left out, and so is everything where rows or bytes pass the
-        limits, or the library cannot pack. Without ``make`` only what is there already is given.
+        Maps that are not plain float32 ones on a CPU are left out, and all of them where the library cannot pack.
+        Without ``make`` only what is there already is given.
         """
-        chosen = {m: rows for m, rows in rows_of.items() if _can_be_packed(m) and 0 < rows <= MOST_ROWS}
-        size = sum(p.numel() * p.element_size() for m in chosen for p in m.parameters())
-        if size > self.most_bytes or not _library_packs():
-            return {}
         found: dict[nn.Module, Packed] = {}
-        for module, rows in chosen.items():
-            packed = self._serving(cast(nn.Linear, module), rows, make)
+        for module, rows in rows_of.items() if _library_packs() else ():
+            enough = packed_rows(rows)
+            packed = self._packed(cast(nn.Linear, module), enough, make) if enough and _can_be_packed(module) else None
             if packed is not None:
                 found[module] = packed
         return found
 
-    def _serving(self, module: nn.Linear, rows: int, make: bool) -> Packed | None:
-        place = module.weight.data_ptr()  # what is kept holds the memory, so that no other weight comes to lie there
-        for packed_for in range(_up(rows), most_rows(rows) + 1, _STEP):
-            packed = self._kept.get((place, packed_for))
-            if packed is not None and packed.current:
-                self._kept.move_to_end((place, packed_for))
-                return packed
-        if not make:
+    def _packed(self, module: nn.Linear, rows: int, make: bool) -> Packed | None:
+        key = (module.weight.data_ptr(), rows)  # what is kept holds the memory, so that no other weight comes there
+        kept = self._kept.get(key)
+        if kept is not None and kept.current:
+            return kept
+        if kept is not None:
+            self.bytes -= self._kept.pop(key).bytes
+        packed_bytes = module.weight.numel() * module.weight.element_size()
+        if not make or self.bytes + packed_bytes > self.most_bytes:
             return None
         bias = None if module.bias is None else module.bias.detach()
-        self._drop((place, _up(rows)))
-        packed = self._kept[place, _up(rows)] = Packed(module.weight.detach(), bias, _up(rows))
-        self.bytes += packed.bytes
-        while self.bytes > self.most_bytes:
-            self._drop(next(iter(self._kept)))
-        return packed
-
-    def _drop(self, key: tuple[int, int]) -> None:
-        dropped = self._kept.pop(key, None)
-        self.bytes -= 0 if dropped is None else dropped.bytes
+        self._kept[key] = Packed(module.weight.detach(), bias, rows)
+        self.bytes += packed_bytes
+        return self._kept[key]
 
 
 @contextmanager
