@@ -28,8 +28,6 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 REQUESTS = [EditRequest(id="1", subject="France", prompt="The capital of {} is", target_new="Rome")]
 LONG = ValueConfig(lr=0.01, steps=400, stop_loss=0.0, weight_decay=0.0)
 """Some seconds on any machine."""
-MOST_SECONDS = 120.0
-"""Within which a lost rank must be made good; ten times what it takes on a quiet machine."""
 
 
 def change(seed: int) -> WeightDelta:
@@ -82,11 +80,10 @@ def test_a_rank_killed_during_value_optimisation_changes_nothing(sharded: Sharde
     whole = load_model(str(checkpoint))
     assert not torch.equal(weights[1], whole.weight(1))
     pid = process_of(sharded, 1)
-    started, before = time.monotonic(), sharded.revivals
+    before = sharded.revivals
     murder = Murder(pid, after=0.4)
     got = sharded.optimise_values(REQUESTS, layer=2, contexts=("",), config=LONG)
     murder.join()
-    assert time.monotonic() - started < MOST_SECONDS
     assert sharded.revivals == before + 1
     # the new ranks have taken the deltas over, so that the same bits come out
     assert torch.equal(got[0].delta, want[0].delta)
@@ -121,7 +118,6 @@ def test_ranks_killed_between_calls_and_during_generation(sharded: ShardedModel)
         assert sharded.generate(prompts, max_new_tokens=120) == want
         murder.join()
     assert sharded.revivals == before + 3
-    assert max(sharded.rebuild_seconds) < MOST_SECONDS
 
 
 @pytest.mark.slow
@@ -132,9 +128,8 @@ def test_a_rank_that_hangs_is_given_up(checkpoint: Path) -> None:
     try:
         want = model.generate(["Rome lies in"], max_new_tokens=5)
         os.kill(pid, signal.SIGSTOP)
-        started = time.monotonic()
+        # one that waits for it longer than it must runs into the test's own time limit
         assert model.generate(["Rome lies in"], max_new_tokens=5) == want
-        assert time.monotonic() - started < MOST_SECONDS
         assert model.revivals == 1
     finally:
         model.close()
