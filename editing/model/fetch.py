@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import io
 import json
 import logging
 import os
@@ -297,15 +296,13 @@ def _convert_gguf(raw: Path, gguf_name: str, out: Path, model: WheelModel) -> No
     offset) are exact in it and not in half precision: 42 % of SmolLM2's Q4_1 weights would change.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
     from transformers.utils import logging as hf_logging
 
     bars = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
-    # One bar of the GGUF reader has no switch: keep it out of logs, leave it on a terminal.
-    quiet = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
     try:
-        with quiet:
+        with _without_bar(modeling_gguf_pytorch_utils):
             network = AutoModelForCausalLM.from_pretrained(raw, gguf_file=gguf_name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(raw, gguf_file=gguf_name)
         # save_pretrained refuses to write a model that still says it is quantised
@@ -326,6 +323,22 @@ def _convert_gguf(raw: Path, gguf_name: str, out: Path, model: WheelModel) -> No
     finally:
         if bars:
             hf_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _without_bar(module: Any) -> Iterator[None]:
+    """A module of the library without its progress bar, which has no switch.
+
+    A log would be full of it, and on a terminal it writes a line for every step beside a spinner.
+    """
+    bar = getattr(module, "tqdm", None)
+    if bar is not None:
+        module.tqdm = lambda items, **_: items
+    try:
+        yield
+    finally:
+        if bar is not None:
+            module.tqdm = bar
 
 
 def _make_record(key: str, model: WheelModel, directory: Path) -> dict[str, Any]:
