@@ -75,10 +75,18 @@ class Display:
             logger.info("%s: %d of %d %s", stage, int(done), int(total), note)
 
 
+class StandardError(logging.StreamHandler):
+    """Writes to what ``sys.stderr`` is when a line comes: while bars are drawn, lines go above them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def configure_logging(verbose: bool) -> None:
     """Log lines to standard error; called by the command line only."""
     logging.basicConfig(
-        stream=sys.stderr,
+        handlers=[StandardError()],
         level=logging.DEBUG if verbose else logging.INFO,
         format="%(asctime)s %(levelname)s %(message)s",
         datefmt="%H:%M:%S",

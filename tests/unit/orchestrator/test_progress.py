@@ -8,7 +8,7 @@ import logging
 import pytest
 from rich.console import Console
 
-from orchestrator.progress import Display
+from orchestrator.progress import Display, StandardError
 
 
 def display(*, terminal: bool, quiet: bool = False) -> tuple[Display, io.StringIO]:
@@ -43,3 +43,13 @@ def test_a_log_gets_the_beginning_and_the_end_of_a_stage_and_not_each_step(termi
         shown.say("swapped")
     assert [record.message for record in caplog.records] == ["edits: 1 of 10 note", "edits: 10 of 10 note", "swapped"]
     assert out.getvalue() == ""
+
+
+def test_a_log_line_goes_above_the_bars(monkeypatch):
+    """The bars put themselves in the place of standard error while they are drawn."""
+    handler = StandardError()
+    before, during = io.StringIO(), io.StringIO()
+    for stream in (before, during):
+        monkeypatch.setattr("sys.stderr", stream)
+        handler.handle(logging.makeLogRecord({"msg": "2 blocks", "levelno": logging.INFO}))
+    assert before.getvalue() == during.getvalue() == "2 blocks\n"
