@@ -55,7 +55,7 @@ class CorpusReading(BaseModel):
     documents_per_unit: int = Field(16, ge=1)
     """Documents of one unit of work."""
     batch_tokens: int = Field(2048, ge=1)
-    """Tokens run at once: about a thousand suit a CPU's caches, ten times as many a GPU."""
+    """Tokens run at once: about two thousand suit a CPU's caches, ten times as many a GPU."""
     count_first: bool = False
     """Whether the key of a piece's first token counts; a BOS never does."""
     nll_documents: int = Field(0, ge=0)
@@ -349,7 +349,7 @@ def _assemble(pieces: Sequence[Piece], rows: Sequence[Sequence[int]], pad: int, 
 def packed_pass(
     model: EditableModel, pieces: Sequence[Piece], layers: Sequence[int], *, window: int, batch_tokens: int = 2048
 ) -> tuple[dict[int, Tensor], int, tuple[tuple[float, int], ...]]:
-    """Keys of all pieces in one pass over packed rows.
+    """Keys of all pieces in one pass: end to end where the family has such a pass, over packed rows elsewhere.
 
     Returns:
         Sums of k k^T by layer, float64 (I, I) on the CPU; the number of keys; (NLL in nats, predicted tokens) of each
@@ -365,29 +365,39 @@ def packed_pass(
     moments = {layer: model.moments(layer, block=_BLOCK) for layer in layers}
     losses = torch.zeros(len(pieces), dtype=torch.float64, device=model.device)
     lengths = [len(piece.ids) for piece in pieces]
-    stop = max(map(layer_of, layers)) + 1 if layers else 0
-    tokens = 0
     flat = flat_pass(model.decoder, layers, longest)
     if flat is not None:
-        for run in _runs(lengths, batch_tokens):
-            tokens += _add_flat(model, flat, pieces, run, moments, losses)
-    rows_of_pieces = pack(lengths, window) if flat is None else []
-    for rows in _batches(rows_of_pieces, lengths, batch_tokens):
-        batch = _assemble(pieces, rows, model.text.pad_id, model.device)
-        positional = model.positional(batch.layout)
-        hidden = model.decoder.embed(batch.ids, batch.layout.positions)
-        with model.map_inputs(layers) as inputs:
-            hidden = model.run(hidden, 0, stop, positional)
-            for layer in layers:
-                moments[layer].add(inputs[layer][batch.counted])
-        tokens += int(batch.counted.sum())
-        if bool((batch.owner >= 0).any()):
-            hidden = model.run(hidden, stop, model.num_layers, positional)
-            _score(model, hidden, batch, losses)
+        tokens = sum(_add_flat(model, flat, pieces, run, moments, losses) for run in _runs(lengths, batch_tokens))
+    else:
+        batches = _batches(pack(lengths, window), lengths, batch_tokens)
+        tokens = sum(_add_rows(model, pieces, rows, moments, losses) for rows in batches)
     sums = {layer: moment.total().cpu() for layer, moment in moments.items()}
     per_piece = losses.tolist()
     scored = tuple((per_piece[i], len(piece.ids) - 1) for i, piece in enumerate(pieces) if piece.scored)
     return sums, tokens, scored
+
+
+def _add_rows(
+    model: EditableModel,
+    pieces: Sequence[Piece],
+    rows: Sequence[Sequence[int]],
+    moments: Mapping[int, MomentAccumulator],
+    losses: Tensor,
+) -> int:
+    """Add the keys of the pieces of some packed rows to the sums, and the losses of those scored; returns the keys."""
+    layers = list(moments)
+    stop = max(map(layer_of, layers)) + 1 if layers else 0
+    batch = _assemble(pieces, rows, model.text.pad_id, model.device)
+    positional = model.positional(batch.layout)
+    hidden = model.decoder.embed(batch.ids, batch.layout.positions)
+    with model.map_inputs(layers) as inputs:
+        hidden = model.run(hidden, 0, stop, positional)
+        for layer in layers:
+            moments[layer].add(inputs[layer][batch.counted])
+    if bool((batch.owner >= 0).any()):
+        hidden = model.run(hidden, stop, model.num_layers, positional)
+        _score(model, hidden, batch, losses)
+    return int(batch.counted.sum())
 
 
 def _runs(lengths: Sequence[int], batch_tokens: int) -> Iterator[range]:

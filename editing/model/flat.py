@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from editing.model.decoder import Decoder, layer_of, map_number
-from editing.model.span import Norm, known_layer, rotated
+from editing.model.span import Norm, half_tables, head_norms, rotated, written_out
 
 Take = Callable[[int, Tensor], None]
 """What is done with the inputs (N, I) of a map, given by its number."""
@@ -27,14 +27,12 @@ Take = Callable[[int, Tensor], None]
 
 def flat_pass(decoder: Decoder, maps: Sequence[int], longest: int) -> FlatPass | None:
     """A pass for the keys of ``maps`` over pieces of at most ``longest`` tokens, or None where there is none."""
-    if not maps or not decoder.written_out:
+    if not maps:
         return None
     layers = list(decoder.layers)[: max(map(layer_of, maps)) + 1]
-    dtype = next(decoder.model.parameters()).dtype
     windows = [decoder.window(decoder.layer_kind(i)) for i in range(len(layers))]
-    if dtype not in (torch.float32, torch.float64) or not all(map(known_layer, layers)):
-        return None
-    return None if any(w is not None and w < longest for w in windows) else FlatPass(decoder, maps)
+    too_long = any(window is not None and window < longest for window in windows)
+    return None if too_long or not written_out(decoder, layers) else FlatPass(decoder, maps)
 
 
 class FlatPass:
@@ -112,9 +110,7 @@ class _Tokens:
         """Cosine and sine (1, N, 1, D / 2) for layers of a kind."""
         if kind not in self._rotary:
             probe = next(self.decoder.model.parameters())
-            cos, sin = self.decoder.rotary(probe, self.positions, kind)
-            half = cos.shape[-1] // 2  # the two halves of a head turn by the same angles
-            self._rotary[kind] = (cos[..., None, :half].contiguous(), sin[..., None, :half].contiguous())
+            self._rotary[kind] = half_tables(self.decoder.rotary(probe, self.positions, kind), rows=1)
         return self._rotary[kind]
 
 
@@ -127,9 +123,9 @@ def _attended(attention: Any, x: Tensor, edges: Sequence[int], rotary: tuple[Ten
     tokens, width = x.shape[0], attention.head_dim
     query, key = (product(x).view(1, tokens, -1, width) for product in (attention.q_proj, attention.k_proj))
     value = attention.v_proj(x).view(1, tokens, -1, width)
-    query_norm, key_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+    query_norm, key_norm = head_norms(attention)
     if query_norm is not None and key_norm is not None:
-        query, key = Norm.of(query_norm).apply(query), Norm.of(key_norm).apply(key)
+        query, key = query_norm.apply(query), key_norm.apply(key)
     query, key = rotated(query, *rotary), rotated(key, *rotary)
     groups = query.shape[2] // key.shape[2]
     if groups > 1:  # a query head and its keys must bear the same number

@@ -37,11 +37,6 @@ class Packed:
         """Whether nobody has written into the weight since it was packed."""
         return self.weight._version == self.version
 
-    @property
-    def bytes(self) -> int:
-        """Size of the packed form."""
-        return self.weight.numel() * self.weight.element_size()
-
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) to (..., O); the usual product where this is not packed for so many rows."""
         rows = x.numel() // x.shape[-1]
@@ -130,13 +125,12 @@ class PackedWeights:
         if kept is not None and kept.current:
             return kept
         if kept is not None:
-            self.bytes -= self._kept.pop(key).bytes
-        packed_bytes = module.weight.numel() * module.weight.element_size()
-        if not make or self.bytes + packed_bytes > self.most_bytes:
+            self.bytes -= self._kept.pop(key).weight.nbytes
+        if not make or self.bytes + module.weight.nbytes > self.most_bytes:
             return None
         bias = None if module.bias is None else module.bias.detach()
         self._kept[key] = Packed(module.weight.detach(), bias, rows)
-        self.bytes += packed_bytes
+        self.bytes += module.weight.nbytes
         return self._kept[key]
 
 

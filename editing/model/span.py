@@ -14,7 +14,7 @@ G = H / K, D head width, I inner width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,21 +50,28 @@ def span_of(
         product_of: asked once for every linear map.
     """
     layers = list(decoder.layers)[start:]
-    if not layers or not decoder.written_out or not all(map(known_layer, layers)):
+    if not layers or not written_out(decoder, layers):
         return None
-    first = past[start][0]
     attention: Any = layers[0].self_attn
     queries = attention.q_proj.out_features // attention.head_dim
     mask = next(iter(positional.masks.values()))
-    if first.dtype not in (torch.float32, torch.float64) or queries * mask.numel() * len(layers) > MOST_SCORES:
-        return None
-    if any(cos.shape[-1] != first.shape[-1] for cos, _ in positional.rotary.values()):
+    if queries * mask.numel() * len(layers) > MOST_SCORES:
         return None
     return GatedSpan(decoder, start, positional, past, product_of)
 
 
-def known_layer(layer: nn.Module) -> bool:
-    """Whether it is exactly a layer of the form that is written out here, and nobody changed or watches it."""
+def written_out(decoder: Decoder, layers: Sequence[nn.Module]) -> bool:
+    """Whether these layers are exactly of the form that is written out, and nobody changed or watches them."""
+    probe = next(decoder.model.parameters())
+    if not decoder.written_out or probe.dtype not in (torch.float32, torch.float64) or not all(map(_known, layers)):
+        return False
+    attention: Any = layers[0].self_attn
+    start = torch.zeros(1, 1, dtype=torch.long, device=probe.device)
+    kinds = {decoder.layer_kind(i) for i in range(len(decoder.layers))}
+    return all(decoder.rotary(probe, start, kind)[0].shape[-1] == attention.head_dim for kind in kinds)
+
+
+def _known(layer: nn.Module) -> bool:
     if type(layer).__name__ not in _LAYERS or any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules()):
         return False
     attention: Any = layer.self_attn
@@ -102,6 +109,13 @@ class Norm:
         return inner.addcmul_(unit, along, value=-1).mul_(scale)
 
 
+def head_norms(attention: Any) -> tuple[Norm | None, Norm | None]:
+    """The norms of an attention's queries and keys, where it has them."""
+    if not hasattr(attention, "q_norm"):
+        return None, None
+    return Norm.of(attention.q_norm), Norm.of(attention.k_norm)
+
+
 class _Layer:
     """One layer's weights, its buffer of keys and values, and its two ways."""
 
@@ -112,9 +126,7 @@ class _Layer:
             Norm.of(layer.input_layernorm),
             Norm.of(layer.post_attention_layernorm),
         )
-        self.query_norm, self.key_norm = (
-            Norm.of(getattr(attention, name)) if hasattr(attention, name) else None for name in ("q_norm", "k_norm")
-        )
+        self.query_norm, self.key_norm = head_norms(attention)
         self.scaling = float(attention.scaling)
         maps = {name: getattr(attention, name) for name in _ATTENTION_MAPS}
         maps |= {name: getattr(mlp, name) for name in _MLP_MAPS}
@@ -193,6 +205,13 @@ class _Layer:
         return tokens.reshape(tokens.shape[0] * tokens.shape[1], -1)
 
 
+def half_tables(tables: tuple[Tensor, Tensor], rows: int) -> tuple[Tensor, Tensor]:
+    """The library's cosine and sine (1 or B, S, D) as ``rotated`` takes them; both halves of a head turn alike."""
+    half = tables[0].shape[-1] // 2
+    cos, sin = (table[..., None, :half].expand(rows, -1, -1, -1).contiguous() for table in tables)
+    return cos, sin
+
+
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x (B, S, heads, D) turned by the angles whose cosine and sine are (B, S, 1, D / 2)."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -218,11 +237,8 @@ class GatedSpan:
         layers = list(decoder.layers)
         self.layers = [_Layer(layers[i], past[i], new, product_of) for i in range(start, len(layers))]
         self.kinds = [decoder.layer_kind(i) for i in range(start, len(layers))]
-        self.rotary = {}
-        for kind, (cos, sin) in positional.rotary.items():
-            half = cos.shape[-1] // 2  # the two halves of a head turn by the same angles
-            rows = positional.positions.shape[0]
-            self.rotary[kind] = tuple(t[..., None, :half].expand(rows, -1, -1, -1).contiguous() for t in (cos, sin))
+        rows = positional.positions.shape[0]
+        self.rotary = {kind: half_tables(tables, rows) for kind, tables in positional.rotary.items()}
         heads = self.layers[0].keys.shape[1]
         groups = self.layers[0].weight["q_proj"].shape[0] // self.layers[0].weight["k_proj"].shape[0]
         self.masks = {

@@ -69,3 +69,10 @@ def test_a_window_shorter_than_a_piece_has_none(tiny: Tiny) -> None:
     assert flat_pass(model.decoder, [0], longest=window) is not None
     assert flat_pass(model.decoder, [0], longest=window + 1) is None
     assert flat_pass(model.decoder, [], longest=1) is None
+
+
+def test_a_head_that_turns_in_part_goes_the_general_way(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = tiny("llama").decoder
+    rotary = decoder.rotary
+    monkeypatch.setattr(decoder, "rotary", lambda *args: tuple(table[..., :-2] for table in rotary(*args)))
+    assert flat_pass(decoder, [0], longest=6) is None
