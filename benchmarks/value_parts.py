@@ -5,7 +5,7 @@
 The upper layers of one step, forward and back, in four ways: the library's layers under autograd (``general``), the
 same with packed weights, written out (``span``), and written out with packed weights, which is what an optimisation
 does for few rows. All four must give the same losses and gradients before their times count. Beside them, by shape
-alone: the products that a step consists of, plain, packed, and at the core's rate for many rows.
+alone: the products that a step consists of, plain and packed, each way, and at the core's rate for many rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.measuring import best, context, gemm_rate, one_thread, store
 from benchmarks.records import CONTEXT_LENGTH, CONTEXTS, LAYERS, counterfact, smollm2
 from editing.contexts import sample_contexts
 from editing.model.adapter import EditableModel
-from editing.model.packed import PackedWeights, multiplying
+from editing.model.packed import MOST_ROWS, PackedWeights, multiplying
 from editing.request import EditRequest
 from editing.values import PLAIN, ValueConfig, _Problem, edit_segments
 
@@ -46,6 +46,8 @@ def ways(model: EditableModel, problem: _Problem, repeats: int) -> dict[str, flo
     delta = 0.1 * problem.h.norm(dim=1, keepdim=True) * torch.randn_like(problem.h) / problem.h.shape[1] ** 0.5
     wanted: tuple[Tensor, Tensor] | None = None
     seconds = {}
+    problem.prepare(pack=False)
+    problem.losses(torch.zeros_like(delta))
     for name, span, packed in WAYS:
         model.packed = PackedWeights()
         found = problem.prepare(pack=packed)
@@ -71,7 +73,7 @@ def ways(model: EditableModel, problem: _Problem, repeats: int) -> dict[str, flo
 
 def products(problem: _Problem, repeats: int) -> dict[str, float]:
     """CPU seconds of a step's products by shape, each weight read from memory; ``pack`` is what packing costs once."""
-    sums = dict.fromkeys(("plain", "packed", "back", "pack"), 0.0)
+    sums = dict.fromkeys(("plain", "packed", "back", "packed_back", "pack"), 0.0)
     shapes: dict[tuple[int, int, int], int] = {}
     for module, rows in problem.rows_of_maps().items():
         weight = getattr(module, "weight", None)
@@ -88,18 +90,24 @@ def of_shape(rows: int, outputs: int, inputs: int, copies: int, repeats: int) ->
     """CPU seconds of one product for so many rows; ``copies`` of the weight take turns."""
     weights = [torch.randn(outputs, inputs) for _ in range(copies)]
     pack, product = torch.ops.mkl._mkl_reorder_linear_weight, torch.ops.mkl._mkl_linear
-    ready = [pack(weight, rows) for weight in weights]
+    ready = [pack(weight, MOST_ROWS) for weight in weights]
     x, g = torch.randn(rows, inputs), torch.randn(rows, outputs)
 
     def packed() -> list[Tensor]:
         return [product(x, p, w, None, rows) for p, w in zip(ready, weights, strict=True)]
 
-    return {
-        "plain": best(lambda: [functional.linear(x, w) for w in weights], repeats) / copies,
-        "packed": best(packed, repeats) / copies,
-        "back": best(lambda: [g @ w for w in weights], repeats) / copies,
-        "pack": best(lambda: [pack(w, rows) for w in weights], repeats) / copies,
+    def packed_back() -> list[Tensor]:
+        return [product(g, p, w.mT, None, rows) for p, w in zip(ready, weights, strict=True)]
+
+    seconds = {
+        "plain": best(lambda: [functional.linear(x, w) for w in weights], repeats),
+        "packed": best(packed, repeats),
+        "back": best(lambda: [g @ w for w in weights], repeats),
+        "pack": best(lambda: [pack(w, MOST_ROWS) for w in weights], repeats),
     }
+    ready = [pack(weight.mT.contiguous(), MOST_ROWS) for weight in weights]
+    seconds["packed_back"] = best(packed_back, repeats)
+    return {name: value / copies for name, value in seconds.items()}
 
 
 def main() -> None:

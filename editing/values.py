@@ -25,7 +25,6 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -35,7 +34,7 @@ from torch import Tensor, nn
 from editing.model.adapter import EditableModel
 from editing.model.decoder import Layout
 from editing.model.kv import PrefixKV, RecordingKV
-from editing.model.packed import Packed, multiplying
+from editing.model.packed import Packed, Plain, Product, multiplying
 from editing.model.span import GatedSpan, span_of
 from editing.request import EditRequest
 
@@ -246,11 +245,12 @@ class _Problem:
         model, device = self.model, self.model.device
         segments = [s for edit in edits for s in edit]
         rows = model.rows([s.tokens for s in segments])
-        record = RecordingKV(first=self.first)
         positional = model.positional(rows.layout)
         with model.map_outputs([self.layer]) as mapped, model.attention_outputs([self.layer]) as attended:
             at_layer = model.run(model.embed(rows), 0, self.first, positional)
-            top = model.run(at_layer, self.first, model.num_layers, positional, record)
+            model.run(
+                at_layer, self.first, self.layer + 1, positional
+            )  # where the value layer itself runs in each step
         mlp_out = mapped[self.layer]
 
         # index tables: for each edit its kept positions and its past, as (row of the first pass, token)
@@ -282,13 +282,11 @@ class _Problem:
         past_rows, past_tokens, past_layout = self._table(past_at, rows.layout.positions)
         self.kept_layout, self.past_layout = kept_layout, past_layout
         self.hidden = at_layer[kept_rows, kept_tokens]
-        self.past = {
-            i: (
-                k[past_rows, :, past_tokens].transpose(1, 2).contiguous(),
-                v[past_rows, :, past_tokens].transpose(1, 2).contiguous(),
-            )
-            for i, (k, v) in record.layers.items()
-        }
+        # what is kept runs through the layers above in the first step; the past here, as segments of a row
+        record = RecordingKV(first=self.first)
+        above = model.positional(past_layout)
+        model.run(at_layer[past_rows, past_tokens], self.first, model.num_layers, above, record)
+        self.past = record.layers
         count, width = self.hidden.shape[:2]
         self.subject = torch.zeros(count, width, 1, dtype=self.hidden.dtype, device=device)
         for b, s in subject_at:
@@ -301,9 +299,7 @@ class _Problem:
         self.predict_token = torch.tensor([p[2] for p in predict], device=device)
         self.predict_weight = torch.tensor([p[3] for p in predict], device=device)
         self.kl_at = torch.tensor(kl_at, device=device)
-        kl_rows = torch.tensor([k[i][0] for k, i in zip(kept_at, kl_at, strict=True)], device=device)
-        kl_tokens = torch.tensor([k[i][1] for k, i in zip(kept_at, kl_at, strict=True)], device=device)
-        self.kl_base = model.logits(top[kl_rows, kl_tokens]).float().log_softmax(dim=-1)
+        self.kl_base: Tensor | None = None
         self.positional = model.positional(self.kept_layout, self.past_layout.followed_by(self.kept_layout))
 
     def prepare(self, *, pack: bool) -> dict[nn.Module, Packed]:
@@ -313,19 +309,20 @@ class _Problem:
         """
         packed = self.model.packed.of(self.rows_of_maps(), make=pack)
 
-        def product_of(module: nn.Linear) -> Callable[[Tensor], Tensor]:
-            own = partial(nn.functional.linear, weight=module.weight, bias=module.bias)
-            return packed[module].forward if module in packed else own
+        def product_of(module: nn.Linear) -> Product:
+            return packed[module] if module in packed else Plain(module.weight, module.bias)
 
         above = self.layer + 1
-        self.span = span_of(self.model.decoder, above, self.positional, self.past, product_of)
-        if self.span is not None:
-            self.past |= {above + i: kept for i, kept in enumerate(self.span.past)}
+        read = torch.zeros_like(self.kept_layout.segments, dtype=torch.bool)
+        read[self.predict_edit, self.predict_at] = True
+        read[torch.arange(read.shape[0], device=read.device), self.kl_at] = True
+        layouts = self.kept_layout, self.past_layout
+        self.span = span_of(self.model.decoder, above, *layouts, self.past, product_of, read)
         return packed
 
     def rows_of_maps(self) -> dict[nn.Module, int]:
         """How many rows every module that a step runs through sees."""
-        decoder, positions = self.model.decoder, self.hidden.shape[0] * self.hidden.shape[1]
+        decoder, positions = self.model.decoder, int((self.kept_layout.segments >= 0).sum())
         layers = (decoder.layers[i] for i in range(self.first, self.model.num_layers))
         rows = {module: positions for layer in layers for module in layer.modules()}
         kl = self.hidden.shape[0] if self.config.kl_factor else 0
@@ -359,7 +356,8 @@ class _Problem:
         self.mlp_out = None if self.mlp_out is None else self.mlp_out[rows]
         self.attention_out = None if self.attention_out is None else self.attention_out[rows]
         self.past = {i: (k[rows], v[rows]) for i, (k, v) in self.past.items()}
-        self.kl_at, self.kl_base = self.kl_at[rows], self.kl_base[rows]
+        self.kl_at = self.kl_at[rows]
+        self.kl_base = None if self.kl_base is None else self.kl_base[rows]
         self.kept_layout = Layout(self.kept_layout.positions[rows], self.kept_layout.segments[rows])
         self.past_layout = Layout(self.past_layout.positions[rows], self.past_layout.segments[rows])
         self.positional = self.model.positional(self.kept_layout, self.past_layout.followed_by(self.kept_layout))
@@ -409,28 +407,26 @@ class _Problem:
         return model.run(hidden, self.layer + 1, model.num_layers, self.positional, PrefixKV(self.past))
 
     def losses(self, delta: Tensor) -> Tensor:
-        """Total loss (B,) of each edit at ``delta`` (B, d) float32."""
-        model = self.model
+        """Total loss (B,) of each edit at ``delta`` (B, d) float32.
+
+        The first call is at delta 0: what the model says there is what the divergence is measured from.
+        """
         hidden = self._above(delta)
-        predicting = hidden[self.predict_edit, self.predict_at]
-        after_kl: Tensor | None = None
-        if self.config.kl_factor:
-            # one product with the head for all: for few edits reading it is a fifth of a step
-            edits = torch.arange(delta.shape[0], device=delta.device)
-            both = model.logits(torch.cat([predicting, hidden[edits, self.kl_at]])).float()
-            logits, after_kl = both.split([predicting.shape[0], edits.numel()])
-        else:
-            logits = model.logits(predicting).float()
-        picked = logits.gather(1, self.predict_token[:, None]).squeeze(1)
-        nll = (logits.logsumexp(dim=1) - picked) * self.predict_weight
+        edits = torch.arange(delta.shape[0] if self.config.kl_factor else 0, device=delta.device)
+        # one product with the head for all: for few edits reading it is a fifth of a step
+        wanted = torch.cat([hidden[self.predict_edit, self.predict_at], hidden[edits, self.kl_at[: edits.numel()]]])
+        scores = self.model.logits(wanted).float().log_softmax(dim=-1)
+        predicted, now = scores.split([self.predict_edit.numel(), edits.numel()])
+        nll = -predicted.gather(1, self.predict_token[:, None]).squeeze(1) * self.predict_weight
         total = torch.zeros(delta.shape[0], device=delta.device).index_add(0, self.predict_edit, nll)
         if self.variant.hit_weight != 1.0:
             missed = torch.zeros_like(total).index_add(
-                0, self.predict_edit, (logits.argmax(dim=1) != self.predict_token).float()
+                0, self.predict_edit, (predicted.argmax(dim=1) != self.predict_token).float()
             )
             total = torch.where(missed > 0, total, self.variant.hit_weight * total)
-        if after_kl is not None:
-            now = after_kl.log_softmax(dim=-1)
+        if self.config.kl_factor:
+            if self.kl_base is None:
+                self.kl_base = now.detach()
             total = total + self.config.kl_factor * (now.exp() * (now - self.kl_base)).sum(dim=-1)
         if self.config.weight_decay:
             total = total + self.config.weight_decay * self._decay(delta)

@@ -2,8 +2,7 @@
 
 A CPU library copies the weights into an order of its own in every product; with few rows that takes as long as the
 product. Optimising a target value runs the same layers over the same few dozen rows step after step, so that order is
-made once and kept: the layers above those that are edited do not change from edit to edit. The way back needs another
-order, which costs more to make than it saves.
+made once for each way and kept: the layers above those that are edited do not change from edit to edit.
 
 Letters: N rows, I inputs, O outputs.
 """
@@ -13,24 +12,54 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-ROWS = (32, 64)
-"""For how many rows weights are packed; fewer are filled up with empty ones. With more, packing is a small part."""
+MOST_ROWS = 64
+"""With more rows, packing is a small part of a product, and the library does it itself."""
 MOST_BYTES = 2**30
-"""Packed weights of a model at most; they take so much memory beside it."""
+"""Packed weights of a model at most, both ways; they take so much memory beside it."""
+_AGREEMENT = 1e-4
+"""Relative distance that two roundings of one product stay below; another order of the weights is off by 1."""
 
 
-class Packed:
-    """One weight (O, I), packed for products of ``rows`` rows."""
+class Product(Protocol):
+    """A linear map, frozen, both ways."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
-        self.weight, self.bias, self.rows = weight, bias, rows
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., I) to (..., O), bias included."""
+
+    def back(self, gradient: Tensor) -> Tensor:
+        """The gradient (..., O) of what came out to that of what went in, (..., I)."""
+
+
+class Plain:
+    """A weight (O, I) as it lies."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight, self.bias)
+
+    def back(self, gradient: Tensor) -> Tensor:
+        return gradient @ self.weight
+
+
+class Packed(Plain):
+    """A weight (O, I), packed for products of up to ``MOST_ROWS`` rows, each way.
+
+    ``agreed`` remembers for which shapes and numbers of rows the packed product was found to be the plain one: the
+    library's order is the same for all these numbers of rows, but it does not promise so.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, agreed: dict[tuple[int, int, int], bool]) -> None:
+        super().__init__(weight, bias)
         self.version = weight._version
-        self._packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
+        self._agreed = agreed
+        self._forward, self._back = (_in_library_order(w) for w in (weight, weight.mT.contiguous()))
 
     @property
     def current(self) -> bool:
@@ -38,20 +67,42 @@ class Packed:
         return self.weight._version == self.version
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., I) to (..., O); the usual product where this is not packed for so many rows."""
-        rows = x.numel() // x.shape[-1]
-        if packed_rows(rows) != self.rows:
-            return nn.functional.linear(x, self.weight, self.bias)
-        flat = x.reshape(rows, x.shape[-1])
-        if rows < self.rows:
-            flat = nn.functional.pad(flat, (0, 0, 0, self.rows - rows))
-        out: Tensor = torch.ops.mkl._mkl_linear(flat.contiguous(), self._packed, self.weight, self.bias, self.rows)
-        return out[:rows].view(*x.shape[:-1], -1)
+        if not self._agrees(x.numel() // x.shape[-1]):
+            return super().forward(x)
+        return _multiplied(x, self._forward, self.weight, self.bias)
+
+    def back(self, gradient: Tensor) -> Tensor:
+        if not self._agrees(gradient.numel() // gradient.shape[-1]):
+            return super().back(gradient)
+        return _multiplied(gradient, self._back, self.weight.mT, None)
+
+    def _agrees(self, rows: int) -> bool:
+        shape = (rows, *self.weight.shape)
+        if rows > MOST_ROWS or rows == 0:
+            return False
+        if shape not in self._agreed:
+            random = torch.Generator().manual_seed(rows)
+            x, gradient = (torch.randn(rows, size, generator=random) for size in (shape[2], shape[1]))
+            self._agreed[shape] = _same(
+                _multiplied(x, self._forward, self.weight, None), nn.functional.linear(x, self.weight)
+            ) and _same(_multiplied(gradient, self._back, self.weight.mT, None), gradient @ self.weight)
+        return self._agreed[shape]
 
 
-def packed_rows(rows: int) -> int | None:
-    """For how many rows weights are packed that serve so many; None where packing does not pay."""
-    return next((enough for enough in ROWS if 0 < rows <= enough), None)
+def _in_library_order(weight: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkl._mkl_reorder_linear_weight(weight, MOST_ROWS)
+    return packed
+
+
+def _multiplied(x: Tensor, packed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product of x (..., I) with a packed weight, (..., O); the library reads the shape of ``weight`` alone."""
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    out: Tensor = torch.ops.mkl._mkl_linear(rows, packed, weight, bias, rows.shape[0])
+    return out.view(*x.shape[:-1], -1)
+
+
+def _same(got: Tensor, want: Tensor) -> bool:
+    return bool((got - want).norm() <= _AGREEMENT * want.norm())
 
 
 class _Product(torch.autograd.Function):
@@ -59,12 +110,12 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: Packed) -> Tensor:
-        ctx.weight = packed.weight
+        ctx.packed = packed
         return packed.forward(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        return gradients[0] @ ctx.weight, None
+        return ctx.packed.back(gradients[0]), None
 
 
 def _product(packed: Packed, x: Tensor) -> Tensor:
@@ -93,7 +144,7 @@ def _library_packs() -> bool:
 
 
 class PackedWeights:
-    """A model's packed weights, by weight and number of rows.
+    """A model's packed weights.
 
     What is packed stays until its weight is written to (torch counts the writes), and where there is no more room
     nothing is packed: giving blocks back and taking new ones, edit after edit, leaves holes that the heap grows by.
@@ -103,34 +154,37 @@ class PackedWeights:
         self.most_bytes = most_bytes
         self.bytes = 0
         """What is kept now."""
-        self._kept: dict[tuple[int, int], Packed] = {}
+        self._kept: dict[int, Packed] = {}
+        self._agreed: dict[tuple[int, int, int], bool] = {}
 
     def of(self, rows_of: Mapping[nn.Module, int], *, make: bool = True) -> dict[nn.Module, Packed]:
-        """Packed weights for products of so many rows each, of the modules that can have them.
+        """Packed weights of the modules that can have them, and that see few enough rows for it to pay.
 
         Maps that are not plain float32 ones on a CPU are left out, and all of them where the library cannot pack.
         Without ``make`` only what is there already is given.
         """
         found: dict[nn.Module, Packed] = {}
         for module, rows in rows_of.items() if _library_packs() else ():
-            enough = packed_rows(rows)
-            packed = self._packed(cast(nn.Linear, module), enough, make) if enough and _can_be_packed(module) else None
+            fits = 0 < rows <= MOST_ROWS and _can_be_packed(module)
+            packed = self._packed(cast(nn.Linear, module), make) if fits else None
             if packed is not None:
                 found[module] = packed
         return found
 
-    def _packed(self, module: nn.Linear, rows: int, make: bool) -> Packed | None:
-        key = (module.weight.data_ptr(), rows)  # what is kept holds the memory, so that no other weight comes there
+    def _packed(self, module: nn.Linear, make: bool) -> Packed | None:
+        key = module.weight.data_ptr()  # what is kept holds the memory, so that no other weight comes there
         kept = self._kept.get(key)
         if kept is not None and kept.current:
             return kept
+        size = 2 * module.weight.nbytes
         if kept is not None:
-            self.bytes -= self._kept.pop(key).weight.nbytes
-        if not make or self.bytes + module.weight.nbytes > self.most_bytes:
+            del self._kept[key], kept
+            self.bytes -= size
+        if not make or self.bytes + size > self.most_bytes:
             return None
         bias = None if module.bias is None else module.bias.detach()
-        self._kept[key] = Packed(module.weight.detach(), bias, rows)
-        self.bytes += module.weight.nbytes
+        self._kept[key] = Packed(module.weight.detach(), bias, self._agreed)
+        self.bytes += size
         return self._kept[key]
 
 

@@ -1,15 +1,16 @@
 """A run of gated pre-norm layers (Llama, Mistral, Qwen) over a fixed past, with a backward pass written out.
 
-Optimising a target value runs the same layers over a few dozen rows, forward and back, some twenty times. At that size
-the general pass spends two fifths of its time on what is not a product: small kernels, their bookkeeping, gradients of
-keys and values that cannot change, copies of key heads for their groups. Here each layer is a dozen kernels each way,
-keys and values live in one buffer behind their past, and only the gradient of the input is made.
+Optimising a target value runs the same layers over a few dozen tokens, forward and back, some twenty times. At that
+size the general pass spends two fifths of its time on what is not a product: small kernels, their bookkeeping,
+gradients of keys and values that cannot change, copies of key heads for their groups, scores of tokens that do not see
+each other. Here each layer is a few dozen kernels each way: products see the tokens alone, without padding; attention
+goes segment by segment, with keys and values in one buffer behind their past; and only the gradient of the input is
+made.
 
 What it computes is what ``Decoder.layer`` computes, to rounding; a layer that is not exactly of the known form goes the
 general way (``span_of`` gives None).
 
-Letters: B rows, S tokens that run, P past tokens, T = P + S, N = B S, d hidden size, H query heads, K key heads,
-G = H / K, D head width, I inner width.
+Letters: as in ``segments``; d hidden size, I inner width.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editing.model.decoder import Decoder, Positional
-from editing.model.packed import is_plain
+from editing.model.decoder import Decoder, Layout
+from editing.model.packed import Product, is_plain
+from editing.model.segments import HeadPlaces, Segments
 
-Product = Callable[[Tensor], Tensor]
 ProductOf = Callable[[nn.Linear], Product]
-"""How a linear map multiplies: by itself, or with weights that are packed."""
+"""How a linear map multiplies: with its weight as it lies, or packed."""
 
 _LAYERS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"})
 _ATTENTION_MAPS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_QUERY_AND_KEY = _ATTENTION_MAPS[:2]
 _MLP_MAPS = ("gate_proj", "up_proj", "down_proj")
 MOST_SCORES = 2**28
 """Attention scores that are kept for the way back, over all layers (1 GiB); with more the general way is taken."""
@@ -38,26 +40,30 @@ MOST_SCORES = 2**28
 def span_of(
     decoder: Decoder,
     start: int,
-    positional: Positional,
+    new: Layout,
+    before: Layout,
     past: Mapping[int, tuple[Tensor, Tensor]],
     product_of: ProductOf,
+    wanted: Tensor | None = None,
 ) -> GatedSpan | None:
     """The layers from ``start`` to the last, or None where one of them is not of the known form.
 
     Args:
-        positional: tables and masks of the S tokens over the P + S.
+        new: where the tokens (B, S) that run stand.
+        before: where the past tokens (B, P) stand.
         past: keys and values (B, K, P, D) by layer.
         product_of: asked once for every linear map.
+        wanted: bool (B, S), the tokens whose output is read; null for all.
     """
     layers = list(decoder.layers)[start:]
     if not layers or not written_out(decoder, layers):
         return None
     attention: Any = layers[0].self_attn
-    queries = attention.q_proj.out_features // attention.head_dim
-    mask = next(iter(positional.masks.values()))
-    if queries * mask.numel() * len(layers) > MOST_SCORES:
+    heads = attention.q_proj.out_features // attention.head_dim
+    segments = Segments(new, before, wanted)
+    if heads * segments.count * segments.new * segments.total * len(layers) > MOST_SCORES:
         return None
-    return GatedSpan(decoder, start, positional, past, product_of)
+    return GatedSpan(decoder, start, segments, past, product_of)
 
 
 def written_out(decoder: Decoder, layers: Sequence[nn.Module]) -> bool:
@@ -119,7 +125,15 @@ def head_norms(attention: Any) -> tuple[Norm | None, Norm | None]:
 class _Layer:
     """One layer's weights, its buffer of keys and values, and its two ways."""
 
-    def __init__(self, layer: nn.Module, past: tuple[Tensor, Tensor], new: int, product_of: ProductOf) -> None:
+    def __init__(
+        self,
+        layer: nn.Module,
+        past: tuple[Tensor, Tensor],
+        segments: Segments,
+        places: HeadPlaces,
+        product_of: ProductOf,
+        last: bool,
+    ) -> None:
         attention: Any = layer.self_attn
         mlp: Any = layer.mlp
         self.before_attention, self.before_mlp = (
@@ -131,78 +145,72 @@ class _Layer:
         maps = {name: getattr(attention, name) for name in _ATTENTION_MAPS}
         maps |= {name: getattr(mlp, name) for name in _MLP_MAPS}
         self.product = {name: product_of(module) for name, module in maps.items()}
-        self.weight = {name: module.weight.detach() for name, module in maps.items()}
-        self.past = past[0].shape[2]
-        self.keys, self.values = (
-            torch.cat([part, part.new_zeros(*part.shape[:2], new, part.shape[3])], dim=2) for part in past
-        )
+        self.past, self.places = segments.past, places
+        self.wanted = segments.wanted if last else None
+        """Behind the last attention only the tokens go on that are read."""
+        self.keys, self.values = (segments.buffer(part).flatten(0, 1) for part in past)  # (C K, T, D)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """x (N, d) to (N, d), and what the way back needs."""
+        """x (N, d) to the output of the tokens that go on, and what the way back needs."""
         tape: dict[str, Tensor] = {}
-        rows, heads, total, width = self.keys.shape
-        new = total - self.past
+        product, at, width = self.product, self.places, self.keys.shape[-1]
         normed, tape["unit_1"], tape["scale_1"] = self.before_attention(x)
-        query = self.product["q_proj"](normed).view(rows, new, -1, width)
-        key = self.product["k_proj"](normed).view(rows, new, heads, width)
+        query = product["q_proj"].forward(normed).view(1, x.shape[0], -1, width)
+        key = product["k_proj"].forward(normed).view(1, x.shape[0], -1, width)
         if self.query_norm is not None and self.key_norm is not None:
             query, tape["unit_q"], tape["scale_q"] = self.query_norm(query)
             key, tape["unit_k"], tape["scale_k"] = self.key_norm(key)
-        self.keys[:, :, self.past :] = rotated(key, *rotary).transpose(1, 2)
-        self.values[:, :, self.past :] = self.product["v_proj"](normed).view(rows, new, heads, width).transpose(1, 2)
+        self.keys.view(-1, width).index_copy_(0, at.keys, rotated(key, *rotary).view(-1, width))
+        self.values.view(-1, width).index_copy_(0, at.keys, product["v_proj"].forward(normed).view(-1, width))
         tape["query"] = self._by_key_head(rotated(query, *rotary))
-        keys, values = self.keys.flatten(0, 1), self.values.flatten(0, 1)
-        tape["share"] = torch.baddbmm(mask, tape["query"], keys.mT, alpha=self.scaling).softmax(dim=-1)
-        tape["mixed"] = torch.bmm(tape["share"], values)
-        x = x + self.product["o_proj"](self._by_token(tape["mixed"]))
+        tape["share"] = torch.baddbmm(mask, tape["query"], self.keys.mT, alpha=self.scaling).softmax(dim=-1)
+        tape["mixed"] = torch.bmm(tape["share"], self.values)
+        if self.wanted is not None:
+            x = x[self.wanted]
+        read = at.queries if self.wanted is None else at.read
+        x = x + product["o_proj"].forward(_rows(tape["mixed"], read).view(x.shape[0], -1))
         normed, tape["unit_2"], tape["scale_2"] = self.before_mlp(x)
-        tape["gate"], tape["up"] = self.product["gate_proj"](normed), self.product["up_proj"](normed)
-        return x + self.product["down_proj"](nn.functional.silu(tape["gate"]).mul_(tape["up"])), tape
+        tape["gate"], tape["up"] = product["gate_proj"].forward(normed), product["up_proj"].forward(normed)
+        return x + product["down_proj"].forward(nn.functional.silu(tape["gate"]).mul_(tape["up"])), tape
 
     def backward(self, gradient: Tensor, tape: dict[str, Tensor], rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """Gradient (N, d) of the output to that of the input."""
-        gate, weight = tape["gate"], self.weight
-        rows, heads, total, width = self.keys.shape
-        inner = gradient @ weight["down_proj"]
+        """Gradient of the output to that of the input, (N, d)."""
+        gate, product, at = tape["gate"], self.product, self.places
+        tokens, width = tape["unit_1"].shape[0], self.keys.shape[-1]
+        inner = product["down_proj"].back(gradient)
         at_up = inner * nn.functional.silu(gate)
         at_gate = torch.ops.aten.silu_backward(inner.mul_(tape["up"]), gate)
-        at_norm = torch.addmm(at_gate @ weight["gate_proj"], at_up, weight["up_proj"])
+        at_norm = product["gate_proj"].back(at_gate).add_(product["up_proj"].back(at_up))
         gradient = gradient + self.before_mlp.back(at_norm, tape["unit_2"], tape["scale_2"])
 
-        share = tape["share"]
-        mixed = self._by_key_head((gradient @ weight["o_proj"]).view(rows, total - self.past, -1, width))
-        keys, values = self.keys.flatten(0, 1), self.values.flatten(0, 1)
+        share, at_mixed = tape["share"], product["o_proj"].back(gradient)
+        if self.wanted is not None:
+            at_mixed, gradient = (_spread(part, self.wanted, tokens) for part in (at_mixed, gradient))
+        mixed = self._by_key_head(at_mixed)
         along = (mixed * tape["mixed"]).sum(dim=-1, keepdim=True)
-        scores = torch.bmm(mixed, values.mT).sub_(along).mul_(share).mul_(self.scaling)
+        scores = torch.bmm(mixed, self.values.mT).sub_(along).mul_(share).mul_(self.scaling)
         back = (rotary[0], -rotary[1])  # a rotation's gradient turns the other way
-        query = rotated(self._tokens(torch.bmm(scores, keys)), *back)
-        key = torch.bmm(scores[:, :, self.past :].mT, tape["query"]).unflatten(0, (rows, heads)).transpose(1, 2)
-        value = torch.bmm(share[:, :, self.past :].mT, mixed).unflatten(0, (rows, heads)).transpose(1, 2)
-        key = rotated(key, *back)
+        query = rotated(_rows(torch.bmm(scores, self.keys), at.queries).view(1, tokens, -1, width), *back)
+        key = _rows(torch.bmm(scores[:, :, self.past :].mT, tape["query"]), at.new_keys)
+        value = _rows(torch.bmm(share[:, :, self.past :].mT, mixed), at.new_keys)
+        key = rotated(key.view(1, tokens, -1, width), *back)
         if self.query_norm is not None and self.key_norm is not None:
             query = self.query_norm.back(query, tape["unit_q"], tape["scale_q"])
             key = self.key_norm.back(key, tape["unit_k"], tape["scale_k"])
-        tokens = gradient.shape[0]
-        at_norm = query.reshape(tokens, -1) @ weight["q_proj"]
-        at_norm = at_norm.addmm_(key.reshape(tokens, -1), weight["k_proj"])
-        at_norm = at_norm.addmm_(value.reshape(tokens, -1), weight["v_proj"])
+        at_norm = product["q_proj"].back(query.reshape(tokens, -1))
+        at_norm.add_(product["k_proj"].back(key.reshape(tokens, -1)))
+        at_norm.add_(product["v_proj"].back(value.view(tokens, -1)))
         return gradient + self.before_attention.back(at_norm, tape["unit_1"], tape["scale_1"])
 
     def _by_key_head(self, x: Tensor) -> Tensor:
-        """(B, S, H, D) to (B K, G S, D): all queries that meet the same keys in one product."""
-        rows, heads = self.keys.shape[:2]
-        return x.unflatten(2, (heads, -1)).permute(0, 2, 3, 1, 4).reshape(rows * heads, -1, x.shape[3])
+        """Heads of the tokens, N H D numbers, to (C K, Q E, D)."""
+        at, width = self.places, self.keys.shape[-1]
+        return x.view(-1, width).index_select(0, at.tokens).view(at.rows, at.per_row, width)
 
-    def _tokens(self, x: Tensor) -> Tensor:
-        """(B K, G S, D) to (B, S, H, D); a view, or a copy where the strides ask for one."""
-        rows, heads, total, width = self.keys.shape
-        new = total - self.past
-        return x.view(rows, heads, -1, new, width).permute(0, 3, 1, 2, 4).reshape(rows, new, -1, width)
 
-    def _by_token(self, x: Tensor) -> Tensor:
-        """(B K, G S, D) to (N, H D)."""
-        tokens = self._tokens(x)
-        return tokens.reshape(tokens.shape[0] * tokens.shape[1], -1)
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of the last dimension, in the order of the index."""
+    return x.view(-1, x.shape[-1]).index_select(0, index)
 
 
 def half_tables(tables: tuple[Tensor, Tensor], rows: int) -> tuple[Tensor, Tensor]:
@@ -222,53 +230,61 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out
 
 
+def _spread(x: Tensor, index: Tensor, rows: int) -> Tensor:
+    """Rows in their places among ``rows``, zeros in the others."""
+    return x.new_zeros(rows, x.shape[-1]).index_copy_(0, index, x)
+
+
 class GatedSpan:
-    """The layers from one to the last over S tokens behind a fixed past; made by ``span_of``."""
+    """The layers from one to the last over new tokens behind a fixed past; made by ``span_of``."""
 
     def __init__(
         self,
         decoder: Decoder,
         start: int,
-        positional: Positional,
+        segments: Segments,
         past: Mapping[int, tuple[Tensor, Tensor]],
         product_of: ProductOf,
     ) -> None:
-        new = positional.positions.shape[1]
-        layers = list(decoder.layers)
-        self.layers = [_Layer(layers[i], past[i], new, product_of) for i in range(start, len(layers))]
-        self.kinds = [decoder.layer_kind(i) for i in range(start, len(layers))]
-        rows = positional.positions.shape[0]
-        self.rotary = {kind: half_tables(tables, rows) for kind, tables in positional.rotary.items()}
-        heads = self.layers[0].keys.shape[1]
-        groups = self.layers[0].weight["q_proj"].shape[0] // self.layers[0].weight["k_proj"].shape[0]
-        self.masks = {
-            kind: mask[:, :, None].expand(-1, heads, groups, -1, -1).reshape(-1, groups * new, mask.shape[-1])
-            for kind, mask in positional.masks.items()
-        }
-
-    @property
-    def past(self) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of the past by layer, (B, K, P, D); views of the buffers."""
-        return [(layer.keys[:, :, : layer.past], layer.values[:, :, : layer.past]) for layer in self.layers]
+        layers: Any = list(decoder.layers)
+        width = layers[start].self_attn.head_dim
+        heads, key_heads = (getattr(layers[start].self_attn, name).out_features // width for name in _QUERY_AND_KEY)
+        places = HeadPlaces(segments, heads, key_heads)
+        self.tokens = segments.tokens
+        self.read = self.tokens if segments.wanted is None else self.tokens[segments.wanted]
+        numbers = range(start, len(layers))
+        last = numbers[-1]
+        self.layers = [_Layer(layers[i], past[i], segments, places, product_of, last=i == last) for i in numbers]
+        self.kinds = [decoder.layer_kind(i) for i in numbers]
+        probe = next(decoder.model.parameters())
+        self.rotary, self.masks = {}, {}
+        for kind in dict.fromkeys(self.kinds):
+            self.rotary[kind] = half_tables(decoder.rotary(probe, segments.positions, kind), rows=1)
+            mask = segments.mask(probe.dtype, decoder.window(kind))
+            each = mask[:, None, None].expand(-1, key_heads, heads // key_heads, -1, -1)
+            self.masks[kind] = each.reshape(places.rows, places.per_row, -1)
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """(B, S, d) to (B, S, d). One pass at a time: the next overwrites the keys the way back reads."""
+        """(B, S, d) to (B, S, d), zeros where nothing is read.
+
+        One pass at a time: the next overwrites what the way back reads.
+        """
         out: Tensor = _Pass.apply(hidden, self)
         return out
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, list[dict[str, Tensor]]]:
-        x = hidden.flatten(0, 1)
+        x = hidden.flatten(0, 1)[self.tokens]
         tapes = []
         for layer, kind in zip(self.layers, self.kinds, strict=True):
             x, tape = layer.forward(x, self.rotary[kind], self.masks[kind])
             tapes.append(tape)
-        return x.view_as(hidden), tapes
+        return _spread(x, self.read, hidden.shape[0] * hidden.shape[1]).view_as(hidden), tapes
 
     def backward(self, gradient: Tensor, tapes: list[dict[str, Tensor]]) -> Tensor:
-        x = gradient.flatten(0, 1)
+        x = gradient.flatten(0, 1)[self.read]
         for layer, kind in zip(reversed(self.layers), reversed(self.kinds), strict=True):
             x = layer.backward(x, tapes.pop(), self.rotary[kind])
-        return x.view_as(gradient)
+        return _spread(x, self.tokens, gradient.shape[0] * gradient.shape[1]).view_as(gradient)
 
 
 class _Pass(torch.autograd.Function):

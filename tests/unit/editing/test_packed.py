@@ -38,8 +38,8 @@ def test_values_and_gradients_are_those_of_the_plain_product(bias: bool, shape: 
 def test_other_modules_stay_as_they_are() -> None:
     half, trained = linear(8, 8, False, torch.bfloat16), linear(8, 8, False).requires_grad_(True)
     plain, many = linear(8, 8, False), linear(8, 8, True)
-    assert not PackedWeights().of({half: 3, trained: 3, nn.ReLU(): 3, many: packed.ROWS[-1] + 1})
-    assert not PackedWeights(most_bytes=8 * 8 * 4 - 1).of({plain: 3})
+    assert not PackedWeights().of({half: 3, trained: 3, nn.ReLU(): 3, many: packed.MOST_ROWS + 1})
+    assert not PackedWeights(most_bytes=2 * 8 * 8 * 4 - 1).of({plain: 3})
 
 
 def test_an_error_inside_leaves_nothing_behind() -> None:
@@ -50,16 +50,27 @@ def test_an_error_inside_leaves_nothing_behind() -> None:
 
 
 @packs
-def test_weights_are_packed_once_for_about_so_many_rows() -> None:
+def test_a_weight_is_packed_once_for_all_numbers_of_rows() -> None:
     module, kept = linear(8, 8, False), PackedWeights()
-    first = kept.of({module: 30})[module]
-    assert kept.of({module: 9})[module] is first, "a few empty rows cost less than packing"
     assert kept.of({module: 33}, make=False) == {}
-    assert kept.of({module: 33})[module] is not first
-    assert kept.bytes == 2 * 8 * 8 * 4
+    first = kept.of({module: 30})[module]
     for rows in (1, 32, 33, 64):
-        kept.of({module: rows})
-    assert kept.bytes == 2 * 8 * 8 * 4, "a long stream packs no more than this"
+        assert kept.of({module: rows}) == {module: first}
+    assert kept.bytes == 2 * 8 * 8 * 4, "both ways"
+
+
+@packs
+@pytest.mark.parametrize("rows", [1, 7, 31, 64])
+def test_where_the_librarys_order_is_another_one_the_plain_product_is_taken(
+    monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    multiplied = packed._multiplied
+    monkeypatch.setattr(packed, "_multiplied", lambda x, *rest: multiplied(x, *rest).flip(-1))
+    module = linear(24, 40, True)
+    x, gradient = torch.randn(rows, 24), torch.randn(rows, 40)
+    ours = PackedWeights().of({module: rows})[module]
+    torch.testing.assert_close(ours.forward(x), module(x))
+    torch.testing.assert_close(ours.back(gradient), gradient @ module.weight)
 
 
 @packs
@@ -72,13 +83,13 @@ def test_a_weight_that_was_written_to_is_packed_anew() -> None:
     assert not first.current
     again = kept.of({module: 8})[module]
     torch.testing.assert_close(again.forward(x), module(x))
-    assert kept.bytes == 8 * 8 * 4, "the old one is gone"
+    assert kept.bytes == 2 * 8 * 8 * 4, "the old one is gone"
 
 
 @packs
 def test_beyond_its_bytes_nothing_more_is_packed_and_nothing_makes_room() -> None:
     one, two, three = (linear(8, 8, False) for _ in range(3))
-    kept = PackedWeights(most_bytes=2 * 8 * 8 * 4)
+    kept = PackedWeights(most_bytes=2 * 2 * 8 * 8 * 4)
     assert set(kept.of({one: 8, two: 8, three: 8})) == {one, two}
     assert set(kept.of({three: 8, one: 8})) == {one}
     assert kept.bytes == kept.most_bytes
