@@ -3,8 +3,8 @@
     python -m benchmarks.whole_edit [--data counterfact.json]      # SmolLM2, AlphaEdit and MEMIT, batches of 1 and 10
 
 The parts are the editor's own, called one after another and timed each; the change they give is compared with the one
-the editor computes by itself. Passes through the whole model that published code makes for keys and residuals are
-counted beside it: one for each context and layer, one more a layer for the states at the last one.
+the editor computes by itself. Keys and residuals are also read the published way, whole passes with logits for every
+layer: one over all contexts, one more for the states at the last layer. Both ways must read the same keys.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.measuring import context, gemm_rate, one_thread, store, timed
 from benchmarks.records import CONTEXT_LENGTH, CONTEXTS, LAYERS, counterfact, smollm2
@@ -84,6 +85,84 @@ def split(
     return spent, advanced
 
 
+@torch.no_grad()
+def published_reads(
+    model: EditableModel, requests: Sequence[EditRequest], contexts: Sequence[str], layers: Sequence[int]
+) -> tuple[dict[int, Tensor], Tensor]:
+    """Keys (I, m) by layer and states (d, m) at the last one, as MEMIT's code reads them, 128 rows at a time."""
+    runs = [model.text.encode_with_subject(c, r.prompt, r.subject) for r in requests for c in contexts]
+    keys = {}
+    state = torch.empty(0)
+    for layer in layers:
+        read = _at_subjects(model, runs, model.decoder.edited_map(layer), inputs=True)
+        read = read.view(len(requests), len(contexts), -1)
+        keys[layer] = (0.5 * read[:, 0] + 0.5 * read[:, 1:].mean(dim=1)).T
+        state = _at_subjects(model, runs[:: len(contexts)], model.decoder.layers[layers[-1]], inputs=False).T
+    return keys, state
+
+
+def _at_subjects(
+    model: EditableModel, runs: Sequence[tuple[list[int], int]], module: torch.nn.Module, *, inputs: bool
+) -> Tensor:
+    found: list[Tensor] = []
+    for at in range(0, len(runs), 128):
+        part = runs[at : at + 128]
+        rows = model.rows([tokens for tokens, _ in part])
+        subjects = torch.tensor([subject for _, subject in part])
+
+        def hook(_: Any, args: Any, output: Any, subjects: Tensor = subjects) -> None:
+            seen = args[0] if inputs else output[0] if isinstance(output, tuple) else output
+            found.append(seen[torch.arange(len(subjects)), subjects].float())
+
+        handle = module.register_forward_hook(hook)
+        try:
+            model.hf(input_ids=rows.ids, attention_mask=(rows.layout.segments >= 0).long(), use_cache=False)
+        finally:
+            handle.remove()
+    return torch.cat(found)
+
+
+def reading_ratio(
+    model: EditableModel,
+    editor: LocateEditor,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[str],
+    repeats: int = 3,
+) -> dict[str, float]:
+    """CPU seconds per edit of reading keys and states both ways, the weights left alone, and how they differ.
+
+    Raises:
+        AssertionError: the two ways read other keys or states.
+    """
+
+    def shared() -> tuple[dict[int, Tensor], Tensor]:
+        walk = SubjectPass(model, requests, contexts)
+        keys = {}
+        for layer in editor.layers:
+            keys[layer] = walk.keys(layer, editor.key_average)
+            state, _ = walk.states(editor.layers[-1])
+        return keys, state
+
+    seconds = [float("inf")] * 2
+    results: list[tuple[dict[int, Tensor], Tensor]] = []
+    for _ in range(repeats):
+        results = []
+        for way, read in enumerate((shared, lambda: published_reads(model, requests, contexts, editor.layers))):
+            spent, result = timed(read)
+            seconds[way] = min(seconds[way], spent)
+            results.append(result)
+    (keys, state), (published_keys, published_state) = results
+    pairs = [(keys[layer], published_keys[layer]) for layer in editor.layers] + [(state, published_state)]
+    apart = max(float((a - b).norm() / b.norm()) for a, b in pairs)
+    if not apart < 1e-4:
+        raise AssertionError(f"keys or states differ by {apart:.2g} from those of whole passes")
+    return {
+        "reads_s": seconds[0] / len(requests),
+        "published_reads_s": seconds[1] / len(requests),
+        "reads_ratio": seconds[1] / seconds[0],
+    }
+
+
 def measure(
     model: EditableModel,
     editor: LocateEditor,
@@ -108,6 +187,7 @@ def measure(
         "s_per_edit": sum(per_edit.values()),
         **per_edit,
         "published_passes_per_edit": len(editor.layers) * (len(contexts) + 1),
+        **reading_ratio(model, editor, requests[:batch], contexts),
     }
 
 
