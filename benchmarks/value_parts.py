@@ -23,7 +23,7 @@ from benchmarks.measuring import best, context, gemm_rate, one_thread, store
 from benchmarks.records import CONTEXT_LENGTH, CONTEXTS, LAYERS, counterfact, smollm2
 from editing.contexts import sample_contexts
 from editing.model.adapter import EditableModel
-from editing.model.packed import MOST_ROWS, PackedWeights, multiplying
+from editing.model.packed import Packed, PackedWeights, multiplying
 from editing.request import EditRequest
 from editing.values import PLAIN, ValueConfig, _Problem, edit_segments
 
@@ -72,7 +72,8 @@ def ways(model: EditableModel, problem: _Problem, repeats: int) -> dict[str, flo
 
 
 def products(problem: _Problem, repeats: int) -> dict[str, float]:
-    """CPU seconds of a step's products by shape, each weight read from memory; ``pack`` is what packing costs once."""
+    """CPU seconds of a step's products by shape, each weight read from memory; ``pack`` is what packing costs once,
+    both ways."""
     sums = dict.fromkeys(("plain", "packed", "back", "packed_back", "pack"), 0.0)
     shapes: dict[tuple[int, int, int], int] = {}
     for module, rows in problem.rows_of_maps().items():
@@ -89,25 +90,20 @@ def products(problem: _Problem, repeats: int) -> dict[str, float]:
 def of_shape(rows: int, outputs: int, inputs: int, copies: int, repeats: int) -> dict[str, float]:
     """CPU seconds of one product for so many rows; ``copies`` of the weight take turns."""
     weights = [torch.randn(outputs, inputs) for _ in range(copies)]
-    pack, product = torch.ops.mkl._mkl_reorder_linear_weight, torch.ops.mkl._mkl_linear
-    ready = [pack(weight, MOST_ROWS) for weight in weights]
+    agreed: dict[tuple[int, int, int], bool] = {}
+
+    def pack() -> list[Packed]:
+        return [Packed(weight, None, agreed) for weight in weights]
+
+    ready = pack()
     x, g = torch.randn(rows, inputs), torch.randn(rows, outputs)
-
-    def packed() -> list[Tensor]:
-        return [product(x, p, w, None, rows) for p, w in zip(ready, weights, strict=True)]
-
-    def packed_back() -> list[Tensor]:
-        return [product(g, p, w.mT, None, rows) for p, w in zip(ready, weights, strict=True)]
-
-    seconds = {
-        "plain": best(lambda: [functional.linear(x, w) for w in weights], repeats),
-        "packed": best(packed, repeats),
-        "back": best(lambda: [g @ w for w in weights], repeats),
-        "pack": best(lambda: [pack(w, MOST_ROWS) for w in weights], repeats),
+    return {
+        "plain": best(lambda: [functional.linear(x, w) for w in weights], repeats) / copies,
+        "packed": best(lambda: [p.forward(x) for p in ready], repeats) / copies,
+        "back": best(lambda: [g @ w for w in weights], repeats) / copies,
+        "packed_back": best(lambda: [p.back(g) for p in ready], repeats) / copies,
+        "pack": best(pack, repeats) / copies,
     }
-    ready = [pack(weight.mT.contiguous(), MOST_ROWS) for weight in weights]
-    seconds["packed_back"] = best(packed_back, repeats)
-    return {name: value / copies for name, value in seconds.items()}
 
 
 def main() -> None:

@@ -94,32 +94,28 @@ def published_reads(
     keys = {}
     state = torch.empty(0)
     for layer in layers:
-        read = _at_subjects(model, runs, model.decoder.edited_map(layer), inputs=True)
+        read, _ = _whole_passes(model, runs, layer, layers[-1])
         read = read.view(len(requests), len(contexts), -1)
         keys[layer] = (0.5 * read[:, 0] + 0.5 * read[:, 1:].mean(dim=1)).T
-        state = _at_subjects(model, runs[:: len(contexts)], model.decoder.layers[layers[-1]], inputs=False).T
+        state = _whole_passes(model, runs[:: len(contexts)], layer, layers[-1])[1].T
     return keys, state
 
 
-def _at_subjects(
-    model: EditableModel, runs: Sequence[tuple[list[int], int]], module: torch.nn.Module, *, inputs: bool
-) -> Tensor:
-    found: list[Tensor] = []
+def _whole_passes(
+    model: EditableModel, runs: Sequence[tuple[list[int], int]], layer: int, last: int
+) -> tuple[Tensor, Tensor]:
+    """Of (tokens, subject): keys (n, I) of a layer and output (n, d) of another below the top, at the subjects."""
+    keys, states = [], []
     for at in range(0, len(runs), 128):
-        part = runs[at : at + 128]
-        rows = model.rows([tokens for tokens, _ in part])
-        subjects = torch.tensor([subject for _, subject in part])
-
-        def hook(_: Any, args: Any, output: Any, subjects: Tensor = subjects) -> None:
-            seen = args[0] if inputs else output[0] if isinstance(output, tuple) else output
-            found.append(seen[torch.arange(len(subjects)), subjects].float())
-
-        handle = module.register_forward_hook(hook)
-        try:
-            model.hf(input_ids=rows.ids, attention_mask=(rows.layout.segments >= 0).long(), use_cache=False)
-        finally:
-            handle.remove()
-    return torch.cat(found)
+        tokens, subjects = zip(*runs[at : at + 128], strict=True)
+        rows = model.rows(tokens)
+        mask = (rows.layout.segments >= 0).long()
+        with model.map_inputs([layer]) as inputs:
+            passed = model.hf(input_ids=rows.ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
+        places = torch.arange(len(subjects)), torch.tensor(subjects)
+        keys.append(inputs[layer][places].float())
+        states.append(passed.hidden_states[last + 1][places].float())
+    return torch.cat(keys), torch.cat(states)
 
 
 def reading_ratio(

@@ -248,9 +248,8 @@ class _Problem:
         positional = model.positional(rows.layout)
         with model.map_outputs([self.layer]) as mapped, model.attention_outputs([self.layer]) as attended:
             at_layer = model.run(model.embed(rows), 0, self.first, positional)
-            model.run(
-                at_layer, self.first, self.layer + 1, positional
-            )  # where the value layer itself runs in each step
+            # nothing, but where the value layer itself runs in every step
+            model.run(at_layer, self.first, self.layer + 1, positional)
         mlp_out = mapped[self.layer]
 
         # index tables: for each edit its kept positions and its past, as (row of the first pass, token)
@@ -300,13 +299,13 @@ class _Problem:
         self.predict_weight = torch.tensor([p[3] for p in predict], device=device)
         self.kl_at = torch.tensor(kl_at, device=device)
         self.kl_base: Tensor | None = None
-        self.positional = model.positional(self.kept_layout, self.past_layout.followed_by(self.kept_layout))
 
     def prepare(self, *, pack: bool) -> dict[nn.Module, Packed]:
         """Set up the layers above the value layer for the rows there are; returns the packed weights that serve them.
 
         Without ``pack`` only weights that are packed already are used.
         """
+        self.positional = self.model.positional(self.kept_layout, self.past_layout.followed_by(self.kept_layout))
         packed = self.model.packed.of(self.rows_of_maps(), make=pack)
 
         def product_of(module: nn.Linear) -> Product:
@@ -360,7 +359,6 @@ class _Problem:
         self.kl_base = None if self.kl_base is None else self.kl_base[rows]
         self.kept_layout = Layout(self.kept_layout.positions[rows], self.kept_layout.segments[rows])
         self.past_layout = Layout(self.past_layout.positions[rows], self.past_layout.segments[rows])
-        self.positional = self.model.positional(self.kept_layout, self.past_layout.followed_by(self.kept_layout))
         self.prepare(pack=False)
 
     def _inject(self, delta: Tensor) -> Tensor:
