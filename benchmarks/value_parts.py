@@ -46,8 +46,7 @@ def ways(model: EditableModel, problem: _Problem, repeats: int) -> dict[str, flo
     delta = 0.1 * problem.h.norm(dim=1, keepdim=True) * torch.randn_like(problem.h) / problem.h.shape[1] ** 0.5
     wanted: tuple[Tensor, Tensor] | None = None
     seconds = {}
-    problem.prepare(pack=False)
-    problem.losses(torch.zeros_like(delta))
+    problem.losses(torch.zeros_like(delta))  # what the divergence is measured from
     for name, span, packed in WAYS:
         model.packed = PackedWeights()
         found = problem.prepare(pack=packed)

@@ -299,6 +299,7 @@ class _Problem:
         self.predict_weight = torch.tensor([p[3] for p in predict], device=device)
         self.kl_at = torch.tensor(kl_at, device=device)
         self.kl_base: Tensor | None = None
+        self.prepare(pack=False)
 
     def prepare(self, *, pack: bool) -> dict[nn.Module, Packed]:
         """Set up the layers above the value layer for the rows there are; returns the packed weights that serve them.

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
 
 Failure = Literal["500", "dead", "slow", "done, no answer"]
-"""An error; a connection closed before anything happened; an answer that comes too late; one that never comes, though
-what was asked was done."""
+"""An error; a connection closed before anything happened; a call that is answered, and done, only after `release`; one
+that is never answered, though what was asked was done."""
 
 
 class VllmLike:
@@ -31,6 +30,7 @@ class VllmLike:
         """By number of the call, from 0."""
         self.seen_name: list[str | None] = []
         """What the clients' name led to after every call."""
+        self._released, self._late = threading.Event(), threading.Semaphore(0)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
@@ -42,6 +42,11 @@ class VllmLike:
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def release(self) -> None:
+        """Let the slow call be done now, and wait until it is."""
+        self._released.set()
+        assert self._late.acquire(timeout=60), "no slow call was made"
 
     def restart(self) -> None:
         """As when the process is killed and started again: adapters loaded meanwhile are gone."""
@@ -63,11 +68,13 @@ class VllmLike:
                     self.connection.close()
                     return
                 if failure == "slow":
-                    time.sleep(1.3)
+                    server._released.wait()
                 status, answer = (
                     (500, {"error": {"message": "boom"}}) if failure == "500" else server.do(self.path, body)
                 )
                 server.seen_name.append(server.adapters.get("errata"))
+                if failure == "slow":
+                    server._late.release()
                 if failure == "done, no answer":
                     self.connection.close()
                     return

@@ -84,6 +84,7 @@ def value_gradients(model: EditableModel) -> Tensor:
     edits = [edit_segments(model, request, CONTEXTS) for request in REQUESTS]
     problem = _Problem(model, edits, 2, VALUES, "block")
     delta = torch.linspace(-0.2, 0.3, 2 * model.hidden_size).reshape(2, -1).requires_grad_()
+    problem.losses(torch.zeros_like(delta))  # what the divergence is measured from
     problem.losses(delta).sum().backward()
     assert delta.grad is not None
     return delta.grad
