@@ -216,6 +216,7 @@ def main() -> None:
     for name, row in result["alone"].items():
         print(f"alone {name}: {row}", flush=True)
     result["in_sequence"] = {}
+    print(store("same_subject", result, options.json), flush=True)
     for name in options.sequences:
         result["in_sequence"][name] = in_sequence(model, methods[name], updates, states[name], contexts, unedited)
         for count, row in result["in_sequence"][name].items():
