@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.measuring import best, context, gemm_rate, one_thread, store
@@ -70,12 +70,12 @@ def ways(model: EditableModel, problem: _Problem, repeats: int) -> dict[str, flo
     return seconds
 
 
-def products(problem: _Problem, repeats: int) -> dict[str, float]:
+def products(model: EditableModel, problem: _Problem, repeats: int) -> dict[str, float]:
     """CPU seconds of a step's products by shape, each weight read from memory; ``pack`` is what packing costs once,
     both ways."""
     sums = dict.fromkeys(("plain", "packed", "back", "packed_back", "pack"), 0.0)
     shapes: dict[tuple[int, int, int], int] = {}
-    for module, rows in problem.rows_of_maps().items():
+    for module, rows in problem.rows_of_maps(problem.first, model.num_layers).items():
         weight = getattr(module, "weight", None)
         if weight is not None and weight.ndim == 2:
             shape = (rows, *weight.shape)
@@ -88,11 +88,12 @@ def products(problem: _Problem, repeats: int) -> dict[str, float]:
 
 def of_shape(rows: int, outputs: int, inputs: int, copies: int, repeats: int) -> dict[str, float]:
     """CPU seconds of one product for so many rows; ``copies`` of the weight take turns."""
-    weights = [torch.randn(outputs, inputs) for _ in range(copies)]
+    maps = [nn.Linear(inputs, outputs, bias=False).requires_grad_(False) for _ in range(copies)]
+    weights = [module.weight for module in maps]
     agreed: dict[tuple[int, int, int], bool] = {}
 
     def pack() -> list[Packed]:
-        return [Packed(weight, None, agreed) for weight in weights]
+        return [Packed([module], agreed) for module in maps]
 
     ready = pack()
     x, g = torch.randn(rows, inputs), torch.randn(rows, outputs)
@@ -123,14 +124,14 @@ def main() -> None:
         rows = problem.hidden.shape[0] * problem.hidden.shape[1]
         operations = 4.0 * sum(
             rows * module.weight.numel()
-            for module, rows in problem.rows_of_maps().items()
+            for module, rows in problem.rows_of_maps(problem.first, model.num_layers).items()
             if getattr(module, "weight", None) is not None and module.weight.ndim == 2
         )
         result[f"edits_{count}"] = {
             "rows": rows,
             "past": problem.past_layout.segments.shape[1],
             "step_s": ways(model, problem, options.repeats),
-            "products_s": products(problem, options.repeats),
+            "products_s": products(model, problem, options.repeats),
             "products_at_the_cores_rate_s": operations / rate,
         }
     for name, value in result.items():

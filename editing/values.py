@@ -36,6 +36,7 @@ from editing.model.decoder import Layout
 from editing.model.kv import PrefixKV, RecordingKV
 from editing.model.packed import Packed, Plain, Product, multiplying
 from editing.model.span import GatedSpan, span_of
+from editing.readout import read_losses
 from editing.request import EditRequest
 
 logger = logging.getLogger(__name__)
@@ -302,15 +303,18 @@ class _Problem:
         self.prepare(pack=False)
 
     def prepare(self, *, pack: bool) -> dict[nn.Module, Packed]:
-        """Set up the layers above the value layer for the rows there are; returns the packed weights that serve them.
+        """Set up the layers above the value layer for the rows there are.
 
         Without ``pack`` only weights that are packed already are used.
-        """
-        self.positional = self.model.positional(self.kept_layout, self.past_layout.followed_by(self.kept_layout))
-        packed = self.model.packed.of(self.rows_of_maps(), make=pack)
 
-        def product_of(module: nn.Linear) -> Product:
-            return packed[module] if module in packed else Plain(module.weight, module.bias)
+        Returns:
+            Packed weights of the maps that are called as modules of the library.
+        """
+        packed, tokens = self.model.packed, int((self.kept_layout.segments >= 0).sum())
+        self.positional = self.model.positional(self.kept_layout, self.past_layout.followed_by(self.kept_layout))
+
+        def product_of(maps: Sequence[nn.Linear]) -> Product:
+            return packed.joined(maps, tokens, make=pack) or Plain(maps)
 
         above = self.layer + 1
         read = torch.zeros_like(self.kept_layout.segments, dtype=torch.bool)
@@ -318,13 +322,13 @@ class _Problem:
         read[torch.arange(read.shape[0], device=read.device), self.kl_at] = True
         layouts = self.kept_layout, self.past_layout
         self.span = span_of(self.model.decoder, above, *layouts, self.past, product_of, read)
-        return packed
+        rows = self.rows_of_maps(self.first, self.model.num_layers if self.span is None else above)
+        return packed.of(rows, make=pack)
 
-    def rows_of_maps(self) -> dict[nn.Module, int]:
-        """How many rows every module that a step runs through sees."""
-        decoder, positions = self.model.decoder, int((self.kept_layout.segments >= 0).sum())
-        layers = (decoder.layers[i] for i in range(self.first, self.model.num_layers))
-        rows = {module: positions for layer in layers for module in layer.modules()}
+    def rows_of_maps(self, start: int, stop: int) -> dict[nn.Module, int]:
+        """How many rows every module of some layers, and the head, sees in a step."""
+        tokens = int((self.kept_layout.segments >= 0).sum())
+        rows = {module: tokens for layer in list(self.model.decoder.layers)[start:stop] for module in layer.modules()}
         kl = self.hidden.shape[0] if self.config.kl_factor else 0
         return rows | {self.model.hf.get_output_embeddings(): self.predict_at.numel() + kl}
 
@@ -414,19 +418,19 @@ class _Problem:
         edits = torch.arange(delta.shape[0] if self.config.kl_factor else 0, device=delta.device)
         # one product with the head for all: for few edits reading it is a fifth of a step
         wanted = torch.cat([hidden[self.predict_edit, self.predict_at], hidden[edits, self.kl_at[: edits.numel()]]])
-        scores = self.model.logits(wanted).float().log_softmax(dim=-1)
-        predicted, now = scores.split([self.predict_edit.numel(), edits.numel()])
-        nll = -predicted.gather(1, self.predict_token[:, None]).squeeze(1) * self.predict_weight
-        total = torch.zeros(delta.shape[0], device=delta.device).index_add(0, self.predict_edit, nll)
+        logits = self.model.logits(wanted).float()
+        if self.kl_base is None:
+            nll, kl, missed = read_losses(logits, self.predict_token, None)
+            self.kl_base = logits[self.predict_edit.numel() :].detach().log_softmax(dim=-1)
+        else:
+            nll, kl, missed = read_losses(logits, self.predict_token, self.kl_base)
+        none = torch.zeros(delta.shape[0], device=delta.device)
+        total = none.index_add(0, self.predict_edit, nll * self.predict_weight)
         if self.variant.hit_weight != 1.0:
-            missed = torch.zeros_like(total).index_add(
-                0, self.predict_edit, (predicted.argmax(dim=1) != self.predict_token).float()
-            )
-            total = torch.where(missed > 0, total, self.variant.hit_weight * total)
+            misses = none.index_add(0, self.predict_edit, missed.float())
+            total = torch.where(misses > 0, total, self.variant.hit_weight * total)
         if self.config.kl_factor:
-            if self.kl_base is None:
-                self.kl_base = now.detach()
-            total = total + self.config.kl_factor * (now.exp() * (now - self.kl_base)).sum(dim=-1)
+            total = total + self.config.kl_factor * kl
         if self.config.weight_decay:
             total = total + self.config.weight_decay * self._decay(delta)
         return total

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from editing.model.decoder import Decoder, layer_of, map_number
-from editing.model.span import Norm, half_tables, head_norms, rotated, written_out
+from editing.model.span import Norm, Turn, head_norms, turn_, turn_of, written_out
 
 Take = Callable[[int, Tensor], None]
 """What is done with the inputs (N, I) of a map, given by its number."""
@@ -83,7 +83,7 @@ class FlatPass:
         input of the MLP, and None."""
         layer: Any = self.decoder.layers[index]
         normed = Norm.of(layer.input_layernorm).apply(x)
-        mixed = _attended(layer.self_attn, normed, tokens.edges, tokens.rotary(self.decoder.layer_kind(index)))
+        mixed = _attended(layer.self_attn, normed, tokens.edges, tokens.turn(self.decoder.layer_kind(index)))
         _add_product(x, mixed, layer.self_attn.o_proj)
         normed = Norm.of(layer.post_attention_layernorm).apply(x)
         for number in (map_number(index, "gate_proj"), map_number(index, "up_proj")):
@@ -104,21 +104,21 @@ class _Tokens:
         self.decoder = decoder
         self.edges = [0, *accumulate(lengths)]
         self.positions = torch.cat([torch.arange(length, device=device) for length in lengths])[None]
-        self._rotary: dict[str, tuple[Tensor, Tensor]] = {}
+        self._turns: dict[str, Turn] = {}
 
-    def rotary(self, kind: str) -> tuple[Tensor, Tensor]:
-        """Cosine and sine (1, N, 1, D / 2) for layers of a kind."""
-        if kind not in self._rotary:
+    def turn(self, kind: str) -> Turn:
+        """Cosine and signed sine (1, N, 1, D) for layers of a kind."""
+        if kind not in self._turns:
             probe = next(self.decoder.model.parameters())
-            self._rotary[kind] = half_tables(self.decoder.rotary(probe, self.positions, kind), rows=1)
-        return self._rotary[kind]
+            self._turns[kind] = turn_of(self.decoder.rotary(probe, self.positions, kind))
+        return self._turns[kind]
 
 
 def _nothing(number: int, keys: Tensor) -> None:
     """Nobody wants the keys of the layers behind the last map."""
 
 
-def _attended(attention: Any, x: Tensor, edges: Sequence[int], rotary: tuple[Tensor, Tensor]) -> Tensor:
+def _attended(attention: Any, x: Tensor, edges: Sequence[int], turn: Turn) -> Tensor:
     """Mixed values (N, H D) of every token, each piece by itself."""
     tokens, width = x.shape[0], attention.head_dim
     query, key = (product(x).view(1, tokens, -1, width) for product in (attention.q_proj, attention.k_proj))
@@ -126,7 +126,7 @@ def _attended(attention: Any, x: Tensor, edges: Sequence[int], rotary: tuple[Ten
     query_norm, key_norm = head_norms(attention)
     if query_norm is not None and key_norm is not None:
         query, key = query_norm.apply(query), key_norm.apply(key)
-    query, key = rotated(query, *rotary), rotated(key, *rotary)
+    query, key = turn_(query, turn), turn_(key, turn)
     groups = query.shape[2] // key.shape[2]
     if groups > 1:  # a query head and its keys must bear the same number
         key, value = (t.repeat_interleave(groups, dim=2) for t in (key, value))

@@ -9,7 +9,7 @@ Letters: N rows, I inputs, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol, cast
@@ -26,66 +26,89 @@ _AGREEMENT = 1e-4
 
 
 class Product(Protocol):
-    """A linear map, frozen, both ways."""
+    """Linear maps of one input, frozen, both ways."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., I) to (..., O), bias included."""
+        """x (..., I) to (..., O): what the maps make of it, side by side, biases included."""
 
     def back(self, gradient: Tensor) -> Tensor:
         """The gradient (..., O) of what came out to that of what went in, (..., I)."""
 
 
 class Plain:
-    """A weight (O, I) as it lies."""
+    """Weights (O_i, I) as they lie."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight, self.bias = weight, bias
+    def __init__(self, maps: Sequence[nn.Linear]) -> None:
+        self.weights = [module.weight.detach() for module in maps]
+        self.biases = [None if module.bias is None else module.bias.detach() for module in maps]
+        self.widths = [weight.shape[0] for weight in self.weights]
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight, self.bias)
+        if len(self.weights) == 1:
+            return nn.functional.linear(x, self.weights[0], self.biases[0])
+        rows = x.reshape(-1, x.shape[-1])
+        out = x.new_empty(rows.shape[0], sum(self.widths))
+        for part, weight, bias in zip(out.split(self.widths, dim=1), self.weights, self.biases, strict=True):
+            torch.mm(rows, weight.mT, out=part)
+            if bias is not None:
+                part += bias
+        return out.view(*x.shape[:-1], -1)
 
     def back(self, gradient: Tensor) -> Tensor:
-        return gradient @ self.weight
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        first, *others = zip(rows.split(self.widths, dim=1), self.weights, strict=True)
+        found = first[0] @ first[1]
+        for part, weight in others:
+            found.addmm_(part, weight)
+        return found.view(*gradient.shape[:-1], -1)
 
 
 class Packed(Plain):
-    """A weight (O, I), packed for products of up to ``MOST_ROWS`` rows, each way.
+    """Weights packed as one for products of up to ``MOST_ROWS`` rows, each way.
 
     ``agreed`` remembers for which shapes and numbers of rows the packed product was found to be the plain one: the
     library's order is the same for all these numbers of rows, but it does not promise so.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, agreed: dict[tuple[int, int, int], bool]) -> None:
-        super().__init__(weight, bias)
-        self.version = weight._version
+    def __init__(self, maps: Sequence[nn.Linear], agreed: dict[tuple[int, int, int], bool]) -> None:
+        super().__init__(maps)
+        self._sources = [module.weight for module in maps]
+        self._versions = [weight._version for weight in self._sources]
         self._agreed = agreed
+        weight = torch.cat(self.weights) if len(maps) > 1 else self.weights[0]
         self._forward, self._back = (_in_library_order(w) for w in (weight, weight.mT.contiguous()))
+        # the library asks the plain weight for its shape alone
+        self._shape = weight.new_empty(1, 1).expand(weight.shape)
+        self._bias: Tensor | None = None
+        if any(bias is not None for bias in self.biases):
+            parts = zip(self.biases, self.widths, strict=True)
+            self._bias = torch.cat([weight.new_zeros(o) if bias is None else bias for bias, o in parts])
 
     @property
     def current(self) -> bool:
-        """Whether nobody has written into the weight since it was packed."""
-        return self.weight._version == self.version
+        """Whether nobody has written into the weights since they were packed."""
+        return [weight._version for weight in self._sources] == self._versions
 
     def forward(self, x: Tensor) -> Tensor:
         if not self._agrees(x.numel() // x.shape[-1]):
             return super().forward(x)
-        return _multiplied(x, self._forward, self.weight, self.bias)
+        return _multiplied(x, self._forward, self._shape, self._bias)
 
     def back(self, gradient: Tensor) -> Tensor:
         if not self._agrees(gradient.numel() // gradient.shape[-1]):
             return super().back(gradient)
-        return _multiplied(gradient, self._back, self.weight.mT, None)
+        return _multiplied(gradient, self._back, self._shape.mT, None)
 
     def _agrees(self, rows: int) -> bool:
-        shape = (rows, *self.weight.shape)
+        shape = (rows, *self._shape.shape)
         if rows > MOST_ROWS or rows == 0:
             return False
         if shape not in self._agreed:
             random = torch.Generator().manual_seed(rows)
             x, gradient = (torch.randn(rows, size, generator=random) for size in (shape[2], shape[1]))
             self._agreed[shape] = _same(
-                _multiplied(x, self._forward, self.weight, None), nn.functional.linear(x, self.weight)
-            ) and _same(_multiplied(gradient, self._back, self.weight.mT, None), gradient @ self.weight)
+                _multiplied(x, self._forward, self._shape, self._bias), super().forward(x)
+            ) and _same(_multiplied(gradient, self._back, self._shape.mT, None), super().back(gradient))
         return self._agreed[shape]
 
 
@@ -154,7 +177,7 @@ class PackedWeights:
         self.most_bytes = most_bytes
         self.bytes = 0
         """What is kept now."""
-        self._kept: dict[int, Packed] = {}
+        self._kept: dict[tuple[int, ...], Packed] = {}
         self._agreed: dict[tuple[int, int, int], bool] = {}
 
     def of(self, rows_of: Mapping[nn.Module, int], *, make: bool = True) -> dict[nn.Module, Packed]:
@@ -163,27 +186,25 @@ class PackedWeights:
         Maps that are not plain float32 ones on a CPU are left out, and all of them where the library cannot pack.
         Without ``make`` only what is there already is given.
         """
-        found: dict[nn.Module, Packed] = {}
-        for module, rows in rows_of.items() if _library_packs() else ():
-            fits = 0 < rows <= MOST_ROWS and _can_be_packed(module)
-            packed = self._packed(cast(nn.Linear, module), make) if fits else None
-            if packed is not None:
-                found[module] = packed
-        return found
+        found = {module: self.joined([module], rows, make=make) for module, rows in rows_of.items()}
+        return {module: packed for module, packed in found.items() if packed is not None}
 
-    def _packed(self, module: nn.Linear, make: bool) -> Packed | None:
-        key = module.weight.data_ptr()  # what is kept holds the memory, so that no other weight comes there
+    def joined(self, modules: Sequence[nn.Module], rows: int, *, make: bool = True) -> Packed | None:
+        """Weights of linear maps of one input packed as one, or None where one of them is left out (see ``of``)."""
+        if not (_library_packs() and 0 < rows <= MOST_ROWS and all(map(_can_be_packed, modules))):
+            return None
+        maps = [cast(nn.Linear, module) for module in modules]
+        key = tuple(module.weight.data_ptr() for module in maps)  # what is kept holds the memory: no other comes there
         kept = self._kept.get(key)
         if kept is not None and kept.current:
             return kept
-        size = 2 * module.weight.nbytes
+        size = 2 * sum(module.weight.nbytes for module in maps)
         if kept is not None:
             del self._kept[key], kept
             self.bytes -= size
         if not make or self.bytes + size > self.most_bytes:
             return None
-        bias = None if module.bias is None else module.bias.detach()
-        self._kept[key] = Packed(module.weight.detach(), bias, self._agreed)
+        self._kept[key] = Packed(maps, self._agreed)
         self.bytes += size
         return self._kept[key]
 

@@ -79,24 +79,33 @@ def _places(segment: Tensor) -> Tensor:
 
 
 class HeadPlaces:
-    """Where the heads of every token go and come from; each index is over rows of D numbers."""
+    """Where the heads of every token go and come from; each index is over rows of D numbers.
+
+    A token's heads lie side by side, those of its query, its key and its value, N (H + 2 K) rows in all. Attention
+    takes the tables (C, K, Q, E) of queries, (C, K, E) of keys and (C, K, E) of values, one behind the other; a place
+    without a token has the first token's.
+    """
 
     def __init__(self, at: Segments, heads: int, key_heads: int) -> None:
-        device, groups = at.tokens.device, heads // key_heads
+        device, groups, each = at.tokens.device, heads // key_heads, heads + 2 * key_heads
         segment, place = at.new_segment[:, None], at.new_place[:, None]
         head, key_head = torch.arange(heads, device=device), torch.arange(key_heads, device=device)
-        row = segment * key_heads + key_head
-        self.keys = (row * at.total + at.past + place).flatten()
-        """Of keys (N, K) in the buffer (C, K, T)."""
-        self.new_keys = (row * at.new + place).flatten()
-        """Of keys (N, K) in (C, K, E)."""
-        self.queries = ((segment * heads + head) * at.new + place).flatten()
-        """Of queries (N, H) in (C, K, Q, E): all queries that meet the same keys are one matrix."""
         token = torch.zeros(at.count, at.new, dtype=torch.long, device=device)
         token[at.new_segment, at.new_place] = torch.arange(at.tokens.numel(), device=device)
-        self.tokens = (token[:, None] * heads + head[:, None]).flatten()
-        """Of (C, K, Q, E) in (N, H); places without a token get the first one's."""
-        read = self.queries.view(-1, heads)
-        self.read = self.queries if at.wanted is None else read[at.wanted].flatten()
-        """``queries`` of the tokens whose output is read."""
+        self.heads, self.key_heads = heads, key_heads
         self.rows, self.per_row = at.count * key_heads, groups * at.new
+        self.queries = (token[:, None] * heads + head[:, None]).flatten()
+        """Of the table of queries in (N, H)."""
+        of_query = token[:, None] * each + head[:, None]
+        of_key = token[:, None] * each + heads + key_head[:, None]
+        self.into_tables = torch.cat([index.flatten() for index in (of_query, of_key, of_key + key_heads)])
+        """Of the tables in the tokens' heads."""
+        self.query_rows, self.key_rows = of_query.numel(), of_key.numel()
+        own = (segment * heads + head) * at.new + place
+        key = (segment * key_heads + key_head) * at.new + place + self.query_rows
+        self.from_tables = torch.cat([own, key, key + self.key_rows], dim=1).flatten()
+        """Of the tokens' heads in the tables."""
+        self.own = own.flatten()
+        """Of the queries (N, H) in their table."""
+        self.read = self.own if at.wanted is None else own[at.wanted].flatten()
+        """The same of the tokens whose output is read."""

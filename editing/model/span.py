@@ -26,12 +26,11 @@ from editing.model.decoder import Decoder, Layout
 from editing.model.packed import Product, is_plain
 from editing.model.segments import HeadPlaces, Segments
 
-ProductOf = Callable[[nn.Linear], Product]
-"""How a linear map multiplies: with its weight as it lies, or packed."""
+ProductOf = Callable[[Sequence[nn.Linear]], Product]
+"""How linear maps of one input multiply: with their weights as they lie, or packed."""
 
 _LAYERS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"})
-_ATTENTION_MAPS = ("q_proj", "k_proj", "v_proj", "o_proj")
-_QUERY_AND_KEY = _ATTENTION_MAPS[:2]
+_HEAD_MAPS = ("q_proj", "k_proj", "v_proj")
 _MLP_MAPS = ("gate_proj", "up_proj", "down_proj")
 MOST_SCORES = 2**28
 """Attention scores that are kept for the way back, over all layers (1 GiB); with more the general way is taken."""
@@ -52,7 +51,7 @@ def span_of(
         new: where the tokens (B, S) that run stand.
         before: where the past tokens (B, P) stand.
         past: keys and values (B, K, P, D) by layer.
-        product_of: asked once for every linear map.
+        product_of: asked once for all linear maps of one input.
         wanted: bool (B, S), the tokens whose output is read; null for all.
     """
     layers = list(decoder.layers)[start:]
@@ -82,7 +81,7 @@ def _known(layer: nn.Module) -> bool:
         return False
     attention: Any = layer.self_attn
     mlp: Any = layer.mlp
-    maps = [getattr(attention, name) for name in _ATTENTION_MAPS] + [getattr(mlp, name) for name in _MLP_MAPS]
+    maps = [getattr(attention, name) for name in (*_HEAD_MAPS, "o_proj")] + [getattr(mlp, name) for name in _MLP_MAPS]
     return all(is_plain(m) for m in maps) and str(attention.config.hidden_act) in ("silu", "swish")
 
 
@@ -91,28 +90,33 @@ class Norm:
     """Root-mean-square norm with its gain."""
 
     gain: Tensor
-    epsilon: float
+    epsilon: Tensor
 
     @classmethod
     def of(cls, module: Any) -> Norm:
         """The norm that a module of the library computes."""
-        return cls(module.weight.detach(), float(module.variance_epsilon))
+        gain = module.weight.detach()
+        return cls(gain, gain.new_full((1,), float(module.variance_epsilon)))
 
     def apply(self, x: Tensor) -> Tensor:
         """The normed rows, with nothing kept for a way back."""
-        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return (x * size.square_().div_(x.shape[-1]).add_(self.epsilon).rsqrt_()).mul_(self.gain)
+        return (x * self._scale(x)).mul_(self.gain)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The normed rows, and for the way back those before the gain, and 1 / rms."""
-        scale = x.square().mean(dim=-1, keepdim=True).add_(self.epsilon).rsqrt_()
+        scale = self._scale(x)
         unit = x * scale
         return unit * self.gain, unit, scale
 
     def back(self, gradient: Tensor, unit: Tensor, scale: Tensor) -> Tensor:
         inner = gradient * self.gain
-        along = (inner * unit).mean(dim=-1, keepdim=True)
-        return inner.addcmul_(unit, along, value=-1).mul_(scale)
+        along = (inner * unit).sum(dim=-1, keepdim=True)
+        return inner.addcmul_(unit, along, value=-1.0 / unit.shape[-1]).mul_(scale)
+
+    def _scale(self, x: Tensor) -> Tensor:
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        # a number as a tensor: for a Python one torch makes a tensor every time
+        return torch.addcmul(self.epsilon, size, size, value=1.0 / x.shape[-1]).rsqrt_()
 
 
 def head_norms(attention: Any) -> tuple[Norm | None, Norm | None]:
@@ -120,6 +124,24 @@ def head_norms(attention: Any) -> tuple[Norm | None, Norm | None]:
     if not hasattr(attention, "q_norm"):
         return None, None
     return Norm.of(attention.q_norm), Norm.of(attention.k_norm)
+
+
+class _Kept:
+    """Keys and values (2, C K, T, D) of every segment, and the same turned, (2, C K, D, T), for the products that read
+    them across: small ones are five times slower with a matrix that lies the other way."""
+
+    def __init__(self, past: tuple[Tensor, Tensor], segments: Segments) -> None:
+        both = torch.stack([segments.buffer(part).flatten(0, 1) for part in past])
+        turned = both.mT.contiguous()
+        self.keys, self.values = both
+        self.keys_turned, self.values_turned = turned
+        self._new, self._new_turned = both[:, :, segments.past :], turned[..., segments.past :]
+
+    def take(self, rows: Tensor) -> None:
+        """The new tokens' keys and values, (2 C K E, D)."""
+        new = rows.view(self._new.shape)
+        self._new.copy_(new)
+        self._new_turned.copy_(new.mT)
 
 
 class _Layer:
@@ -141,71 +163,74 @@ class _Layer:
             Norm.of(layer.post_attention_layernorm),
         )
         self.query_norm, self.key_norm = head_norms(attention)
-        self.scaling = float(attention.scaling)
-        maps = {name: getattr(attention, name) for name in _ATTENTION_MAPS}
-        maps |= {name: getattr(mlp, name) for name in _MLP_MAPS}
-        self.product = {name: product_of(module) for name, module in maps.items()}
-        self.past, self.places = segments.past, places
+        self.scaling, self.width = float(attention.scaling), int(attention.head_dim)
+        self.scaling_tensor = past[0].new_full((1,), self.scaling)
+        self.heads = product_of([getattr(attention, name) for name in _HEAD_MAPS])
+        self.out = product_of([attention.o_proj])
+        self.gate_and_up = product_of([mlp.gate_proj, mlp.up_proj])
+        self.down = product_of([mlp.down_proj])
+        self.kept, self.past, self.places = _Kept(past, segments), segments.past, places
         self.wanted = segments.wanted if last else None
         """Behind the last attention only the tokens go on that are read."""
-        self.keys, self.values = (segments.buffer(part).flatten(0, 1) for part in past)  # (C K, T, D)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, x: Tensor, turn: Turn, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """x (N, d) to the output of the tokens that go on, and what the way back needs."""
         tape: dict[str, Tensor] = {}
-        product, at, width = self.product, self.places, self.keys.shape[-1]
+        at, kept, width = self.places, self.kept, self.width
         normed, tape["unit_1"], tape["scale_1"] = self.before_attention(x)
-        query = product["q_proj"].forward(normed).view(1, x.shape[0], -1, width)
-        key = product["k_proj"].forward(normed).view(1, x.shape[0], -1, width)
+        heads = self.heads.forward(normed).view(x.shape[0], -1, width)
         if self.query_norm is not None and self.key_norm is not None:
-            query, tape["unit_q"], tape["scale_q"] = self.query_norm(query)
-            key, tape["unit_k"], tape["scale_k"] = self.key_norm(key)
-        self.keys.view(-1, width).index_copy_(0, at.keys, rotated(key, *rotary).view(-1, width))
-        self.values.view(-1, width).index_copy_(0, at.keys, product["v_proj"].forward(normed).view(-1, width))
-        tape["query"] = self._by_key_head(rotated(query, *rotary))
-        tape["share"] = torch.baddbmm(mask, tape["query"], self.keys.mT, alpha=self.scaling).softmax(dim=-1)
-        tape["mixed"] = torch.bmm(tape["share"], self.values)
+            query, key = heads[:, : at.heads], heads[:, at.heads : -at.key_heads]
+            normed, tape["unit_q"], tape["scale_q"] = self.query_norm(query)
+            query.copy_(normed)
+            normed, tape["unit_k"], tape["scale_k"] = self.key_norm(key)
+            key.copy_(normed)
+        turn_(heads[:, : -at.key_heads], turn)
+        tables = _rows(heads, at.into_tables)
+        query = tape["query"] = tables[: at.query_rows].view(at.rows, at.per_row, width)
+        kept.take(tables[at.query_rows :])
+        share = tape["share"] = torch.baddbmm(mask, query, kept.keys_turned, alpha=self.scaling).softmax(dim=-1)
+        mixed = tape["mixed"] = torch.bmm(share, kept.values)
         if self.wanted is not None:
             x = x[self.wanted]
-        read = at.queries if self.wanted is None else at.read
-        x = x + product["o_proj"].forward(_rows(tape["mixed"], read).view(x.shape[0], -1))
+        x = x + self.out.forward(_rows(mixed, at.read if self.wanted is not None else at.own).view(x.shape[0], -1))
         normed, tape["unit_2"], tape["scale_2"] = self.before_mlp(x)
-        tape["gate"], tape["up"] = product["gate_proj"].forward(normed), product["up_proj"].forward(normed)
-        return x + product["down_proj"].forward(nn.functional.silu(tape["gate"]).mul_(tape["up"])), tape
+        gate, up = self.gate_and_up.forward(normed).chunk(2, dim=-1)
+        share = gate.sigmoid()
+        opened = tape["open"] = gate.mul_(share)
+        tape["up"], tape["slope"] = up, share.addcmul_(opened, share, value=-1).add_(opened)
+        return x + self.down.forward(opened * up), tape
 
-    def backward(self, gradient: Tensor, tape: dict[str, Tensor], rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def backward(self, gradient: Tensor, tape: dict[str, Tensor], turn: Turn) -> Tensor:
         """Gradient of the output to that of the input, (N, d)."""
-        gate, product, at = tape["gate"], self.product, self.places
-        tokens, width = tape["unit_1"].shape[0], self.keys.shape[-1]
-        inner = product["down_proj"].back(gradient)
-        at_up = inner * nn.functional.silu(gate)
-        at_gate = torch.ops.aten.silu_backward(inner.mul_(tape["up"]), gate)
-        at_norm = product["gate_proj"].back(at_gate).add_(product["up_proj"].back(at_up))
-        gradient = gradient + self.before_mlp.back(at_norm, tape["unit_2"], tape["scale_2"])
+        at, kept, share = self.places, self.kept, tape["share"]
+        inner = self.down.back(gradient)
+        both = inner.new_empty(inner.shape[0], 2, inner.shape[1])
+        torch.mul(inner, tape["open"], out=both[:, 1])
+        torch.mul(inner.mul_(tape["up"]), tape["slope"], out=both[:, 0])
+        at_norm = self.gate_and_up.back(both.view(inner.shape[0], -1))
+        gradient = self.before_mlp.back(at_norm, tape["unit_2"], tape["scale_2"]).add_(gradient)
 
-        share, at_mixed = tape["share"], product["o_proj"].back(gradient)
+        at_mixed, tokens = self.out.back(gradient), tape["unit_1"].shape[0]
         if self.wanted is not None:
             at_mixed, gradient = (_spread(part, self.wanted, tokens) for part in (at_mixed, gradient))
-        mixed = self._by_key_head(at_mixed)
-        along = (mixed * tape["mixed"]).sum(dim=-1, keepdim=True)
-        scores = torch.bmm(mixed, self.values.mT).sub_(along).mul_(share).mul_(self.scaling)
-        back = (rotary[0], -rotary[1])  # a rotation's gradient turns the other way
-        query = rotated(_rows(torch.bmm(scores, self.keys), at.queries).view(1, tokens, -1, width), *back)
-        key = _rows(torch.bmm(scores[:, :, self.past :].mT, tape["query"]), at.new_keys)
-        value = _rows(torch.bmm(share[:, :, self.past :].mT, mixed), at.new_keys)
-        key = rotated(key.view(1, tokens, -1, width), *back)
+        mixed = _rows(at_mixed.view(-1, self.width), at.queries).view(tape["mixed"].shape)
+        scores = torch.bmm(mixed, kept.values_turned)
+        scores = torch.ops.aten._softmax_backward_data(scores, share, -1, share.dtype).mul_(self.scaling_tensor)
+        counts = [at.query_rows, at.key_rows, at.key_rows]
+        tables = mixed.new_empty(sum(counts), self.width)
+        query, keys, values = tables.split(counts)
+        torch.bmm(scores, kept.keys, out=query.view(tape["query"].shape))
+        torch.bmm(scores[:, :, self.past :].mT, tape["query"], out=keys.view(at.rows, -1, self.width))
+        torch.bmm(share[:, :, self.past :].mT, mixed, out=values.view(at.rows, -1, self.width))
+        heads = _rows(tables, at.from_tables).view(tokens, -1, self.width)
+        turn_(heads[:, : -at.key_heads], turn, back=True)
         if self.query_norm is not None and self.key_norm is not None:
-            query = self.query_norm.back(query, tape["unit_q"], tape["scale_q"])
-            key = self.key_norm.back(key, tape["unit_k"], tape["scale_k"])
-        at_norm = product["q_proj"].back(query.reshape(tokens, -1))
-        at_norm.add_(product["k_proj"].back(key.reshape(tokens, -1)))
-        at_norm.add_(product["v_proj"].back(value.view(tokens, -1)))
-        return gradient + self.before_attention.back(at_norm, tape["unit_1"], tape["scale_1"])
-
-    def _by_key_head(self, x: Tensor) -> Tensor:
-        """Heads of the tokens, N H D numbers, to (C K, Q E, D)."""
-        at, width = self.places, self.keys.shape[-1]
-        return x.view(-1, width).index_select(0, at.tokens).view(at.rows, at.per_row, width)
+            query, keys = heads[:, : at.heads], heads[:, at.heads : -at.key_heads]
+            query.copy_(self.query_norm.back(query, tape["unit_q"], tape["scale_q"]))
+            keys.copy_(self.key_norm.back(keys, tape["unit_k"], tape["scale_k"]))
+        at_norm = self.heads.back(heads.view(tokens, -1))
+        return self.before_attention.back(at_norm, tape["unit_1"], tape["scale_1"]).add_(gradient)
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
@@ -213,21 +238,21 @@ def _rows(x: Tensor, index: Tensor) -> Tensor:
     return x.view(-1, x.shape[-1]).index_select(0, index)
 
 
-def half_tables(tables: tuple[Tensor, Tensor], rows: int) -> tuple[Tensor, Tensor]:
-    """The library's cosine and sine (1 or B, S, D) as ``rotated`` takes them; both halves of a head turn alike."""
-    half = tables[0].shape[-1] // 2
-    cos, sin = (table[..., None, :half].expand(rows, -1, -1, -1).contiguous() for table in tables)
-    return cos, sin
+Turn = tuple[Tensor, Tensor]
+"""Cosine and signed sine (S, 1, D): the first half of a head's sine is negative."""
 
 
-def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (B, S, heads, D) turned by the angles whose cosine and sine are (B, S, 1, D / 2)."""
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    a, b = x.chunk(2, dim=-1)
-    out_a, out_b = out.chunk(2, dim=-1)
-    torch.mul(a, cos, out=out_a).addcmul_(b, sin, value=-1)
-    torch.mul(b, cos, out=out_b).addcmul_(a, sin)
-    return out
+def turn_of(tables: tuple[Tensor, Tensor]) -> Turn:
+    """The library's cosine and sine (1, S, D), as ``turn_`` takes them."""
+    cos, sin = (table[0, :, None] for table in tables)
+    first, second = sin.chunk(2, dim=-1)
+    return cos.contiguous(), torch.cat([-first, second], dim=-1)
+
+
+def turn_(x: Tensor, turn: Turn, *, back: bool = False) -> Tensor:
+    """The heads x (S, heads, D), turned where they lie; ``back`` the other way, as gradients are."""
+    other = x.roll(x.shape[-1] // 2, dims=-1)
+    return x.mul_(turn[0]).addcmul_(other, turn[1], value=-1 if back else 1)
 
 
 def _spread(x: Tensor, index: Tensor, rows: int) -> Tensor:
@@ -248,7 +273,7 @@ class GatedSpan:
     ) -> None:
         layers: Any = list(decoder.layers)
         width = layers[start].self_attn.head_dim
-        heads, key_heads = (getattr(layers[start].self_attn, name).out_features // width for name in _QUERY_AND_KEY)
+        heads, key_heads = (getattr(layers[start].self_attn, name).out_features // width for name in _HEAD_MAPS[:2])
         places = HeadPlaces(segments, heads, key_heads)
         self.tokens = segments.tokens
         self.read = self.tokens if segments.wanted is None else self.tokens[segments.wanted]
@@ -257,9 +282,9 @@ class GatedSpan:
         self.layers = [_Layer(layers[i], past[i], segments, places, product_of, last=i == last) for i in numbers]
         self.kinds = [decoder.layer_kind(i) for i in numbers]
         probe = next(decoder.model.parameters())
-        self.rotary, self.masks = {}, {}
+        self.turns, self.masks = {}, {}
         for kind in dict.fromkeys(self.kinds):
-            self.rotary[kind] = half_tables(decoder.rotary(probe, segments.positions, kind), rows=1)
+            self.turns[kind] = turn_of(decoder.rotary(probe, segments.positions, kind))
             mask = segments.mask(probe.dtype, decoder.window(kind))
             each = mask[:, None, None].expand(-1, key_heads, heads // key_heads, -1, -1)
             self.masks[kind] = each.reshape(places.rows, places.per_row, -1)
@@ -276,14 +301,14 @@ class GatedSpan:
         x = hidden.flatten(0, 1)[self.tokens]
         tapes = []
         for layer, kind in zip(self.layers, self.kinds, strict=True):
-            x, tape = layer.forward(x, self.rotary[kind], self.masks[kind])
+            x, tape = layer.forward(x, self.turns[kind], self.masks[kind])
             tapes.append(tape)
         return _spread(x, self.read, hidden.shape[0] * hidden.shape[1]).view_as(hidden), tapes
 
     def backward(self, gradient: Tensor, tapes: list[dict[str, Tensor]]) -> Tensor:
         x = gradient.flatten(0, 1)[self.read]
         for layer, kind in zip(reversed(self.layers), reversed(self.kinds), strict=True):
-            x = layer.backward(x, tapes.pop(), self.rotary[kind])
+            x = layer.backward(x, tapes.pop(), self.turns[kind])
         return _spread(x, self.tokens, gradient.shape[0] * gradient.shape[1]).view_as(gradient)
 
 

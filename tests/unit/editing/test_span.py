@@ -39,7 +39,7 @@ def setup(model: EditableModel, start: int = 1) -> Setup:
 def made(
     model: EditableModel, start: int, new: Layout, before: Layout, past: Past, wanted: Tensor | None = None
 ) -> GatedSpan | None:
-    return span_of(model.decoder, start, new, before, past, lambda module: Plain(module.weight, module.bias), wanted)
+    return span_of(model.decoder, start, new, before, past, Plain, wanted)
 
 
 @pytest.mark.parametrize("read", [((1, 1, 1, 1), (1, 1, 1, 0)), ((0, 1, 0, 1), (0, 1, 0, 0))])
