@@ -419,11 +419,9 @@ class _Problem:
         # one product with the head for all: for few edits reading it is a fifth of a step
         wanted = torch.cat([hidden[self.predict_edit, self.predict_at], hidden[edits, self.kl_at[: edits.numel()]]])
         logits = self.model.logits(wanted).float()
-        if self.kl_base is None:
-            nll, kl, missed = read_losses(logits, self.predict_token, None)
+        nll, kl, missed = read_losses(logits, self.predict_token, self.kl_base)
+        if self.config.kl_factor and self.kl_base is None:
             self.kl_base = logits[self.predict_edit.numel() :].detach().log_softmax(dim=-1)
-        else:
-            nll, kl, missed = read_losses(logits, self.predict_token, self.kl_base)
         none = torch.zeros(delta.shape[0], device=delta.device)
         total = none.index_add(0, self.predict_edit, nll * self.predict_weight)
         if self.variant.hit_weight != 1.0:
