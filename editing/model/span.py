@@ -180,26 +180,27 @@ class _Layer:
         normed, tape["unit_1"], tape["scale_1"] = self.before_attention(x)
         heads = self.heads.forward(normed).view(x.shape[0], -1, width)
         if self.query_norm is not None and self.key_norm is not None:
-            query, key = heads[:, : at.heads], heads[:, at.heads : -at.key_heads]
-            normed, tape["unit_q"], tape["scale_q"] = self.query_norm(query)
-            query.copy_(normed)
-            normed, tape["unit_k"], tape["scale_k"] = self.key_norm(key)
-            key.copy_(normed)
+            queries, keys = heads[:, : at.heads], heads[:, at.heads : -at.key_heads]
+            normed_queries, tape["unit_q"], tape["scale_q"] = self.query_norm(queries)
+            normed_keys, tape["unit_k"], tape["scale_k"] = self.key_norm(keys)
+            queries.copy_(normed_queries)
+            keys.copy_(normed_keys)
         turn_(heads[:, : -at.key_heads], turn)
         tables = _rows(heads, at.into_tables)
         query = tape["query"] = tables[: at.query_rows].view(at.rows, at.per_row, width)
         kept.take(tables[at.query_rows :])
         share = tape["share"] = torch.baddbmm(mask, query, kept.keys_turned, alpha=self.scaling).softmax(dim=-1)
-        mixed = tape["mixed"] = torch.bmm(share, kept.values)
+        mixed = _rows(torch.bmm(share, kept.values), at.own if self.wanted is None else at.read)
         if self.wanted is not None:
             x = x[self.wanted]
-        x = x + self.out.forward(_rows(mixed, at.read if self.wanted is not None else at.own).view(x.shape[0], -1))
+        x = x + self.out.forward(mixed.view(x.shape[0], -1))
         normed, tape["unit_2"], tape["scale_2"] = self.before_mlp(x)
-        gate, up = self.gate_and_up.forward(normed).chunk(2, dim=-1)
-        share = gate.sigmoid()
-        opened = tape["open"] = gate.mul_(share)
-        tape["up"], tape["slope"] = up, share.addcmul_(opened, share, value=-1).add_(opened)
-        return x + self.down.forward(opened * up), tape
+        gate, tape["up"] = self.gate_and_up.forward(normed).chunk(2, dim=-1)
+        sigmoid = gate.sigmoid()
+        opened = tape["open"] = gate.mul_(sigmoid)
+        # silu's derivative, from what is there: sigmoid + silu (1 - sigmoid)
+        tape["slope"] = sigmoid.addcmul_(opened, sigmoid, value=-1).add_(opened)
+        return x + self.down.forward(opened * tape["up"]), tape
 
     def backward(self, gradient: Tensor, tape: dict[str, Tensor], turn: Turn) -> Tensor:
         """Gradient of the output to that of the input, (N, d)."""
@@ -214,7 +215,7 @@ class _Layer:
         at_mixed, tokens = self.out.back(gradient), tape["unit_1"].shape[0]
         if self.wanted is not None:
             at_mixed, gradient = (_spread(part, self.wanted, tokens) for part in (at_mixed, gradient))
-        mixed = _rows(at_mixed.view(-1, self.width), at.queries).view(tape["mixed"].shape)
+        mixed = _rows(at_mixed.view(-1, self.width), at.queries).view(at.rows, at.per_row, self.width)
         scores = torch.bmm(mixed, kept.values_turned)
         scores = torch.ops.aten._softmax_backward_data(scores, share, -1, share.dtype).mul_(self.scaling_tensor)
         counts = [at.query_rows, at.key_rows, at.key_rows]
