@@ -35,7 +35,7 @@ def together(model: EditableModel, facts: list[EditRequest]) -> list[TargetValue
 
 
 def test_a_batch_equals_one_by_one(model: EditableModel, facts: list[EditRequest], together: list[TargetValue]) -> None:
-    assert len({value.steps for value in together}) > 1, f"each stops by itself: {[(v.steps, v.loss) for v in together]}"
+    assert len({value.steps for value in together}) > 1, "each stops by itself"
     for fact, got in zip(facts, together, strict=True):
         (alone,) = optimise_values(model, [fact], layer=LAYER, contexts=CONTEXTS, config=CONFIG)
         assert got.loss == pytest.approx(alone.loss, abs=1e-4)
