@@ -205,7 +205,7 @@ def main() -> None:
     base, unedited = answers(LanguageEngine(model), facts, None)
     result: dict[str, Any] = {
         "context": context(model=model.name),
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k != "json"},
+        "settings": {k: v.name if isinstance(v, Path) else v for k, v in vars(options).items() if k != "json"},
         "facts": len(facts),
         "unedited": means(base),
     }
