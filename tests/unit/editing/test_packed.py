@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from editing.model import packed
-from editing.model.packed import PackedWeights, multiplying
+from editing.model.packed import PackedWeights, Plain, multiplying
 
 packs = pytest.mark.skipif(not packed._library_packs(), reason="this build of torch does not pack weights")
 
@@ -71,6 +71,42 @@ def test_where_the_librarys_order_is_another_one_the_plain_product_is_taken(
     ours = PackedWeights().of({module: rows})[module]
     torch.testing.assert_close(ours.forward(x), module(x))
     torch.testing.assert_close(ours.back(gradient), gradient @ module.weight)
+
+
+@pytest.mark.parametrize("rows", [5, 70])
+@pytest.mark.parametrize("biases", [(False, False, False), (True, False, True)])
+def test_maps_of_one_input_multiply_as_one(rows: int, biases: tuple[bool, ...]) -> None:
+    maps = [linear(24, outputs, bias) for outputs, bias in zip((40, 8, 8), biases, strict=True)]
+    x, gradient = torch.randn(2, rows // 2, 24), torch.randn(2, rows // 2, 56)
+    want = torch.cat([module(x) for module in maps], dim=-1)
+    want_back = gradient @ torch.cat([module.weight for module in maps])
+    found = [Plain(maps)]
+    if packed._library_packs():
+        kept = PackedWeights().joined(maps, 5)
+        assert kept is not None
+        found.append(kept)
+    for product in found:
+        torch.testing.assert_close(product.forward(x), want)
+        torch.testing.assert_close(product.back(gradient), want_back)
+
+
+@packs
+def test_one_of_several_that_was_written_to_packs_all_anew() -> None:
+    maps, kept = [linear(8, 8, False), linear(8, 16, False)], PackedWeights()
+    first = kept.joined(maps, 8)
+    assert first is not None and kept.joined(maps, 8) is first and kept.joined(maps[:1], 8, make=False) is None
+    with torch.no_grad():
+        maps[1].weight.mul_(2.0)
+    again = kept.joined(maps, 8)
+    assert again is not None and again is not first
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(again.forward(x), torch.cat([module(x) for module in maps], dim=-1))
+    assert kept.bytes == 2 * 8 * 24 * 4
+
+
+def test_a_map_that_cannot_be_packed_leaves_the_others_alone() -> None:
+    maps = [linear(8, 8, False), linear(8, 8, False, torch.bfloat16)]
+    assert PackedWeights().joined(maps, 3) is None and PackedWeights().joined(maps[:1], 65) is None
 
 
 @packs
