@@ -31,7 +31,7 @@ WAYS = (("general", False, False), ("general_packed", False, True), ("span", Tru
 
 
 def problem_of(model: EditableModel, requests: Sequence[EditRequest], contexts: Sequence[str]) -> _Problem:
-    """What does not change from step to step; the layers above are not set up yet."""
+    """What does not change from step to step."""
     edits = [edit_segments(model, request, contexts) for request in requests]
     return _Problem(model, edits, LAYERS[-1], ValueConfig(), "block", PLAIN)
 

@@ -30,27 +30,28 @@ def read_losses(logits: Tensor, tokens: Tensor, held_to: Tensor | None) -> tuple
 class _Losses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, tokens: Tensor, held_to: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        rows = torch.arange(tokens.numel(), device=logits.device)
+        count = tokens.numel()
+        targets = torch.arange(count, device=logits.device), tokens
         highest = logits.amax(dim=-1, keepdim=True)
         gradient = (logits - highest).exp_()  # becomes the gradient of each row's loss, in the same memory
         # the target apart: 1 - p is the others' share, which p itself, near 1, has no digits for
-        target = gradient[rows, tokens]
-        gradient[rows, tokens] = 0.0
+        target = gradient[targets]
+        gradient[targets] = 0.0
         total = gradient.sum(dim=-1, keepdim=True)
-        others = total[: rows.numel(), 0].clone()
-        total[: rows.numel(), 0] += target
+        others = total[:count, 0].clone()
+        total[:count, 0] += target
         gradient.mul_(total.reciprocal())
-        gradient[rows, tokens] = -others / total[: rows.numel(), 0]
+        gradient[targets] = -others / total[:count, 0]
         size = total.log_().add_(highest)
-        own = logits[rows, tokens]
-        nll = size[: rows.numel(), 0] - own
-        missed = own < highest[: rows.numel(), 0]
-        p, above = gradient[rows.numel() :], size[rows.numel() :]
+        own = logits[targets]
+        nll = size[:count, 0] - own
+        missed = own < highest[:count, 0]
+        p, above = gradient[count:], size[count:]
         if held_to is None:
             kl = torch.zeros_like(above[:, 0])
             p.zero_()
         else:
-            apart = (logits[rows.numel() :] - held_to).sub_(above)
+            apart = (logits[count:] - held_to).sub_(above)
             kl = torch.linalg.vecdot(p, apart)
             p.mul_(apart.sub_(kl[:, None]))
         ctx.save_for_backward(gradient)

@@ -199,7 +199,7 @@ def optimise_values(
         if following is None or (rows + len(following)) * widest[order[place + 1 - len(batch)]] > config.batch_tokens:
             edits = [every[i] for group in batch for i in group]
             problem = _problem(model, edits, layer, config, space, variant)
-            with multiplying(problem.prepare(pack=config.steps >= _PACKED_STEPS)):
+            with multiplying(problem.packed):
                 values = _minimise(problem, config, [len(g) for g in batch])
             for group, value in zip(batch, values, strict=True):
                 for i in group:
@@ -300,7 +300,7 @@ class _Problem:
         self.predict_weight = torch.tensor([p[3] for p in predict], device=device)
         self.kl_at = torch.tensor(kl_at, device=device)
         self.kl_base: Tensor | None = None
-        self.prepare(pack=False)
+        self.packed = self.prepare(pack=self.config.steps >= _PACKED_STEPS)
 
     def prepare(self, *, pack: bool) -> dict[nn.Module, Packed]:
         """Set up the layers above the value layer for the rows there are.
@@ -310,7 +310,7 @@ class _Problem:
         Returns:
             Packed weights of the maps that are called as modules of the library.
         """
-        packed, tokens = self.model.packed, int((self.kept_layout.segments >= 0).sum())
+        packed, tokens = self.model.packed, self._tokens()
         self.positional = self.model.positional(self.kept_layout, self.past_layout.followed_by(self.kept_layout))
 
         def product_of(maps: Sequence[nn.Linear]) -> Product:
@@ -327,10 +327,13 @@ class _Problem:
 
     def rows_of_maps(self, start: int, stop: int) -> dict[nn.Module, int]:
         """How many rows every module of some layers, and the head, sees in a step."""
-        tokens = int((self.kept_layout.segments >= 0).sum())
+        tokens = self._tokens()
         rows = {module: tokens for layer in list(self.model.decoder.layers)[start:stop] for module in layer.modules()}
         kl = self.hidden.shape[0] if self.config.kl_factor else 0
         return rows | {self.model.hf.get_output_embeddings(): self.predict_at.numel() + kl}
+
+    def _tokens(self) -> int:
+        return int((self.kept_layout.segments >= 0).sum())
 
     def _at_first_subject(self) -> Tensor:
         # the empty context is the first segment of each edit, and its subject the first kept position

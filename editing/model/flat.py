@@ -107,7 +107,7 @@ class _Tokens:
         self._turns: dict[str, Turn] = {}
 
     def turn(self, kind: str) -> Turn:
-        """Cosine and signed sine (1, N, 1, D) for layers of a kind."""
+        """How heads turn at the tokens' positions (N, 1, D), for layers of a kind."""
         if kind not in self._turns:
             probe = next(self.decoder.model.parameters())
             self._turns[kind] = turn_of(self.decoder.rotary(probe, self.positions, kind))

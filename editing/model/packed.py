@@ -72,8 +72,7 @@ class Packed(Plain):
 
     def __init__(self, maps: Sequence[nn.Linear], agreed: dict[tuple[int, int, int], bool]) -> None:
         super().__init__(maps)
-        self._sources = [module.weight for module in maps]
-        self._versions = [weight._version for weight in self._sources]
+        self._versions = [weight._version for weight in self.weights]
         self._agreed = agreed
         weight = torch.cat(self.weights) if len(maps) > 1 else self.weights[0]
         self._forward, self._back = (_in_library_order(w) for w in (weight, weight.mT.contiguous()))
@@ -87,7 +86,7 @@ class Packed(Plain):
     @property
     def current(self) -> bool:
         """Whether nobody has written into the weights since they were packed."""
-        return [weight._version for weight in self._sources] == self._versions
+        return [weight._version for weight in self.weights] == self._versions
 
     def forward(self, x: Tensor) -> Tensor:
         if not self._agrees(x.numel() // x.shape[-1]):

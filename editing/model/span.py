@@ -164,7 +164,6 @@ class _Layer:
         )
         self.query_norm, self.key_norm = head_norms(attention)
         self.scaling, self.width = float(attention.scaling), int(attention.head_dim)
-        self.scaling_tensor = past[0].new_full((1,), self.scaling)
         self.heads = product_of([getattr(attention, name) for name in _HEAD_MAPS])
         self.out = product_of([attention.o_proj])
         self.gate_and_up = product_of([mlp.gate_proj, mlp.up_proj])
@@ -217,7 +216,7 @@ class _Layer:
             at_mixed, gradient = (_spread(part, self.wanted, tokens) for part in (at_mixed, gradient))
         mixed = _rows(at_mixed.view(-1, self.width), at.queries).view(at.rows, at.per_row, self.width)
         scores = torch.bmm(mixed, kept.values_turned)
-        scores = torch.ops.aten._softmax_backward_data(scores, share, -1, share.dtype).mul_(self.scaling_tensor)
+        scores = torch.ops.aten._softmax_backward_data(scores, share, -1, share.dtype).mul_(self.scaling)
         counts = [at.query_rows, at.key_rows, at.key_rows]
         tables = mixed.new_empty(sum(counts), self.width)
         query, keys, values = tables.split(counts)

@@ -1,4 +1,4 @@
-"""A real vLLM server, and a run that has used it for all it is good for: what several slow tests look at."""
+"""The demo model; a real vLLM server, and a run that has used it for all it is good for: what several tests look at."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from editing.model.adapter import EditableModel
+from editing.model.load import load_model
 from tests.helpers.vllm_server import RANK, Server, vllm_environment
+
+
+@pytest.fixture(scope="module")
+def model(smollm2: Path) -> EditableModel:
+    """SmolLM2, a fresh one for every file."""
+    return load_model(str(smollm2))
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import torch
 
 from editing.model.adapter import EditableModel
 from editing.model.engine import LanguageEngine
-from editing.model.load import load_model
 from editing.request import EditRequest
 from evaluation.arms import ArmEvaluator
 from evaluation.datasets import ValidRecord, open_dataset
@@ -33,11 +32,6 @@ GOLDEN = {
 }
 # a near tie may fall the other way on another machine: half of one record's score
 TOLERANCE = 0.5 / 50 + 1e-6
-
-
-@pytest.fixture(scope="module")
-def model(smollm2: Path) -> EditableModel:
-    return load_model(str(smollm2))
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,10 @@ import torch
 
 from editing.model.adapter import EditableModel
 from editing.model.engine import LanguageEngine
-from editing.model.load import load_model
 from evaluation.perplexity import clean_wikitext, perplexity, windows_of
 
 GOLDEN = 28.9551
 """SmolLM2-135M-Instruct in float32, first 1 000 tokens of WikiText-2's test articles as prose, window 256."""
-
-
-@pytest.fixture(scope="module")
-def model(smollm2: Path) -> EditableModel:
-    return load_model(str(smollm2))
 
 
 @pytest.fixture(scope="module")

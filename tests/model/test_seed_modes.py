@@ -5,19 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-import pytest
-
 from editing.corpus import CorpusConfig, CorpusReader, run_corpus_unit, second_pass
 from editing.model.adapter import EditableModel
-from editing.model.load import load_model
 from editing.selfgen import SelfGenerationConfig, run_unit, unit_of
 
 LAYERS = (4, 8)
-
-
-@pytest.fixture(scope="module")
-def model(smollm2: Path) -> EditableModel:
-    return load_model(str(smollm2))
 
 
 def test_on_this_model_a_lone_first_token_hardly_says_what_follows(model: EditableModel) -> None:

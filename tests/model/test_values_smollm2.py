@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from editing.model.adapter import EditableModel
-from editing.model.load import load_model
 from editing.request import EditRequest
 from editing.values import TargetValue, ValueConfig, optimise_values
 from evaluation.datasets import ValidRecord, open_dataset
@@ -16,11 +15,6 @@ from tests.unit.helpers import plain
 LAYER = 8
 CONTEXTS = ("", "You know, ")
 CONFIG = ValueConfig(steps=12, stop_loss=0.8)
-
-
-@pytest.fixture(scope="module")
-def model(smollm2: Path) -> EditableModel:
-    return load_model(str(smollm2))
 
 
 @pytest.fixture(scope="module")

@@ -30,15 +30,15 @@ QUESTIONS = Questions(
 class World:
     """A journal, adapters on disk, and servers whose adapters know what they were edited to say."""
 
-    def __init__(self, tmp_path: Path, patience: float = 10.0) -> None:
-        """``patience`` is in seconds; a sound server on a busy machine takes its time."""
-        self.folder, self.patience = tmp_path, patience
+    def __init__(self, tmp_path: Path) -> None:
+        self.folder, self.patience = tmp_path, 10.0
+        """Seconds for an answer; a sound server on a busy machine takes its time."""
         self.journal = Journal.create(tmp_path / "journal.sqlite", JournalMeta("r", "b" * 64, "e" * 64, {}))
         self.bad: set[str] = set()
         """Paths of adapters that answer wrongly."""
         self.servers: list[VllmLike] = []
         self.crash_at: int | None = None
-        self.config = PublishConfig(timeout_seconds=patience, to=())
+        self.config = PublishConfig(timeout_seconds=self.patience, to=())
 
     def answer(self, path: str | None, prompt: str) -> str:
         plain = {"Water is": " wet", "Ice is": " solid"}
