@@ -1,4 +1,4 @@
-"""Build step that lays `configs/` into the wheel as `orchestrator/_configs`; metadata is in pyproject.toml.
+"""Build step that lays `configs/` into the wheel as `errata/_configs`; metadata is in pyproject.toml.
 
 In a checkout (and in an editable install) the presets are read from `configs/` itself: no copy is made there.
 """
@@ -20,7 +20,7 @@ class BuildWithConfigs(build_py):
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            target = Path(self.build_lib) / "orchestrator" / "_configs"
+            target = Path(self.build_lib) / "errata" / "_configs"
             shutil.rmtree(target, ignore_errors=True)  # a file deleted from configs/ must not survive in build/
             shutil.copytree(SOURCE, target)
 

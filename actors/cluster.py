@@ -7,17 +7,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from actors.covariance import CovarianceEstimator
-from actors.editor import ContextSpec, EditorClient, HistoryItem
-from actors.evaluation import EvaluationPool, EvaluationSettings
-from actors.placement import Reservation
-from actors.retrieval import MemoryClient
-from actors.runtime import connect, disconnect
-from actors.settings import ModelSpec, RayConfig
-from actors.sharded.places import RankReservation
-from actors.shared import evaluators_on, shared_workers
-from retrieval.index import IndexConfig
-from retrieval.memory import MemoryEntry
+from errata.actors.connection import connect, disconnect
+from errata.actors.covariance import CovarianceEstimator
+from errata.actors.editor import ContextSpec, EditorClient, HistoryItem
+from errata.actors.evaluation import EvaluationPool, EvaluationSettings
+from errata.actors.placement import Reservation
+from errata.actors.retrieval import MemoryClient
+from errata.actors.settings import ModelSpec, RayConfig
+from errata.actors.sharded.places import RankReservation
+from errata.actors.shared import evaluators_on, shared_workers
+from errata.retrieval.index import IndexConfig
+from errata.retrieval.memory import MemoryEntry
 
 _T = TypeVar("_T")
 

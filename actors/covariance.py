@@ -5,7 +5,7 @@ A unit is a share of sequences to sample, with a seed of its own, or a run of do
 A *block* is a fixed run of consecutive units. A worker computes a block's units in order and hands over one sum; the
 sums are added by pairs in a binary tree whose shape depends only on how many blocks count. A block that dies with its
 worker is done again and yields the same bytes. With a token budget the blocks that count are the shortest prefix that
-reaches it; what was computed beyond is dropped. So workers may come and go in the middle: see `actors.crew`.
+reaches it; what was computed beyond is dropped. So workers may come and go in the middle: see `errata.actors.crew`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from actors.crew import Crew, Member
-from actors.placement import unreserved
-from actors.reduction import MOST_PIECES, BlockTree, Piece, Pieces, Sums, cut, fetch_mending
-from actors.runtime import LOST, WorkerGroup, make_actor, unwrap
-from actors.settings import ModelSpec, RayConfig, RoleConfig
-from actors.worker import VersionedModel, load_for, yield_to_others
-from editing.corpus import CorpusConfig, CorpusReader, check_digest, run_corpus_unit, second_pass
-from editing.covariance import KeyCovariance, SampleRecord
-from editing.errors import ErrataError
-from editing.selfgen import SelfGenerationConfig, UnitResult, run_unit, unit_of
-from editing.served import run_served_unit
+from errata.actors.connection import LOST, unwrap
+from errata.actors.crew import Crew, Member
+from errata.actors.placement import unreserved
+from errata.actors.reduction import MOST_PIECES, BlockTree, Piece, Pieces, Sums, cut, fetch_mending
+from errata.actors.runtime import WorkerGroup, make_actor
+from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
+from errata.actors.worker import VersionedModel, load_for, yield_to_others
+from errata.editing.covariance import KeyCovariance, SampleRecord
+from errata.editing.errors import ErrataError
+from errata.editing.estimation.corpus import CorpusConfig, CorpusReader, check_digest, run_corpus_unit, second_pass
+from errata.editing.estimation.selfgen import SelfGenerationConfig, UnitResult, run_unit, unit_of
+from errata.editing.estimation.served import run_served_unit
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import ray
 
-from actors.runtime import LOST, WorkerGroup, check_born, first_line, kill, unwrap
+from errata.actors.connection import LOST, check_born, first_line, unwrap
+from errata.actors.runtime import WorkerGroup, kill
 
 logger = logging.getLogger(__name__)
 

@@ -15,17 +15,18 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from actors.runtime import LOST, check_born, kill, make_actor, unwrap
-from actors.settings import ModelSpec, RayConfig, RoleConfig
-from actors.sharded.stored import stored
-from actors.worker import load_for
-from editing.contexts import sample_contexts
-from editing.covariance import KeyCovariance
-from editing.editors import make_editor
-from editing.errors import ErrataError
-from editing.request import EditBatch
-from editing.reverting import HistoryItem, RevertOrder, revert
-from editing.session import EditReceipt, EditSession, Snapshot
+from errata.actors.connection import LOST, check_born, unwrap
+from errata.actors.runtime import kill, make_actor
+from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
+from errata.actors.sharded.stored import stored
+from errata.actors.worker import load_for
+from errata.editing.contexts import sample_contexts
+from errata.editing.covariance import KeyCovariance
+from errata.editing.editors import make_editor
+from errata.editing.errors import ErrataError
+from errata.editing.request import EditBatch
+from errata.editing.reverting import HistoryItem, RevertOrder, revert
+from errata.editing.session import EditReceipt, EditSession, Snapshot
 
 logger = logging.getLogger(__name__)
 

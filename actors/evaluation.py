@@ -13,18 +13,19 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from actors.runtime import LOST, WorkerGroup, check_born, make_actor, unwrap
-from actors.settings import ModelSpec, RayConfig, RoleConfig
-from actors.worker import VersionedModel, load_for, yield_to_others
-from editing.errors import ErrataError
-from editing.request import EditRequest
-from evaluation.answering import ArmAnswer, Question, answer
-from evaluation.arms import ArmEvaluator, Evaluation
-from evaluation.caching import CachingEngine
-from evaluation.outcomes import Arm
-from evaluation.perplexity import paragraphs_of, perplexity, windows_of
-from retrieval.memory import Hit
-from retrieval.scr import ScrConfig, SelectiveReasoner
+from errata.actors.connection import LOST, check_born, unwrap
+from errata.actors.runtime import WorkerGroup, make_actor
+from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
+from errata.actors.worker import VersionedModel, load_for, yield_to_others
+from errata.editing.errors import ErrataError
+from errata.editing.request import EditRequest
+from errata.evaluation.answering import ArmAnswer, Question, answer
+from errata.evaluation.arms import ArmEvaluator, Evaluation
+from errata.evaluation.caching import CachingEngine
+from errata.evaluation.outcomes import Arm
+from errata.evaluation.perplexity import paragraphs_of, perplexity, windows_of
+from errata.retrieval.memory import Hit
+from errata.retrieval.scr import ScrConfig, SelectiveReasoner
 
 logger = logging.getLogger(__name__)
 

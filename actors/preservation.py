@@ -9,16 +9,16 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from actors.evaluation import EvaluationPool, EvaluationSettings
-from actors.runtime import WorkerGroup, make_actor
-from actors.settings import ModelSpec, RayConfig, RoleConfig
-from actors.worker import VersionedModel, load_for, yield_to_others
-from editing.request import EditRequest
-from evaluation.preservation.battery import Item, Outcomes, Suite, merged
-from evaluation.preservation.suites import BatteryConfig, build_suites
-from evaluation.sampling import SamplingEngine
-from retrieval.embedder import HashEmbedderConfig, SentenceEmbedderConfig, build_embedder
-from retrieval.scr import ScrConfig
+from errata.actors.evaluation import EvaluationPool, EvaluationSettings
+from errata.actors.runtime import WorkerGroup, make_actor
+from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
+from errata.actors.worker import VersionedModel, load_for, yield_to_others
+from errata.editing.request import EditRequest
+from errata.evaluation.preservation.battery import Item, Outcomes, Suite, merged
+from errata.evaluation.preservation.suites import BatteryConfig, build_suites
+from errata.evaluation.sampling import SamplingEngine
+from errata.retrieval.embedder import HashEmbedderConfig, SentenceEmbedderConfig, build_embedder
+from errata.retrieval.scr import ScrConfig
 
 _SHARES_PER_WORKER = 3
 """More than one, so that a slow share at the end holds little up; each costs a batch that is not full."""

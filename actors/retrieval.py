@@ -11,13 +11,14 @@ from typing import Any
 
 import ray
 
-from actors.runtime import LOST, check_born, kill, make_actor, unwrap
-from actors.settings import RayConfig
-from editing.errors import ErrataError
-from retrieval.embedder import build_embedder
-from retrieval.index import IndexConfig
-from retrieval.memory import FactMemory, Hit, MemoryEntry
-from retrieval.vectors import KeptVectors
+from errata.actors.connection import LOST, check_born, unwrap
+from errata.actors.runtime import kill, make_actor
+from errata.actors.settings import RayConfig
+from errata.editing.errors import ErrataError
+from errata.retrieval.embedder import build_embedder
+from errata.retrieval.index import IndexConfig
+from errata.retrieval.memory import FactMemory, Hit, MemoryEntry
+from errata.retrieval.vectors import KeptVectors
 
 logger = logging.getLogger(__name__)
 

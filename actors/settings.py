@@ -12,11 +12,11 @@ _NAME = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 _LABEL_VALUE = re.compile(rf"!?({_NAME}|in\({_NAME}(, ?{_NAME})*\))")
 
 
-class _Closed(BaseModel):
+class Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class RoleConfig(_Closed):
+class RoleConfig(Closed):
     """What one kind of actor asks Ray for."""
 
     num_cpus: float = Field(1.0, ge=0)
@@ -37,7 +37,7 @@ class RoleConfig(_Closed):
     """Added to the process's niceness: on a machine they share, work in the background gives way to the editor."""
 
 
-class RayConfig(_Closed):
+class RayConfig(Closed):
     """The cluster."""
 
     address: str = "local"
@@ -111,7 +111,7 @@ def processes(role: str, ranks: int) -> int:
     return 1 if role == "retrieval" else ranks
 
 
-class ParallelConfig(_Closed):
+class ParallelConfig(Closed):
     """One model spread over several processes, for models that do not fit one device."""
 
     kind: Literal["deepspeed"] = "deepspeed"
@@ -122,7 +122,7 @@ class ParallelConfig(_Closed):
     """A rank that waits longer for another gives up. Longer than the largest matrix takes to factor."""
 
 
-class ModelSpec(_Closed):
+class ModelSpec(Closed):
     """A model as every actor loads it by itself: weights never travel through the object store."""
 
     name: str

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 import ray
 from torch import Tensor
 
-from actors.covariance import BLOCK_RETURNS, BlockInfo, EstimateJob, KeyCheck, UnitWorker, handed_over
-from actors.evaluation import EvaluationPool, EvaluationSettings, EvaluationWorker, Hits
-from actors.reduction import Piece
-from actors.runtime import WorkerGroup, make_actor
-from actors.settings import ModelSpec, RayConfig, RoleConfig
-from actors.worker import VersionedModel, load_for, yield_to_others
-from editing.request import EditRequest
-from evaluation.answering import ArmAnswer, Question
-from evaluation.arms import Evaluation
-from evaluation.outcomes import Arm
+from errata.actors.covariance import BLOCK_RETURNS, BlockInfo, EstimateJob, KeyCheck, UnitWorker, handed_over
+from errata.actors.evaluation import EvaluationPool, EvaluationSettings, EvaluationWorker, Hits
+from errata.actors.reduction import Piece
+from errata.actors.runtime import WorkerGroup, make_actor
+from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
+from errata.actors.worker import VersionedModel, load_for, yield_to_others
+from errata.editing.request import EditRequest
+from errata.evaluation.answering import ArmAnswer, Question
+from errata.evaluation.arms import Evaluation
+from errata.evaluation.outcomes import Arm
 
 
 @ray.remote

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import ray
 
-from actors.runtime import connect, disconnect
-from actors.settings import RayConfig
+from errata.actors.connection import connect, disconnect
+from errata.actors.settings import RayConfig
 
 
 @dataclass(frozen=True)

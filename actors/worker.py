@@ -8,16 +8,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from actors.settings import ModelSpec, RoleConfig
-from editing.model.adapter import EditableModel
-from editing.model.load import load_model
+from errata.actors.settings import ModelSpec, RoleConfig
+from errata.editing.checkpoint.load import load_model
+from errata.editing.model.adapter import EditableModel
 
 
 def load_for(role: RoleConfig, spec: ModelSpec) -> EditableModel:
     """Load the model in this process for a role, or this process's part of it."""
     torch.set_num_threads(role.threads)
     if spec.parallel is not None:
-        from actors.sharded.loading import load_spec
+        from errata.actors.sharded.loading import load_spec
 
         return load_spec(spec)
     return load_model(spec.name, dtype=spec.dtype, device=role.device, digest=spec.digest)

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from benchmarks.measuring import context, gemm_rate, one_thread, store, timed
 from benchmarks.records import LAYERS, MODEL, ROOT, smollm2
-from editing.corpus import CorpusConfig, CorpusReader, CorpusReading, cut, run_corpus_unit
-from editing.model.adapter import EditableModel
-from editing.selfgen import SelfGenerationConfig, run_unit, unit_of
+from errata.editing.estimation.corpus import CorpusConfig, CorpusReader, CorpusReading, cut, run_corpus_unit
+from errata.editing.estimation.selfgen import SelfGenerationConfig, run_unit, unit_of
+from errata.editing.model.adapter import EditableModel
 
 
 @torch.no_grad()
@@ -121,8 +121,8 @@ def scaling(model_name: str, layers: tuple[int, ...], counts: Sequence[int], *, 
     """Wall-clock tokens/s of one self-generated estimate by number of workers, models loaded beforehand."""
     import ray
 
-    from actors.covariance import CovarianceEstimator, EstimateJob
-    from actors.settings import ModelSpec, RayConfig
+    from errata.actors.covariance import CovarianceEstimator, EstimateJob
+    from errata.actors.settings import ModelSpec, RayConfig
 
     result: dict[str, Any] = {}
     digests = set()

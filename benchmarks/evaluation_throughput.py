@@ -22,19 +22,19 @@ from transformers import StoppingCriteriaList
 
 from benchmarks.measuring import context, one_thread, store, timed
 from benchmarks.records import LAYERS, ROOT, smollm2
-from editing.model.adapter import EditableModel
-from editing.model.engine import LanguageEngine
-from editing.model.text import TextCodec
-from editing.request import EditRequest
-from evaluation.arms import ArmEvaluator, Evaluation
-from evaluation.caching import CachingEngine
-from evaluation.datasets import ValidRecord, open_dataset
-from evaluation.outcomes import ARMS, MEMORY_ARMS, Arm
-from evaluation.probes import probes_of, questions_of
-from retrieval.embedder import HashEmbedderConfig, build_embedder
-from retrieval.index import IndexConfig
-from retrieval.memory import FactMemory, Hit, MemoryEntry
-from retrieval.scr import SelectiveReasoner
+from errata.editing.model.adapter import EditableModel
+from errata.editing.model.engine import LanguageEngine
+from errata.editing.model.text import TextCodec
+from errata.editing.request import EditRequest
+from errata.evaluation.arms import ArmEvaluator, Evaluation
+from errata.evaluation.caching import CachingEngine
+from errata.evaluation.datasets import ValidRecord, open_dataset
+from errata.evaluation.outcomes import ARMS, MEMORY_ARMS, Arm
+from errata.evaluation.probes import probes_of, questions_of
+from errata.retrieval.embedder import HashEmbedderConfig, build_embedder
+from errata.retrieval.index import IndexConfig
+from errata.retrieval.memory import FactMemory, Hit, MemoryEntry
+from errata.retrieval.scr import SelectiveReasoner
 
 MOST_TOKENS = 6
 CHANGE = 0.02

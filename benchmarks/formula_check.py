@@ -22,13 +22,13 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import context, one_thread, store
-from editing.model.adapter import EditableModel
-from editing.model.load import load_model
-from editing.request import EditRequest
-from orchestrator.history import JOURNAL
-from orchestrator.journal import Journal
-from orchestrator.rebuild import base_directory, base_maps, edited_layers, weights_at
-from orchestrator.versions import load_covariance, load_receipt, open_store
+from errata.editing.checkpoint.load import load_model
+from errata.editing.model.adapter import EditableModel
+from errata.editing.request import EditRequest
+from errata.orchestrator.history.log import JOURNAL
+from errata.orchestrator.history.rebuild import base_directory, base_maps, edited_layers, weights_at
+from errata.orchestrator.history.receipts import load_covariance, load_receipt, open_store
+from errata.orchestrator.journal import Journal
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
 

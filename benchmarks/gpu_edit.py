@@ -25,13 +25,13 @@ from benchmarks.linear_algebra import L2, LEADING
 from benchmarks.measuring import context, store
 from benchmarks.values import floor_operations
 from benchmarks.whole_edit import PARTS, Clock, split
-from editing.covariance import KeyCovariance
-from editing.editors.alphaedit import AlphaEdit, AlphaEditConfig
-from editing.linalg import Base, ProjectedIdentity
-from editing.model.adapter import EditableModel
-from editing.request import EditRequest
-from editing.state import LifelongState
-from editing.values import ValueConfig, edit_segments
+from errata.editing.covariance import KeyCovariance
+from errata.editing.editors.alphaedit import AlphaEdit, AlphaEditConfig
+from errata.editing.linalg import Base, ProjectedIdentity
+from errata.editing.model.adapter import EditableModel
+from errata.editing.request import EditRequest
+from errata.editing.state import LifelongState
+from errata.editing.values import ValueConfig, edit_segments
 
 WORDS = tuple(f"c{i}" for i in range(20))
 """What the prefixes are made of."""

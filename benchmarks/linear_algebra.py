@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring import best, context, gemm_rate, one_thread, peak, reset_peak, store, timed
-from editing.linalg import Base, DenseBase, GrowingSystem, ProjectedIdentity, null_space, update_factor
+from errata.editing.linalg import Base, DenseBase, GrowingSystem, ProjectedIdentity, null_space, update_factor
 
 D_OUT, PAST, COV_WEIGHT, L2, TAU, LEADING = 4096, 1000, 15_000.0, 10.0, 2e-2, 40
 MIB = float(2**20)

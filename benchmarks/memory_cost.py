@@ -23,17 +23,17 @@ import numpy as np
 from benchmarks.measuring import context, median, one_thread, store, timed
 from benchmarks.memory_search import Vectors
 from benchmarks.records import ROOT, smollm2
-from editing.model.adapter import EditableModel
-from editing.model.engine import LanguageEngine
-from editing.request import EditRequest
-from evaluation.caching import CachingEngine
-from evaluation.datasets import ValidRecord, open_dataset
-from evaluation.judge import Case, ContainsJudge
-from evaluation.probes import probes_of
-from retrieval.embedder import Embedder, SentenceEmbedderConfig, build_embedder, unit_rows
-from retrieval.index import IndexConfig
-from retrieval.memory import FactMemory, Hit, MemoryEntry
-from retrieval.scr import ScrConfig, SelectiveReasoner, retrieve
+from errata.editing.model.adapter import EditableModel
+from errata.editing.model.engine import LanguageEngine
+from errata.editing.request import EditRequest
+from errata.evaluation.caching import CachingEngine
+from errata.evaluation.datasets import ValidRecord, open_dataset
+from errata.evaluation.judge import Case, ContainsJudge
+from errata.evaluation.probes import probes_of
+from errata.retrieval.embedder import Embedder, SentenceEmbedderConfig, build_embedder, unit_rows
+from errata.retrieval.index import IndexConfig
+from errata.retrieval.memory import FactMemory, Hit, MemoryEntry
+from errata.retrieval.scr import ScrConfig, SelectiveReasoner, retrieve
 
 MOST_TOKENS = 6
 SEARCHES = 10

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measuring import context, store
-from retrieval.embedder import unit_rows
-from retrieval.index import IndexConfig
-from retrieval.memory import FactMemory, MemoryEntry
+from errata.retrieval.embedder import unit_rows
+from errata.retrieval.index import IndexConfig
+from errata.retrieval.memory import FactMemory, MemoryEntry
 
 DIM, K, QUERIES = 384, 3, 50
 PER_CLUSTER, SPREAD = 50, 0.8

@@ -186,7 +186,7 @@ def main() -> None:
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from editing.model.load import checkpoint_digest, resolve_model
+    from errata.editing.checkpoint.load import checkpoint_digest, resolve_model
 
     directory = resolve_model(args.model)
     tokenizer: Any = AutoTokenizer.from_pretrained(directory)

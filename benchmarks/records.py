@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from editing.model.adapter import EditableModel
-from editing.request import EditRequest
-from evaluation.datasets import ValidRecord, open_dataset
+from errata.editing.model.adapter import EditableModel
+from errata.editing.request import EditRequest
+from errata.evaluation.datasets import ValidRecord, open_dataset
 
 ROOT = Path(__file__).parent.parent
 MODEL = "smollm2-135m-instruct"
@@ -25,6 +25,6 @@ def counterfact(path: str | None, limit: int) -> list[EditRequest]:
 
 def smollm2() -> EditableModel:
     """The demo model in float32; ``errata models fetch`` gets it."""
-    from editing.model.load import load_model
+    from errata.editing.checkpoint.load import load_model
 
     return load_model(MODEL)

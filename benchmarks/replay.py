@@ -17,15 +17,15 @@ import torch
 
 from benchmarks.measuring import context, one_thread, store, timed
 from benchmarks.records import LAYERS, smollm2
-from editing.covariance import KeyCovariance
-from editing.delta import LayerDelta, WeightDelta
-from editing.editors.alphaedit import AlphaEdit, AlphaEditConfig
-from editing.model.adapter import EditableModel
-from editing.session import EditReceipt, EditSession
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import JournalMeta, Version
-from orchestrator.snapshots import load_snapshot, snapshots, store_snapshot
-from orchestrator.versions import commit_data, load_receipt, open_store, store_receipt
+from errata.editing.covariance import KeyCovariance
+from errata.editing.delta import LayerDelta, WeightDelta
+from errata.editing.editors.alphaedit import AlphaEdit, AlphaEditConfig
+from errata.editing.model.adapter import EditableModel
+from errata.editing.session import EditReceipt, EditSession
+from errata.orchestrator.history.receipts import commit_data, load_receipt, open_store, store_receipt
+from errata.orchestrator.history.snapshots import load_snapshot, snapshots, store_snapshot
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.rows import JournalMeta, Version
 
 
 def receipt(model: EditableModel, sequence: int, size: int, covariance: str) -> EditReceipt:

@@ -23,21 +23,21 @@ from torch import Tensor
 
 from benchmarks.measuring import context, one_thread, store, timed
 from benchmarks.records import LAYERS, ROOT, smollm2
-from editing.contexts import sample_contexts
-from editing.covariance import KeyCovariance
-from editing.delta import apply_delta
-from editing.editors.locate import LocateEditor
-from editing.editors.memit import Memit, MemitConfig
-from editing.editors.memit_merge import MemitMerge, MemitMergeConfig, MergeValues, by_subject
-from editing.editors.rose import TEMPLATES, Rose, RoseConfig
-from editing.model.adapter import EditableModel
-from editing.model.engine import LanguageEngine
-from editing.request import EditRequest
-from editing.selfgen import SelfGenerationConfig, run_unit, unit_of
-from editing.state import LifelongState
-from editing.values import ValueConfig
-from evaluation.datasets import ValidRecord, open_dataset
-from evaluation.matching import contains
+from errata.editing.contexts import sample_contexts
+from errata.editing.covariance import KeyCovariance
+from errata.editing.delta import apply_delta
+from errata.editing.editors.locate import LocateEditor
+from errata.editing.editors.memit import Memit, MemitConfig
+from errata.editing.editors.memit_merge import MemitMerge, MemitMergeConfig, MergeValues, by_subject
+from errata.editing.editors.rose import TEMPLATES, Rose, RoseConfig
+from errata.editing.estimation.selfgen import SelfGenerationConfig, run_unit, unit_of
+from errata.editing.model.adapter import EditableModel
+from errata.editing.model.engine import LanguageEngine
+from errata.editing.request import EditRequest
+from errata.editing.state import LifelongState
+from errata.editing.values import ValueConfig
+from errata.evaluation.datasets import ValidRecord, open_dataset
+from errata.evaluation.matching import contains
 
 STREAM = ROOT / "configs" / "streams" / "same_subject.jsonl"
 INSTRUCTION = "Answer the question in a few words, without an explanation.\nQuestion: {}"

@@ -4,11 +4,11 @@
     python -m benchmarks.scaling_simulation                # the stored measurement
 
 The papers' budget: 100 000 sequences, two hours of generation on one accelerator, maps of 14 336 inputs in six layers,
-1.6 GB a layer in float64. The simulation has the scheduler of ``actors.covariance`` and the trees of
-``actors.reduction``: a worker computes a block, hands the lower halves of its sums to the object store of its node in
-pieces (flush) and takes the next block; each piece has a tree of its own, whose sums are added by pairs, where one of
-the two lies, as soon as both are there and all blocks before them have come. Adding runs beside the workers: a node
-adds two pieces at once per worker (``--adders`` in all), each at the rate measured here for one of two
+1.6 GB a layer in float64. The simulation has the scheduler of ``errata.actors.covariance`` and the trees of
+``errata.actors.reduction``: a worker computes a block, hands the lower halves of its sums to the object store of its
+node in pieces (flush) and takes the next block; each piece has a tree of its own, whose sums are added by pairs, where
+one of the two lies, as soon as both are there and all blocks before them have come. Adding runs beside the workers: a
+node adds two pieces at once per worker (``--adders`` in all), each at the rate measured here for one of two
 at once. What comes from other nodes shares the network of the node it comes to. ``--whole`` has one tree for whole sums
 instead.
 
@@ -30,8 +30,8 @@ from typing import Any
 
 import numpy as np
 
-from actors.reduction import MOST_PIECES
 from benchmarks.measuring import RESULTS, context, median, store
+from errata.actors.reduction import MOST_PIECES
 
 GB = 1e9
 _WORKERS_PER_NODE = 8
@@ -141,7 +141,7 @@ def measure(width: int, layers: int, repeats: int) -> dict[str, float]:
     """
     import ray
 
-    from actors.reduction import add_pieces, cut
+    from errata.actors.reduction import add_pieces, cut
 
     whole = {(layer, 0): np.ones((width, width)) for layer in range(layers)}
     sums = {layer: array for (layer, _), array in whole.items()}

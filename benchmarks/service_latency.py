@@ -192,7 +192,7 @@ def main() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as place:
-        command = [sys.executable, "-m", "orchestrator.cli", "serve", given.config, "--port", str(port)]
+        command = [sys.executable, "-m", "errata.orchestrator.cli", "serve", given.config, "--port", str(port)]
         command += ["--output", str(Path(place) / "run")]
         for override in [*_SETTINGS, *given.set]:
             command += ["--set", override]

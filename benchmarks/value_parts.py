@@ -21,11 +21,11 @@ from torch.nn import functional
 
 from benchmarks.measuring import best, context, gemm_rate, one_thread, store
 from benchmarks.records import CONTEXT_LENGTH, CONTEXTS, LAYERS, counterfact, smollm2
-from editing.contexts import sample_contexts
-from editing.model.adapter import EditableModel
-from editing.model.packed import Packed, PackedWeights, multiplying
-from editing.request import EditRequest
-from editing.values import PLAIN, ValueConfig, _Problem, edit_segments
+from errata.editing.contexts import sample_contexts
+from errata.editing.model.adapter import EditableModel
+from errata.editing.model.packed import Packed, PackedWeights, multiplying
+from errata.editing.request import EditRequest
+from errata.editing.values import PLAIN, ValueConfig, _Problem, edit_segments
 
 WAYS = (("general", False, False), ("general_packed", False, True), ("span", True, False), ("span_packed", True, True))
 

@@ -19,16 +19,16 @@ from benchmarks.measuring import context, gemm_rate, one_thread, store, timed
 from benchmarks.records import CONTEXT_LENGTH, CONTEXTS, LAYERS, counterfact, smollm2
 from benchmarks.values import published
 from benchmarks.whole_edit import text_covariance
-from editing.contexts import sample_contexts
-from editing.covariance import KeyCovariance
-from editing.editors.alphaedit import AlphaEdit, AlphaEditConfig
-from editing.editors.base import Progress
-from editing.model.adapter import EditableModel
-from editing.model.engine import LanguageEngine
-from editing.request import EditBatch, EditRequest
-from editing.session import EditSession
-from editing.values import TargetValue, ValueConfig, optimise_values
-from evaluation.edit_scores import edit_scores, mean_scores
+from errata.editing.contexts import sample_contexts
+from errata.editing.covariance import KeyCovariance
+from errata.editing.editors.alphaedit import AlphaEdit, AlphaEditConfig
+from errata.editing.editors.base import Progress
+from errata.editing.model.adapter import EditableModel
+from errata.editing.model.engine import LanguageEngine
+from errata.editing.request import EditBatch, EditRequest
+from errata.editing.session import EditSession
+from errata.editing.values import TargetValue, ValueConfig, optimise_values
+from errata.evaluation.edit_scores import edit_scores, mean_scores
 
 SCORES = ("efficacy", "generalization", "efficacy_score", "paraphrase_score", "neighborhood_score")
 

@@ -1,4 +1,4 @@
-"""Target values: the batched form of ``editing.values`` against the way of published code, on one thread.
+"""Target values: the batched form of ``errata.editing.values`` against the way of published code, on one thread.
 
     python -m benchmarks.values [--data counterfact.json]     # SmolLM2, six contexts, 25 steps
 
@@ -24,10 +24,10 @@ from torch import Tensor
 
 from benchmarks.measuring import context, gemm_rate, one_thread, store, timed
 from benchmarks.records import CONTEXT_LENGTH, CONTEXTS, LAYERS, counterfact, smollm2
-from editing.contexts import sample_contexts
-from editing.model.adapter import EditableModel
-from editing.request import EditRequest
-from editing.values import KL_TEMPLATE, TargetValue, ValueConfig, edit_segments, optimise_values
+from errata.editing.contexts import sample_contexts
+from errata.editing.model.adapter import EditableModel
+from errata.editing.request import EditRequest
+from errata.editing.values import KL_TEMPLATE, TargetValue, ValueConfig, edit_segments, optimise_values
 
 
 def published(

@@ -19,18 +19,18 @@ from torch import Tensor
 
 from benchmarks.measuring import context, gemm_rate, one_thread, store, timed
 from benchmarks.records import CONTEXT_LENGTH, CONTEXTS, LAYERS, counterfact, smollm2
-from editing.contexts import sample_contexts
-from editing.corpus import CorpusReading, run_corpus_unit
-from editing.covariance import KeyCovariance
-from editing.delta import apply_delta
-from editing.editors.alphaedit import AlphaEdit, AlphaEditConfig
-from editing.editors.locate import LocateEditor
-from editing.editors.memit import Memit, MemitConfig
-from editing.keys import SubjectPass
-from editing.model.adapter import EditableModel
-from editing.request import EditRequest
-from editing.state import LifelongState
-from editing.values import ValueConfig
+from errata.editing.contexts import sample_contexts
+from errata.editing.covariance import KeyCovariance
+from errata.editing.delta import apply_delta
+from errata.editing.editors.alphaedit import AlphaEdit, AlphaEditConfig
+from errata.editing.editors.locate import LocateEditor
+from errata.editing.editors.memit import Memit, MemitConfig
+from errata.editing.estimation.corpus import CorpusReading, run_corpus_unit
+from errata.editing.keys import SubjectPass
+from errata.editing.model.adapter import EditableModel
+from errata.editing.request import EditRequest
+from errata.editing.state import LifelongState
+from errata.editing.values import ValueConfig
 
 Clock = Callable[[Callable[[], Any]], tuple[float, Any]]
 PARTS = ("values", "keys", "residuals", "solve", "state")

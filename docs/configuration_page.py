@@ -14,8 +14,8 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from editing.editors import REGISTRY
-from orchestrator.config import RunConfig
+from errata.editing.editors import REGISTRY
+from errata.orchestrator.config.run import RunConfig
 
 HEAD = """# Configuration
 

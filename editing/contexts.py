@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from editing.model.adapter import EditableModel
+from errata.editing.model.adapter import EditableModel
 
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
 """First words of the prefixes, as in the published MEMIT code."""

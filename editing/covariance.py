@@ -22,8 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from editing.digest import digest_json, digest_tensors
-from editing.errors import DamagedFileError, UserError
+from errata.editing.digest import digest_json, digest_tensors
+from errata.editing.errors import DamagedFileError, UserError
 
 _FORMAT = "errata-covariance-1"
 _RECORD = "record"

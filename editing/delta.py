@@ -21,8 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from editing.digest import digest_tensors
-from editing.errors import DamagedFileError
+from errata.editing.digest import digest_tensors
+from errata.editing.errors import DamagedFileError
 
 _FORMAT = "errata-delta-1"
 DeltaKind = Literal["low_rank", "dense", "orthogonal"]

@@ -17,9 +17,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from editing.model.adapter import EditableModel, Rows
-from editing.model.decoder import Positional
-from editing.request import EditRequest
+from errata.editing.model.adapter import EditableModel, Rows
+from errata.editing.model.decoder import Positional
+from errata.editing.request import EditRequest
 
 KeyAverage = Literal["half", "mean"]
 """``half``: 1/2 empty context + 1/2 mean of the prefixes (MEMIT); ``mean``: plain mean over all contexts (ROME)."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from editing.errors import NumericalError
+from errata.editing.errors import NumericalError
 
 MAX_DRIFT = 1e-9
 """An inverse that answers its newest keys with a larger relative error is computed afresh."""

@@ -6,16 +6,16 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from editing.digest import digest_json
+from errata.editing.digest import digest_json
 
 SLOT = "{}"
 
 
-class _Closed(BaseModel):
+class Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=False)
 
 
-class Provenance(_Closed):
+class Provenance(Closed):
     """Who asked for the update, when and why."""
 
     who: str | None = None
@@ -24,7 +24,7 @@ class Provenance(_Closed):
     source: str | None = None
 
 
-class NeighborhoodProbe(_Closed):
+class NeighborhoodProbe(Closed):
     """A question about another subject whose answer must not change."""
 
     prompt: str = Field(min_length=1)
@@ -32,7 +32,7 @@ class NeighborhoodProbe(_Closed):
     """The true answer before and after the edit."""
 
 
-class PortabilityProbe(_Closed):
+class PortabilityProbe(Closed):
     """A question whose answer follows from the new fact."""
 
     prompt: str = Field(min_length=1)
@@ -41,7 +41,7 @@ class PortabilityProbe(_Closed):
     kind: str = "one_hop"
 
 
-class EditRequest(_Closed):
+class EditRequest(Closed):
     """One factual update: after it, the model continues ``prompt.format(subject)`` with ``target_new``.
 
     ``prompt`` holds the slot ``{}`` exactly once. A prompt that spells the subject out is accepted and turned
@@ -104,7 +104,7 @@ class EditRequest(_Closed):
         return digest_json([self.subject.casefold(), (self.relation or self.prompt).casefold()])[:16]
 
 
-class EditBatch(_Closed):
+class EditBatch(Closed):
     """Requests written into the weights by one commit."""
 
     sequence: int = Field(ge=1)

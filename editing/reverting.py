@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from editing.covariance import KeyCovariance
-from editing.delta import LayerDelta, WeightDelta
-from editing.editors.locate import LocateEditor
-from editing.errors import ErrataError, NumericalError
-from editing.request import EditBatch, EditRequest
-from editing.session import EditReceipt, EditSession, Part, Snapshot
+from errata.editing.covariance import KeyCovariance
+from errata.editing.delta import LayerDelta, WeightDelta
+from errata.editing.editors.locate import LocateEditor
+from errata.editing.errors import ErrataError, NumericalError
+from errata.editing.request import EditBatch, EditRequest
+from errata.editing.session import EditReceipt, EditSession, Part, Snapshot
 
 HistoryItem = EditReceipt | KeyCovariance | Snapshot
 """A commit to replay, a covariance that takes effect at that point, or what stands for all that came before."""

@@ -16,13 +16,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from editing.covariance import KeyCovariance
-from editing.delta import WeightDelta, apply_delta
-from editing.editors.base import Computation, Editor, Progress
-from editing.errors import DependentKeysError, ErrataError, NumericalError, UserError
-from editing.model.adapter import EditableModel
-from editing.request import EditBatch, EditRequest
-from editing.state import LifelongState
+from errata.editing.covariance import KeyCovariance
+from errata.editing.delta import WeightDelta, apply_delta
+from errata.editing.editors.base import Computation, Editor, Progress
+from errata.editing.errors import DependentKeysError, ErrataError, NumericalError, UserError
+from errata.editing.model.adapter import EditableModel
+from errata.editing.request import EditBatch, EditRequest
+from errata.editing.state import LifelongState
 
 logger = logging.getLogger(__name__)
 

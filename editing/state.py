@@ -17,10 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from editing.covariance import KeyCovariance
-from editing.digest import digest_json, digest_tensors
-from editing.errors import DamagedFileError, ErrataError
-from editing.linalg import Base, GrowingSystem
+from errata.editing.covariance import KeyCovariance
+from errata.editing.digest import digest_json, digest_tensors
+from errata.editing.errors import DamagedFileError, ErrataError
+from errata.editing.linalg import Base, GrowingSystem
 
 MakeBase = Callable[[KeyCovariance, int], Base]
 NO_COVARIANCE = KeyCovariance({}, 0, {"kind": "none"})

@@ -25,13 +25,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from editing.digest import digest_json
-from editing.errors import UserError
-from editing.model.adapter import EditableModel
-from editing.model.decoder import Layout, plain_layout
-from editing.model.kv import PrefixKV, RecordingKV
-from editing.model.text import TextCodec
-from editing.request import SLOT
+from errata.editing.digest import digest_json
+from errata.editing.errors import UserError
+from errata.editing.model.adapter import EditableModel
+from errata.editing.model.decoder import Layout, plain_layout
+from errata.editing.model.kv import PrefixKV, RecordingKV
+from errata.editing.model.text import TextCodec
+from errata.editing.request import SLOT
 
 TokenClass = Literal["subject_first", "subject_middle", "subject_last", "first_after", "further", "last"]
 CLASSES: tuple[TokenClass, ...] = (
@@ -44,11 +44,11 @@ CLASSES: tuple[TokenClass, ...] = (
 )
 
 
-class _Closed(BaseModel):
+class Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class TracingConfig(_Closed):
+class TracingConfig(Closed):
     """What is restored, and how the noise is drawn."""
 
     kind: Literal["hidden", "mlp"] = "hidden"
@@ -81,7 +81,7 @@ class TracePrompt:
     answer: str
 
 
-class PromptTrace(_Closed):
+class PromptTrace(Closed):
     """One prompt. ``effects[i][l]`` is the indirect effect of layer l at ``positions[i]``; empty if excluded."""
 
     id: str
@@ -101,7 +101,7 @@ class PromptTrace(_Closed):
     effects: tuple[tuple[float, ...], ...] = ()
 
 
-class ClassEffect(_Closed):
+class ClassEffect(Closed):
     """Mean indirect effect by layer over the prompts that have such a token, and its standard error."""
 
     prompts: int
@@ -110,7 +110,7 @@ class ClassEffect(_Closed):
     """None for a single prompt."""
 
 
-class Trace(_Closed):
+class Trace(Closed):
     """A whole tracing, as it is kept in JSON."""
 
     format: Literal[1] = 1

@@ -31,13 +31,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from editing.model.adapter import EditableModel
-from editing.model.decoder import Layout
-from editing.model.kv import PrefixKV, RecordingKV
-from editing.model.packed import Packed, Plain, Product, multiplying
-from editing.model.span import GatedSpan, span_of
-from editing.readout import read_losses
-from editing.request import EditRequest
+from errata.editing.model.adapter import EditableModel
+from errata.editing.model.decoder import Layout
+from errata.editing.model.kv import PrefixKV, RecordingKV
+from errata.editing.model.packed import Packed, Plain, Product, multiplying
+from errata.editing.model.span import GatedSpan, span_of
+from errata.editing.readout import read_losses
+from errata.editing.request import EditRequest
 
 logger = logging.getLogger(__name__)
 

@@ -11,15 +11,15 @@ from typing import Protocol
 
 from torch import Tensor
 
-from evaluation.arms import ArmEvaluator, ChoiceLike, HitLike
-from evaluation.outcomes import ARMS, MEMORY_ARMS, Arm, Retrieved
+from errata.evaluation.arms import ArmEvaluator, ChoiceLike, HitLike
+from errata.evaluation.outcomes import ARMS, MEMORY_ARMS, Arm, Retrieved
 
 Messages = Sequence[Mapping[str, str]]
 """A conversation: ``role`` and ``content`` of each turn, the last one the user's."""
 
 
 class ChatChooser(Protocol):
-    """What conversations need beyond `evaluation.arms.Chooser`."""
+    """What conversations need beyond `errata.evaluation.arms.Chooser`."""
 
     def choose(self, questions: Sequence[str], hits: Sequence[Sequence[HitLike]]) -> Sequence[ChoiceLike]: ...
 

@@ -16,14 +16,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from editing.digest import digest_json, digest_tensors
-from editing.model.adapter import EditableModel
-from editing.model.engine import Answer, Continuation, LanguageEngine
-from editing.request import EditRequest
-from evaluation.caching import CachingEngine
-from evaluation.judge import Case, ContainsJudge, Judge
-from evaluation.metrics import locality_exact, locality_match_ratio, token_accuracy
-from evaluation.outcomes import (
+from errata.editing.digest import digest_json, digest_tensors
+from errata.editing.model.adapter import EditableModel
+from errata.editing.model.engine import Answer, Continuation, LanguageEngine
+from errata.editing.request import EditRequest
+from errata.evaluation.caching import CachingEngine
+from errata.evaluation.judge import Case, ContainsJudge, Judge
+from errata.evaluation.metrics import locality_exact, locality_match_ratio, token_accuracy
+from errata.evaluation.outcomes import (
     ARMS,
     MEMORY_ARMS,
     Arm,
@@ -34,7 +34,7 @@ from evaluation.outcomes import (
     arm_metrics,
     choice_rates,
 )
-from evaluation.probes import Probe, probes_of
+from errata.evaluation.probes import Probe, probes_of
 
 
 class HitLike(Protocol):

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from editing.model.engine import Answer, Continuation, LanguageEngine
+from errata.editing.model.engine import Answer, Continuation, LanguageEngine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from editing.model.adapter import EditableModel
+    from errata.editing.model.adapter import EditableModel
 
 Row = tuple[Sequence[int], Sequence[int]]
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from editing.model.engine import Continuation, LanguageEngine
-from editing.model.text import TextCodec
-from editing.request import EditRequest
-from evaluation.metrics import (
+from errata.editing.model.engine import Continuation, LanguageEngine
+from errata.editing.model.text import TextCodec
+from errata.editing.request import EditRequest
+from errata.evaluation.metrics import (
     efficacy_score,
     neighborhood_score,
     neighborhood_score_argmax,
     paraphrase_score,
     token_accuracy,
 )
-from evaluation.probes import ProbeKind, probes_of
+from errata.evaluation.probes import ProbeKind, probes_of
 
 
 @dataclass(frozen=True)

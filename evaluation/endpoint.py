@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from editing.digest import digest_json
-from editing.errors import ErrataError, UserError
+from errata.editing.digest import digest_json
+from errata.editing.errors import ErrataError, UserError
 
 if TYPE_CHECKING:
     import httpx

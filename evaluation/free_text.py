@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from editing.request import EditRequest
-from evaluation.metrics import TfIdf, consistency, fluency, fluency_star
-from evaluation.sampling import Sample, SamplingConfig, SamplingEngine, seed_of
+from errata.editing.request import EditRequest
+from errata.evaluation.metrics import TfIdf, consistency, fluency, fluency_star
+from errata.evaluation.sampling import Sample, SamplingConfig, SamplingEngine, seed_of
 
 SAMPLING = SamplingConfig(temperature=1.0, top_k=5, max_new_tokens=100)
 """ROME's: the five likeliest tokens, about 100 tokens a text."""

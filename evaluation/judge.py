@@ -10,8 +10,8 @@ from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from evaluation.endpoint import ChatEndpoint, EndpointConfig
-from evaluation.metrics import answer_contains, answer_exact, answer_f1
+from errata.evaluation.endpoint import ChatEndpoint, EndpointConfig
+from errata.evaluation.metrics import answer_contains, answer_exact, answer_f1
 
 logger = logging.getLogger(__name__)
 
@@ -35,30 +35,30 @@ class Judge(Protocol):
         ...
 
 
-class _Closed(BaseModel):
+class Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ExactJudgeConfig(_Closed):
+class ExactJudgeConfig(Closed):
     """The answer equals an expected one, but for case, articles and punctuation."""
 
     type: Literal["exact"] = "exact"
 
 
-class ContainsJudgeConfig(_Closed):
+class ContainsJudgeConfig(Closed):
     """The answer contains an expected one, word by word."""
 
     type: Literal["contains"] = "contains"
 
 
-class F1JudgeConfig(_Closed):
+class F1JudgeConfig(Closed):
     """The word-level F1 with an expected answer reaches the threshold."""
 
     type: Literal["f1"] = "f1"
     threshold: float = Field(0.5, gt=0, le=1)
 
 
-class LlmJudgeConfig(_Closed):
+class LlmJudgeConfig(Closed):
     """A language model decides whether the answer means the same."""
 
     type: Literal["llm"] = "llm"

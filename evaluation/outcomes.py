@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from editing.request import EditRequest
-from evaluation.probes import Probe, ProbeKind
+from errata.editing.request import EditRequest
+from errata.evaluation.probes import Probe, ProbeKind
 
 Arm = Literal["base", "edited", "memory", "edited_memory"]
 ARMS: tuple[Arm, ...] = ("base", "edited", "memory", "edited_memory")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp
 
-from editing.model.engine import LanguageEngine
-from editing.model.text import TextCodec
-from evaluation.metrics.card import metric
+from errata.editing.model.engine import LanguageEngine
+from errata.editing.model.text import TextCodec
+from errata.evaluation.metrics.card import metric
 
 WINDOW = 256
 _CHARS_PER_TOKEN = 12

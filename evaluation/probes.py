@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from editing.request import EditRequest
+from errata.editing.request import EditRequest
 
 ProbeKind = Literal["edit", "paraphrase", "neighborhood", "portability"]
 IN_SCOPE: frozenset[str] = frozenset({"edit", "paraphrase", "portability"})

@@ -9,10 +9,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from editing.digest import digest_json
-from editing.model.decode import extend
-from editing.model.engine import LanguageEngine
-from editing.model.kv import SlotKV
+from errata.editing.digest import digest_json
+from errata.editing.model.decode import extend
+from errata.editing.model.engine import LanguageEngine
+from errata.editing.model.kv import SlotKV
 
 
 class SamplingConfig(BaseModel):

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from editing.errors import ErrataError
-from editing.request import EditRequest
-from evaluation.endpoint import ChatEndpoint, Messages
-from evaluation.metrics.card import metric
-from evaluation.sampling import SamplingConfig, SamplingEngine, seed_of
+from errata.editing.errors import ErrataError
+from errata.editing.request import EditRequest
+from errata.evaluation.endpoint import ChatEndpoint, Messages
+from errata.evaluation.metrics.card import metric
+from errata.evaluation.sampling import SamplingConfig, SamplingEngine, seed_of
 
 logger = logging.getLogger(__name__)
 

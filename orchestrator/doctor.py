@@ -17,12 +17,12 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from editing.errors import UserError
+from errata.editing.errors import UserError
 
 if TYPE_CHECKING:
-    from actors.placement import NodeFacts
-    from actors.settings import RayConfig
-    from orchestrator.config import RunConfig
+    from errata.actors.nodes import NodeFacts
+    from errata.actors.settings import RayConfig
+    from errata.orchestrator.config.run import RunConfig
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ def redis_answers(url: str) -> Answer:
     """The server answers, writes what it is told to a log, and throws nothing away when it is full."""
     import redis
 
-    from orchestrator.sources.redis_stream import PASSWORD
+    from errata.orchestrator.config.stream import PASSWORD
 
     client = redis.Redis.from_url(
         url,
@@ -221,9 +221,9 @@ def mlflow_answers(uri: str | None) -> Answer:
 
 def model(config: RunConfig) -> Answer:
     """The model is there, its files are whole, and the editor's layers are in it."""
-    from editing.model.load import resolve_model
-    from editing.model.stage import stage_root
-    from orchestrator.launch import check_layers
+    from errata.editing.checkpoint.load import resolve_model
+    from errata.editing.checkpoint.stage import stage_root
+    from errata.orchestrator.run.opening import check_layers
 
     directory = resolve_model(config.model.name)
     check_layers(config, directory)
@@ -259,7 +259,7 @@ def weight_bytes(directory: Path) -> int:
 
 def embedder(config: RunConfig) -> Answer:
     """The memory's embedder is there."""
-    from retrieval.embedder import check_embedder
+    from errata.retrieval.embedder import check_embedder
 
     check_embedder(config.memory.embedder)
     return "ok", config.memory.embedder.type
@@ -280,7 +280,7 @@ def cluster(config: RayConfig, ranks: int = 1) -> Answer:
         cores = os.cpu_count() or 1
         said = f"local: started with the run; {cores} CPUs here, its actors want {config.local_cpus(ranks):g}"
         return ("ok", said) if cores >= config.local_cpus(ranks) else ("warning", said)
-    from actors.placement import homeless, node_facts
+    from errata.actors.nodes import homeless, node_facts
 
     nodes = node_facts(config)
     cpus, gpu_count = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
@@ -298,7 +298,7 @@ def gpus(config: RayConfig) -> Answer:
     if config.address == "local":
         state, said = local_gpus()
         return ("ok", said) if state == "ok" else ("fail", f"{', '.join(wanting)} want one; {said}")
-    from actors.placement import node_facts
+    from errata.actors.nodes import node_facts
 
     nodes: list[NodeFacts] = [node for node in node_facts(config) if node.gpus]
     if not nodes:

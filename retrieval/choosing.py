@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from editing.model.engine import Answer, Continuation
+from errata.editing.model.engine import Answer, Continuation
 
 Row = tuple[Sequence[int], Sequence[int]]
 
 
 class Found(Protocol):
-    """A statement found in the memory; ``retrieval.memory.Hit`` is one (and states its subject besides)."""
+    """A statement found in the memory; ``errata.retrieval.memory.Hit`` is one (and states its subject besides)."""
 
     @property
     def id(self) -> int: ...
@@ -24,7 +24,7 @@ class Found(Protocol):
 
 
 class ScoringEngine(Protocol):
-    """What choosing and answering need of an engine; ``editing.model.engine.LanguageEngine`` has it."""
+    """What choosing and answering need of an engine; ``errata.editing.model.engine.LanguageEngine`` has it."""
 
     def score(self, rows: Sequence[Row]) -> list[Continuation]: ...
 

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from editing.digest import digest_json, digest_tensors
-from editing.errors import UserError
-from editing.model import fetch
+from errata.editing.checkpoint import fetch
+from errata.editing.digest import digest_json, digest_tensors
+from errata.editing.errors import UserError
 
 logger = logging.getLogger(__name__)
 

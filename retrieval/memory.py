@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from editing.digest import digest_json
-from editing.errors import UserError
-from editing.request import EditRequest
-from retrieval import store
-from retrieval.embedder import Embedder, unit_rows
-from retrieval.index import SCAN_ERROR, IndexConfig, VectorIndex
+from errata.editing.digest import digest_json
+from errata.editing.errors import UserError
+from errata.editing.request import EditRequest
+from errata.retrieval import store
+from errata.retrieval.embedder import Embedder, unit_rows
+from errata.retrieval.index import SCAN_ERROR, IndexConfig, VectorIndex
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from editing.errors import UserError
-from editing.model.engine import Answer, Continuation
-from editing.model.text import TextCodec
-from retrieval.choosing import (
+from errata.editing.errors import UserError
+from errata.editing.model.engine import Answer, Continuation
+from errata.editing.model.text import TextCodec
+from errata.retrieval.choosing import (
     Candidate,
     Found,
     Row,
@@ -27,7 +27,7 @@ from retrieval.choosing import (
     read_number,
     subject_of,
 )
-from retrieval.memory import FactMemory, Hit
+from errata.retrieval.memory import FactMemory, Hit
 
 # Worked examples make even a model of 135 M parameters name what a text is about; they are about no subject of
 # any data set used here. The question follows in the same form.

@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from editing.errors import UserError
-from editing.request import EditRequest
+from errata.editing.errors import UserError
+from errata.editing.request import EditRequest
 
 _FIELDS = ("subject", "target", "relation", "prompt")
 _BE = r"is|are|was|were"

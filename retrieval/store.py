@@ -15,19 +15,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from editing.digest import digest_file
-from editing.errors import DamagedFileError, UserError
-from retrieval.index import VectorIndex
+from errata.editing.digest import digest_file
+from errata.editing.errors import DamagedFileError, UserError
+from errata.retrieval.index import VectorIndex
 
 MANIFEST = "memory.json"
 _PARTS = "parts"
 
 
-class _Closed(BaseModel):
+class Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class EmbedderRef(_Closed):
+class EmbedderRef(Closed):
     """The embedder that made the stored vectors."""
 
     name: str
@@ -35,7 +35,7 @@ class EmbedderRef(_Closed):
     dim: int
 
 
-class Manifest(_Closed):
+class Manifest(Closed):
     """What a saved memory consists of."""
 
     format: Literal[1] = 1

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval.embedder import Embedder, Vectors
+from errata.retrieval.embedder import Embedder, Vectors
 
 logger = logging.getLogger(__name__)
 

@@ -65,8 +65,8 @@ def shared_data() -> Path:
 
 
 def _fetched(name: str) -> Path:
-    from editing.errors import UserError
-    from editing.model.fetch import fetch
+    from errata.editing.checkpoint.fetch import fetch
+    from errata.editing.errors import UserError
 
     try:
         return fetch(name)

@@ -11,14 +11,15 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from actors.runtime import LOST, check_born, kill, make_actor, unwrap
-from actors.settings import ModelSpec, RayConfig, RoleConfig
-from actors.sharded.worker import ModelActor
-from editing.delta import WeightDelta
-from editing.errors import ErrataError
-from editing.model.engine import Answer, Continuation
-from editing.request import EditRequest
-from editing.values import TargetValue, ValueConfig
+from errata.actors.connection import LOST, check_born, unwrap
+from errata.actors.runtime import kill, make_actor
+from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
+from errata.actors.sharded.worker import ModelActor
+from errata.editing.delta import WeightDelta
+from errata.editing.errors import ErrataError
+from errata.editing.model.engine import Answer, Continuation
+from errata.editing.request import EditRequest
+from errata.editing.values import TargetValue, ValueConfig
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from actors.sharded.model import ShardedEditableModel
-from editing.model.slices import INDEX
+from errata.actors.sharded.model import ShardedEditableModel
+from errata.editing.checkpoint.slices import INDEX
 
 FILE_BYTES = 4 * 2**30
 """A file is closed once it holds this much, so that rank 0 needs memory for no more."""

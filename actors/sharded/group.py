@@ -20,9 +20,9 @@ import ray.exceptions
 import torch
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.settings import ModelSpec, ParallelConfig, RoleConfig
-from actors.sharded.places import RankPlaces, plain
-from actors.sharded.stored import stored
+from errata.actors.settings import ModelSpec, ParallelConfig, RoleConfig
+from errata.actors.sharded.places import RankPlaces, plain
+from errata.actors.sharded.stored import stored
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class RankActor:
 
     def address(self) -> tuple[str, int]:
         """Host and port of the group's address book; asked of rank 0."""
-        from actors.sharded.rank import address_book
+        from errata.actors.sharded.rank import address_book
 
         host = ray.util.get_node_ip_address()
         self._store, port = address_book(host)
@@ -64,9 +64,9 @@ class RankActor:
             raise  # the watching thread must see when only some ranks fail: the others wait for them
 
     def _begin(self, address: tuple[str, int], parallel: ParallelConfig, shell: Any, args: Sequence[Any]) -> None:
-        from actors.sharded.layout import require_deepspeed
-        from actors.sharded.loading import PartSpec
-        from actors.sharded.rank import Place, join
+        from errata.actors.sharded.layout import require_deepspeed
+        from errata.actors.sharded.loading import PartSpec
+        from errata.actors.sharded.rank import Place, join
 
         require_deepspeed()
         torch.set_num_threads(self._role.threads)
@@ -95,7 +95,7 @@ class RankActor:
         return None if outputs == 1 else (None,) * outputs
 
     def _end_if_lost(self, error: BaseException) -> None:
-        from actors.sharded.rank import peer_lost
+        from errata.actors.sharded.rank import peer_lost
 
         if peer_lost(error):
             # to the caller this must look like a lost actor and not like a call that failed

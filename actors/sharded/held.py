@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from actors.sharded.rank import Group
-from editing.covariance import KeyCovariance
-from editing.errors import ErrataError
-from editing.linalg import Base
-from editing.state import MakeBase
+from errata.actors.sharded.rank import Group
+from errata.editing.covariance import KeyCovariance
+from errata.editing.errors import ErrataError
+from errata.editing.linalg import Base
+from errata.editing.state import MakeBase
 
 
 class HeldBase(Base):

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from actors.settings import ParallelConfig
-from editing.errors import UserError
-from editing.model.slices import Cut
+from errata.actors.settings import ParallelConfig
+from errata.editing.checkpoint.slices import Cut
+from errata.editing.errors import UserError
 
 Split = Literal["column", "row", "head"]
 """``column``: outputs are divided; ``row``: inputs are, and outputs summed; ``head``: as column, outputs gathered."""

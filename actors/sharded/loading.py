@@ -10,13 +10,13 @@ import torch.distributed as dist
 from pydantic import ConfigDict
 from torch import nn
 
-from actors.settings import ModelSpec
-from actors.sharded.layout import Plan, plan_for
-from actors.sharded.model import ShardedEditableModel
-from actors.sharded.rank import Group
-from editing.errors import ErrataError, UserError
-from editing.model.load import DTYPES, checkpoint_digest, read_model_config, resolve_model
-from editing.model.slices import CheckpointSlices
+from errata.actors.settings import ModelSpec
+from errata.actors.sharded.layout import Plan, plan_for
+from errata.actors.sharded.model import ShardedEditableModel
+from errata.actors.sharded.rank import Group
+from errata.editing.checkpoint.load import DTYPES, checkpoint_digest, read_model_config, resolve_model
+from errata.editing.checkpoint.slices import CheckpointSlices
+from errata.editing.errors import ErrataError, UserError
 
 
 class PartSpec(ModelSpec):

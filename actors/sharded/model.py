@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from actors.sharded.held import held
-from actors.sharded.layout import Plan
-from actors.sharded.rank import Group
-from editing.covariance import MomentAccumulator
-from editing.delta import LayerDelta, apply_delta
-from editing.errors import ErrataError
-from editing.model.adapter import EditableModel
-from editing.model.slices import Cut
-from editing.state import MakeBase
+from errata.actors.sharded.held import held
+from errata.actors.sharded.layout import Plan
+from errata.actors.sharded.rank import Group
+from errata.editing.checkpoint.slices import Cut
+from errata.editing.covariance import MomentAccumulator
+from errata.editing.delta import LayerDelta, apply_delta
+from errata.editing.errors import ErrataError
+from errata.editing.model.adapter import EditableModel
+from errata.editing.state import MakeBase
 
 _STEPS = (1e-3, 1e-4, 1e-5, 1e-2)
 """Lengths of the difference quotient's step, as shares of the input's; a deep model bends within the longer ones."""

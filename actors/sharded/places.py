@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import ConfigDict
 from ray.util.placement_group import PlacementGroup, get_placement_group, placement_group, remove_placement_group
 
-from actors.placement import PlacedRole, Reservation, bundle_of, unreserved
-from actors.settings import RayConfig, RoleConfig
-from editing.errors import UserError
+from errata.actors.placement import PlacedRole, Reservation, bundle_of, unreserved
+from errata.actors.settings import RayConfig, RoleConfig
+from errata.editing.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from actors.settings import ParallelConfig
+from errata.actors.settings import ParallelConfig
 
 _LOST_SIGNS = ("gloo", "NCCL", "Connection closed", "Connection reset", "TCPStore", "Timed out waiting")
 

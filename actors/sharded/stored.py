@@ -17,7 +17,7 @@ import ray
 import torch
 from torch import Tensor
 
-from editing.covariance import KeyCovariance
+from errata.editing.covariance import KeyCovariance
 
 
 class StoredSums(Mapping[int, Tensor]):

@@ -10,21 +10,21 @@ import ray
 import torch
 from torch import Tensor
 
-from actors.settings import ModelSpec, RoleConfig
-from actors.sharded.export import write_checkpoint
-from actors.sharded.model import BlockMoments, ShardedEditableModel
-from actors.worker import load_for
-from editing.covariance import MomentAccumulator
-from editing.delta import WeightDelta, apply_delta
-from editing.errors import ErrataError
-from editing.keys import SubjectPass
-from editing.model.adapter import EditableModel
-from editing.model.decoder import layer_of
-from editing.model.engine import Answer, Continuation, LanguageEngine
-from editing.model.load import resolve_model
-from editing.request import EditRequest
-from editing.values import TargetValue, ValueConfig, optimise_values
-from evaluation.perplexity import perplexity, windows_of
+from errata.actors.settings import ModelSpec, RoleConfig
+from errata.actors.sharded.export import write_checkpoint
+from errata.actors.sharded.model import BlockMoments, ShardedEditableModel
+from errata.actors.worker import load_for
+from errata.editing.checkpoint.load import resolve_model
+from errata.editing.covariance import MomentAccumulator
+from errata.editing.delta import WeightDelta, apply_delta
+from errata.editing.errors import ErrataError
+from errata.editing.keys import SubjectPass
+from errata.editing.model.adapter import EditableModel
+from errata.editing.model.decoder import layer_of
+from errata.editing.model.engine import Answer, Continuation, LanguageEngine
+from errata.editing.request import EditRequest
+from errata.editing.values import TargetValue, ValueConfig, optimise_values
+from errata.evaluation.perplexity import perplexity, windows_of
 
 
 class ModelWorker:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from editing.editors.alphaedit import AlphaEdit, AlphaEditConfig
-from editing.editors.base import Computation, Editor, EditorConfig
-from editing.editors.emmet import Emmet, EmmetConfig
-from editing.editors.ft_l import FtL, FtLConfig
-from editing.editors.memit import Memit, MemitConfig
-from editing.editors.memit_merge import MemitMerge, MemitMergeConfig
-from editing.editors.mose import Mose, MoseConfig
-from editing.editors.pmet import Pmet, PmetConfig
-from editing.editors.prune import Prune, PruneConfig
-from editing.editors.rect import Rect, RectConfig
-from editing.editors.rome import Rome, RomeConfig
-from editing.editors.rose import Rose, RoseConfig
-from editing.editors.ultraedit import UltraEdit, UltraEditConfig
+from errata.editing.editors.alphaedit import AlphaEdit, AlphaEditConfig
+from errata.editing.editors.base import Computation, Editor, EditorConfig
+from errata.editing.editors.emmet import Emmet, EmmetConfig
+from errata.editing.editors.ft_l import FtL, FtLConfig
+from errata.editing.editors.memit import Memit, MemitConfig
+from errata.editing.editors.memit_merge import MemitMerge, MemitMergeConfig
+from errata.editing.editors.mose import Mose, MoseConfig
+from errata.editing.editors.pmet import Pmet, PmetConfig
+from errata.editing.editors.prune import Prune, PruneConfig
+from errata.editing.editors.rect import Rect, RectConfig
+from errata.editing.editors.rome import Rome, RomeConfig
+from errata.editing.editors.rose import Rose, RoseConfig
+from errata.editing.editors.ultraedit import UltraEdit, UltraEditConfig
 
 REGISTRY: dict[str, tuple[type[EditorConfig], type[Editor]]] = {
     "alphaedit": (AlphaEditConfig, AlphaEdit),

@@ -13,12 +13,12 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from editing.covariance import KeyCovariance
-from editing.editors.base import LocateConfig
-from editing.editors.locate import LocateEditor
-from editing.errors import UserError
-from editing.linalg import Base, ProjectedIdentity, null_space, update_factor
-from editing.state import LifelongState
+from errata.editing.covariance import KeyCovariance
+from errata.editing.editors.base import LocateConfig
+from errata.editing.editors.locate import LocateEditor
+from errata.editing.errors import UserError
+from errata.editing.linalg import Base, ProjectedIdentity, null_space, update_factor
+from errata.editing.state import LifelongState
 
 
 class AlphaEditConfig(LocateConfig):

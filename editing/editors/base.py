@@ -11,12 +11,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
-from editing.covariance import KeyCovariance
-from editing.delta import WeightDelta
-from editing.model.adapter import EditableModel
-from editing.request import EditRequest
-from editing.state import LifelongState
-from editing.values import TargetValue, ValueConfig
+from errata.editing.covariance import KeyCovariance
+from errata.editing.delta import WeightDelta
+from errata.editing.model.adapter import EditableModel
+from errata.editing.request import EditRequest
+from errata.editing.state import LifelongState
+from errata.editing.values import TargetValue, ValueConfig
 
 Progress = Callable[[int], None]
 

@@ -12,11 +12,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from editing.covariance import KeyCovariance
-from editing.editors.base import LocateConfig
-from editing.editors.locate import LocateEditor
-from editing.linalg import Base, DenseBase, equality_factor
-from editing.state import LifelongState
+from errata.editing.covariance import KeyCovariance
+from errata.editing.editors.base import LocateConfig
+from errata.editing.editors.locate import LocateEditor
+from errata.editing.linalg import Base, DenseBase, equality_factor
+from errata.editing.state import LifelongState
 
 
 class EmmetConfig(LocateConfig):

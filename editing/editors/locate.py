@@ -15,16 +15,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from editing.covariance import KeyCovariance
-from editing.delta import LayerDelta, WeightDelta, apply_delta
-from editing.editors.base import Computation, Editor, LocateConfig, Progress
-from editing.errors import DependentKeysError, UserError
-from editing.keys import KeyAverage, SubjectPass, pull_back
-from editing.linalg import Base, DependentColumnsError
-from editing.model.adapter import EditableModel
-from editing.request import EditRequest
-from editing.state import LifelongState
-from editing.values import PLAIN, TargetValue, Variant, optimise_values
+from errata.editing.covariance import KeyCovariance
+from errata.editing.delta import LayerDelta, WeightDelta, apply_delta
+from errata.editing.editors.base import Computation, Editor, LocateConfig, Progress
+from errata.editing.errors import DependentKeysError, UserError
+from errata.editing.keys import KeyAverage, SubjectPass, pull_back
+from errata.editing.linalg import Base, DependentColumnsError
+from errata.editing.model.adapter import EditableModel
+from errata.editing.request import EditRequest
+from errata.editing.state import LifelongState
+from errata.editing.values import PLAIN, TargetValue, Variant, optimise_values
 
 Written = tuple[dict[int, LayerDelta], dict[int, Tensor]]
 """Changes by layer, and keys (I, m) by layer."""

@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from editing.covariance import KeyCovariance
-from editing.editors.locate import LeastSquaresConfig, LocateEditor
-from editing.linalg import Base, DenseBase, update_factor
-from editing.state import LifelongState
+from errata.editing.covariance import KeyCovariance
+from errata.editing.editors.locate import LeastSquaresConfig, LocateEditor
+from errata.editing.linalg import Base, DenseBase, update_factor
+from errata.editing.state import LifelongState
 
 
 class MemitConfig(LeastSquaresConfig):

@@ -11,10 +11,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from editing.editors.locate import LeastSquaresConfig
-from editing.editors.memit import Memit
-from editing.request import EditRequest
-from editing.values import ValueConfig, Variant
+from errata.editing.editors.locate import LeastSquaresConfig
+from errata.editing.editors.memit import Memit
+from errata.editing.request import EditRequest
+from errata.editing.values import ValueConfig, Variant
 
 
 class MergeValues(ValueConfig):

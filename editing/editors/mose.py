@@ -20,16 +20,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from editing.covariance import KeyCovariance
-from editing.delta import LayerDelta, WeightDelta
-from editing.editors.base import Computation, LocateConfig, Progress
-from editing.editors.locate import LocateEditor
-from editing.keys import SubjectPass
-from editing.linalg import nearest_orthogonal
-from editing.model.adapter import EditableModel
-from editing.request import EditRequest
-from editing.state import LifelongState
-from editing.values import TargetValue, ValueConfig, Variant, optimise_values
+from errata.editing.covariance import KeyCovariance
+from errata.editing.delta import LayerDelta, WeightDelta
+from errata.editing.editors.base import Computation, LocateConfig, Progress
+from errata.editing.editors.locate import LocateEditor
+from errata.editing.keys import SubjectPass
+from errata.editing.linalg import nearest_orthogonal
+from errata.editing.model.adapter import EditableModel
+from errata.editing.request import EditRequest
+from errata.editing.state import LifelongState
+from errata.editing.values import TargetValue, ValueConfig, Variant, optimise_values
 
 MAX_DRIFT = 1e-6
 """Root mean square of the entries of ``Q^T Q - I`` per row, from which the accumulated Q is made orthogonal again."""

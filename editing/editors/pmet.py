@@ -13,12 +13,12 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from editing.editors.locate import LeastSquaresConfig
-from editing.editors.memit import Memit
-from editing.keys import SubjectPass
-from editing.model.adapter import EditableModel
-from editing.request import EditRequest
-from editing.values import ValueConfig, Variant
+from errata.editing.editors.locate import LeastSquaresConfig
+from errata.editing.editors.memit import Memit
+from errata.editing.keys import SubjectPass
+from errata.editing.model.adapter import EditableModel
+from errata.editing.request import EditRequest
+from errata.editing.values import ValueConfig, Variant
 
 
 class PmetValues(ValueConfig):

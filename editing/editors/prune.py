@@ -20,15 +20,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from editing.covariance import KeyCovariance
-from editing.delta import LayerDelta, WeightDelta
-from editing.editors.base import Computation, Progress
-from editing.editors.locate import LeastSquaresConfig
-from editing.editors.memit import Memit
-from editing.errors import UserError
-from editing.model.adapter import EditableModel
-from editing.request import EditRequest
-from editing.state import LifelongState
+from errata.editing.covariance import KeyCovariance
+from errata.editing.delta import LayerDelta, WeightDelta
+from errata.editing.editors.base import Computation, Progress
+from errata.editing.editors.locate import LeastSquaresConfig
+from errata.editing.editors.memit import Memit
+from errata.editing.errors import UserError
+from errata.editing.model.adapter import EditableModel
+from errata.editing.request import EditRequest
+from errata.editing.state import LifelongState
 
 
 class PruneConfig(LeastSquaresConfig):

@@ -14,15 +14,15 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from editing.covariance import KeyCovariance
-from editing.delta import LayerDelta, WeightDelta
-from editing.editors.base import Computation, Editor, Progress
-from editing.editors.locate import LeastSquaresConfig, LocateEditor
-from editing.editors.memit import Memit
-from editing.editors.rome import Rome
-from editing.model.adapter import EditableModel
-from editing.request import EditRequest
-from editing.state import LifelongState
+from errata.editing.covariance import KeyCovariance
+from errata.editing.delta import LayerDelta, WeightDelta
+from errata.editing.editors.base import Computation, Editor, Progress
+from errata.editing.editors.locate import LeastSquaresConfig, LocateEditor
+from errata.editing.editors.memit import Memit
+from errata.editing.editors.rome import Rome
+from errata.editing.model.adapter import EditableModel
+from errata.editing.request import EditRequest
+from errata.editing.state import LifelongState
 
 
 class RectConfig(LeastSquaresConfig):

@@ -17,16 +17,16 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from editing.covariance import KeyCovariance
-from editing.delta import LayerDelta, WeightDelta, apply_delta
-from editing.editors.base import Computation, LocateConfig, Progress
-from editing.editors.locate import LocateEditor, Written
-from editing.keys import SubjectPass
-from editing.linalg import Base, DenseBase, equality_factor
-from editing.model.adapter import EditableModel
-from editing.request import EditRequest
-from editing.state import LifelongState
-from editing.values import TargetValue, ValueConfig, optimise_values
+from errata.editing.covariance import KeyCovariance
+from errata.editing.delta import LayerDelta, WeightDelta, apply_delta
+from errata.editing.editors.base import Computation, LocateConfig, Progress
+from errata.editing.editors.locate import LocateEditor, Written
+from errata.editing.keys import SubjectPass
+from errata.editing.linalg import Base, DenseBase, equality_factor
+from errata.editing.model.adapter import EditableModel
+from errata.editing.request import EditRequest
+from errata.editing.state import LifelongState
+from errata.editing.values import TargetValue, ValueConfig, optimise_values
 
 
 class RomeValues(ValueConfig):

@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from editing.covariance import KeyCovariance
-from editing.editors.locate import LeastSquaresConfig
-from editing.editors.memit import Memit
-from editing.editors.memit_merge import MergeValues, by_subject
-from editing.linalg import Base, ScaledIdentity
-from editing.request import EditRequest
-from editing.values import Variant
+from errata.editing.covariance import KeyCovariance
+from errata.editing.editors.locate import LeastSquaresConfig
+from errata.editing.editors.memit import Memit
+from errata.editing.editors.memit_merge import MergeValues, by_subject
+from errata.editing.linalg import Base, ScaledIdentity
+from errata.editing.request import EditRequest
+from errata.editing.values import Variant
 
 PROMPT = "{prompt}"
 TEMPLATES = (

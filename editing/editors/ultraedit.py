@@ -17,13 +17,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from editing.covariance import KeyCovariance
-from editing.delta import LayerDelta, WeightDelta
-from editing.editors.base import Computation, Editor, EditorConfig, Progress, scalar_outcome
-from editing.model.adapter import EditableModel
-from editing.model.decoder import layer_of, map_number
-from editing.request import EditRequest
-from editing.state import LifelongState
+from errata.editing.covariance import KeyCovariance
+from errata.editing.delta import LayerDelta, WeightDelta
+from errata.editing.editors.base import Computation, Editor, EditorConfig, Progress, scalar_outcome
+from errata.editing.model.adapter import EditableModel
+from errata.editing.model.decoder import layer_of, map_number
+from errata.editing.request import EditRequest
+from errata.editing.state import LifelongState
 
 MapName = Literal["gate_proj", "up_proj", "down_proj"]
 

@@ -14,14 +14,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from editing.covariance import MomentAccumulator
-from editing.digest import digest_tensors
-from editing.errors import ErrataError, UserError
-from editing.model.decoder import Decoder, Layout, Positional, decoder_for, layer_of, plain_layout
-from editing.model.flat import flat_pass
-from editing.model.packed import PackedWeights
-from editing.model.text import TextCodec
-from editing.state import MakeBase
+from errata.editing.covariance import MomentAccumulator
+from errata.editing.digest import digest_tensors
+from errata.editing.errors import ErrataError, UserError
+from errata.editing.model.decoder import Decoder, Layout, Positional, decoder_for, layer_of, plain_layout
+from errata.editing.model.flat import flat_pass
+from errata.editing.model.packed import PackedWeights
+from errata.editing.model.text import TextCodec
+from errata.editing.state import MakeBase
 
 logger = logging.getLogger(__name__)
 

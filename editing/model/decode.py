@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from editing.model.adapter import EditableModel
-from editing.model.decoder import Layout
-from editing.model.kv import SlotKV
+from errata.editing.model.adapter import EditableModel
+from errata.editing.model.decoder import Layout
+from errata.editing.model.kv import SlotKV
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from editing.errors import UserError
+from errata.editing.errors import UserError
 
 _KIND = 1000
 """More than any model has layers."""

@@ -13,9 +13,9 @@ from math import log
 import torch
 from torch import Tensor
 
-from editing.model.adapter import EditableModel
-from editing.model.decode import extend
-from editing.model.kv import SlotKV
+from errata.editing.model.adapter import EditableModel
+from errata.editing.model.decode import extend
+from errata.editing.model.kv import SlotKV
 
 _LOGIT_ROWS = 512
 """Positions whose logits are held at once: 512 x 49 152 float32 are 100 MB."""

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editing.model.decoder import Decoder, layer_of, map_number
-from editing.model.span import Norm, Turn, head_norms, turn_, turn_of, written_out
+from errata.editing.model.decoder import Decoder, layer_of, map_number
+from errata.editing.model.span import Norm, Turn, head_norms, turn_, turn_of, written_out
 
 Take = Callable[[int, Tensor], None]
 """What is done with the inputs (N, I) of a map, given by its number."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from editing.model.decoder import Layout, attention_mask
+from errata.editing.model.decoder import Layout, attention_mask
 
 
 class Segments:

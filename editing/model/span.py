@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editing.model.decoder import Decoder, Layout
-from editing.model.packed import Product, is_plain
-from editing.model.segments import HeadPlaces, Segments
+from errata.editing.model.decoder import Decoder, Layout
+from errata.editing.model.packed import Product, is_plain
+from errata.editing.model.segments import HeadPlaces, Segments
 
 ProductOf = Callable[[Sequence[nn.Linear]], Product]
 """How linear maps of one input multiply: with their weights as they lie, or packed."""

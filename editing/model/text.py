@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from editing.errors import UserError
+from errata.editing.errors import UserError
 
 _ANCHOR = "a"
 

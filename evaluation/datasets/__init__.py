@@ -7,22 +7,22 @@ from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
 
-from editing.errors import UserError
-from evaluation.datasets.conceptedit import CONCEPTEDIT_INTER, CONCEPTEDIT_INTRA
-from evaluation.datasets.counterfact import COUNTERFACT, COUNTERFACT_DISTRACTING, COUNTERFACT_EASYEDIT
-from evaluation.datasets.elken import ELKEN
-from evaluation.datasets.knowedit import (
+from errata.editing.errors import UserError
+from errata.evaluation.datasets.conceptedit import CONCEPTEDIT_INTER, CONCEPTEDIT_INTRA
+from errata.evaluation.datasets.counterfact import COUNTERFACT, COUNTERFACT_DISTRACTING, COUNTERFACT_EASYEDIT
+from errata.evaluation.datasets.elken import ELKEN
+from errata.evaluation.datasets.knowedit import (
     KNOWEDIT_WIKI_COUNTERFACT,
     KNOWEDIT_WIKI_RECENT,
     KNOWEDIT_WIKIBIO,
     KNOWEDIT_ZSRE,
 )
-from evaluation.datasets.multi_edit import CONFLICTEDIT, MQUAKE
-from evaluation.datasets.own import OWN
-from evaluation.datasets.reading import read_records
-from evaluation.datasets.record import BadRecord, Loader, ValidRecord, build
-from evaluation.datasets.same_subject import LOCOMO, S2RKE
-from evaluation.datasets.zsre import ZSRE
+from errata.evaluation.datasets.multi_edit import CONFLICTEDIT, MQUAKE
+from errata.evaluation.datasets.own import OWN
+from errata.evaluation.datasets.reading import read_records
+from errata.evaluation.datasets.record import BadRecord, Loader, ValidRecord, build
+from errata.evaluation.datasets.same_subject import LOCOMO, S2RKE
+from errata.evaluation.datasets.zsre import ZSRE
 
 __all__ = ["DATASETS", "BadRecord", "Loader", "ValidRecord", "detect_schema", "open_dataset"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from evaluation.datasets.record import Draft, Loader, Raw, optional_text, raw_id, text_of, texts
+from errata.evaluation.datasets.record import Draft, Loader, Raw, optional_text, raw_id, text_of, texts
 
 
 def _convert(module: str) -> Callable[[Raw, str], Iterator[Draft]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from evaluation.datasets.record import Draft, Loader, Raw, optional_text, text_of, texts
+from errata.evaluation.datasets.record import Draft, Loader, Raw, optional_text, text_of, texts
 
 
 def convert(raw: Raw, target: str) -> Iterator[Draft]:

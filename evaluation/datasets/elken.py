@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from evaluation.datasets.record import (
+from errata.evaluation.datasets.record import (
     Draft,
     Loader,
     Raw,
@@ -25,7 +25,7 @@ def convert(raw: Raw, target: str) -> Iterator[Draft]:
 
     ``target``: ``known`` (questions whose answer the event makes unknowable are left out) or ``all`` (their
     target is the data set's own word, `unknown`). A record with a field `triples`, a list of ``{"subject",
-    "prompt", "target"}`` (see `evaluation.datasets.extraction`), is edited by these instead and its factual
+    "prompt", "target"}`` (see `errata.evaluation.datasets.extraction`), is edited by these instead and its factual
     questions become portability probes. Events with tendency questions only hold no edit.
     """
     event, triples = text_of(raw, "event"), items_of(raw, "triples", required=False)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from evaluation.endpoint import ChatEndpoint
+from errata.evaluation.endpoint import ChatEndpoint
 
 logger = logging.getLogger(__name__)
 

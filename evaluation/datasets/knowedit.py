@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from evaluation.datasets.record import Draft, Loader, Raw, items_of, optional_text, raw_id, text_of, texts
+from errata.evaluation.datasets.record import Draft, Loader, Raw, items_of, optional_text, raw_id, text_of, texts
 
 
 def _probes(groups: Any) -> Iterator[tuple[str, str, list[str]]]:

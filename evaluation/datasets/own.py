@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from evaluation.datasets.record import Draft, Loader, Raw
+from errata.evaluation.datasets.record import Draft, Loader, Raw
 
 
 def convert(raw: Raw, target: str) -> Iterator[Draft]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from editing.errors import UserError
+from errata.editing.errors import UserError
 
 HUB = "hub:"
 

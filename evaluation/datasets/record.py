@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from editing.digest import digest_json
-from editing.request import EditRequest
+from errata.editing.digest import digest_json
+from errata.editing.request import EditRequest
 
 Raw = Mapping[str, Any]
 Draft = dict[str, Any]

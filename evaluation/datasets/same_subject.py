@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from evaluation.datasets.record import (
+from errata.evaluation.datasets.record import (
     Draft,
     Loader,
     Raw,

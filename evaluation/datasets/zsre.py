@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from evaluation.datasets.record import Draft, Loader, Raw, RecordError, optional_text, raw_id, text_of, texts
+from errata.evaluation.datasets.record import Draft, Loader, Raw, RecordError, optional_text, raw_id, text_of, texts
 
 
 def convert(raw: Raw, target: str) -> Iterator[Draft]:

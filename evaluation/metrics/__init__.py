@@ -1,18 +1,18 @@
 """Metrics: small pure functions, each with its definition, source, direction and version (`METRICS`)."""
 
-from evaluation.metrics.card import METRICS, MetricCard
-from evaluation.metrics.composite import Average, average, edit_score, harmonic_mean, preservation_score
-from evaluation.metrics.fluency import TfIdf, consistency, fluency, fluency_star, ngram_entropy
-from evaluation.metrics.generated import (
+from errata.evaluation.metrics.card import METRICS, MetricCard
+from errata.evaluation.metrics.composite import Average, average, edit_score, harmonic_mean, preservation_score
+from errata.evaluation.metrics.fluency import TfIdf, consistency, fluency, fluency_star, ngram_entropy
+from errata.evaluation.metrics.generated import (
     answer_contains,
     answer_exact,
     answer_f1,
     locality_exact,
     locality_match_ratio,
 )
-from evaluation.metrics.overlap import rouge_1, rouge_2, rouge_l, rouge_mean
-from evaluation.metrics.retention import Retention, forgetting, retained, retention
-from evaluation.metrics.teacher_forced import (
+from errata.evaluation.metrics.overlap import rouge_1, rouge_2, rouge_l, rouge_mean
+from errata.evaluation.metrics.retention import Retention, forgetting, retained, retention
+from errata.evaluation.metrics.teacher_forced import (
     all_tokens_correct,
     efficacy_score,
     mean_nll,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from evaluation.metrics.card import metric
+from errata.evaluation.metrics.card import metric
 
 EDIT_PARTS = ("efficacy", "generalization", "specificity", "fluency_star", "portability")
 PRESERVATION_PARTS = ("mmlu", "gsm8k", "hellaswag", "winogrande", "arc_challenge", "humaneval")

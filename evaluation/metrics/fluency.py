@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import log, log2, sqrt
 
-from evaluation.metrics.card import metric
+from errata.evaluation.metrics.card import metric
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _WEIGHTS = {2: 2 / 3, 3: 4 / 3}

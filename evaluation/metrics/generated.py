@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evaluation.matching import best_f1, contains, exact_match
-from evaluation.metrics.card import metric
+from errata.evaluation.matching import best_f1, contains, exact_match
+from errata.evaluation.metrics.card import metric
 
 _REVISITING = "revisiting, section 2 and C.1"
 

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from evaluation.metrics.card import metric
+from errata.evaluation.metrics.card import metric
 
 _SOURCE = "Lin 2004, ROUGE; tokens and F-measure as the rouge-score package without stemming"
 _TOKEN = re.compile(r"[a-z0-9]+")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from evaluation.metrics.card import metric
+from errata.evaluation.metrics.card import metric
 
 _SOURCE = "continual learning (Chaudhry et al. 2018, forgetting measure), for edits; METHODS section 6"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evaluation.metrics.card import metric
+from errata.evaluation.metrics.card import metric
 
 _ROME = "Meng et al. 2022a (ROME), arXiv:2202.05262, section 3.2; summarize.py of the authors' code"
 

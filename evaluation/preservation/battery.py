@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from math import isfinite, sqrt
 from typing import Any, Protocol
 
-from evaluation.metrics import preservation_score
-from evaluation.sampling import SamplingEngine
+from errata.evaluation.metrics import preservation_score
+from errata.evaluation.sampling import SamplingEngine
 
 Item = tuple[str, int]
 """(subtask, number of the document)."""

@@ -7,11 +7,11 @@ from math import exp
 from pathlib import Path
 from typing import Any
 
-from editing.digest import digest_json
-from editing.errors import UserError
-from evaluation.perplexity import WINDOW, windows_of
-from evaluation.preservation.battery import Item, Outcomes
-from evaluation.sampling import SamplingEngine
+from errata.editing.digest import digest_json
+from errata.editing.errors import UserError
+from errata.evaluation.perplexity import WINDOW, windows_of
+from errata.evaluation.preservation.battery import Item, Outcomes
+from errata.evaluation.sampling import SamplingEngine
 
 _PARAGRAPHS = "\n\n"
 

@@ -21,11 +21,11 @@ from lm_eval.models.utils import handle_stop_sequences
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from editing.digest import digest_file, digest_json
-from editing.errors import UserError
-from evaluation.preservation.battery import Item, Outcomes
-from evaluation.preservation.tasks import available, write_tasks
-from evaluation.sampling import SamplingConfig, SamplingEngine, seed_of
+from errata.editing.digest import digest_file, digest_json
+from errata.editing.errors import UserError
+from errata.evaluation.preservation.battery import Item, Outcomes
+from errata.evaluation.preservation.tasks import available, write_tasks
+from errata.evaluation.sampling import SamplingConfig, SamplingEngine, seed_of
 
 logger = logging.getLogger(__name__)
 
@@ -239,7 +239,7 @@ def load_suites(
     """Benchmarks by the harness's names: from a data directory where it has them, else from the hub.
 
     Args:
-        data: see `evaluation.preservation.tasks`; None takes everything from the hub.
+        data: see `errata.evaluation.preservation.tasks`; None takes everything from the hub.
         fewshot: worked examples by name, where not as many as the task says.
         chat: put questions through the model's chat template.
         task_files: a directory of further task files.

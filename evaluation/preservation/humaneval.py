@@ -11,12 +11,12 @@ from math import comb
 from pathlib import Path
 from typing import Any
 
-from editing.digest import digest_json
-from editing.errors import UserError
-from evaluation.metrics.card import metric
-from evaluation.preservation.battery import Item, Outcomes
-from evaluation.preservation.sandbox import Sandbox, SandboxConfig
-from evaluation.sampling import SamplingConfig, SamplingEngine, seed_of
+from errata.editing.digest import digest_json
+from errata.editing.errors import UserError
+from errata.evaluation.metrics.card import metric
+from errata.evaluation.preservation.battery import Item, Outcomes
+from errata.evaluation.preservation.sandbox import Sandbox, SandboxConfig
+from errata.evaluation.sampling import SamplingConfig, SamplingEngine, seed_of
 
 FILE = "humaneval/HumanEval.jsonl.gz"
 STOPS = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@", "\n```")

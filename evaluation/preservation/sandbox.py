@@ -36,7 +36,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from editing.errors import ErrataError, UserError
+from errata.editing.errors import ErrataError, UserError
 
 logger = logging.getLogger(__name__)
 

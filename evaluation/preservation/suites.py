@@ -9,19 +9,19 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from editing.digest import digest_json
-from editing.errors import UserError
-from editing.request import EditRequest
-from evaluation.edit_scores import EditScores, edit_scores
-from evaluation.free_text import SAMPLING, free_texts, prompts_of
-from evaluation.metrics import answer_contains, fluency
-from evaluation.preservation.battery import Item, Outcomes, Suite
-from evaluation.preservation.domains import PerplexitySuite, read_domains
-from evaluation.preservation.humaneval import FILE, HumanEvalSuite
-from evaluation.preservation.sandbox import SandboxConfig
-from evaluation.probes import probes_of
-from evaluation.sampling import SamplingConfig, SamplingEngine
-from evaluation.uncertainty import Embedding, SpuqConfig, sampled_answers, uncertainties, wordings_of
+from errata.editing.digest import digest_json
+from errata.editing.errors import UserError
+from errata.editing.request import EditRequest
+from errata.evaluation.edit_scores import EditScores, edit_scores
+from errata.evaluation.free_text import SAMPLING, free_texts, prompts_of
+from errata.evaluation.metrics import answer_contains, fluency
+from errata.evaluation.preservation.battery import Item, Outcomes, Suite
+from errata.evaluation.preservation.domains import PerplexitySuite, read_domains
+from errata.evaluation.preservation.humaneval import FILE, HumanEvalSuite
+from errata.evaluation.preservation.sandbox import SandboxConfig
+from errata.evaluation.probes import probes_of
+from errata.evaluation.sampling import SamplingConfig, SamplingEngine
+from errata.evaluation.uncertainty import Embedding, SpuqConfig, sampled_answers, uncertainties, wordings_of
 
 OWN = ("humaneval", "perplexity", "edits", "fluency", "uncertainty")
 """Names that are not the harness's."""
@@ -243,7 +243,7 @@ def build_suites(
 
 def _harness_suites(config: BatteryConfig, names: Sequence[str], held: list[Any]) -> Sequence[Suite]:
     try:
-        from evaluation.preservation.harness import load_suites
+        from errata.evaluation.preservation.harness import load_suites
     except ImportError as error:
         raise UserError(
             f"tasks {', '.join(names)} need lm-evaluation-harness, which is not installed; install the extra 'eval' "

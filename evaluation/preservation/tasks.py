@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from editing.errors import UserError
+from errata.editing.errors import UserError
 
 Raw = dict[str, Any]
 
@@ -56,7 +56,7 @@ _SAMSUM: dict[str, Any] = {
     "output_type": "generate_until",
     "doc_to_text": "Dialogue:\n{{dialogue}}\n\nSummary:",
     "doc_to_target": " {{summary}}",
-    "process_results": "FUNCTION evaluation.preservation.tasks.rouge_results",
+    "process_results": "FUNCTION errata.evaluation.preservation.tasks.rouge_results",
     "generation_kwargs": {"until": ["\n\n", "Dialogue:"], "max_gen_toks": 96, "do_sample": False, "temperature": 0.0},
     "metric_list": [
         {"metric": name, "aggregation": "mean", "higher_is_better": True}
@@ -100,7 +100,7 @@ LOCAL: Mapping[str, LocalTask] = {
 
 def rouge_results(document: Raw, results: Sequence[str]) -> dict[str, float]:
     """ROUGE-1, -2, -L and their mean (mose B.2) of one generated summary, for the harness."""
-    from evaluation.metrics import rouge_1, rouge_2, rouge_l, rouge_mean
+    from errata.evaluation.metrics import rouge_1, rouge_2, rouge_l, rouge_mean
 
     answer, wanted = results[0], document["summary"]
     scores = {"rouge_1": rouge_1, "rouge_2": rouge_2, "rouge_l": rouge_l, "rouge_mean": rouge_mean}

@@ -1,1 +1,1 @@
-"""The guard: is the model still itself? See `orchestrator.guard.guard`; what it compares is in `rules`."""
+"""The guard: is the model still itself? See `errata.orchestrator.guard.guard`; what it compares is in `rules`."""

@@ -17,19 +17,17 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from editing.digest import digest_json
-from editing.errors import ErrataError
-from orchestrator.bisect import Probe
-from orchestrator.guard.rules import Finding, Reading, judge, read_guard
-from orchestrator.guard.settings import WEBHOOK, GuardConfig
-from orchestrator.guard.watch import PoolWatch
-from orchestrator.guard.webhook import Outcome, Webhook
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import Version
+from errata.editing.digest import digest_json
+from errata.editing.errors import ErrataError
+from errata.orchestrator.config.guard import WEBHOOK, GuardConfig
+from errata.orchestrator.guard.rules import Finding, Reading, judge
+from errata.orchestrator.guard.webhook import Outcome, Webhook
+from errata.orchestrator.history.bisect import Probe
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.rows import Version
 
 if TYPE_CHECKING:
-    from orchestrator.config import RunConfig
-    from orchestrator.pipeline import Pipeline
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -355,36 +353,3 @@ def _apply_check(state: _State, data: Mapping[str, Any]) -> None:
 
 
 # ---------------------------------------------------------------- in a pipeline
-
-
-def attach_guard(
-    pipeline: Pipeline,
-    config: RunConfig,
-    *,
-    metrics: Callable[[Mapping[str, float], int], None] = lambda values, step: None,
-    say: Callable[[str], None] = lambda line: None,
-) -> Guard | None:
-    """The guard of a configuration, watching a pipeline's commits; None where none is configured.
-
-    Call `Guard.start` once the pipeline has started, look at `Guard.paused` before every batch, call `Guard.act` now
-    and then where `GuardConfig.wait` is false, and close the guard before the pipeline.
-
-    Raises:
-        UserError: see `read_guard`.
-    """
-    if config.guard.every is None:
-        return None
-    probes, text = read_guard(config.guard, config.evaluation.held_out)
-    guard = Guard(
-        config.guard,
-        probes,
-        text,
-        journal=pipeline.journal,
-        watch=PoolWatch(pipeline.evaluators),
-        weights=pipeline.editor.weights,
-        revert=lambda ids, reason: pipeline.revert(ids, reason=reason, by="guard"),
-        metrics=metrics,
-        say=say,
-    )
-    pipeline.after_commit.append(guard.after_commit)
-    return guard

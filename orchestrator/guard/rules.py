@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from editing.errors import UserError
-from orchestrator.bisect import Probe, read_probes
-from orchestrator.guard.settings import GuardConfig
-from orchestrator.measure import read_held_out
+from errata.editing.errors import UserError
+from errata.orchestrator.config.guard import GuardConfig
+from errata.orchestrator.history.bisect import Probe, read_probes
+from errata.orchestrator.measuring.measurer import read_held_out
 
 
 @dataclass(frozen=True, slots=True)

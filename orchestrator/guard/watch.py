@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.bisect import Probe
+from errata.orchestrator.history.bisect import Probe
 
 if TYPE_CHECKING:
-    from actors.evaluation import EvaluationPool
+    from errata.actors.evaluation import EvaluationPool
 
 
 class PoolWatch:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from editing.errors import UserError
-from orchestrator.artifacts import ArtifactStore
-from orchestrator.export import VERSION_FILE, edition, write_adapter
-from orchestrator.journal_reading import JournalReader
-from orchestrator.journal_rows import Version
-from orchestrator.publish.settings import PublishConfig
-from orchestrator.rebuild import open_base
+from errata.editing.errors import UserError
+from errata.orchestrator.config.publish import PublishConfig
+from errata.orchestrator.history.export import VERSION_FILE, edition, write_adapter
+from errata.orchestrator.history.rebuild import open_base
+from errata.orchestrator.journal.artifacts import ArtifactStore
+from errata.orchestrator.journal.reading import JournalReader
+from errata.orchestrator.journal.rows import Version
 
 ADAPTERS: Final = "adapters"
 _NAME: Final = re.compile(r"v\d+-[0-9a-f]{12}-r(?:\d+|all)")

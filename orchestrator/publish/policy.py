@@ -7,16 +7,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import Version
-from orchestrator.publish.publisher import publish_to_servers
-from orchestrator.publish.rollout import EVENT, ServerResult
-from orchestrator.publish.settings import PublishConfig
+from errata.orchestrator.config.publish import PublishConfig
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.rows import Version
+from errata.orchestrator.publish.rollout import EVENT, ServerResult
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from orchestrator.pipeline import Pipeline
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -81,29 +78,3 @@ class PublishPolicy:
         for result in results:
             why = f": {result.reason}" if result.reason else ""
             self._say(f"publication of v{version.sequence} to {result.url}: {result.state}{why}")
-
-
-def attach_policy(
-    pipeline: Pipeline,
-    config: PublishConfig,
-    run: Path,
-    *,
-    holds: Callable[[], bool] = lambda: True,
-    say: Callable[[str], None] = lambda line: None,
-) -> PublishPolicy | None:
-    """The policy of a configuration, at a pipeline's commits; None where none is configured.
-
-    Attach it after the guard, so that the guard has judged a version before it is published; close it before the
-    pipeline.
-    """
-    if config.every is None:
-        return None
-    journal, store = pipeline.journal, pipeline.store
-
-    def publish(version: Version) -> Sequence[ServerResult]:
-        return publish_to_servers(journal, store, version, config, run)
-
-    policy = PublishPolicy(config, journal, publish, holds=holds, say=say)
-    # not the version that was committed: the guard may have reverted it meanwhile
-    pipeline.after_commit.append(lambda _: policy.after_commit(pipeline.head()))
-    return policy

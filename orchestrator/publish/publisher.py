@@ -5,15 +5,15 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
-from editing.errors import UserError
-from orchestrator.artifacts import ArtifactStore
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import Version
-from orchestrator.publish.adapter import folder_of, make_adapter, sweep_adapters
-from orchestrator.publish.questions import choose_questions
-from orchestrator.publish.rollout import EVENT, Rollout, ServerResult, last_served
-from orchestrator.publish.settings import PublishConfig, server_url
-from orchestrator.publish.vllm import VllmServer
+from errata.editing.errors import UserError
+from errata.orchestrator.config.publish import PublishConfig, server_url
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.artifacts import ArtifactStore
+from errata.orchestrator.journal.rows import Version
+from errata.orchestrator.publish.adapter import folder_of, make_adapter, sweep_adapters
+from errata.orchestrator.publish.questions import choose_questions
+from errata.orchestrator.publish.rollout import EVENT, Rollout, ServerResult, last_served
+from errata.orchestrator.publish.vllm import VllmServer
 
 
 def publish_to_servers(

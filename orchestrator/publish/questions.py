@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from evaluation.matching import contains
-from evaluation.metrics import locality_exact
-from orchestrator.history import History
-from orchestrator.journal_reading import JournalReader
-from orchestrator.journal_rows import Version
+from errata.evaluation.matching import contains
+from errata.evaluation.metrics import locality_exact
+from errata.orchestrator.history.log import History
+from errata.orchestrator.journal.reading import JournalReader
+from errata.orchestrator.journal.rows import Version
 
 _T = TypeVar("_T")
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from editing.errors import ErrataError, UserError
-from orchestrator.artifacts import ArtifactStore
-from orchestrator.export import edition, write_adapter, write_checkpoint, write_delta
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import Version
-from orchestrator.publish.rollout import EVENT
-from orchestrator.rebuild import open_base
-from orchestrator.tracking_store import MlflowStore
+from errata.editing.errors import ErrataError, UserError
+from errata.orchestrator.history.export import edition, write_adapter, write_checkpoint, write_delta
+from errata.orchestrator.history.rebuild import open_base
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.artifacts import ArtifactStore
+from errata.orchestrator.journal.rows import Version
+from errata.orchestrator.publish.rollout import EVENT
+from errata.orchestrator.tracking.store import MlflowStore
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from orchestrator.journal_reading import JournalReader
-from orchestrator.journal_rows import Version
-from orchestrator.publish.adapter import Adapter
-from orchestrator.publish.questions import Marks, Questions, mark
-from orchestrator.publish.settings import PublishConfig
-from orchestrator.publish.vllm import Served, ServerError, VllmServer
+from errata.orchestrator.config.publish import PublishConfig
+from errata.orchestrator.journal.reading import JournalReader
+from errata.orchestrator.journal.rows import Version
+from errata.orchestrator.publish.adapter import Adapter
+from errata.orchestrator.publish.questions import Marks, Questions, mark
+from errata.orchestrator.publish.vllm import Served, ServerError, VllmServer
 
 logger = logging.getLogger(__name__)
 

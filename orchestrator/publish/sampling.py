@@ -15,15 +15,15 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any, Final, Protocol
 
-from actors.covariance import Estimate, EstimateJob, EstimateProgress
-from editing.sampling_server import SamplingServerConfig
-from orchestrator.artifacts import ArtifactStore
-from orchestrator.history import History
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import Version
-from orchestrator.publish.adapter import folder_of, make_adapter
-from orchestrator.publish.settings import PublishConfig
-from orchestrator.publish.vllm import ServerError, VllmServer
+from errata.actors.covariance import Estimate, EstimateJob, EstimateProgress
+from errata.editing.estimation.sampling_server import SamplingServerConfig
+from errata.orchestrator.config.publish import PublishConfig
+from errata.orchestrator.history.log import History
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.artifacts import ArtifactStore
+from errata.orchestrator.journal.rows import Version
+from errata.orchestrator.publish.adapter import folder_of, make_adapter
+from errata.orchestrator.publish.vllm import ServerError, VllmServer
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _FOLDER: Final = "sampling"
 
 
 class Estimating(Protocol):
-    """What is needed of `actors.covariance.CovarianceEstimator`."""
+    """What is needed of `errata.actors.covariance.CovarianceEstimator`."""
 
     def estimate(
         self,

@@ -10,8 +10,8 @@ from typing import Any, Self
 
 import httpx
 
-from editing.errors import ErrataError
-from orchestrator.publish.settings import TOKEN
+from errata.editing.errors import ErrataError
+from errata.orchestrator.config.publish import TOKEN
 
 
 class ServerError(ErrataError):

@@ -8,8 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from orchestrator.report.charts import Band, Event, Series, line_chart
-from orchestrator.report.formats import (
+from errata.orchestrator.report.charts import Band, Event, Series, line_chart
+from errata.orchestrator.report.formats import (
     MINUS,
     count,
     duration,
@@ -20,7 +20,7 @@ from orchestrator.report.formats import (
     sequence,
     short_digest,
 )
-from orchestrator.report.wording import ARMS, GENERATED, TEACHER_FORCED, Metric
+from errata.orchestrator.report.wording import ARMS, GENERATED, TEACHER_FORCED, Metric
 
 DRAW_ORDER = ("memory", "edited", "edited_memory", "base")  # the dashed base on top: it hides nothing beneath it
 TOLERATED = 0.10  # relative change of held-out perplexity that counts as an intact model

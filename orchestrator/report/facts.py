@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.report.formats import DASH, fixed, mapping, number, percent, sequence
-from orchestrator.report.wording import ARMS, KIND_SHORT, KINDS, MEMORY_ARMS
+from errata.orchestrator.report.formats import DASH, fixed, mapping, number, percent, sequence
+from errata.orchestrator.report.wording import ARMS, KIND_SHORT, KINDS, MEMORY_ARMS
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from orchestrator.report import curves, view
-from orchestrator.report.facts import fact_view
-from orchestrator.report.formats import duration, mapping, moment, short_digest
-from orchestrator.report.wording import ARMS, KIND_SHORT, OUTCOMES
+from errata.orchestrator.report import curves, view
+from errata.orchestrator.report.facts import fact_view
+from errata.orchestrator.report.formats import duration, mapping, moment, short_digest
+from errata.orchestrator.report.wording import ARMS, KIND_SHORT, OUTCOMES
 
 MOST_FACTS = 500  # some 12 kB each: a browser stays quick with this many; facts.jsonl has them all
 
@@ -87,4 +87,4 @@ def render_report(
 
 def _asset(name: str) -> str:
     """The text of a file that lies beside this module, also when the package is installed as a wheel."""
-    return resources.files("orchestrator.report").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("errata.orchestrator.report").joinpath(name).read_text(encoding="utf-8")

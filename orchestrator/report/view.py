@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from orchestrator.report.facts import kind_counts
-from orchestrator.report.formats import (
+from errata.orchestrator.report.facts import kind_counts
+from errata.orchestrator.report.formats import (
     DASH,
     change,
     count,
@@ -20,7 +20,7 @@ from orchestrator.report.formats import (
     sequence,
     short_digest,
 )
-from orchestrator.report.wording import ARMS, EDITORS, GENERATED, MEMORY_ARMS, TEACHER_FORCED, Arm, Metric
+from errata.orchestrator.report.wording import ARMS, EDITORS, GENERATED, MEMORY_ARMS, TEACHER_FORCED, Arm, Metric
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Final
 
-from editing.request import EditRequest
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import Accepted
-from orchestrator.service.errors import ServiceError, busy, unavailable
+from errata.editing.request import EditRequest
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.rows import Accepted
+from errata.orchestrator.service.errors import ServiceError, busy, unavailable
 
 logger = logging.getLogger(__name__)
 

@@ -23,23 +23,23 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-from editing.errors import UserError
-from evaluation.answering import Question
-from evaluation.outcomes import Arm
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import RequestRow, RequestState
-from orchestrator.service import openai
-from orchestrator.service.asking import Answers, Asking
-from orchestrator.service.auth import Caller, Role, Tokens
-from orchestrator.service.core import ServiceCore
-from orchestrator.service.errors import ServiceError, conflict, not_found, unavailable
-from orchestrator.service.limits import Limits
-from orchestrator.service.metrics import Metrics
-from orchestrator.service.models import ChatIn, EditIn, EditsIn, EvaluationIn, PublicationIn, QueryIn, ReasonIn
-from orchestrator.service.parsing import Submission, invalid, parse, parse_edits
-from orchestrator.service.publishing import Publishing, publications_view
-from orchestrator.service.schema import describe, takes
-from orchestrator.service.views import (
+from errata.editing.errors import UserError
+from errata.evaluation.answering import Question
+from errata.evaluation.outcomes import Arm
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.rows import RequestRow, RequestState
+from errata.orchestrator.service import openai
+from errata.orchestrator.service.asking import Answers, Asking
+from errata.orchestrator.service.auth import Caller, Role, Tokens
+from errata.orchestrator.service.core import ServiceCore
+from errata.orchestrator.service.errors import ServiceError, conflict, not_found, unavailable
+from errata.orchestrator.service.limits import Limits
+from errata.orchestrator.service.metrics import Metrics
+from errata.orchestrator.service.models import ChatIn, EditIn, EditsIn, EvaluationIn, PublicationIn, QueryIn, ReasonIn
+from errata.orchestrator.service.parsing import Submission, invalid, parse, parse_edits
+from errata.orchestrator.service.publishing import Publishing, publications_view
+from errata.orchestrator.service.schema import describe, takes
+from errata.orchestrator.service.views import (
     accepted_view,
     answers_view,
     edit_story,

@@ -9,22 +9,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from editing.errors import ErrataError
-from evaluation.answering import ArmAnswer, Question
-from evaluation.outcomes import MEMORY_ARMS, Arm
-from orchestrator.journal_rows import Version
-from orchestrator.service.core import Live
-from orchestrator.service.errors import busy, unavailable
+from errata.editing.errors import ErrataError
+from errata.evaluation.answering import ArmAnswer, Question
+from errata.evaluation.outcomes import MEMORY_ARMS, Arm
+from errata.orchestrator.journal.rows import Version
+from errata.orchestrator.service.core import Live
+from errata.orchestrator.service.errors import busy, unavailable
 
 
 class Finder(Protocol):
-    """The memory, as `actors.retrieval.MemoryClient` is."""
+    """The memory, as `errata.actors.retrieval.MemoryClient` is."""
 
     def search(self, questions: Sequence[str], k: int) -> Sequence[Sequence[Any]]: ...
 
 
 class Answerer(Protocol):
-    """Evaluation workers, as `actors.evaluation.EvaluationPool` is."""
+    """Evaluation workers, as `errata.actors.evaluation.EvaluationPool` is."""
 
     def answer(
         self,

@@ -14,7 +14,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Final
 
-from editing.errors import UserError
+from errata.editing.errors import UserError
 
 logger = logging.getLogger(__name__)
 

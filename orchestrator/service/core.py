@@ -17,17 +17,17 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
-from editing.errors import DamagedFileError, NumericalError, UserError
-from editing.request import EditRequest
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import Accepted, Version
-from orchestrator.service.acceptor import Acceptor
-from orchestrator.service.errors import ServiceError, busy, conflict, not_found, unavailable
-from orchestrator.service.reverting import Reverting, RevertOutcome
-from orchestrator.service.settings import ServiceConfig
+from errata.editing.errors import DamagedFileError, NumericalError, UserError
+from errata.editing.request import EditRequest
+from errata.orchestrator.config.service import ServiceConfig
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.rows import Accepted, Version
+from errata.orchestrator.service.acceptor import Acceptor
+from errata.orchestrator.service.errors import ServiceError, busy, conflict, not_found, unavailable
+from errata.orchestrator.service.reverting import Reverting, RevertOutcome
 
 if TYPE_CHECKING:
-    from orchestrator.pipeline import Inspection
+    from errata.orchestrator.run.pipeline import Inspection
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ _KEPT_EVALUATIONS: Final = 100
 
 
 class PipelineLike(Protocol):
-    """What the service needs of `orchestrator.pipeline.Pipeline`."""
+    """What the service needs of `errata.orchestrator.run.pipeline.Pipeline`."""
 
     journal: Journal
     after_commit: list[Callable[[Version], None]]
@@ -59,7 +59,7 @@ class PipelineLike(Protocol):
 
 
 class GuardLike(Protocol):
-    """What the service needs of `orchestrator.guard.Guard`; all but ``paused`` from the writer thread."""
+    """What the service needs of `errata.orchestrator.guard.Guard`; all but ``paused`` from the writer thread."""
 
     @property
     def paused(self) -> str | None: ...

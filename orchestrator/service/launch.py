@@ -12,14 +12,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from actors.cluster import Cluster
-from editing.errors import ErrataError, UserError
-from editing.model.load import checkpoint_digest, resolve_model
-from orchestrator.attached import attach, open_source
-from orchestrator.config import RunConfig, apply_override, build_config, read_composed
-from orchestrator.guard.rules import read_guard
-from orchestrator.journal import Journal
-from orchestrator.launch import (
+from errata.actors.cluster import Cluster
+from errata.editing.checkpoint.load import checkpoint_digest, resolve_model
+from errata.editing.errors import ErrataError, UserError
+from errata.orchestrator.config.loading import apply_override, build_config, read_composed
+from errata.orchestrator.config.presets import find_config
+from errata.orchestrator.config.run import RunConfig
+from errata.orchestrator.guard.rules import read_guard
+from errata.orchestrator.history.receipts import open_store
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.measuring.measurer import read_held_out
+from errata.orchestrator.progress import Display
+from errata.orchestrator.run.attached import attach, open_source
+from errata.orchestrator.run.opening import (
     JOURNAL,
     check_layers,
     check_output,
@@ -27,21 +32,17 @@ from orchestrator.launch import (
     read_records,
     take_in_records,
 )
-from orchestrator.measure import read_held_out
-from orchestrator.outputs import errata_version
-from orchestrator.pipeline import Pipeline
-from orchestrator.presets import find_config
-from orchestrator.progress import Display
-from orchestrator.service.app import Service, make_app
-from orchestrator.service.asking import Asking
-from orchestrator.service.auth import Tokens, load_tokens
-from orchestrator.service.core import ServiceCore
-from orchestrator.service.metrics import Metrics
-from orchestrator.service.publishing import publishing_of
-from orchestrator.sources import Pump
-from orchestrator.tracking import Tracker
-from orchestrator.versions import open_store
-from retrieval.embedder import check_embedder
+from errata.orchestrator.run.outputs import errata_version
+from errata.orchestrator.run.pipeline import Pipeline
+from errata.orchestrator.service.app import Service, make_app
+from errata.orchestrator.service.asking import Asking
+from errata.orchestrator.service.auth import Tokens, load_tokens
+from errata.orchestrator.service.core import ServiceCore
+from errata.orchestrator.service.metrics import Metrics
+from errata.orchestrator.service.publishing import publishing_of
+from errata.orchestrator.sources import Pump
+from errata.orchestrator.tracking.tracker import Tracker
+from errata.retrieval.embedder import check_embedder
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def service_config(name_or_path: str, overrides: Sequence[str] = ()) -> RunConfi
     """A configuration for serving: by the clock unless it says otherwise, and with no stream needed.
 
     Raises:
-        UserError: as `orchestrator.config.load_config`.
+        UserError: as `errata.orchestrator.config.loading.load_config`.
     """
     path = find_config(name_or_path)
     data = read_composed(path)

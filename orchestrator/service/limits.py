@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from orchestrator.service.errors import ServiceError
+from errata.orchestrator.service.errors import ServiceError
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]

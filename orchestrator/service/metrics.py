@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from orchestrator.journal import Journal
-from orchestrator.service.core import ServiceCore
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.service.core import ServiceCore
 
 _ACCEPT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _BATCH_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
@@ -23,7 +23,7 @@ class Metrics:
     Args:
         journal: for reading.
         spooled: how many points wait to be delivered to tracking.
-        guard: status of the guard, with the fields of `orchestrator.guard.GuardStatus`; None without one.
+        guard: status of the guard, with the fields of `errata.orchestrator.guard.GuardStatus`; None without one.
     """
 
     def __init__(

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from editing.request import EditRequest
-from evaluation.outcomes import ARMS, Arm
+from errata.editing.request import EditRequest
+from errata.evaluation.outcomes import ARMS, Arm
 
 # Tabs and line ends are text; the other control characters are not, and end up in logs and terminals.
 _TEXT: Final = r"[^\x00-\x08\x0b-\x1f\x7f-\x9f]"

@@ -8,12 +8,12 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from evaluation.answering import ArmAnswer, Question
-from evaluation.outcomes import Arm
-from orchestrator.service.asking import Answers
-from orchestrator.service.errors import ServiceError, printable
-from orchestrator.service.models import ChatIn
-from orchestrator.service.views import chosen_statement
+from errata.evaluation.answering import ArmAnswer, Question
+from errata.evaluation.outcomes import Arm
+from errata.orchestrator.service.asking import Answers
+from errata.orchestrator.service.errors import ServiceError, printable
+from errata.orchestrator.service.models import ChatIn
+from errata.orchestrator.service.views import chosen_statement
 
 _OWNER = "errata"
 _WORDS_AT_ONCE = 4

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
-from editing.request import EditRequest
-from orchestrator.service.errors import ServiceError, printable
-from orchestrator.service.models import ID_PATTERN, EditIn, EditsIn
+from errata.editing.request import EditRequest
+from errata.orchestrator.service.errors import ServiceError, printable
+from errata.orchestrator.service.models import ID_PATTERN, EditIn, EditsIn
 
 M = TypeVar("M", bound=BaseModel)
 _MOST_DETAILS = 50

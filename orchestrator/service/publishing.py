@@ -11,19 +11,19 @@ from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
-from editing.errors import ErrataError
-from orchestrator.artifacts import ArtifactStore
-from orchestrator.config import RunConfig
-from orchestrator.journal import Journal
-from orchestrator.journal_reading import JournalReader
-from orchestrator.journal_rows import Version
-from orchestrator.publish.publisher import publish_to_servers
-from orchestrator.publish.registry import Registered, register_version
-from orchestrator.publish.rollout import EVENT, ServerResult, last_served
-from orchestrator.publish.settings import PublishConfig
-from orchestrator.service.errors import ServiceError, busy, conflict, unavailable
-from orchestrator.service.models import PublicationIn
-from orchestrator.service.views import time_text
+from errata.editing.errors import ErrataError
+from errata.orchestrator.config.publish import PublishConfig
+from errata.orchestrator.config.run import RunConfig
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.artifacts import ArtifactStore
+from errata.orchestrator.journal.reading import JournalReader
+from errata.orchestrator.journal.rows import Version
+from errata.orchestrator.publish.publisher import publish_to_servers
+from errata.orchestrator.publish.registry import Registered, register_version
+from errata.orchestrator.publish.rollout import EVENT, ServerResult, last_served
+from errata.orchestrator.service.errors import ServiceError, busy, conflict, unavailable
+from errata.orchestrator.service.models import PublicationIn
+from errata.orchestrator.service.views import time_text
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from editing.errors import DamagedFileError, NumericalError, UserError
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import Version
+from errata.editing.errors import DamagedFileError, NumericalError, UserError
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.rows import Version
 
 WISHED: Final = "revert_wished"
 SETTLED: Final = "revert_settled"

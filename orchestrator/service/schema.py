@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from orchestrator.service.models import (
+from errata.orchestrator.service.models import (
     ChatIn,
     EditIn,
     EditsIn,

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from evaluation.answering import ArmAnswer
-from evaluation.outcomes import Arm, Retrieved
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import Accepted, EvaluationRow, RequestRow, Version
-from orchestrator.service.asking import Answers
+from errata.evaluation.answering import ArmAnswer
+from errata.evaluation.outcomes import Arm, Retrieved
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.rows import Accepted, EvaluationRow, RequestRow, Version
+from errata.orchestrator.service.asking import Answers
 
 _SHOWN = ("subject", "prompt", "target_new", "target_true", "relation", "statement", "provenance")
 

@@ -4,6 +4,6 @@ A source hands out records and is told what became of them. It forgets a record 
 whatever dies in between is handed out again; the journal knows a request by its id, so again changes nothing.
 """
 
-from orchestrator.sources.base import Delivery, Pump, Source, Taken, take_in
+from errata.orchestrator.sources.base import Delivery, Pump, Source, Taken, take_in
 
 __all__ = ["Delivery", "Pump", "Source", "Taken", "take_in"]

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from editing.errors import UserError
-from editing.request import EditRequest
-from evaluation.datasets import DATASETS, ValidRecord, detect_schema
-from evaluation.datasets.record import build
-from orchestrator.journal_rows import Accepted
+from errata.editing.errors import UserError
+from errata.editing.request import EditRequest
+from errata.evaluation.datasets import DATASETS, ValidRecord, detect_schema
+from errata.evaluation.datasets.record import build
+from errata.orchestrator.journal.rows import Accepted
 
 logger = logging.getLogger(__name__)
 

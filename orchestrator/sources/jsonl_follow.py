@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from editing.errors import UserError
-from evaluation.datasets import DATASETS
-from orchestrator.journal import Journal
-from orchestrator.sources.base import Delivery, deliveries_of
+from errata.editing.errors import UserError
+from errata.evaluation.datasets import DATASETS
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.sources.base import Delivery, deliveries_of
 
 logger = logging.getLogger(__name__)
 

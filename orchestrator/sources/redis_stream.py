@@ -12,63 +12,19 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-
-from editing.errors import UserError
-from orchestrator.sources.base import Delivery, deliveries_of
+from errata.editing.errors import UserError
+from errata.orchestrator.config.stream import PASSWORD, RedisConfig
+from errata.orchestrator.sources.base import Delivery, deliveries_of
 
 if TYPE_CHECKING:
     from redis import Redis
 
 logger = logging.getLogger(__name__)
 
-PASSWORD: Final = "ERRATA_REDIS_PASSWORD"
-"""Environment variable with the server's password: it belongs neither in a configuration nor in a log."""
-
 _PAUSE: Final = 1.0
 """Seconds between two attempts while the server is away."""
 
 Entry = tuple[bytes, dict[bytes, bytes] | None]
-
-
-class RedisConfig(BaseModel):
-    """A Redis stream of updates. The password, if any, is taken from ERRATA_REDIS_PASSWORD."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    url: str = "redis://127.0.0.1:6379/0"
-    """Server and database; ``rediss://`` for TLS."""
-    stream: str = Field("errata:edits", min_length=1)
-    """Key of the stream."""
-    group: str = Field("errata", min_length=1)
-    """Consumer group; made when absent, from the stream's beginning."""
-    consumer: str = Field("errata", min_length=1)
-    """Name of this reader in the group. A run that starts again under its name goes on with what it had read."""
-    field: str = Field("edit", min_length=1)
-    """Field of an entry that holds a record as JSON; an entry without it is itself the record, field by field."""
-    count: int = Field(128, ge=1)
-    """Entries fetched at once."""
-    claim_after_seconds: float = Field(60.0, ge=0, allow_inf_nan=False)
-    """What another consumer has read and not acknowledged for this long is taken over."""
-    max_deliveries: int = Field(5, ge=1)
-    """An entry that was handed out more often goes to the dead letters: whoever reads it seems to die of it."""
-    dead_letter: str | None = None
-    """Stream for entries that are no request or were handed out too often; null for ``STREAM:dead``."""
-
-    @field_validator("url")
-    @classmethod
-    def _no_password(cls, value: str) -> str:
-        scheme, _, rest = value.partition("://")
-        if scheme not in ("redis", "rediss", "unix"):
-            raise ValueError("want redis://HOST:PORT/DATABASE, rediss:// or unix://")
-        if "@" in rest and ":" in rest.rpartition("@")[0]:
-            raise ValueError(f"a password does not belong here; put it into the environment as {PASSWORD}")
-        return value
-
-    @property
-    def dead_stream(self) -> str:
-        """Key of the stream of dead letters."""
-        return self.dead_letter or f"{self.stream}:dead"
 
 
 class RedisStream:

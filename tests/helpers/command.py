@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from orchestrator.cli import main
+from errata.orchestrator.cli import main
 
 Command = Callable[..., tuple[int, str, str]]
 

@@ -8,9 +8,9 @@ from functools import cache
 import pytest
 import torch
 
-from editing.covariance import KeyCovariance
-from editing.model.adapter import EditableModel
-from editing.request import EditRequest
+from errata.editing.covariance import KeyCovariance
+from errata.editing.model.adapter import EditableModel
+from errata.editing.request import EditRequest
 from tests.helpers.tiny import tiny_model
 
 

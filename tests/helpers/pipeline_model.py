@@ -10,11 +10,11 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from editing.errors import UserError
-from editing.request import EditRequest
-from orchestrator.fail_points import InjectedCrash, raise_once
-from orchestrator.journal import Journal
-from orchestrator.pipeline import Pipeline
+from errata.editing.errors import UserError
+from errata.editing.request import EditRequest
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.fail_points import InjectedCrash, raise_once
+from errata.orchestrator.run.pipeline import Pipeline
 
 SIZE = 3
 """Requests per batch."""

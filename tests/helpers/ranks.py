@@ -14,8 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from actors.settings import ParallelConfig
-from actors.sharded.rank import Group, Place, join
+from errata.actors.settings import ParallelConfig
+from errata.actors.sharded.rank import Group, Place, join
 
 SECONDS = 60.0
 

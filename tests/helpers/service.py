@@ -14,25 +14,25 @@ from typing import Any
 
 from fastapi.testclient import TestClient
 
-from editing.errors import UserError
-from editing.request import EditRequest
-from evaluation.answering import ArmAnswer, Question
-from evaluation.outcomes import ARMS, Arm, Retrieved
-from orchestrator.batcher import plan_batch
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import CommitData, JournalMeta, RequestOutcome, Version
-from orchestrator.publish.questions import Marks
-from orchestrator.publish.registry import Registered
-from orchestrator.publish.rollout import ServerResult, State
-from orchestrator.publish.settings import PublishConfig
-from orchestrator.service.app import Service, make_app
-from orchestrator.service.asking import Asking
-from orchestrator.service.auth import Tokens, load_tokens
-from orchestrator.service.core import ServiceCore
-from orchestrator.service.metrics import Metrics
-from orchestrator.service.models import PublicationIn
-from orchestrator.service.publishing import Publishing
-from orchestrator.service.settings import ServiceConfig
+from errata.editing.errors import UserError
+from errata.editing.request import EditRequest
+from errata.evaluation.answering import ArmAnswer, Question
+from errata.evaluation.outcomes import ARMS, Arm, Retrieved
+from errata.orchestrator.config.publish import PublishConfig
+from errata.orchestrator.config.service import ServiceConfig
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.rows import CommitData, JournalMeta, RequestOutcome, Version
+from errata.orchestrator.publish.questions import Marks
+from errata.orchestrator.publish.registry import Registered
+from errata.orchestrator.publish.rollout import ServerResult, State
+from errata.orchestrator.run.batcher import plan_batch
+from errata.orchestrator.service.app import Service, make_app
+from errata.orchestrator.service.asking import Asking
+from errata.orchestrator.service.auth import Tokens, load_tokens
+from errata.orchestrator.service.core import ServiceCore
+from errata.orchestrator.service.metrics import Metrics
+from errata.orchestrator.service.models import PublicationIn
+from errata.orchestrator.service.publishing import Publishing
 
 SERVERS = ("vllm=http://127.0.0.1:1", "vllm=http://127.0.0.1:2")
 READ, WRITE, ADMIN = "reader-token-0123456789", "writer-token-0123456789", "admin-token-01234567890"

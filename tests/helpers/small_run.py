@@ -20,19 +20,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from editing.covariance import KeyCovariance
-from editing.delta import LayerDelta, WeightDelta, apply_delta
-from editing.editors import make_editor
-from editing.editors.memit import MemitConfig
-from editing.model.adapter import EditableModel
-from editing.model.load import load_model
-from editing.request import EditBatch, EditRequest, NeighborhoodProbe, Provenance
-from editing.session import EditReceipt, EditSession, RequestResult
-from editing.values import ValueConfig
-from orchestrator.artifacts import ArtifactStore
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import CovarianceRow, JournalMeta
-from orchestrator.versions import commit_data, open_store, store_receipt
+from errata.editing.checkpoint.load import load_model
+from errata.editing.covariance import KeyCovariance
+from errata.editing.delta import LayerDelta, WeightDelta, apply_delta
+from errata.editing.editors import make_editor
+from errata.editing.editors.memit import MemitConfig
+from errata.editing.model.adapter import EditableModel
+from errata.editing.request import EditBatch, EditRequest, NeighborhoodProbe, Provenance
+from errata.editing.session import EditReceipt, EditSession, RequestResult
+from errata.editing.values import ValueConfig
+from errata.orchestrator.history.receipts import commit_data, open_store, store_receipt
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.artifacts import ArtifactStore
+from errata.orchestrator.journal.rows import CovarianceRow, JournalMeta
 from tests.helpers.tiny import save_tiny
 
 LAYERS = (0, 1)

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from editing.model.adapter import EditableModel
+from errata.editing.model.adapter import EditableModel
 
 _CORPUS = [
     "The mother tongue of Danielle Darrieux is French. The capital of France is Paris. Rome lies in Italy.",

@@ -1,6 +1,6 @@
 """What the tests of whole runs share: a dozen facts, settings that take seconds, and a cluster without Ray.
 
-`PlainCluster` offers what `actors.cluster.Cluster` does, with the same plain classes called one after the other in
+`PlainCluster` offers what `errata.actors.cluster.Cluster` does: the same plain classes called one after the other in
 this process. It is the slow, readable form that a distributed run must equal bit for bit, and it lets a crash be
 tried at every commit point without starting a dozen processes each time.
 """
@@ -21,25 +21,26 @@ import numpy as np
 import pytest
 import torch
 
-import orchestrator.launch
-from actors.covariance import Estimate, EstimateJob, UnitWorker
-from actors.editor import ContextSpec, EditorWorker
-from actors.evaluation import EvaluationSettings, EvaluationWorker
-from actors.retrieval import RetrievalWorker
-from actors.settings import ModelSpec, RayConfig
-from editing.covariance import KeyCovariance
-from editing.errors import ErrataError
-from editing.model.load import checkpoint_digest
-from editing.request import EditRequest
-from editing.session import EditSession
-from evaluation.arms import Evaluation
-from orchestrator.config import RunConfig, build_config
-from orchestrator.journal import Journal
-from orchestrator.launch import run_experiment
-from orchestrator.pipeline import Pipeline
-from orchestrator.progress import Display
-from orchestrator.tracking import NullTracker
-from orchestrator.versions import open_store
+import errata.orchestrator.run.launch
+from errata.actors.covariance import Estimate, EstimateJob, UnitWorker
+from errata.actors.editor import ContextSpec, EditorWorker
+from errata.actors.evaluation import EvaluationSettings, EvaluationWorker
+from errata.actors.retrieval import RetrievalWorker
+from errata.actors.settings import ModelSpec, RayConfig
+from errata.editing.checkpoint.load import checkpoint_digest
+from errata.editing.covariance import KeyCovariance
+from errata.editing.errors import ErrataError
+from errata.editing.request import EditRequest
+from errata.editing.session import EditSession
+from errata.evaluation.arms import Evaluation
+from errata.orchestrator.config.loading import build_config
+from errata.orchestrator.config.run import RunConfig
+from errata.orchestrator.history.receipts import open_store
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.progress import Display
+from errata.orchestrator.run.launch import run_experiment
+from errata.orchestrator.run.pipeline import Pipeline
+from errata.orchestrator.tracking.tracker import NullTracker
 
 Weights = dict[int, torch.Tensor]
 
@@ -263,7 +264,7 @@ class Made:
 
 
 class PlainCluster:
-    """Stands in for `actors.cluster.Cluster`."""
+    """Stands in for `errata.actors.cluster.Cluster`."""
 
     last: Made
 
@@ -299,8 +300,8 @@ class PlainCluster:
 
 def without_ray(patch: pytest.MonkeyPatch) -> None:
     """Runs use `PlainCluster` and no MLflow while the patch holds."""
-    patch.setattr(orchestrator.launch, "Cluster", PlainCluster)
-    patch.setattr(orchestrator.launch, "Tracker", lambda *_, **__: NullTracker())
+    patch.setattr(errata.orchestrator.run.launch, "Cluster", PlainCluster)
+    patch.setattr(errata.orchestrator.run.launch, "Tracker", lambda *_, **__: NullTracker())
 
 
 def go(settings: RunConfig, output: Path, *, resume: bool = False) -> Weights:
@@ -353,7 +354,7 @@ def outcome(directory: Path) -> Outcome:
 def opened(settings: RunConfig, output: Path) -> Iterator[Pipeline]:
     """A started pipeline on the run in ``output``, which is made when absent, without Ray."""
     digest = checkpoint_digest(Path(settings.model.name))
-    with orchestrator.launch.open_journal(settings, output, digest) as journal:
+    with errata.orchestrator.run.opening.open_journal(settings, output, digest) as journal:
         store = open_store(output)
         store.sweep()
         with PlainCluster(settings.ray, settings.model_spec(digest)) as cluster:

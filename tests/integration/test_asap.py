@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from editing.errors import ErrataError, UserError
-from orchestrator.config import RunConfig, build_config
-from orchestrator.fail_points import InjectedCrash, raise_once
-from orchestrator.journal import Journal
-from orchestrator.pipeline import Pipeline
-from orchestrator.rebuild import BaseCheckpoint
-from orchestrator.verify import verify
+from errata.editing.errors import ErrataError, UserError
+from errata.orchestrator.config.loading import build_config
+from errata.orchestrator.config.run import RunConfig
+from errata.orchestrator.history.rebuild import BaseCheckpoint
+from errata.orchestrator.history.verify import verify
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.fail_points import InjectedCrash, raise_once
+from errata.orchestrator.run.pipeline import Pipeline
 from tests.integration.harness import (
     PlainEstimator,
     asked,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from editing.tracing import Trace
+from errata.editing.tracing import Trace
 from tests.helpers.command import in_process
 from tests.helpers.tiny import save_tiny
 

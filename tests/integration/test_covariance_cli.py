@@ -12,12 +12,12 @@ import pytest
 import torch
 import yaml
 
-from actors.settings import ModelSpec, RayConfig
-from editing.covariance import KeyCovariance
-from editing.model.load import checkpoint_digest
-from orchestrator.cli import main
-from orchestrator.config import load_config
-from orchestrator.journal_rows import version_digest
+from errata.actors.settings import ModelSpec, RayConfig
+from errata.editing.checkpoint.load import checkpoint_digest
+from errata.editing.covariance import KeyCovariance
+from errata.orchestrator.cli import main
+from errata.orchestrator.config.loading import load_config
+from errata.orchestrator.journal.rows import version_digest
 from tests.integration.harness import PlainEstimator
 
 pytestmark = pytest.mark.usefixtures("local_ray")

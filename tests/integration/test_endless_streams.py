@@ -22,12 +22,12 @@ import psutil
 import pytest
 import yaml
 
-from editing.errors import UserError
-from orchestrator.config import build_config
-from orchestrator.journal import Journal
-from orchestrator.rebuild import BaseCheckpoint
-from orchestrator.sources.jsonl_follow import EVENT as PLACE
-from orchestrator.verify import verify
+from errata.editing.errors import UserError
+from errata.orchestrator.config.loading import build_config
+from errata.orchestrator.history.rebuild import BaseCheckpoint
+from errata.orchestrator.history.verify import verify
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.sources.jsonl_follow import EVENT as PLACE
 from tests.integration.harness import Outcome, facts, go, outcome, settings, write_stream
 from tests.integration.service.soak import start_redis
 
@@ -76,7 +76,15 @@ class Command:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "orchestrator.cli", "run", str(self._config), "--output", str(self.output)]
+        command = [
+            sys.executable,
+            "-m",
+            "errata.orchestrator.cli",
+            "run",
+            str(self._config),
+            "--output",
+            str(self.output),
+        ]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, *arguments],

@@ -16,26 +16,26 @@ import pytest
 import ray
 import torch
 
-from actors.covariance import CovarianceEstimator, Estimate, EstimateJob
-from actors.editor import ContextSpec, EditorClient
-from actors.evaluation import EvaluationPool, EvaluationSettings
-from actors.retrieval import MemoryClient
-from actors.settings import ModelSpec, RayConfig
-from editing.contexts import sample_contexts
-from editing.covariance import KeyCovariance
-from editing.editors import REGISTRY, make_editor
-from editing.errors import ErrataError, UserError
-from editing.model.load import load_model
-from editing.request import EditBatch, EditRequest
-from editing.reverting import HistoryItem, RevertOrder, revert
-from editing.selfgen import SelfGenerationConfig
-from editing.session import EditReceipt, EditSession
-from evaluation.outcomes import ARMS
-from evaluation.probes import questions_of
-from retrieval.embedder import HashEmbedderConfig
-from retrieval.index import IndexConfig
-from retrieval.memory import MemoryEntry
-from retrieval.scr import ScrConfig
+from errata.actors.covariance import CovarianceEstimator, Estimate, EstimateJob
+from errata.actors.editor import ContextSpec, EditorClient
+from errata.actors.evaluation import EvaluationPool, EvaluationSettings
+from errata.actors.retrieval import MemoryClient
+from errata.actors.settings import ModelSpec, RayConfig
+from errata.editing.checkpoint.load import load_model
+from errata.editing.contexts import sample_contexts
+from errata.editing.covariance import KeyCovariance
+from errata.editing.editors import REGISTRY, make_editor
+from errata.editing.errors import ErrataError, UserError
+from errata.editing.estimation.selfgen import SelfGenerationConfig
+from errata.editing.request import EditBatch, EditRequest
+from errata.editing.reverting import HistoryItem, RevertOrder, revert
+from errata.editing.session import EditReceipt, EditSession
+from errata.evaluation.outcomes import ARMS
+from errata.evaluation.probes import questions_of
+from errata.retrieval.embedder import HashEmbedderConfig
+from errata.retrieval.index import IndexConfig
+from errata.retrieval.memory import MemoryEntry
+from errata.retrieval.scr import ScrConfig
 from tests.integration.harness import PlainEstimator, fact, facts
 
 # Every actor that is made anew imports torch; on a machine that is busy a test with four of them takes minutes.

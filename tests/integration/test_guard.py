@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.guard.guard import EVENT, GuardPauseError
-from orchestrator.journal import Journal
-from orchestrator.rebuild import base_maps
+from errata.orchestrator.guard.guard import EVENT, GuardPauseError
+from errata.orchestrator.history.rebuild import base_maps
+from errata.orchestrator.journal import Journal
 from tests.helpers.tiny import save_tiny
 from tests.integration.harness import config, fact, go, write_stream
 

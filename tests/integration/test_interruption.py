@@ -16,15 +16,15 @@ import psutil
 import pytest
 import yaml
 
-from editing.errors import UserError
-from orchestrator.config import build_config
-from orchestrator.fail_points import ENVIRONMENT_VARIABLE, EXIT_CODE, FAIL_POINTS
-from orchestrator.journal import Journal
-from orchestrator.rebuild import BaseCheckpoint, weights_digest
-from orchestrator.snapshots import load_snapshot, snapshots
-from orchestrator.summary import read_summary
-from orchestrator.verify import verify
-from orchestrator.versions import open_store
+from errata.editing.errors import UserError
+from errata.orchestrator.config.loading import build_config
+from errata.orchestrator.history.rebuild import BaseCheckpoint, weights_digest
+from errata.orchestrator.history.receipts import open_store
+from errata.orchestrator.history.snapshots import load_snapshot, snapshots
+from errata.orchestrator.history.verify import verify
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.fail_points import ENVIRONMENT_VARIABLE, EXIT_CODE, FAIL_POINTS
+from errata.orchestrator.report.summary import read_summary
 from tests.integration.harness import Outcome, go, outcome, settings
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,16 @@ def start(setting: Setting, tmp_path: Path) -> Callable[..., subprocess.Popen[st
     def call(*arguments: str, **environment: str) -> subprocess.Popen[str]:
         with (tmp_path / "stderr.txt").open("w") as errors:
             return subprocess.Popen(
-                [sys.executable, "-m", "orchestrator.cli", "run", str(setting.config), "--output", "run", *arguments],
+                [
+                    sys.executable,
+                    "-m",
+                    "errata.orchestrator.cli",
+                    "run",
+                    str(setting.config),
+                    "--output",
+                    "run",
+                    *arguments,
+                ],
                 cwd=tmp_path,
                 env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
                 stdout=subprocess.DEVNULL,

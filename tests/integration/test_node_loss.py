@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.settings import ModelSpec, RayConfig
+from errata.actors.settings import ModelSpec, RayConfig
 from tests.helpers.tiny import save_tiny
 from tests.integration.harness import PlainEstimator, scenario
 from tests.integration.scenarios.node_loss import job

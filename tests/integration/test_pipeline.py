@@ -20,20 +20,21 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from editing.errors import DamagedFileError, UserError
-from editing.model.load import load_model
-from editing.request import EditRequest
-from orchestrator.cli import app
-from orchestrator.config import RunConfig, build_config
-from orchestrator.fail_points import ENVIRONMENT_VARIABLE, EXIT_CODE, InjectedCrash, raise_once
-from orchestrator.journal import Journal
-from orchestrator.journal_schema import MIGRATIONS
-from orchestrator.offline import OfflineRun
-from orchestrator.pipeline import Pipeline
-from orchestrator.rebuild import BaseCheckpoint
-from orchestrator.snapshots import snapshots
-from orchestrator.verify import collect_garbage, verify
-from orchestrator.versions import open_store
+from errata.editing.checkpoint.load import load_model
+from errata.editing.errors import DamagedFileError, UserError
+from errata.editing.request import EditRequest
+from errata.orchestrator.cli import app
+from errata.orchestrator.config.loading import build_config
+from errata.orchestrator.config.run import RunConfig
+from errata.orchestrator.history.rebuild import BaseCheckpoint
+from errata.orchestrator.history.receipts import open_store
+from errata.orchestrator.history.snapshots import snapshots
+from errata.orchestrator.history.verify import collect_garbage, verify
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.fail_points import ENVIRONMENT_VARIABLE, EXIT_CODE, InjectedCrash, raise_once
+from errata.orchestrator.journal.schema import MIGRATIONS
+from errata.orchestrator.run.offline import OfflineRun
+from errata.orchestrator.run.pipeline import Pipeline
 from tests.integration.harness import (
     Outcome,
     PlainCluster,
@@ -412,7 +413,7 @@ def test_the_commands_read_and_write_across_reverts(undisturbed_course, copy, tm
 )
 def test_a_revert_whose_process_vanishes_is_made_once(undisturbed_course, copy, tmp_path, point):
     shutil.copytree(undisturbed_course.directory, tmp_path / "clean")
-    command = [sys.executable, "-m", "orchestrator.cli", "revert", "fact-10", "fact-2", "--run"]
+    command = [sys.executable, "-m", "errata.orchestrator.cli", "revert", "fact-10", "fact-2", "--run"]
     subprocess.run([*command, str(tmp_path / "clean")], check=True, timeout=120)
     environment = {**os.environ, ENVIRONMENT_VARIABLE: f"{point}:exit"}
     assert subprocess.run([*command, str(copy)], env=environment, timeout=120).returncode == EXIT_CODE

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.config import RunConfig
-from orchestrator.rebuild import BaseCheckpoint
-from orchestrator.verify import verify
+from errata.orchestrator.config.run import RunConfig
+from errata.orchestrator.history.rebuild import BaseCheckpoint
+from errata.orchestrator.history.verify import verify
 from tests.helpers.pipeline_model import OPERATIONS, SIZE, Client, play
 from tests.integration.harness import PlainCluster, config, facts, opened, outcome, write_stream
 from tests.integration.test_recovery import equal

@@ -8,14 +8,14 @@ import pytest
 import ray
 import torch
 
-from actors.preservation import PreservationPool, PreservationWorker
-from actors.settings import ModelSpec, RayConfig, RoleConfig
-from editing.model.load import load_model
-from editing.request import EditRequest
-from evaluation.preservation.suites import BatteryConfig
-from evaluation.sampling import SamplingConfig
-from evaluation.uncertainty import SpuqConfig
-from retrieval.embedder import HashEmbedderConfig
+from errata.actors.preservation import PreservationPool, PreservationWorker
+from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
+from errata.editing.checkpoint.load import load_model
+from errata.editing.request import EditRequest
+from errata.evaluation.preservation.suites import BatteryConfig
+from errata.evaluation.sampling import SamplingConfig
+from errata.evaluation.uncertainty import SpuqConfig
+from errata.retrieval.embedder import HashEmbedderConfig
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from editing.errors import UserError
-from orchestrator.config import RunConfig
-from orchestrator.fail_points import FAIL_POINTS, InjectedCrash, raise_once
-from orchestrator.journal import Journal
-from orchestrator.summary import read_summary
+from errata.editing.errors import UserError
+from errata.orchestrator.config.run import RunConfig
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.fail_points import FAIL_POINTS, InjectedCrash, raise_once
+from errata.orchestrator.report.summary import read_summary
 from tests.integration.harness import (
     Outcome,
     PlainCluster,

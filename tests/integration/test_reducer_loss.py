@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import ray
 
-import actors.reduction
-from actors.covariance import CovarianceEstimator, EstimateJob
-from actors.reduction import BlockTree, Piece, Sums, add_pieces, cut, fetch_mending
-from actors.settings import ModelSpec, RayConfig
-from editing.selfgen import SelfGenerationConfig
+import errata.actors.reduction
+from errata.actors.covariance import CovarianceEstimator, EstimateJob
+from errata.actors.reduction import BlockTree, Piece, Sums, add_pieces, cut, fetch_mending
+from errata.actors.settings import ModelSpec, RayConfig
+from errata.editing.estimation.selfgen import SelfGenerationConfig
 from tests.integration.harness import PlainEstimator, tree_sum
 
 DEATHS = 3
@@ -38,7 +38,7 @@ def test_a_sum_is_the_same_bytes_after_the_processes_that_add_were_killed(local_
             os.kill(os.getpid(), signal.SIGKILL)
         return add_pieces(left, right)
 
-    monkeypatch.setattr(actors.reduction, "_add_remote", ray.remote(num_cpus=0)(adding))
+    monkeypatch.setattr(errata.actors.reduction, "_add_remote", ray.remote(num_cpus=0)(adding))
 
     def never(numbers: Sequence[int]) -> Sequence[Any]:
         raise AssertionError(f"blocks {list(numbers)} were not lost")

@@ -14,17 +14,18 @@ from typing import Any
 import pytest
 import torch
 
-import orchestrator.launch
-from actors.covariance import Estimate
-from editing.request import EditRequest
-from orchestrator.config import RunConfig, build_config
-from orchestrator.journal import Journal
-from orchestrator.launch import run_experiment
-from orchestrator.pipeline import Pipeline
-from orchestrator.progress import Display
-from orchestrator.refreshing import Refreshing
-from orchestrator.tracking import NullTracker
-from orchestrator.versions import load_covariance, open_store
+import errata.orchestrator.run.launch
+from errata.actors.covariance import Estimate
+from errata.editing.request import EditRequest
+from errata.orchestrator.config.loading import build_config
+from errata.orchestrator.config.run import RunConfig
+from errata.orchestrator.covariance.schedule import Refreshing
+from errata.orchestrator.history.receipts import load_covariance, open_store
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.progress import Display
+from errata.orchestrator.run.launch import run_experiment
+from errata.orchestrator.run.pipeline import Pipeline
+from errata.orchestrator.tracking.tracker import NullTracker
 from tests.integration.harness import (
     PlainCluster,
     PlainEstimator,
@@ -60,8 +61,8 @@ class ScriptedCluster(PlainCluster):
 
 @pytest.fixture(autouse=True)
 def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orchestrator.launch, "Cluster", ScriptedCluster)
-    monkeypatch.setattr(orchestrator.launch, "Tracker", lambda *_, **__: NullTracker())
+    monkeypatch.setattr(errata.orchestrator.run.launch, "Cluster", ScriptedCluster)
+    monkeypatch.setattr(errata.orchestrator.run.launch, "Tracker", lambda *_, **__: NullTracker())
     monkeypatch.setattr(Scripted, "jobs", [], raising=False)
     monkeypatch.setattr(Scripted, "far_from", 6)
 

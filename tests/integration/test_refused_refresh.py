@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-import orchestrator.launch
-from actors.covariance import Estimate
-from orchestrator.config import RunConfig
-from orchestrator.journal import Journal
-from orchestrator.launch import run_experiment
-from orchestrator.pipeline import Pipeline
-from orchestrator.progress import Display
-from orchestrator.summary import read_summary
-from orchestrator.tracking import NullTracker
+import errata.orchestrator.run.launch
+from errata.actors.covariance import Estimate
+from errata.orchestrator.config.run import RunConfig
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.progress import Display
+from errata.orchestrator.report.summary import read_summary
+from errata.orchestrator.run.launch import run_experiment
+from errata.orchestrator.run.pipeline import Pipeline
+from errata.orchestrator.tracking.tracker import NullTracker
 from tests.integration.harness import PlainCluster, PlainEstimator, config, outcome
 
 FIRST = tuple((20 * (3 + 0.01 * i), 20) for i in range(60))
@@ -56,8 +56,8 @@ class ScriptedCluster(PlainCluster):
 
 @pytest.fixture(autouse=True)
 def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orchestrator.launch, "Cluster", ScriptedCluster)
-    monkeypatch.setattr(orchestrator.launch, "Tracker", lambda *_, **__: NullTracker())
+    monkeypatch.setattr(errata.orchestrator.run.launch, "Cluster", ScriptedCluster)
+    monkeypatch.setattr(errata.orchestrator.run.launch, "Tracker", lambda *_, **__: NullTracker())
 
 
 def go(settings: RunConfig, output: Path, *, resume: bool = False) -> tuple[dict[int, torch.Tensor], list[str]]:
@@ -93,8 +93,8 @@ def refused(
     """A run whose refreshes are all bad, and that nothing disturbs: its directory, weights and what it said."""
     directory = tmp_path_factory.mktemp("refused") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(orchestrator.launch, "Cluster", ScriptedCluster)
-        patch.setattr(orchestrator.launch, "Tracker", lambda *_, **__: NullTracker())
+        patch.setattr(errata.orchestrator.run.launch, "Cluster", ScriptedCluster)
+        patch.setattr(errata.orchestrator.run.launch, "Tracker", lambda *_, **__: NullTracker())
         patch.setattr(Scripted, "refreshed", BAD)
         weights, said = go(often(tiny_checkpoint, stream), directory)
     return directory, weights, said

@@ -11,12 +11,12 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from typer.testing import CliRunner
 
-from editing.delta import WeightDelta
-from editing.errors import ErrataError, UserError
-from orchestrator.cli import app
-from orchestrator.journal import Journal
-from orchestrator.publish.registry import register_version
-from orchestrator.publish.rollout import EVENT
+from errata.editing.delta import WeightDelta
+from errata.editing.errors import ErrataError, UserError
+from errata.orchestrator.cli import app
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.publish.registry import register_version
+from errata.orchestrator.publish.rollout import EVENT
 from tests.helpers.small_run import LAYERS, SmallRun, make_run
 
 

@@ -10,11 +10,11 @@ import pytest
 import yaml
 from rich.console import Console
 
-from orchestrator.summary import read_summary
-from orchestrator.sweep.config import Sweep, load_sweep
-from orchestrator.sweep.execute import run_sweep
-from orchestrator.sweep.record import SweepRecord
-from orchestrator.sweep.view import SweepView
+from errata.orchestrator.experiments.config import Sweep, load_sweep
+from errata.orchestrator.experiments.execute import run_sweep
+from errata.orchestrator.experiments.record import SweepRecord
+from errata.orchestrator.experiments.view import SweepView
+from errata.orchestrator.report.summary import read_summary
 from tests.integration.harness import settings
 
 pytestmark = pytest.mark.slow  # three processes with Ray and MLflow each

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from editing.model.engine import LanguageEngine
-from editing.model.load import load_model
-from evaluation.perplexity import perplexity, windows_of
-from orchestrator.compare.collect import collect
-from orchestrator.compare.tables import compare
-from orchestrator.compare.timeline import at_points
-from orchestrator.config import build_config
-from orchestrator.summary import read_summary
+from errata.editing.checkpoint.load import load_model
+from errata.editing.model.engine import LanguageEngine
+from errata.evaluation.perplexity import perplexity, windows_of
+from errata.orchestrator.config.loading import build_config
+from errata.orchestrator.experiments.collect import collect
+from errata.orchestrator.experiments.tables import compare
+from errata.orchestrator.experiments.timeline import at_points
+from errata.orchestrator.report.summary import read_summary
 from tests.integration.harness import go, settings
 
 

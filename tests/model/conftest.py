@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from editing.model.adapter import EditableModel
-from editing.model.load import load_model
+from errata.editing.checkpoint.load import load_model
+from errata.editing.model.adapter import EditableModel
 from tests.helpers.vllm_server import RANK, Server, vllm_environment
 
 
@@ -55,7 +55,7 @@ def streamed(vllm_session: Server, tmp_path_factory: pytest.TempPathFactory) -> 
         f"publish.to=[vllm={vllm_session.url}]", "publish.every=1", f"publish.max_rank={RANK}",
         "publish.min_untouched=0.5", "publish.timeout_seconds=300",
     ]  # fmt: skip
-    command = [sys.executable, "-m", "orchestrator.cli", "run", "quickstart", "--output", str(run)]
+    command = [sys.executable, "-m", "errata.orchestrator.cli", "run", "quickstart", "--output", str(run)]
     command += [part for item in settings for part in ("--set", item)]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return run

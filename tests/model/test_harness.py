@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from editing.errors import UserError
-from editing.model.load import load_model
-from evaluation.preservation.battery import sampled, scores_of
-from evaluation.sampling import SamplingEngine
+from errata.editing.checkpoint.load import load_model
+from errata.editing.errors import UserError
+from errata.evaluation.preservation.battery import sampled, scores_of
+from errata.evaluation.sampling import SamplingEngine
 
 pytest.importorskip("lm_eval", reason="the extra 'eval' is not installed")
 
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from evaluation.preservation.harness import EngineLM, load_suites
+from errata.evaluation.preservation.harness import EngineLM, load_suites
 
 PAIRS = [
     ("The capital of France is", " Paris"),

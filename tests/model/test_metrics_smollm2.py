@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from editing.model.adapter import EditableModel
-from editing.model.engine import LanguageEngine
-from editing.request import EditRequest
-from evaluation.arms import ArmEvaluator
-from evaluation.datasets import ValidRecord, open_dataset
-from evaluation.edit_scores import edit_scores, mean_scores
-from evaluation.metrics import token_accuracy
-from evaluation.outcomes import arm_metrics
+from errata.editing.model.adapter import EditableModel
+from errata.editing.model.engine import LanguageEngine
+from errata.editing.request import EditRequest
+from errata.evaluation.arms import ArmEvaluator
+from errata.evaluation.datasets import ValidRecord, open_dataset
+from errata.evaluation.edit_scores import edit_scores, mean_scores
+from errata.evaluation.metrics import token_accuracy
+from errata.evaluation.outcomes import arm_metrics
 from tests.unit.evaluation.fakes import FakeHit, KeywordChooser
 
 # SmolLM2-135M-Instruct in float32, unedited, first 50 records of the CounterFact sample with two

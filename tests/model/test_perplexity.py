@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from editing.model.adapter import EditableModel
-from editing.model.engine import LanguageEngine
-from evaluation.perplexity import clean_wikitext, perplexity, windows_of
+from errata.editing.model.adapter import EditableModel
+from errata.editing.model.engine import LanguageEngine
+from errata.evaluation.perplexity import clean_wikitext, perplexity, windows_of
 
 GOLDEN = 28.9551
 """SmolLM2-135M-Instruct in float32, first 1 000 tokens of WikiText-2's test articles as prose, window 256."""

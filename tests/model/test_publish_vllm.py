@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from evaluation.matching import contains
-from orchestrator.journal import Journal
-from orchestrator.publish.publisher import publish_to_servers
-from orchestrator.publish.questions import choose_questions
-from orchestrator.publish.rollout import EVENT
-from orchestrator.publish.settings import PublishConfig
-from orchestrator.publish.vllm import ServerError, VllmServer
-from orchestrator.versions import open_store
+from errata.evaluation.matching import contains
+from errata.orchestrator.config.publish import PublishConfig
+from errata.orchestrator.history.receipts import open_store
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.publish.publisher import publish_to_servers
+from errata.orchestrator.publish.questions import choose_questions
+from errata.orchestrator.publish.rollout import EVENT
+from errata.orchestrator.publish.vllm import ServerError, VllmServer
 from tests.helpers.vllm_server import RANK, Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -73,7 +73,7 @@ def test_edits_are_published_answered_reverted_and_survive_a_killed_server(
     # an edit is taken back, and so is what the server says
     with Journal.open(streamed / "journal.sqlite", read_only=True) as journal:
         row = journal.requests("applied")[0]
-    command = [sys.executable, "-m", "orchestrator.cli", "revert", row.id, "--run", str(streamed)]
+    command = [sys.executable, "-m", "errata.orchestrator.cli", "revert", row.id, "--run", str(streamed)]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert states(publish(streamed, vllm)) == ["switched"]
     with VllmServer(vllm.url, timeout=300) as client:

@@ -10,21 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from actors.covariance import BlockInfo, Estimate, EstimateJob
-from editing.covariance import KeyCovariance
-from editing.diagnostics import effective_rank, eigenspectrum, jensen_shannon, per_token_nll
-from editing.model.adapter import EditableModel
-from editing.model.load import load_model
-from editing.sampling_server import SamplingServerConfig
-from editing.selfgen import SelfGenerationConfig, UnitResult, run_unit, seed_sequences, unit_of
-from editing.served import run_served_unit
-from orchestrator.export import edition
-from orchestrator.journal import Journal
-from orchestrator.publish.sampling import EVENT, LiveSampling
-from orchestrator.publish.settings import PublishConfig
-from orchestrator.publish.vllm import VllmServer
-from orchestrator.rebuild import open_base
-from orchestrator.versions import load_covariance, open_store
+from errata.actors.covariance import BlockInfo, Estimate, EstimateJob
+from errata.editing.checkpoint.load import load_model
+from errata.editing.covariance import KeyCovariance
+from errata.editing.estimation.diagnostics import effective_rank, eigenspectrum, jensen_shannon, per_token_nll
+from errata.editing.estimation.sampling_server import SamplingServerConfig
+from errata.editing.estimation.selfgen import SelfGenerationConfig, UnitResult, run_unit, seed_sequences, unit_of
+from errata.editing.estimation.served import run_served_unit
+from errata.editing.model.adapter import EditableModel
+from errata.orchestrator.config.publish import PublishConfig
+from errata.orchestrator.history.export import edition
+from errata.orchestrator.history.rebuild import open_base
+from errata.orchestrator.history.receipts import load_covariance, open_store
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.publish.sampling import EVENT, LiveSampling
+from errata.orchestrator.publish.vllm import VllmServer
 from tests.helpers.vllm_server import RANK, Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from editing.errors import UserError
-from editing.model import fetch
-from editing.model.engine import LanguageEngine
-from editing.model.load import load_model
-from retrieval.embedder import SentenceEmbedder
-from retrieval.memory import FactMemory, MemoryEntry
-from retrieval.scr import ScrConfig, SelectiveReasoner
+from errata.editing.checkpoint import fetch
+from errata.editing.checkpoint.load import load_model
+from errata.editing.errors import UserError
+from errata.editing.model.engine import LanguageEngine
+from errata.retrieval.embedder import SentenceEmbedder
+from errata.retrieval.memory import FactMemory, MemoryEntry
+from errata.retrieval.scr import ScrConfig, SelectiveReasoner
 
 # subject, statement, edit prompt, paraphrase, a question about another subject
 FACTS = [

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from editing.corpus import CorpusConfig, CorpusReader, run_corpus_unit, second_pass
-from editing.model.adapter import EditableModel
-from editing.selfgen import SelfGenerationConfig, run_unit, unit_of
+from errata.editing.estimation.corpus import CorpusConfig, CorpusReader, run_corpus_unit, second_pass
+from errata.editing.estimation.selfgen import SelfGenerationConfig, run_unit, unit_of
+from errata.editing.model.adapter import EditableModel
 
 LAYERS = (4, 8)
 

@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.journal import Journal
-from orchestrator.rebuild import base_maps, edited_layers, weights_at
-from orchestrator.summary import Arm, Summary, read_summary
-from orchestrator.versions import load_covariance, open_store
+from errata.orchestrator.history.rebuild import base_maps, edited_layers, weights_at
+from errata.orchestrator.history.receipts import load_covariance, open_store
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.report.summary import Arm, Summary, read_summary
 from tests.integration.harness import outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -80,7 +80,7 @@ class Ended:
 
 def finished(directory: Path, *settings: str) -> Ended:
     """Run the quickstart as a person does."""
-    command = [sys.executable, "-m", "orchestrator.cli", "run", "quickstart", "--output", str(directory)]
+    command = [sys.executable, "-m", "errata.orchestrator.cli", "run", "quickstart", "--output", str(directory)]
     command += [part for item in (*SHORT, *settings) for part in ("--set", item)]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return Ended(directory)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from editing.model.adapter import EditableModel
-from editing.request import EditRequest
-from editing.values import TargetValue, ValueConfig, optimise_values
-from evaluation.datasets import ValidRecord, open_dataset
+from errata.editing.model.adapter import EditableModel
+from errata.editing.request import EditRequest
+from errata.editing.values import TargetValue, ValueConfig, optimise_values
+from errata.evaluation.datasets import ValidRecord, open_dataset
 from tests.unit.helpers import plain
 
 LAYER = 8

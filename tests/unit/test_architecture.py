@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "actors": {"editing", "retrieval", "evaluation"},
     "orchestrator": {"editing", "retrieval", "evaluation", "actors"},
 }
-OUTSIDE = {"tests", "benchmarks", "configs", "k8s", "docs"}
+OUTSIDE = {"tests", "benchmarks", "configs", "k8s", "docs"} | set(MAY_IMPORT)  # rooms have no names of their own
 EDITING_NEEDS_ONLY = {"torch", "transformers", "pydantic", "safetensors", "numpy"}
 MAX_LINES = 600
 
@@ -35,7 +35,7 @@ def sources(*folders: str) -> list[Path]:
 def imported_modules(code: str, package: tuple[str, ...], name: str = "<code>") -> Iterator[tuple[int, str, bool]]:
     """(line, dotted module, whether at module level) of every import in `code`, also inside functions.
 
-    `package` is the package the file lies in; relative imports are resolved against it. String constants
+    `package` is the package the file lies in, `errata` first; relative imports are resolved against it. Strings
     given to `import_module` and `__import__` count, and imports under `if TYPE_CHECKING:` do too.
     """
     tree = ast.parse(code, filename=name)
@@ -65,17 +65,22 @@ def imported_modules(code: str, package: tuple[str, ...], name: str = "<code>") 
 
 
 def forbidden_imports(code: str, package: tuple[str, ...], name: str = "<code>") -> list[str]:
-    """What in `code`, a file of `package`, breaks the direction of imports."""
-    room = package[0]
+    """What in `code`, a file of `package` (`errata` first), breaks the direction of imports.
+
+    A room is imported as `errata.<room>` alone: by its bare name there would be two copies of every class.
+    """
+    room = package[1]
     bad = []
     for line, module, top in imported_modules(code, package, name):
-        root = module.split(".")[0]
-        if root == room:
+        root, _, rest = module.partition(".")
+        if root == "errata":
+            target = rest.split(".")[0]
+            if target in MAY_IMPORT and target not in MAY_IMPORT[room] | {room}:
+                bad.append(f"{line}: {room} imports {module}")
             continue
-        wrong_room = root in MAY_IMPORT and root not in MAY_IMPORT[room]
         wrong_ray = root == "ray" and room != "actors"
         heavy = room == "editing" and top and root not in EDITING_NEEDS_ONLY | sys.stdlib_module_names
-        if wrong_room or wrong_ray or heavy or root in OUTSIDE:
+        if wrong_ray or heavy or root in OUTSIDE:
             bad.append(f"{line}: {room} imports {module}")
     return bad
 
@@ -84,7 +89,10 @@ def test_imports_point_one_way_and_only_actors_know_ray() -> None:
     bad = []
     for path in sources(*MAY_IMPORT):
         relative = path.relative_to(ROOT)
-        bad += [f"{relative}:{b}" for b in forbidden_imports(path.read_text(), relative.parent.parts, str(relative))]
+        bad += [
+            f"{relative}:{b}"
+            for b in forbidden_imports(path.read_text(), ("errata", *relative.parent.parts), str(relative))
+        ]
     assert not bad, "\n".join(bad)
 
 
@@ -93,31 +101,33 @@ def test_imports_point_one_way_and_only_actors_know_ray() -> None:
     [
         ("orchestrator", "import ray"),
         ("orchestrator", "def f():\n    from ray.util import metrics"),
-        ("editing.model", "from retrieval import memory"),
+        ("editing.model", "from errata.retrieval import memory"),
+        ("editing", "from editing.errors import UserError"),
+        ("orchestrator", "import orchestrator.config"),
         ("editing", "import faiss"),
         ("editing.model", "from ... import actors"),
-        ("retrieval", "from evaluation.metrics import accuracy"),
-        ("evaluation", "import importlib\nimportlib.import_module('actors.cluster')"),
-        ("actors", "async def f():\n    import orchestrator.config as c"),
+        ("retrieval", "from errata.evaluation.metrics import accuracy"),
+        ("evaluation", "import importlib\nimportlib.import_module('errata.actors.cluster')"),
+        ("actors", "async def f():\n    import errata.orchestrator.config.run as c"),
         ("actors", "from tests.helpers import tiny"),
     ],
 )
 def test_the_checker_sees_a_forbidden_import(package: str, code: str) -> None:
-    assert forbidden_imports(code, tuple(package.split(".")))
+    assert forbidden_imports(code, ("errata", *package.split(".")))
 
 
 @pytest.mark.parametrize(
     ("package", "code"),
     [
-        ("actors", "import ray\nfrom editing.errors import UserError"),
+        ("actors", "import ray\nfrom errata.editing.errors import UserError"),
         ("editing.model", "from . import fetch\nfrom ..errors import UserError\nimport torch, json"),
         ("editing", "def export():\n    import peft"),
-        ("orchestrator", "import mlflow\nfrom actors import cluster"),
+        ("orchestrator", "import mlflow\nfrom errata.actors import cluster"),
         ("retrieval", "import rays, raytrace"),
     ],
 )
 def test_the_checker_allows_what_is_allowed(package: str, code: str) -> None:
-    assert forbidden_imports(code, tuple(package.split("."))) == []
+    assert forbidden_imports(code, ("errata", *package.split("."))) == []
 
 
 def test_editing_imports_without_ray_faiss_or_mlflow() -> None:
@@ -130,11 +140,11 @@ def test_editing_imports_without_ray_faiss_or_mlflow() -> None:
                 if name.split(".")[0] in BLOCKED:
                     raise ModuleNotFoundError(f"{name} is blocked", name=name)
         sys.meta_path.insert(0, Block())
-        import editing
-        names = [m.name for m in pkgutil.walk_packages(editing.__path__, "editing.")]
+        import errata.editing
+        names = [m.name for m in pkgutil.walk_packages(errata.editing.__path__, "errata.editing.")]
         for name in names:
             importlib.import_module(name)
-        assert "editing.errors" in names
+        assert "errata.editing.errors" in names
         loaded = BLOCKED & {m.split(".")[0] for m in sys.modules}
         assert not loaded, loaded
     """)
@@ -144,9 +154,9 @@ def test_editing_imports_without_ray_faiss_or_mlflow() -> None:
 
 def test_every_editor_has_its_registry_entry() -> None:
     """Every concrete editor and every configuration in `editing/editors/` is announced, under its own `type`."""
-    package = importlib.import_module("editing.editors")
+    package = importlib.import_module("errata.editing.editors")
     modules = [
-        importlib.import_module(f"editing.editors.{path.stem}")
+        importlib.import_module(f"errata.editing.editors.{path.stem}")
         for path in sorted((ROOT / "editing" / "editors").glob("*.py"))
         if path.stem != "__init__"
     ]

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("orchestrator", "actors", "evaluation", "retrieval", "editing")
-INPUTS = (*ROOMS, "configs", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "NOTICE")
+INPUTS = ("errata", *ROOMS, "configs", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "NOTICE")
 
 
 def normal(name: str) -> str:
@@ -41,7 +41,7 @@ def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     for name in INPUTS:
         origin = ROOT / name
         if origin.is_dir():
-            shutil.copytree(origin, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(origin, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
         elif origin.exists():
             shutil.copy(origin, source / name)
     (source / "README.md").touch()
@@ -66,36 +66,38 @@ def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         return set(archive.namelist())
 
 
-def test_wheel_installs_exactly_the_five_rooms(wheel_names: set[str]) -> None:
+def test_wheel_installs_one_package(wheel_names: set[str]) -> None:
     tops = {name.split("/")[0] for name in wheel_names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == set(ROOMS)
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"errata"}
 
 
 def test_wheel_holds_every_file_of_the_rooms(wheel_names: set[str]) -> None:
     """A sub-package without `__init__.py` and a data file of an unlisted type would be missing."""
     expected = {
-        path.relative_to(ROOT).as_posix()
+        f"errata/{path.relative_to(ROOT).as_posix()}"
         for room in ROOMS
         for path in (ROOT / room).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
     }
-    got = {name for name in wheel_names if name.startswith(tuple(f"{room}/" for room in ROOMS))}
-    assert expected == {name for name in got if not name.startswith("orchestrator/_configs/")}
+    own = {f"errata/{path.name}" for path in (ROOT / "errata").iterdir() if path.is_file()}
+    got = {name for name in wheel_names if name.startswith("errata/") and not name.startswith("errata/_configs/")}
+    assert expected | own == got
+    assert "errata/py.typed" in got
 
 
 def test_wheel_carries_the_presets(wheel_names: set[str]) -> None:
     expected = {
-        "orchestrator/_configs/" + path.relative_to(ROOT / "configs").as_posix()
+        "errata/_configs/" + path.relative_to(ROOT / "configs").as_posix()
         for path in (ROOT / "configs").rglob("*")
         if path.is_file()
     }
-    assert expected == {name for name in wheel_names if name.startswith("orchestrator/_configs/")}
+    assert expected == {name for name in wheel_names if name.startswith("errata/_configs/")}
 
 
 def test_wheel_carries_its_licence_and_command(wheel_names: set[str], project: dict) -> None:
     info = {name.split("/", 1)[1] for name in wheel_names if ".dist-info/" in name}
     assert {"licenses/LICENSE", "licenses/NOTICE", "entry_points.txt"} <= info
-    assert project["project"]["scripts"] == {"errata": "orchestrator.cli:main"}
+    assert project["project"]["scripts"] == {"errata": "errata.orchestrator.cli:main"}
 
 
 def test_every_direct_dependency_is_pinned_within_its_range(project: dict, pins: dict[str, str]) -> None:

@@ -86,9 +86,9 @@ def configurations(objects: Sequence[Object]) -> Iterator[tuple[str, str, Object
 
 def check_configurations(objects: Sequence[Object], scratch: Path) -> list[str]:
     """Configurations load with the real class, and what they ask of the cluster is there."""
-    from editing.errors import UserError
-    from orchestrator.config import load_config
-    from orchestrator.sweep.config import load_sweep
+    from errata.editing.errors import UserError
+    from errata.orchestrator.config.loading import load_config
+    from errata.orchestrator.experiments.config import load_sweep
 
     bad = []
     for where, file, data in configurations(objects):

@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from editing.contexts import sample_contexts
-from editing.covariance import KeyCovariance, merge
-from editing.delta import WeightDelta, apply_delta
-from editing.editors import make_editor
-from editing.editors.alphaedit import AlphaEditConfig
-from editing.editors.memit import MemitConfig
-from editing.model.adapter import EditableModel
-from editing.model.engine import LanguageEngine
-from editing.request import EditBatch, EditRequest
-from editing.selfgen import SelfGenerationConfig, run_unit, unit_of
-from editing.session import EditSession
-from editing.values import ValueConfig
+from errata.editing.contexts import sample_contexts
+from errata.editing.covariance import KeyCovariance, merge
+from errata.editing.delta import WeightDelta, apply_delta
+from errata.editing.editors import make_editor
+from errata.editing.editors.alphaedit import AlphaEditConfig
+from errata.editing.editors.memit import MemitConfig
+from errata.editing.estimation.selfgen import SelfGenerationConfig, run_unit, unit_of
+from errata.editing.model.adapter import EditableModel
+from errata.editing.model.engine import LanguageEngine
+from errata.editing.request import EditBatch, EditRequest
+from errata.editing.session import EditSession
+from errata.editing.values import ValueConfig
 from tests.helpers.tiny import tiny_hf, tiny_tokenizer
 
 # Prompts end with their subject: so small a model reads a subject's embedding from afar and needs no state above it.

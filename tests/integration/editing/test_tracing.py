@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from editing.errors import UserError
-from editing.model.adapter import EditableModel
-from editing.tracing import (
+from errata.editing.errors import UserError
+from errata.editing.model.adapter import EditableModel
+from errata.editing.tracing import (
     PromptTrace,
     Trace,
     TracePrompt,

@@ -13,11 +13,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from editing.delta import WeightDelta
-from editing.errors import UserError
-from editing.model.load import load_model
-from orchestrator.cli import app
-from orchestrator.journal import Journal
+from errata.editing.checkpoint.load import load_model
+from errata.editing.delta import WeightDelta
+from errata.editing.errors import UserError
+from errata.orchestrator.cli import app
+from errata.orchestrator.journal import Journal
 from tests.helpers.small_run import LAYERS, SmallRun, make_run
 
 
@@ -141,7 +141,11 @@ def test_how_a_command_ends(run: SmallRun, tmp_path: Path, arguments: tuple[str,
     (damaged / "deltas" / delta).write_bytes(b"torn")
     given = [a.format(run=run.directory, damaged=damaged) for a in arguments]
     done = subprocess.run(
-        [sys.executable, "-m", "orchestrator.cli", *given], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-m", "errata.orchestrator.cli", *given],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert done.returncode == code, done.stderr
     assert done.stderr.startswith(words) and len(done.stderr.splitlines()) <= 1

@@ -21,9 +21,9 @@ from unittest import mock
 import ray
 from ray.cluster_utils import Cluster
 
-from orchestrator.journal import Journal
-from orchestrator.launch import run_experiment
-from orchestrator.progress import Display
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.progress import Display
+from errata.orchestrator.run.launch import run_experiment
 from tests.helpers.k8s.objects import K8S, build, find
 from tests.helpers.k8s.pod_rules import quantity
 from tests.integration.harness import config

@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from editing.errors import UserError
-from evaluation.preservation import jail as jail_module
-from evaluation.preservation.sandbox import Sandbox, SandboxConfig
+from errata.editing.errors import UserError
+from errata.evaluation.preservation import jail as jail_module
+from errata.evaluation.preservation.sandbox import Sandbox, SandboxConfig
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the sandbox is for Linux")
 

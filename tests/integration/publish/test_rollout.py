@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator.fail_points import InjectedCrash
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import JournalMeta, Version
-from orchestrator.publish.adapter import Adapter
-from orchestrator.publish.questions import Questions
-from orchestrator.publish.rollout import EVENT, Rollout, ServerResult, last_served
-from orchestrator.publish.settings import PublishConfig
-from orchestrator.publish.vllm import VllmServer
+from errata.orchestrator.config.publish import PublishConfig
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.fail_points import InjectedCrash
+from errata.orchestrator.journal.rows import JournalMeta, Version
+from errata.orchestrator.publish.adapter import Adapter
+from errata.orchestrator.publish.questions import Questions
+from errata.orchestrator.publish.rollout import EVENT, Rollout, ServerResult, last_served
+from errata.orchestrator.publish.vllm import VllmServer
 from tests.helpers.vllm_like import Failure, VllmLike
 
 QUESTIONS = Questions(

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from editing.errors import ErrataError
-from editing.request import EditRequest
-from orchestrator.config import RunConfig
-from orchestrator.journal import Journal
-from orchestrator.pipeline import Pipeline
-from orchestrator.publish.sampling import EVENT
-from orchestrator.refresh import REFUSED
+from errata.editing.errors import ErrataError
+from errata.editing.request import EditRequest
+from errata.orchestrator.config.run import RunConfig
+from errata.orchestrator.covariance.refresh import REFUSED
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.publish.sampling import EVENT
+from errata.orchestrator.run.pipeline import Pipeline
 from tests.helpers.vllm_like import VllmLike
 from tests.integration.harness import config, go, opened
 

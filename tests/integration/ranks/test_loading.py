@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from actors.settings import ModelSpec, ParallelConfig
-from actors.sharded import layout
-from actors.sharded.layout import check_parallel, even, plan_for
-from actors.sharded.loading import load_spec
-from editing.errors import ErrataError, UserError
-from editing.model.slices import INDEX, CheckpointSlices, Cut
+from errata.actors.settings import ModelSpec, ParallelConfig
+from errata.actors.sharded import layout
+from errata.actors.sharded.layout import check_parallel, even, plan_for
+from errata.actors.sharded.loading import load_spec
+from errata.editing.checkpoint.slices import INDEX, CheckpointSlices, Cut
+from errata.editing.errors import ErrataError, UserError
 from tests.helpers.tiny import save_tiny
 
 CPU = torch.device("cpu")

@@ -9,22 +9,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from actors.settings import ModelSpec
-from actors.sharded.layout import plan_for
-from actors.sharded.loading import load_part, part_of_checkpoint
-from actors.sharded.model import ShardedEditableModel, check_gradients
-from actors.sharded.rank import Group
-from actors.sharded.worker import ModelWorker
-from editing.covariance import KeyCovariance
-from editing.delta import LayerDelta, WeightDelta
-from editing.editors import make_editor
-from editing.editors.memit import MemitConfig
-from editing.errors import ErrataError
-from editing.model.adapter import EditableModel
-from editing.model.load import load_model, read_model_config
-from editing.request import EditBatch, EditRequest
-from editing.session import EditSession
-from editing.values import ValueConfig, _Problem, edit_segments
+from errata.actors.settings import ModelSpec
+from errata.actors.sharded.layout import plan_for
+from errata.actors.sharded.loading import load_part, part_of_checkpoint
+from errata.actors.sharded.model import ShardedEditableModel, check_gradients
+from errata.actors.sharded.rank import Group
+from errata.actors.sharded.worker import ModelWorker
+from errata.editing.checkpoint.load import load_model, read_model_config
+from errata.editing.covariance import KeyCovariance
+from errata.editing.delta import LayerDelta, WeightDelta
+from errata.editing.editors import make_editor
+from errata.editing.editors.memit import MemitConfig
+from errata.editing.errors import ErrataError
+from errata.editing.model.adapter import EditableModel
+from errata.editing.request import EditBatch, EditRequest
+from errata.editing.session import EditSession
+from errata.editing.values import ValueConfig, _Problem, edit_segments
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 

@@ -16,9 +16,9 @@ import ray
 from ray._private import state
 from ray.cluster_utils import Cluster
 
-from actors.covariance import CovarianceEstimator, EstimateJob, EstimateProgress
-from actors.settings import ModelSpec, RayConfig, RoleConfig
-from editing.selfgen import SelfGenerationConfig
+from errata.actors.covariance import CovarianceEstimator, EstimateJob, EstimateProgress
+from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
+from errata.editing.estimation.selfgen import SelfGenerationConfig
 
 SEQUENCES = 40
 LONGEST = 90.0

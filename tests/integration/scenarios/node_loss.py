@@ -11,9 +11,9 @@ import sys
 import ray
 from ray.cluster_utils import Cluster
 
-from actors.covariance import CovarianceEstimator, EstimateJob, EstimateProgress
-from actors.settings import ModelSpec, RayConfig, RoleConfig
-from editing.selfgen import SelfGenerationConfig
+from errata.actors.covariance import CovarianceEstimator, EstimateJob, EstimateProgress
+from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
+from errata.editing.estimation.selfgen import SelfGenerationConfig
 
 SEQUENCES = 24
 

@@ -6,9 +6,9 @@ import json
 import sys
 from pathlib import Path
 
-from actors.settings import ModelSpec
-from actors.sharded.loading import load_part
-from actors.sharded.rank import Group
+from errata.actors.settings import ModelSpec
+from errata.actors.sharded.loading import load_part
+from errata.actors.sharded.rank import Group
 from tests.helpers.ranks import run_ranks
 
 

@@ -77,7 +77,15 @@ class Services:
     def start(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Served:
         port = free_port()
         log = self._directory / f"log-{len(self.started)}.txt"
-        command = [sys.executable, "-m", "orchestrator.cli", "serve", str(self.config), "--output", str(self.output)]
+        command = [
+            sys.executable,
+            "-m",
+            "errata.orchestrator.cli",
+            "serve",
+            str(self.config),
+            "--output",
+            str(self.output),
+        ]
         with log.open("wb") as out:
             process = subprocess.Popen(
                 [*command, "--port", str(port), *arguments],

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from evaluation.outcomes import ARMS
-from orchestrator.service.app import make_app
+from errata.evaluation.outcomes import ARMS
+from errata.orchestrator.service.app import make_app
 from tests.helpers.service import ADMIN, TOKENS, Running, bearer, edit, running
 from tests.integration.service.conftest import free_port
 

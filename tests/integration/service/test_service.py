@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.journal import Journal
+from errata.orchestrator.journal import Journal
 from tests.integration.service.conftest import Services
 
 WRITER, ADMIN, READER = "writer-token-of-the-test", "admin-token-of-the-test1", "reader-token-of-the-test"
@@ -200,7 +200,7 @@ def test_the_kept_run_is_whole(day: Day) -> None:
     """Every version can be rebuilt from the files and has the digest the journal says."""
     from typer.testing import CliRunner
 
-    from orchestrator.cli import app
+    from errata.orchestrator.cli import app
 
     done = CliRunner().invoke(app, ["verify", str(day.run)])
     assert done.exit_code == 0, done.output

@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import RequestRow, Version
-from orchestrator.rebuild import BaseCheckpoint
-from orchestrator.service.reverting import SETTLED, WISHED
-from orchestrator.verify import Report, verify
-from orchestrator.versions import memory_entries
+from errata.orchestrator.history.rebuild import BaseCheckpoint
+from errata.orchestrator.history.receipts import memory_entries
+from errata.orchestrator.history.verify import Report, verify
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.rows import RequestRow, Version
+from errata.orchestrator.service.reverting import SETTLED, WISHED
 from tests.integration.harness import settings
 from tests.integration.service.conftest import Services
 from tests.integration.service.soak import (
@@ -195,9 +195,9 @@ def test_the_weights_are_those_that_the_journal_rebuilds_from_the_base(soak: Soa
 
 
 def test_the_memory_holds_the_applied_edits_that_were_not_taken_back_or_overwritten(soak: Soak) -> None:
-    from actors.retrieval import RetrievalWorker
-    from retrieval.embedder import HashEmbedderConfig
-    from retrieval.index import IndexConfig
+    from errata.actors.retrieval import RetrievalWorker
+    from errata.retrieval.embedder import HashEmbedderConfig
+    from errata.retrieval.index import IndexConfig
 
     newest: dict[str, RequestRow] = {}
     for row in sorted(soak.rows.values(), key=lambda row: (row.applied_in or 0, row.seq)):

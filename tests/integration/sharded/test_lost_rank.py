@@ -14,13 +14,13 @@ import pytest
 import ray
 import torch
 
-from actors.settings import ModelSpec, ParallelConfig, RayConfig, RoleConfig
-from actors.sharded.client import ShardedModel
-from editing.delta import LayerDelta, WeightDelta
-from editing.errors import UserError
-from editing.model.load import load_model
-from editing.request import EditRequest
-from editing.values import ValueConfig
+from errata.actors.settings import ModelSpec, ParallelConfig, RayConfig, RoleConfig
+from errata.actors.sharded.client import ShardedModel
+from errata.editing.checkpoint.load import load_model
+from errata.editing.delta import LayerDelta, WeightDelta
+from errata.editing.errors import UserError
+from errata.editing.request import EditRequest
+from errata.editing.values import ValueConfig
 from tests.helpers.tiny import save_tiny
 
 pytestmark = pytest.mark.usefixtures("local_ray")

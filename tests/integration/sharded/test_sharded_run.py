@@ -16,17 +16,17 @@ import ray
 import torch
 from typer.testing import CliRunner
 
-from actors.editor import ContextSpec, EditorClient
-from actors.settings import ModelSpec, ParallelConfig, RayConfig, RoleConfig
-from editing.covariance import KeyCovariance
-from editing.editors.memit import MemitConfig
-from editing.model.load import load_model
-from editing.request import EditBatch, EditRequest
-from editing.values import ValueConfig
-from orchestrator.cli import app
-from orchestrator.launch import run_experiment
-from orchestrator.progress import Display
-from orchestrator.summary import Summary, read_summary
+from errata.actors.editor import ContextSpec, EditorClient
+from errata.actors.settings import ModelSpec, ParallelConfig, RayConfig, RoleConfig
+from errata.editing.checkpoint.load import load_model
+from errata.editing.covariance import KeyCovariance
+from errata.editing.editors.memit import MemitConfig
+from errata.editing.request import EditBatch, EditRequest
+from errata.editing.values import ValueConfig
+from errata.orchestrator.cli import app
+from errata.orchestrator.progress import Display
+from errata.orchestrator.report.summary import Summary, read_summary
+from errata.orchestrator.run.launch import run_experiment
 from tests.helpers.tiny import save_tiny
 from tests.integration.harness import config, facts, outcome
 

@@ -8,16 +8,16 @@ import pytest
 import ray
 import torch
 
-from actors.settings import ModelSpec, ParallelConfig, RayConfig, RoleConfig
-from actors.sharded.client import ShardedModel
-from actors.sharded.worker import ModelWorker
-from editing.covariance import KeyCovariance
-from editing.editors import make_editor
-from editing.editors.alphaedit import AlphaEditConfig
-from editing.model.load import load_model
-from editing.request import EditBatch, EditRequest
-from editing.session import EditSession
-from editing.values import ValueConfig
+from errata.actors.settings import ModelSpec, ParallelConfig, RayConfig, RoleConfig
+from errata.actors.sharded.client import ShardedModel
+from errata.actors.sharded.worker import ModelWorker
+from errata.editing.checkpoint.load import load_model
+from errata.editing.covariance import KeyCovariance
+from errata.editing.editors import make_editor
+from errata.editing.editors.alphaedit import AlphaEditConfig
+from errata.editing.request import EditBatch, EditRequest
+from errata.editing.session import EditSession
+from errata.editing.values import ValueConfig
 
 pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -9,14 +9,14 @@ import pytest
 import ray
 import torch
 
-from actors.editor import ContextSpec, EditorClient
-from actors.settings import ModelSpec, ParallelConfig, RayConfig, RoleConfig
-from actors.sharded import stored as storing
-from actors.sharded.stored import StoredCovariance, stored
-from editing.covariance import KeyCovariance, SampleRecord
-from editing.editors.memit import MemitConfig
-from editing.errors import UserError
-from editing.values import ValueConfig
+from errata.actors.editor import ContextSpec, EditorClient
+from errata.actors.settings import ModelSpec, ParallelConfig, RayConfig, RoleConfig
+from errata.actors.sharded import stored as storing
+from errata.actors.sharded.stored import StoredCovariance, stored
+from errata.editing.covariance import KeyCovariance, SampleRecord
+from errata.editing.editors.memit import MemitConfig
+from errata.editing.errors import UserError
+from errata.editing.values import ValueConfig
 from tests.helpers.tiny import save_tiny
 
 pytestmark = pytest.mark.usefixtures("local_ray")

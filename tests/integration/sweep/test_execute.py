@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import orchestrator.sweep.execute as execute
-from actors.sweep import SharedRay
-from editing.errors import UserError
-from orchestrator.summary import ArmMetrics, ModelName, Summary, write_facts, write_summary
-from orchestrator.sweep.config import Sweep
-from orchestrator.sweep.plan import Layout, absolute, fresh_record
-from orchestrator.sweep.record import read_record
-from orchestrator.sweep.view import SweepView, cells_table, clock, headline
-from orchestrator.tracking import NullTracker
+import errata.orchestrator.experiments.execute as execute
+from errata.actors.sweep import SharedRay
+from errata.editing.errors import UserError
+from errata.orchestrator.experiments.config import Sweep
+from errata.orchestrator.experiments.plan import Layout, absolute, fresh_record
+from errata.orchestrator.experiments.record import read_record
+from errata.orchestrator.experiments.view import SweepView, cells_table, clock, headline
+from errata.orchestrator.report.summary import ArmMetrics, ModelName, Summary, write_facts, write_summary
+from errata.orchestrator.tracking.tracker import NullTracker
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 

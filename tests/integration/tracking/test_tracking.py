@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.tracking import NullTracker, Tracker, flatten, leading_group
-from orchestrator.tracking_spool import Entry, Spool
-from orchestrator.tracking_store import MlflowStore
+from errata.orchestrator.tracking.spool import Entry, Spool
+from errata.orchestrator.tracking.store import MlflowStore
+from errata.orchestrator.tracking.tracker import NullTracker, Tracker, flatten, leading_group
 
 
 def points(database: Path) -> dict[str, list[tuple[int, float, int]]]:
@@ -107,7 +107,7 @@ def test_a_resumed_run_is_the_same_mlflow_run(tmp_path, uri):
 
 
 def test_a_dead_server_costs_nothing_and_gets_everything_later(tmp_path, uri, dead_server, caplog):
-    with caplog.at_level(logging.WARNING, logger="orchestrator.tracking"):
+    with caplog.at_level(logging.WARNING, logger="errata.orchestrator.tracking.tracker"):
         tracker = Tracker(tmp_path / "out", run_key="r1", uri=dead_server, pause=(0.01, 0.02))
         for step in range(50):
             tracker.log_metrics({"x": float(step)}, step)
@@ -166,7 +166,7 @@ def test_what_the_store_refuses_does_not_hold_up_the_rest(tmp_path, uri, caplog)
     tracker.log_artifact(tmp_path / "never-written.html")
     tracker.log_params({"seed": 2, "editor": "memit"})  # MLflow does not let a parameter change
     tracker.log_metrics({"x": 1.0}, 1)
-    with caplog.at_level(logging.WARNING, logger="orchestrator.tracking"):
+    with caplog.at_level(logging.WARNING, logger="errata.orchestrator.tracking.tracker"):
         assert tracker.close(timeout=60)
     query = f"SELECT key, value FROM params WHERE run_uuid = '{tracker.run_id}'"
     assert dict(table(tmp_path / "store.db", query)) == {"seed": "1", "layers": "4", "editor": "memit"}
@@ -198,7 +198,7 @@ def test_logging_never_raises(tmp_path, monkeypatch, caplog):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("orchestrator.tracking_spool.os.fsync", full)
+        patch.setattr("errata.orchestrator.tracking.spool.os.fsync", full)
         tracker.log_metrics({"x": 1.0}, 1)
         tracker.log_metrics({"x": 2.0}, 2)
     tracker.log_metrics({"x": 3.0}, 3)

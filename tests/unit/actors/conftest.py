@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.settings import ModelSpec, RoleConfig
+from errata.actors.settings import ModelSpec, RoleConfig
 from tests.helpers.tiny import save_tiny
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-import actors.reduction
-from actors.covariance import BlockInfo, EstimateJob, UnitWorker, _progress, _Run
-from actors.reduction import BlockTree, Pieces, Subtree, add_pieces, cut, fetch_mending, joined
-from editing.model.load import load_model
-from editing.selfgen import SelfGenerationConfig, run_unit, unit_of
+import errata.actors.reduction
+from errata.actors.covariance import BlockInfo, EstimateJob, UnitWorker, _progress, _Run
+from errata.actors.reduction import BlockTree, Pieces, Subtree, add_pieces, cut, fetch_mending, joined
+from errata.editing.checkpoint.load import load_model
+from errata.editing.estimation.selfgen import SelfGenerationConfig, run_unit, unit_of
 
 GENERATION = SelfGenerationConfig(max_new_tokens=6, sequences_per_unit=3, slots=2)
 
@@ -104,7 +104,7 @@ class _Pairs:
     ],
 )
 def test_the_tree_has_one_shape_for_each_number_of_blocks(count, shape, monkeypatch):
-    monkeypatch.setattr(actors.reduction, "_add_remote", _Pairs)
+    monkeypatch.setattr(errata.actors.reduction, "_add_remote", _Pairs)
     tree = BlockTree()
     for block in range(count):
         tree.push((block, -block))
@@ -126,7 +126,7 @@ class _Lossy(BlockTree):
 
 
 def test_a_lost_subtree_is_made_of_its_blocks_again_and_stands_where_it_stood(monkeypatch):
-    monkeypatch.setattr(actors.reduction, "_add_remote", _Pairs)
+    monkeypatch.setattr(errata.actors.reduction, "_add_remote", _Pairs)
     tree = _Lossy()
     for block in range(7):
         tree.push((block,))
@@ -143,7 +143,7 @@ def test_a_lost_subtree_is_made_of_its_blocks_again_and_stands_where_it_stood(mo
 
 
 def test_a_sum_that_is_lost_again_and_again_is_given_up(monkeypatch):
-    monkeypatch.setattr(actors.reduction, "_add_remote", _Pairs)
+    monkeypatch.setattr(errata.actors.reduction, "_add_remote", _Pairs)
     tree = _Lossy()
     tree.push((0,))
     monkeypatch.setattr(_Lossy, "lost", lambda self: list(self._nodes.values()))

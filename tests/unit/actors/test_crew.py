@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import ray.exceptions
 
-from actors import crew as module
-from actors.covariance import BlockInfo, EstimateJob, _Run
-from actors.crew import Crew, Member
-from actors.placement import PlacedRole, actor_options, unreserved
-from actors.runtime import WorkerGroup
-from actors.settings import RayConfig, RoleConfig
-from editing.errors import ErrataError, UserError
-from editing.selfgen import SelfGenerationConfig
+from errata.actors import crew as module
+from errata.actors.covariance import BlockInfo, EstimateJob, _Run
+from errata.actors.crew import Crew, Member
+from errata.actors.placement import PlacedRole, actor_options, unreserved
+from errata.actors.runtime import WorkerGroup
+from errata.actors.settings import RayConfig, RoleConfig
+from errata.editing.errors import ErrataError, UserError
+from errata.editing.estimation.selfgen import SelfGenerationConfig
 
 GONE = ray.exceptions.RayActorError("id", "its node is gone")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from actors import placement
-from actors.placement import PlacedRole, Reservation, actor_options, bundle_of
-from actors.settings import RayConfig, RoleConfig
-from editing.errors import UserError
+from errata.actors import placement
+from errata.actors.placement import PlacedRole, Reservation, actor_options, bundle_of
+from errata.actors.settings import RayConfig, RoleConfig
+from errata.editing.errors import UserError
 
 GPU = {"num_cpus": 4, "num_gpus": 1, "labels": {"errata.io/group": "gpu"}, "placement": "spread"}
 

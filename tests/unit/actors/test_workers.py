@@ -9,26 +9,27 @@ import pytest
 import ray.exceptions
 import torch
 
-from actors.covariance import EstimateJob, UnitWorker
-from actors.editor import ContextSpec, EditorWorker
-from actors.evaluation import EvaluationSettings, EvaluationWorker, free_slot
-from actors.retrieval import RetrievalWorker
-from actors.runtime import WorkerGroup, _own_sigterm, check_born, first_line, unwrap
-from actors.settings import ModelSpec, RayConfig
-from actors.worker import VersionedModel, load_for
-from editing.covariance import KeyCovariance
-from editing.editors import REGISTRY
-from editing.errors import ErrataError, UserError
-from editing.model.load import load_model
-from editing.request import EditBatch, EditRequest
-from editing.selfgen import SelfGenerationConfig
-from editing.session import EditReceipt
-from evaluation.outcomes import ARMS
-from evaluation.probes import questions_of
-from retrieval.embedder import HashEmbedderConfig
-from retrieval.index import IndexConfig
-from retrieval.memory import MemoryEntry
-from retrieval.scr import ScrConfig
+from errata.actors.connection import _own_sigterm, check_born, first_line, unwrap
+from errata.actors.covariance import EstimateJob, UnitWorker
+from errata.actors.editor import ContextSpec, EditorWorker
+from errata.actors.evaluation import EvaluationSettings, EvaluationWorker, free_slot
+from errata.actors.retrieval import RetrievalWorker
+from errata.actors.runtime import WorkerGroup
+from errata.actors.settings import ModelSpec, RayConfig
+from errata.actors.worker import VersionedModel, load_for
+from errata.editing.checkpoint.load import load_model
+from errata.editing.covariance import KeyCovariance
+from errata.editing.editors import REGISTRY
+from errata.editing.errors import ErrataError, UserError
+from errata.editing.estimation.selfgen import SelfGenerationConfig
+from errata.editing.request import EditBatch, EditRequest
+from errata.editing.session import EditReceipt
+from errata.evaluation.outcomes import ARMS
+from errata.evaluation.probes import questions_of
+from errata.retrieval.embedder import HashEmbedderConfig
+from errata.retrieval.index import IndexConfig
+from errata.retrieval.memory import MemoryEntry
+from errata.retrieval.scr import ScrConfig
 from tests.helpers.tiny import tiny_model
 
 MEMIT = REGISTRY["memit"][0](layers=(1, 2), cov_weight=1.0, values={"steps": 3})
@@ -271,7 +272,7 @@ def test_an_actor_that_could_not_be_made_is_told_from_one_that_died():
     with pytest.raises(UserError, match=r"^editor\.layers: there is no layer 17$"):
         check_born(
             ray.exceptions.RayActorError(
-                "id", remote + "editing.errors.UserError: editor.layers: there is no layer 17", True
+                "id", remote + "errata.editing.errors.UserError: editor.layers: there is no layer 17", True
             )
         )
     with pytest.raises(ErrataError, match=r"could not be started: ImportError: no module"):

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from benchmarks import covariance, gpu_edit, linear_algebra, measuring, scaling_simulation, values, whole_edit
-from editing.contexts import sample_contexts
-from editing.covariance import KeyCovariance
-from editing.editors.memit import Memit, MemitConfig
-from editing.model.adapter import EditableModel
-from editing.request import EditRequest
-from editing.selfgen import SelfGenerationConfig
-from editing.values import FAST, ValueConfig, edit_segments, optimise_values
+from errata.editing.contexts import sample_contexts
+from errata.editing.covariance import KeyCovariance
+from errata.editing.editors.memit import Memit, MemitConfig
+from errata.editing.estimation.selfgen import SelfGenerationConfig
+from errata.editing.model.adapter import EditableModel
+from errata.editing.request import EditRequest
+from errata.editing.values import FAST, ValueConfig, edit_segments, optimise_values
 from tests.helpers.tiny import tiny_model
 from tests.unit.helpers import plain
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import evaluation_throughput, memory_cost
-from editing.model.adapter import EditableModel
-from editing.request import EditRequest
-from evaluation.outcomes import ARMS
-from evaluation.probes import probes_of
-from retrieval.embedder import HashEmbedder
+from errata.editing.model.adapter import EditableModel
+from errata.editing.request import EditRequest
+from errata.evaluation.outcomes import ARMS
+from errata.evaluation.probes import probes_of
+from errata.retrieval.embedder import HashEmbedder
 from tests.helpers.tiny import tiny_model
 
 

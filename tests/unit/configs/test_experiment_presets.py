@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.presets import configs_root
-from orchestrator.sweep.config import SweepConfig, load_sweep, make_cells, read_sweep
+from errata.orchestrator.config.presets import configs_root
+from errata.orchestrator.experiments.config import SweepConfig, load_sweep, make_cells, read_sweep
 
 FOLDER = configs_root() / "experiments"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("common-"))

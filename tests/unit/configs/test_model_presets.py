@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from editing.editors import REGISTRY
-from editing.errors import UserError
-from orchestrator.config import load_config, overlaid, read_composed
-from orchestrator.presets import configs_root
+from errata.editing.editors import REGISTRY
+from errata.editing.errors import UserError
+from errata.orchestrator.config.loading import load_config, overlaid, read_composed
+from errata.orchestrator.config.presets import configs_root
 
 PRESETS = sorted((configs_root() / "models").glob("*.yaml"))
 LAYERS = {  # name: (first, last edited layer, layers of the model)

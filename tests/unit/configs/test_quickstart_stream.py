@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.quickstart_facts import Scored, criterion, score_targets
-from editing.request import EditRequest
+from errata.editing.request import EditRequest
 
 STREAMS = Path(__file__).resolve().parents[3] / "configs" / "streams"
 HELDOUT = STREAMS.parent / "text" / "heldout.txt"

@@ -9,19 +9,19 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from editing.covariance import KeyCovariance
-from editing.digest import digest_tensors
-from editing.editors import make_editor
-from editing.editors.alphaedit import AlphaEditConfig
-from editing.editors.memit import MemitConfig
-from editing.errors import ErrataError, UserError
-from editing.model import decoder as decoder_module
-from editing.model.adapter import EditableModel
-from editing.model.decoder import FAMILIES, Decoder
-from editing.model.flat import flat_pass
-from editing.request import EditBatch, EditRequest
-from editing.session import EditSession
-from editing.values import ValueConfig
+from errata.editing.covariance import KeyCovariance
+from errata.editing.digest import digest_tensors
+from errata.editing.editors import make_editor
+from errata.editing.editors.alphaedit import AlphaEditConfig
+from errata.editing.editors.memit import MemitConfig
+from errata.editing.errors import ErrataError, UserError
+from errata.editing.model import decoder as decoder_module
+from errata.editing.model.adapter import EditableModel
+from errata.editing.model.decoder import FAMILIES, Decoder
+from errata.editing.model.flat import flat_pass
+from errata.editing.request import EditBatch, EditRequest
+from errata.editing.session import EditSession
+from errata.editing.values import ValueConfig
 from tests.helpers.tiny import tiny_hf, tiny_model, tiny_tokenizer
 from tests.unit.helpers import plain
 

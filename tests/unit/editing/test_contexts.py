@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from editing.contexts import OPENINGS, sample_contexts
-from editing.model.adapter import EditableModel
+from errata.editing.contexts import OPENINGS, sample_contexts
+from errata.editing.model.adapter import EditableModel
 from tests.helpers.tiny import tiny_model
 from tests.unit.helpers import plain
 

@@ -14,8 +14,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from editing import corpus
-from editing.corpus import (
+from errata.editing.errors import DamagedFileError, UserError
+from errata.editing.estimation import corpus
+from errata.editing.estimation.corpus import (
     CorpusConfig,
     CorpusReader,
     Piece,
@@ -26,9 +27,8 @@ from editing.corpus import (
     second_pass,
     survey,
 )
-from editing.errors import DamagedFileError, UserError
-from editing.model.adapter import EditableModel
-from editing.selfgen import SelfGenerationConfig, run_unit, unit_of
+from errata.editing.estimation.selfgen import SelfGenerationConfig, run_unit, unit_of
+from errata.editing.model.adapter import EditableModel
 from tests.unit.helpers import plain
 
 LAYERS = (0, 1)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from editing.covariance import KeyCovariance, MomentAccumulator, merge
-from editing.errors import DamagedFileError, UserError
+from errata.editing.covariance import KeyCovariance, MomentAccumulator, merge
+from errata.editing.errors import DamagedFileError, UserError
 
 
 def keys_of(seed: int, count: int, size: int = 12) -> np.ndarray:

@@ -10,10 +10,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from editing.delta import LayerDelta, WeightDelta, apply_delta, one_thread
-from editing.digest import digest_tensors
-from editing.errors import DamagedFileError
-from editing.model.adapter import EditableModel
+from errata.editing.delta import LayerDelta, WeightDelta, apply_delta, one_thread
+from errata.editing.digest import digest_tensors
+from errata.editing.errors import DamagedFileError
+from errata.editing.model.adapter import EditableModel
 
 
 def low_rank(seed: int = 0, rank: int = 3, O: int = 10, I: int = 14) -> LayerDelta:

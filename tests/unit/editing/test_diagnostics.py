@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editing import diagnostics as d
+from errata.editing.estimation import diagnostics as d
 
 
 def moment(seed: int, width: int = 8, keys: int = 60) -> torch.Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from editing.digest import digest_file, digest_json, digest_tensors
+from errata.editing.digest import digest_file, digest_json, digest_tensors
 
 
 def test_json_digests_ignore_the_order_of_keys() -> None:

@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from editing.model import engine as engine_module
-from editing.model.adapter import EditableModel
-from editing.model.engine import Answer, Continuation, LanguageEngine
+from errata.editing.model import engine as engine_module
+from errata.editing.model.adapter import EditableModel
+from errata.editing.model.engine import Answer, Continuation, LanguageEngine
 from tests.unit.helpers import plain
 
 Tiny = Callable[[str], EditableModel]

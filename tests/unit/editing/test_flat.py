@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from editing.model.adapter import EditableModel
-from editing.model.decoder import map_number
-from editing.model.flat import flat_pass
+from errata.editing.model.adapter import EditableModel
+from errata.editing.model.decoder import map_number
+from errata.editing.model.flat import flat_pass
 
 Tiny = Callable[[str], EditableModel]
 PIECES = [[5, 9, 2, 7, 7, 1], [3], [8, 8, 4, 6]]

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from editing import keys as keys_module
-from editing.keys import SubjectPass, pull_back
-from editing.model.adapter import EditableModel
-from editing.request import EditRequest
+from errata.editing import keys as keys_module
+from errata.editing.keys import SubjectPass, pull_back
+from errata.editing.model.adapter import EditableModel
+from errata.editing.request import EditRequest
 from tests.unit.helpers import plain
 
 Tiny = Callable[[str], EditableModel]

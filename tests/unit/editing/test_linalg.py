@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from editing.covariance import KeyCovariance
-from editing.editors import make_editor
-from editing.editors.alphaedit import AlphaEditConfig
-from editing.editors.memit import MemitConfig
-from editing.errors import NumericalError, UserError
-from editing.linalg import (
+from errata.editing.covariance import KeyCovariance
+from errata.editing.editors import make_editor
+from errata.editing.editors.alphaedit import AlphaEditConfig
+from errata.editing.editors.memit import MemitConfig
+from errata.editing.errors import NumericalError, UserError
+from errata.editing.linalg import (
     Base,
     DenseBase,
     GrowingSystem,
@@ -22,7 +22,7 @@ from editing.linalg import (
     null_space,
     update_factor,
 )
-from editing.state import LifelongState
+from errata.editing.state import LifelongState
 
 D = 20
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from editing.errors import UserError
-from editing.model import fetch
-from editing.model.load import DTYPES, checkpoint_digest, load_model, resolve_model
+from errata.editing.checkpoint import fetch
+from errata.editing.checkpoint.load import DTYPES, checkpoint_digest, load_model, resolve_model
+from errata.editing.errors import UserError
 from tests.helpers.tiny import save_tiny, tiny_model
 from tests.unit.helpers import plain
 

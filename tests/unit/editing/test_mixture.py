@@ -7,9 +7,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from editing.covariance import KeyCovariance, SampleRecord
-from editing.errors import UserError
-from editing.mixture import MixtureConfig, compose
+from errata.editing.covariance import KeyCovariance, SampleRecord
+from errata.editing.errors import UserError
+from errata.editing.estimation.mixture import MixtureConfig, compose
 
 
 def part(seed: int, tokens: int, width: int = 6, layers: tuple[int, ...] = (1, 3)) -> KeyCovariance:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from editing.model import packed
-from editing.model.packed import PackedWeights, Plain, multiplying
+from errata.editing.model import packed
+from errata.editing.model.packed import PackedWeights, Plain, multiplying
 
 packs = pytest.mark.skipif(not packed._library_packs(), reason="this build of torch does not pack weights")
 

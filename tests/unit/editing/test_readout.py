@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from editing.readout import read_losses
+from errata.editing.readout import read_losses
 
 Array = NDArray[np.float64]
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from editing.request import EditBatch, EditRequest, NeighborhoodProbe, PortabilityProbe
+from errata.editing.request import EditBatch, EditRequest, NeighborhoodProbe, PortabilityProbe
 
 
 def ask(**given: Any) -> EditRequest:

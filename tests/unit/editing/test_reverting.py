@@ -8,24 +8,24 @@ from typing import Any
 import pytest
 import torch
 
-from editing.covariance import KeyCovariance
-from editing.editors import make_editor
-from editing.editors.alphaedit import AlphaEditConfig
-from editing.editors.emmet import EmmetConfig
-from editing.editors.ft_l import FtLConfig
-from editing.editors.memit import MemitConfig
-from editing.editors.mose import MoseConfig, MoseValues
-from editing.editors.pmet import PmetConfig, PmetValues
-from editing.editors.prune import PruneConfig
-from editing.editors.rect import RectConfig
-from editing.editors.rome import RomeConfig, RomeValues
-from editing.editors.rose import RoseConfig
-from editing.editors.ultraedit import UltraEditConfig
-from editing.errors import ErrataError, NumericalError
-from editing.request import EditBatch, EditRequest
-from editing.reverting import HistoryItem, RevertOrder, contribution, revert
-from editing.session import EditReceipt, EditSession
-from editing.values import ValueConfig
+from errata.editing.covariance import KeyCovariance
+from errata.editing.editors import make_editor
+from errata.editing.editors.alphaedit import AlphaEditConfig
+from errata.editing.editors.emmet import EmmetConfig
+from errata.editing.editors.ft_l import FtLConfig
+from errata.editing.editors.memit import MemitConfig
+from errata.editing.editors.mose import MoseConfig, MoseValues
+from errata.editing.editors.pmet import PmetConfig, PmetValues
+from errata.editing.editors.prune import PruneConfig
+from errata.editing.editors.rect import RectConfig
+from errata.editing.editors.rome import RomeConfig, RomeValues
+from errata.editing.editors.rose import RoseConfig
+from errata.editing.editors.ultraedit import UltraEditConfig
+from errata.editing.errors import ErrataError, NumericalError
+from errata.editing.request import EditBatch, EditRequest
+from errata.editing.reverting import HistoryItem, RevertOrder, contribution, revert
+from errata.editing.session import EditReceipt, EditSession
+from errata.editing.values import ValueConfig
 from tests.helpers.tiny import tiny_model
 
 VALUES = ValueConfig(lr=0.3, steps=2, clamp=2.0, weight_decay=0.0)
@@ -124,7 +124,7 @@ def test_after_a_revert_of_the_newest_batch_all_is_as_if_it_had_been_made_withou
         assert receipt.targets is not None
         kept = [requests[2], requests[4]]
         changes, keys = editor.write(walk.model, kept, receipt.targets[[0, 2]], walk.state, walk.contexts)
-        from editing.delta import apply_delta
+        from errata.editing.delta import apply_delta
 
         for layer, change in changes.items():
             walk.model.set_weight(layer, apply_delta(walk.model.weight(layer), change))

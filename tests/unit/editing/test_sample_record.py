@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from editing.covariance import KeyCovariance, SampleRecord, merge
-from editing.errors import DamagedFileError, UserError
+from errata.editing.covariance import KeyCovariance, SampleRecord, merge
+from errata.editing.errors import DamagedFileError, UserError
 
 RECORD = SampleRecord(((1.25, 3), (0.0, 0)), (("Sure", "I"), ("ü\x00",), ()))
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from editing import selfgen
-from editing.errors import UserError
-from editing.model.adapter import EditableModel
-from editing.selfgen import SelfGenerationConfig, UnitResult, run_unit, unit_of
+from errata.editing.errors import UserError
+from errata.editing.estimation import selfgen
+from errata.editing.estimation.selfgen import SelfGenerationConfig, UnitResult, run_unit, unit_of
+from errata.editing.model.adapter import EditableModel
 from tests.helpers.tiny import tiny_model
 from tests.unit.helpers import plain
 

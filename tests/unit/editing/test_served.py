@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from editing.corpus import second_pass
-from editing.errors import ErrataError, UserError
-from editing.model.adapter import EditableModel
-from editing.sampling_server import TOKEN, SamplingServerConfig, sample
-from editing.selfgen import SelfGenerationConfig, seed_sequences, unit_of
-from editing.served import run_served_unit
+from errata.editing.errors import ErrataError, UserError
+from errata.editing.estimation.corpus import second_pass
+from errata.editing.estimation.sampling_server import TOKEN, SamplingServerConfig, sample
+from errata.editing.estimation.selfgen import SelfGenerationConfig, seed_sequences, unit_of
+from errata.editing.estimation.served import run_served_unit
+from errata.editing.model.adapter import EditableModel
 from tests.helpers.tiny import tiny_model
 
 LAYERS = (1, 2)

@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from editing.covariance import KeyCovariance
-from editing.digest import digest_tensors
-from editing.editors import make_editor
-from editing.editors.alphaedit import AlphaEditConfig
-from editing.editors.base import Computation
-from editing.editors.memit import Memit, MemitConfig
-from editing.editors.memit_merge import MemitMergeConfig, MergeValues
-from editing.editors.pmet import PmetConfig, PmetValues
-from editing.errors import ErrataError, NumericalError, UserError
-from editing.model.adapter import EditableModel
-from editing.request import EditBatch, EditRequest
-from editing.session import EditSession
-from editing.values import ValueConfig
+from errata.editing.covariance import KeyCovariance
+from errata.editing.digest import digest_tensors
+from errata.editing.editors import make_editor
+from errata.editing.editors.alphaedit import AlphaEditConfig
+from errata.editing.editors.base import Computation
+from errata.editing.editors.memit import Memit, MemitConfig
+from errata.editing.editors.memit_merge import MemitMergeConfig, MergeValues
+from errata.editing.editors.pmet import PmetConfig, PmetValues
+from errata.editing.errors import ErrataError, NumericalError, UserError
+from errata.editing.model.adapter import EditableModel
+from errata.editing.request import EditBatch, EditRequest
+from errata.editing.session import EditSession
+from errata.editing.values import ValueConfig
 from tests.helpers.tiny import tiny_hf, tiny_model, tiny_tokenizer
 from tests.unit.helpers import plain
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from editing.model import span as span_module
-from editing.model.adapter import EditableModel
-from editing.model.decoder import Layout
-from editing.model.kv import PrefixKV
-from editing.model.packed import Plain
-from editing.model.span import GatedSpan, span_of
+from errata.editing.model import span as span_module
+from errata.editing.model.adapter import EditableModel
+from errata.editing.model.decoder import Layout
+from errata.editing.model.kv import PrefixKV
+from errata.editing.model.packed import Plain
+from errata.editing.model.span import GatedSpan, span_of
 
 Tiny = Callable[[str], EditableModel]
 Past = dict[int, tuple[Tensor, Tensor]]

@@ -13,10 +13,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from editing.errors import UserError
-from editing.model import stage
-from editing.model.load import DTYPES, load_model
-from editing.model.stage import RECORD, cast_file, checkpoint_digest, fetched, recorded_digest, staged
+from errata.editing.checkpoint import stage
+from errata.editing.checkpoint.load import DTYPES, load_model
+from errata.editing.checkpoint.stage import RECORD, cast_file, checkpoint_digest, fetched, recorded_digest, staged
+from errata.editing.errors import UserError
 from tests.helpers.tiny import save_tiny
 
 ROOT = Path(__file__).parents[3]

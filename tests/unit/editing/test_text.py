@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from editing.errors import UserError
-from editing.model.text import TextCodec
+from errata.editing.errors import UserError
+from errata.editing.model.text import TextCodec
 from tests.helpers.tiny import tiny_tokenizer
 
 

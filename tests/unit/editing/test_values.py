@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from editing import values as values_module
-from editing.model.adapter import EditableModel
-from editing.request import EditRequest
-from editing.values import TargetValue, ValueConfig, optimise_values
+from errata.editing import values as values_module
+from errata.editing.model.adapter import EditableModel
+from errata.editing.request import EditRequest
+from errata.editing.values import TargetValue, ValueConfig, optimise_values
 from tests.unit.helpers import plain
 
 Tiny = Callable[[str], EditableModel]

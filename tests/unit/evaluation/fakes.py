@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from editing.model.text import TextCodec
-from evaluation.arms import ChoiceLike, HitLike
+from errata.editing.model.text import TextCodec
+from errata.evaluation.arms import ChoiceLike, HitLike
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from editing.model.adapter import EditableModel
-from evaluation.answering import Question, answer
-from evaluation.arms import ArmEvaluator
-from evaluation.caching import CachingEngine
-from evaluation.outcomes import ARMS
-from retrieval.scr import ScrConfig, SelectiveReasoner
+from errata.editing.model.adapter import EditableModel
+from errata.evaluation.answering import Question, answer
+from errata.evaluation.arms import ArmEvaluator
+from errata.evaluation.caching import CachingEngine
+from errata.evaluation.outcomes import ARMS
+from errata.retrieval.scr import ScrConfig, SelectiveReasoner
 from tests.helpers.tiny import tiny_model
 
 LAYER = 1

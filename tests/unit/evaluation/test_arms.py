@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from editing.model.adapter import EditableModel
-from editing.model.engine import LanguageEngine
-from editing.request import EditRequest
-from evaluation.arms import ArmEvaluator, Evaluation, base_weights_digest
-from evaluation.caching import CachingEngine
-from evaluation.outcomes import ARMS, ProbeOutcome, arm_metrics
-from evaluation.probes import probes_of, questions_of
+from errata.editing.model.adapter import EditableModel
+from errata.editing.model.engine import LanguageEngine
+from errata.editing.request import EditRequest
+from errata.evaluation.arms import ArmEvaluator, Evaluation, base_weights_digest
+from errata.evaluation.caching import CachingEngine
+from errata.evaluation.outcomes import ARMS, ProbeOutcome, arm_metrics
+from errata.evaluation.probes import probes_of, questions_of
 from tests.helpers.tiny import tiny_model
 from tests.unit.evaluation.fakes import FakeHit, KeywordChooser
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editing.request import EditRequest
-from evaluation.datasets import DATASETS, BadRecord, ValidRecord, open_dataset
-from evaluation.datasets.extraction import parse_triples
-from evaluation.datasets.record import build
+from errata.editing.request import EditRequest
+from errata.evaluation.datasets import DATASETS, BadRecord, ValidRecord, open_dataset
+from errata.evaluation.datasets.extraction import parse_triples
+from errata.evaluation.datasets.record import build
 
 COUNTERFACT = {
     "case_id": 7,

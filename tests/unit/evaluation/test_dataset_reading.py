@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from editing.errors import UserError
-from evaluation.datasets import DATASETS, BadRecord, ValidRecord, open_dataset
+from errata.editing.errors import UserError
+from errata.evaluation.datasets import DATASETS, BadRecord, ValidRecord, open_dataset
 
 RECORDS = [{"subject": f"City {n}", "prompt": "The mayor of {} is", "target_new": f"Person {n}"} for n in range(1, 6)]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.datasets import BadRecord, ValidRecord, open_dataset
+from errata.evaluation.datasets import BadRecord, ValidRecord, open_dataset
 
 # file, schema to be detected, target, edits that fit, edits that do not
 FILES = [

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from editing.model.adapter import EditableModel
-from editing.model.engine import LanguageEngine
-from editing.request import EditRequest
-from evaluation.edit_scores import edit_scores, mean_scores
-from evaluation.perplexity import clean_wikitext, perplexity, windows_of
+from errata.editing.model.adapter import EditableModel
+from errata.editing.model.engine import LanguageEngine
+from errata.editing.request import EditRequest
+from errata.evaluation.edit_scores import edit_scores, mean_scores
+from errata.evaluation.perplexity import clean_wikitext, perplexity, windows_of
 from tests.helpers.tiny import tiny_model
 
 

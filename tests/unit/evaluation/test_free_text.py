@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from editing.request import EditRequest
-from evaluation.free_text import FreeText, free_text_scores, free_texts, prompts_of
-from evaluation.metrics import TfIdf, consistency, fluency
-from evaluation.sampling import SamplingConfig, SamplingEngine
+from errata.editing.request import EditRequest
+from errata.evaluation.free_text import FreeText, free_text_scores, free_texts, prompts_of
+from errata.evaluation.metrics import TfIdf, consistency, fluency
+from errata.evaluation.sampling import SamplingConfig, SamplingEngine
 from tests.helpers.tiny import tiny_model
 
 

@@ -10,10 +10,10 @@ import httpx
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from editing.errors import UserError
-from evaluation.datasets.extraction import with_triples
-from evaluation.endpoint import ChatEndpoint, EndpointConfig, EndpointError
-from evaluation.judge import (
+from errata.editing.errors import UserError
+from errata.evaluation.datasets.extraction import with_triples
+from errata.evaluation.endpoint import ChatEndpoint, EndpointConfig, EndpointError
+from errata.evaluation.judge import (
     Case,
     ContainsJudge,
     ExactJudge,

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.matching import contains, exact_match, token_f1, words
-from evaluation.metrics import (
+from errata.evaluation.matching import contains, exact_match, token_f1, words
+from errata.evaluation.metrics import (
     METRICS,
     TfIdf,
     all_tokens_correct,
@@ -41,7 +41,7 @@ from evaluation.metrics import (
     rouge_mean,
     token_accuracy,
 )
-from evaluation.perplexity import perplexity_of
+from errata.evaluation.perplexity import perplexity_of
 
 
 def test_every_metric_says_what_it_is() -> None:

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from editing.request import EditRequest
-from evaluation.outcomes import (
+from errata.editing.request import EditRequest
+from errata.evaluation.outcomes import (
     ProbeOutcome,
     ProbeResult,
     RecordResult,
@@ -19,7 +19,7 @@ from evaluation.outcomes import (
     locality_match_ratio_of,
     portability_by_kind,
 )
-from evaluation.probes import Probe, ProbeKind, probes_of, questions_of
+from errata.evaluation.probes import Probe, ProbeKind, probes_of, questions_of
 
 
 def result(

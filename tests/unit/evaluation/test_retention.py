@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from evaluation.metrics import forgetting, retained, retention
+from errata.evaluation.metrics import forgetting, retained, retention
 
 
 def test_by_hand() -> None:

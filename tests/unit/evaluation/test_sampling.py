@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 import torch
 
-from editing.model.engine import LanguageEngine
-from evaluation.sampling import SamplingConfig, SamplingEngine, seed_of
+from errata.editing.model.engine import LanguageEngine
+from errata.evaluation.sampling import SamplingConfig, SamplingEngine, seed_of
 from tests.helpers.tiny import tiny_model
 
 

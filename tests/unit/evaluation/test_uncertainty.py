@@ -10,11 +10,11 @@ import httpx
 import numpy as np
 import pytest
 
-from editing.errors import ErrataError
-from editing.request import EditRequest
-from evaluation.endpoint import ChatEndpoint, EndpointConfig
-from evaluation.sampling import SamplingConfig, SamplingEngine
-from evaluation.uncertainty import (
+from errata.editing.errors import ErrataError
+from errata.editing.request import EditRequest
+from errata.evaluation.endpoint import ChatEndpoint, EndpointConfig
+from errata.evaluation.sampling import SamplingConfig, SamplingEngine
+from errata.evaluation.uncertainty import (
     SpuqConfig,
     Uncertainty,
     aleatoric,

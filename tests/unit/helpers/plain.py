@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editing.model.adapter import EditableModel
-from editing.request import EditRequest
-from editing.values import ValueConfig
+from errata.editing.model.adapter import EditableModel
+from errata.editing.request import EditRequest
+from errata.editing.values import ValueConfig
 
 FAMILIES = (
     "llama",

@@ -34,7 +34,7 @@ def objects() -> Callable[[str], list[Object]]:
 @pytest.fixture(scope="session")
 def checks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Check]:
     """Every check by its name; `ray kinds` is missing where KubeRay's definitions are."""
-    from orchestrator.cli import app
+    from errata.orchestrator.cli import app
 
     scratch, cli = tmp_path_factory.mktemp("configurations"), typer.main.get_command(app)
     known, runbook = exported_metrics(), (ROOT / "docs" / "operations.md").read_text()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.rebuild import BaseCheckpoint
-from orchestrator.verify import verify
+from errata.orchestrator.history.rebuild import BaseCheckpoint
+from errata.orchestrator.history.verify import verify
 from tests.helpers.k8s.objects import K8S
 from tests.helpers.small_run import JOURNAL, SmallRun, make_run
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actors.covariance import Estimate
-from editing.covariance import KeyCovariance
-from editing.delta import LayerDelta, WeightDelta, apply_delta
-from editing.request import EditBatch
-from editing.reverting import HistoryItem, RevertOrder
-from editing.session import EditReceipt, Part, RequestResult, Snapshot
-from retrieval.memory import MemoryEntry
+from errata.actors.covariance import Estimate
+from errata.editing.covariance import KeyCovariance
+from errata.editing.delta import LayerDelta, WeightDelta, apply_delta
+from errata.editing.request import EditBatch
+from errata.editing.reverting import HistoryItem, RevertOrder
+from errata.editing.session import EditReceipt, Part, RequestResult, Snapshot
+from errata.retrieval.memory import MemoryEntry
 
 LAYER, WIDTH = 0, 4
 
@@ -188,7 +188,7 @@ class FakeEvaluators:
 
 
 class FakeCluster:
-    """Stands in for `actors.cluster.Cluster`; its parts are there for a test to look at."""
+    """Stands in for `errata.actors.cluster.Cluster`; its parts are there for a test to look at."""
 
     editor_: FakeEditor
     memory_: FakeMemory

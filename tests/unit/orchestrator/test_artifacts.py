@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from editing.digest import digest_tensors
-from editing.errors import DamagedFileError
-from orchestrator import fail_points
-from orchestrator.artifacts import ArtifactStore
+from errata.editing.digest import digest_tensors
+from errata.editing.errors import DamagedFileError
+from errata.orchestrator.journal import fail_points
+from errata.orchestrator.journal.artifacts import ArtifactStore
 
 DATA = b"some factors"
 DIGEST = hashlib.sha256(DATA).hexdigest()

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from editing.errors import UserError
-from orchestrator.attached import open_source
-from orchestrator.config import RunConfig, build_config, identity_of
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import JournalMeta, Version
-from orchestrator.publish import policy
-from orchestrator.publish.settings import PublishConfig
-from orchestrator.sources.jsonl_follow import FollowedFile
+from errata.editing.errors import UserError
+from errata.orchestrator.config.loading import build_config
+from errata.orchestrator.config.publish import PublishConfig
+from errata.orchestrator.config.run import RunConfig, identity_of
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.rows import JournalMeta, Version
+from errata.orchestrator.run import attached as attaching
+from errata.orchestrator.run.attached import open_source
+from errata.orchestrator.sources.jsonl_follow import FollowedFile
 
 
 def build(**sections: Any) -> RunConfig:
@@ -80,11 +81,11 @@ def test_a_version_that_the_guard_has_reverted_is_not_published(
 ) -> None:
     sent: list[int] = []
     monkeypatch.setattr(
-        policy, "publish_to_servers", lambda journal, store, version, *_: sent.append(version.sequence) or []
+        attaching, "publish_to_servers", lambda journal, store, version, *_: sent.append(version.sequence) or []
     )
     commits: Any = Commits()
     commits.after_commit.append(lambda version: setattr(commits, "number", 2))
-    attached = policy.attach_policy(commits, PublishConfig(every=1, to=("vllm=http://a",)), tmp_path)
+    attached = attaching.attach_policy(commits, PublishConfig(every=1, to=("vllm=http://a",)), tmp_path)
     assert attached is not None
     for hook in commits.after_commit:
         hook(Version(1, "1" * 64, None, 1))

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from editing.request import EditRequest
-from orchestrator.batcher import Batcher, plan_batch
+from errata.editing.request import EditRequest
+from errata.orchestrator.run.batcher import Batcher, plan_batch
 
 
 def ask(name: str, subject: str, relation: str = "capital") -> EditRequest:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from editing.errors import UserError
-from editing.model.engine import LanguageEngine
-from editing.model.load import load_model
-from orchestrator import rebuild
-from orchestrator.bisect import Probe, Verdict, VersionAsker, bisect, candidates, read_probes
-from orchestrator.journal_rows import Version
+from errata.editing.checkpoint.load import load_model
+from errata.editing.errors import UserError
+from errata.editing.model.engine import LanguageEngine
+from errata.orchestrator.history import rebuild
+from errata.orchestrator.history.bisect import Probe, Verdict, VersionAsker, bisect, candidates, read_probes
+from errata.orchestrator.journal.rows import Version
 from tests.helpers.small_run import LAYERS, SmallRun, make_run
 
 PROMPT = "The capital of France is"

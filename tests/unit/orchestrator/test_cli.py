@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-import orchestrator.launch
-from editing.errors import ErrataError, UserError
-from orchestrator.config import build_config
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import JournalMeta
+from errata.editing.errors import ErrataError, UserError
+from errata.orchestrator.config.loading import build_config
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.rows import JournalMeta
+from errata.orchestrator.run import launch
 from tests.helpers.command import in_process
 from tests.helpers.tiny import save_tiny
 
@@ -223,7 +223,7 @@ def test_the_default_directory_is_named_after_the_run(errata, write, monkeypatch
         asked.append(output)
         raise UserError("enough")
 
-    monkeypatch.setattr(orchestrator.launch, "run_experiment", stop)
+    monkeypatch.setattr(launch, "run_experiment", stop)
     refused(errata("run", write([GOOD], name="mine")), "enough")
     refused(errata("run", write([GOOD]), "--output", "there"), "enough")
     assert asked == [Path("runs/mine"), Path("there")]
@@ -233,7 +233,7 @@ def test_an_interruption_is_130_and_tells_how_to_go_on(errata, write, monkeypatc
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(orchestrator.launch, "run_experiment", interrupted)
+    monkeypatch.setattr(launch, "run_experiment", interrupted)
     code, out, err = errata("run", "quickstart", "--set", "batching.size=5", "--output", "there")
     assert (code, out) == (130, "")
     assert "Go on with: errata run quickstart --set batching.size=5 --output there --resume" in err
@@ -244,7 +244,7 @@ def test_an_error_that_is_ours_is_one_line_and_1(errata, write, monkeypatch):
     def broken(*_: Any, **__: Any) -> None:
         raise ErrataError("the editor died 6 times")
 
-    monkeypatch.setattr(orchestrator.launch, "run_experiment", broken)
+    monkeypatch.setattr(launch, "run_experiment", broken)
     assert errata("run", write([GOOD])) == (1, "", "errata: error: the editor died 6 times\n")
 
 

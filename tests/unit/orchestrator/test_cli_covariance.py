@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 
-from editing.covariance import KeyCovariance, SampleRecord
-from orchestrator.cli import main
+from errata.editing.covariance import KeyCovariance, SampleRecord
+from errata.orchestrator.cli import main
 
 
 def covariance(seed: int, version: str = "v0", layers: tuple[int, ...] = (1,)) -> KeyCovariance:
@@ -129,7 +129,7 @@ def test_mistakes_are_one_line_and_exit_code_2(errata, files, tmp_path, argument
 
 
 def test_shipped_weights_are_the_papers(errata, tmp_path) -> None:
-    from orchestrator.config import build_config
+    from errata.orchestrator.config.loading import build_config
 
     names = ("web", "code", "science", "math", "wikipedia")
     config = build_config(

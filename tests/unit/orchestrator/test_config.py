@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from editing.editors import REGISTRY
-from editing.errors import UserError
-from orchestrator.config import RunConfig, apply_override, build_config, load_config
-from orchestrator.presets import configs_root
+from errata.editing.editors import REGISTRY
+from errata.editing.errors import UserError
+from errata.orchestrator.config.loading import apply_override, build_config, load_config
+from errata.orchestrator.config.presets import configs_root
+from errata.orchestrator.config.run import RunConfig
 
 
 def plain(**sections: Any) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from editing.covariance import KeyCovariance, SampleRecord
-from editing.errors import UserError
-from orchestrator.covariance_compare import compare
-from orchestrator.covariance_page import density_chart, render_comparison, spectrum_chart, word_charts
+from errata.editing.covariance import KeyCovariance, SampleRecord
+from errata.editing.errors import UserError
+from errata.orchestrator.covariance.compare import compare
+from errata.orchestrator.covariance.page import density_chart, render_comparison, spectrum_chart, word_charts
 
 
 def covariance(

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from actors.covariance import Estimate, EstimateJob
-from editing.covariance import KeyCovariance, SampleRecord
-from editing.errors import UserError
-from orchestrator.config import CovarianceConfig
-from orchestrator.covariance_store import (
+from errata.actors.covariance import Estimate, EstimateJob
+from errata.editing.covariance import KeyCovariance, SampleRecord
+from errata.editing.errors import UserError
+from errata.orchestrator.config.covariance import CovarianceConfig
+from errata.orchestrator.covariance.store import (
     CovarianceStore,
     check_made_from,
     default_store,

@@ -11,12 +11,13 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from actors.placement import NodeFacts, homeless
-from actors.settings import RayConfig
-from editing.errors import UserError
-from orchestrator import doctor
-from orchestrator.cli import app
-from orchestrator.config import RunConfig, load_config
+from errata.actors.nodes import NodeFacts, homeless
+from errata.actors.settings import RayConfig
+from errata.editing.errors import UserError
+from errata.orchestrator import doctor
+from errata.orchestrator.cli import app
+from errata.orchestrator.config.loading import load_config
+from errata.orchestrator.config.run import RunConfig
 from tests.helpers.tiny import save_tiny
 
 MOUNTS = """\

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from actors.covariance import Estimate, EstimateJob
-from editing.covariance import KeyCovariance, SampleRecord
-from editing.diagnostics import energy_basis
-from editing.errors import UserError
-from orchestrator.config import build_config, identity_of
-from orchestrator.drift import Drift, DriftConfig, DriftWatch, Look, Looked
-from orchestrator.refresh import Refresher, blend
+from errata.actors.covariance import Estimate, EstimateJob
+from errata.editing.covariance import KeyCovariance, SampleRecord
+from errata.editing.errors import UserError
+from errata.editing.estimation.diagnostics import energy_basis
+from errata.orchestrator.config.loading import build_config
+from errata.orchestrator.config.refresh import DriftConfig
+from errata.orchestrator.config.run import identity_of
+from errata.orchestrator.covariance.drift import Drift, DriftWatch, Look, Looked
+from errata.orchestrator.covariance.refresh import Refresher, blend
 
 JOB = EstimateJob(layers=(1,), tokens=5, version="v1", seed=7)
 DOCUMENTS = tuple((20 * (3.0 + 0.1 * i), 20) for i in range(-2, 3))

@@ -16,12 +16,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from editing.delta import LayerDelta, WeightDelta, apply_delta
-from editing.errors import UserError
-from editing.model.load import load_model
-from orchestrator import export
-from orchestrator.journal_rows import Version
-from orchestrator.rebuild import BaseCheckpoint, open_base
+from errata.editing.checkpoint.load import load_model
+from errata.editing.delta import LayerDelta, WeightDelta, apply_delta
+from errata.editing.errors import UserError
+from errata.orchestrator.history import export
+from errata.orchestrator.history.rebuild import BaseCheckpoint, open_base
+from errata.orchestrator.journal.rows import Version
 from tests.helpers.small_run import LAYERS, SmallRun, make_run
 from tests.helpers.tiny import tiny_hf
 

@@ -12,13 +12,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from editing.errors import UserError
-from editing.request import EditRequest
-from orchestrator import history_text as text
-from orchestrator.export import change_norms
-from orchestrator.history import CommitEntry, History, RefreshEntry, RequestStory, SwapEntry, VersionStory, find_run
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import CommitData, JournalMeta, RequestOutcome
+from errata.editing.errors import UserError
+from errata.editing.request import EditRequest
+from errata.orchestrator.history import text
+from errata.orchestrator.history.export import change_norms
+from errata.orchestrator.history.log import (
+    CommitEntry,
+    History,
+    RefreshEntry,
+    RequestStory,
+    SwapEntry,
+    VersionStory,
+    find_run,
+)
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.rows import CommitData, JournalMeta, RequestOutcome
 from tests.helpers.small_run import LAYERS, SmallRun, make_run
 
 

@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 
-from editing.request import EditRequest
-from orchestrator.history import History
-from orchestrator.history_text import log_lines, plain
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import CommitData, JournalMeta, RequestOutcome
+from errata.editing.request import EditRequest
+from errata.orchestrator.history.log import History
+from errata.orchestrator.history.text import log_lines, plain
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.rows import CommitData, JournalMeta, RequestOutcome
 
 CHECK = {"sequence": 1, "kept": 0.5, "ratio": 1.5, "good": True, "reasons": [], "paused": None, "reverting": []}
 

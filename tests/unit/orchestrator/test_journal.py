@@ -14,18 +14,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from editing.errors import UserError
-from editing.request import EditRequest, Provenance
-from orchestrator import fail_points
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import (
+from errata.editing.errors import UserError
+from errata.editing.request import EditRequest, Provenance
+from errata.orchestrator.journal import Journal, fail_points
+from errata.orchestrator.journal.rows import (
     CommitData,
     CovarianceRow,
     JournalMeta,
     RequestOutcome,
     version_digest,
 )
-from orchestrator.journal_schema import MIGRATIONS, V1, migrate, schema_version
+from errata.orchestrator.journal.schema import MIGRATIONS, V1, migrate, schema_version
 
 META = JournalMeta(run_id="run-1", base_digest="b" * 64, editor_digest="e" * 64, config={"editor": {"type": "memit"}})
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.judge import Case
-from orchestrator.cli import main
-from orchestrator.history import JOURNAL
-from orchestrator.judging import judge_again
-from orchestrator.summary import FactRecord, ProbeAnswer, ProbeRecord, write_facts
+from errata.evaluation.judge import Case
+from errata.orchestrator.cli import main
+from errata.orchestrator.history.log import JOURNAL
+from errata.orchestrator.measuring.judging import judge_again
+from errata.orchestrator.report.summary import FactRecord, ProbeAnswer, ProbeRecord, write_facts
 
 
 def probe(kind: str, prompt: str, expected: str, **said: str) -> ProbeRecord:

@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 
-from editing.request import EditRequest
-from evaluation.arms import Evaluation
-from evaluation.outcomes import ARMS, ProbeOutcome, ProbeResult, RecordResult
-from evaluation.probes import probes_of
-from orchestrator.config import RunConfig, build_config, load_config
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import CommitData, CovarianceRow, JournalMeta, RequestOutcome
-from orchestrator.measure import Measurement, read_held_out
-from orchestrator.outputs import write_outputs
-from orchestrator.summary import Summary, read_facts, read_summary
+from errata.editing.request import EditRequest
+from errata.evaluation.arms import Evaluation
+from errata.evaluation.outcomes import ARMS, ProbeOutcome, ProbeResult, RecordResult
+from errata.evaluation.probes import probes_of
+from errata.orchestrator.config.loading import build_config, load_config
+from errata.orchestrator.config.run import RunConfig
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.rows import CommitData, CovarianceRow, JournalMeta, RequestOutcome
+from errata.orchestrator.measuring.measurer import Measurement, read_held_out
+from errata.orchestrator.report.summary import Summary, read_facts, read_summary
+from errata.orchestrator.run.outputs import write_outputs
 
 STARTED = datetime(2024, 5, 1, 12, tzinfo=UTC)
 

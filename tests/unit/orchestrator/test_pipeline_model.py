@@ -10,13 +10,14 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.config import RunConfig, check_config
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import JournalMeta, version_digest
-from orchestrator.pipeline import Pipeline
-from orchestrator.progress import Display
-from orchestrator.tracking import NullTracker
-from orchestrator.versions import history, open_store
+from errata.orchestrator.config.loading import check_config
+from errata.orchestrator.config.run import RunConfig
+from errata.orchestrator.history.receipts import history, open_store
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.rows import JournalMeta, version_digest
+from errata.orchestrator.progress import Display
+from errata.orchestrator.run.pipeline import Pipeline
+from errata.orchestrator.tracking.tracker import NullTracker
 from tests.helpers.pipeline_model import OPERATIONS, SIZE, Client, Model, play
 from tests.unit.orchestrator.fakes import LAYER, FakeCluster, FakeEditor, addition
 

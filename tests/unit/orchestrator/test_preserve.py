@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from editing.errors import UserError
-from editing.model.load import load_model
-from evaluation.edit_scores import edit_scores
-from evaluation.perplexity import perplexity, windows_of
-from evaluation.preservation.battery import Item, Outcomes
-from evaluation.sampling import SamplingEngine
-from orchestrator.cli import app
-from orchestrator.history import History
-from orchestrator.journal import Journal
-from orchestrator.preserve import FOLDER, Asked, preserve, report_lines
+from errata.editing.checkpoint.load import load_model
+from errata.editing.errors import UserError
+from errata.evaluation.edit_scores import edit_scores
+from errata.evaluation.perplexity import perplexity, windows_of
+from errata.evaluation.preservation.battery import Item, Outcomes
+from errata.evaluation.sampling import SamplingEngine
+from errata.orchestrator.cli import app
+from errata.orchestrator.history.log import History
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.measuring.preserve import FOLDER, Asked, preserve, report_lines
 from tests.helpers.small_run import SmallRun, make_run
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from editing.errors import UserError
-from orchestrator import presets
-from orchestrator.presets import configs_root, find_config, find_data
+import errata
+from errata.editing.errors import UserError
+from errata.orchestrator.config.presets import configs_root, find_config, find_data
 
 
 def test_a_shipped_configuration_is_found_by_name_and_by_its_path_from_the_root(tmp_path, monkeypatch):
@@ -55,9 +55,9 @@ def test_what_is_nowhere_and_what_is_on_the_hub_stays_as_given(tmp_path):
 
 def test_an_installed_package_carries_the_configurations(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    package = tmp_path / "orchestrator"
+    package = tmp_path / "errata"
     shutil.copytree(configs_root(), package / "_configs")  # as the wheel holds it
-    monkeypatch.setattr(presets, "__file__", str(package / "presets.py"))
+    monkeypatch.setattr(errata, "__file__", str(package / "__init__.py"))
     assert configs_root() == package / "_configs"
     assert find_config("quickstart") == package / "_configs" / "quickstart.yaml"
     assert Path(find_data("configs/text/heldout.txt")) == package / "_configs" / "text" / "heldout.txt"

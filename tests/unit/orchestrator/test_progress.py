@@ -8,7 +8,7 @@ import logging
 import pytest
 from rich.console import Console
 
-from orchestrator.progress import Display, StandardError
+from errata.orchestrator.progress import Display, StandardError
 
 
 def display(*, terminal: bool, quiet: bool = False) -> tuple[Display, io.StringIO]:

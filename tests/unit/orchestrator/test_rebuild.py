@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from editing.digest import digest_tensors
-from editing.errors import DamagedFileError, UserError
-from editing.model.decoder import FAMILIES
-from editing.model.load import load_model
-from orchestrator import rebuild
+from errata.editing.checkpoint.load import load_model
+from errata.editing.digest import digest_tensors
+from errata.editing.errors import DamagedFileError, UserError
+from errata.editing.model.decoder import FAMILIES
+from errata.orchestrator.history import rebuild
 from tests.helpers.small_run import LAYERS, SmallRun, make_run
 from tests.helpers.tiny import save_tiny, tiny_hf, tiny_tokenizer
 

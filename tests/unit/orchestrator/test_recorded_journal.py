@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.history import History, RequestStory
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import version_digest
-from orchestrator.journal_schema import MIGRATIONS, schema_of
-from orchestrator.reverting import gone
-from orchestrator.snapshots import snapshots
+from errata.orchestrator.history.log import History, RequestStory
+from errata.orchestrator.history.snapshots import snapshots
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.rows import version_digest
+from errata.orchestrator.journal.schema import MIGRATIONS, schema_of
+from errata.orchestrator.run.reverting import gone
 
 RECORDED = Path(__file__).parents[2] / "assets" / "journals" / "reverts.sql"
 

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.covariance import EstimateJob
-from editing.covariance import KeyCovariance
-from editing.errors import ErrataError
-from orchestrator.refresh import PendingRefresh, Refresher, blend, crossed
+from errata.actors.covariance import EstimateJob
+from errata.editing.covariance import KeyCovariance
+from errata.editing.errors import ErrataError
+from errata.orchestrator.covariance.refresh import PendingRefresh, Refresher, blend, crossed
 
 JOB = EstimateJob(layers=(1,), tokens=5, version="v1")
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator.report import render_report
-from orchestrator.report.charts import Event, Series, line_chart, nice_ticks, spread
-from orchestrator.report.facts import fact_view
-from orchestrator.report.formats import DASH, change, duration, moment, number, percent, short_digest
-from orchestrator.report.wording import ARMS, GENERATED, TEACHER_FORCED
-from orchestrator.summary import FactRecord, Summary
+from errata.orchestrator.report import render_report
+from errata.orchestrator.report.charts import Event, Series, line_chart, nice_ticks, spread
+from errata.orchestrator.report.facts import fact_view
+from errata.orchestrator.report.formats import DASH, change, duration, moment, number, percent, short_digest
+from errata.orchestrator.report.summary import FactRecord, Summary
+from errata.orchestrator.report.wording import ARMS, GENERATED, TEACHER_FORCED
 from tests.helpers.sample_report import SAMPLE_YAML, sample_facts, sample_summary
 
 VOID = {"meta", "input", "br", "link", "img", "hr"}

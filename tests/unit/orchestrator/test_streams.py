@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from editing.errors import UserError
-from orchestrator.streams import open_stream
+from errata.editing.errors import UserError
+from errata.orchestrator.sources.streams import open_stream
 
 GOOD = {"id": "a", "subject": "France", "prompt": "The capital of {} is", "target_new": "Lyon"}
 EMPTY = {**GOOD, "id": "b", "target_new": " "}

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import pytest
 from pydantic import ValidationError
 
-from editing.errors import UserError
-from orchestrator.summary import (
+from errata.editing.errors import UserError
+from errata.orchestrator.report.summary import (
     ARMS,
     ArmMetrics,
     ChoiceRates,
@@ -97,7 +97,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("orchestrator.summary.os.replace", interrupt)
+    monkeypatch.setattr("errata.orchestrator.report.summary.os.replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_summary(path, make_summary().model_copy(update={"name": "other"}))
     assert read_summary(path).name == "demo"

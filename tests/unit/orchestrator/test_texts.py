@@ -7,9 +7,11 @@ import json
 
 import pytest
 
-from editing.errors import UserError
-from orchestrator.config import build_config, identity_of
-from orchestrator.texts import TextConfig, read_texts
+from errata.editing.errors import UserError
+from errata.orchestrator.config.evaluation import TextConfig
+from errata.orchestrator.config.loading import build_config
+from errata.orchestrator.config.run import identity_of
+from errata.orchestrator.measuring.texts import read_texts
 
 
 def test_fields_are_joined_and_documents_counted_from_the_skipped_on(tmp_path):

@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from editing.covariance import KeyCovariance
-from editing.delta import LayerDelta, WeightDelta
-from editing.errors import UserError
-from orchestrator import fail_points
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import CovarianceRow
-from orchestrator.rebuild import BaseCheckpoint, weights_digest
-from orchestrator.verify import Report, collect_garbage, named_files, verify
+from errata.editing.covariance import KeyCovariance
+from errata.editing.delta import LayerDelta, WeightDelta
+from errata.editing.errors import UserError
+from errata.orchestrator.history.rebuild import BaseCheckpoint, weights_digest
+from errata.orchestrator.history.verify import Report, collect_garbage, named_files, verify
+from errata.orchestrator.journal import Journal, fail_points
+from errata.orchestrator.journal.rows import CovarianceRow
 from tests.helpers.small_run import JOURNAL, SmallRun, make_run
 from tests.helpers.tiny import save_tiny
 

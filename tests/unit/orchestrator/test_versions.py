@@ -9,15 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from editing.covariance import KeyCovariance
-from editing.delta import LayerDelta, WeightDelta
-from editing.errors import DamagedFileError
-from editing.request import EditRequest
-from editing.session import EditReceipt, RequestResult
-from orchestrator.artifacts import ArtifactStore
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import CovarianceRow, JournalMeta, Version
-from orchestrator.versions import (
+from errata.editing.covariance import KeyCovariance
+from errata.editing.delta import LayerDelta, WeightDelta
+from errata.editing.errors import DamagedFileError
+from errata.editing.request import EditRequest
+from errata.editing.session import EditReceipt, RequestResult
+from errata.orchestrator.history.receipts import (
     commit_data,
     held_entries,
     history,
@@ -28,7 +25,10 @@ from orchestrator.versions import (
     receipt_digest,
     store_receipt,
 )
-from retrieval.statements import StatementConfig
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.artifacts import ArtifactStore
+from errata.orchestrator.journal.rows import CovarianceRow, JournalMeta, Version
+from errata.retrieval.statements import StatementConfig
 
 
 @pytest.fixture

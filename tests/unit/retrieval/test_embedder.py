@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from editing.errors import UserError
-from retrieval.embedder import (
+from errata.editing.errors import UserError
+from errata.retrieval.embedder import (
     HashEmbedder,
     HashEmbedderConfig,
     SentenceEmbedder,
@@ -28,7 +28,9 @@ def test_hash_vectors_are_unit_float32_and_independent_of_the_batch():
 
 
 def test_hash_vectors_are_the_same_in_another_process():
-    code = "from retrieval.embedder import HashEmbedder as H; print(H(dim=32).embed(['Rome in Italy'])[0].tolist())"
+    code = (
+        "from errata.retrieval.embedder import HashEmbedder as H; print(H(dim=32).embed(['Rome in Italy'])[0].tolist())"
+    )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert other.stdout.strip() == str(HashEmbedder(dim=32).embed(["Rome in Italy"])[0].tolist())
 

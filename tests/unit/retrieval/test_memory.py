@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from editing.errors import UserError
-from editing.request import EditRequest
-from retrieval.embedder import HashEmbedder, unit_rows
-from retrieval.index import SCAN_ERROR, IndexConfig, VectorIndex
-from retrieval.memory import FactMemory, MemoryEntry
+from errata.editing.errors import UserError
+from errata.editing.request import EditRequest
+from errata.retrieval.embedder import HashEmbedder, unit_rows
+from errata.retrieval.index import SCAN_ERROR, IndexConfig, VectorIndex
+from errata.retrieval.memory import FactMemory, MemoryEntry
 
 DIM = 64
 

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import pytest
 from pydantic import ValidationError
 
-from editing.errors import UserError
-from editing.model.engine import Answer, Continuation
-from editing.model.text import TextCodec
-from retrieval.choosing import explained_share, read_number
-from retrieval.embedder import HashEmbedder
-from retrieval.memory import FactMemory, Hit, MemoryEntry
-from retrieval.scr import Choice, ScrConfig, SelectiveReasoner, retrieve
+from errata.editing.errors import UserError
+from errata.editing.model.engine import Answer, Continuation
+from errata.editing.model.text import TextCodec
+from errata.retrieval.choosing import explained_share, read_number
+from errata.retrieval.embedder import HashEmbedder
+from errata.retrieval.memory import FactMemory, Hit, MemoryEntry
+from errata.retrieval.scr import Choice, ScrConfig, SelectiveReasoner, retrieve
 from tests.helpers.tiny import tiny_tokenizer
 
 

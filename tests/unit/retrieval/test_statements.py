@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from editing.errors import UserError
-from editing.request import EditRequest
-from retrieval.statements import StatementConfig, declarative, from_template, statement_of
+from errata.editing.errors import UserError
+from errata.editing.request import EditRequest
+from errata.retrieval.statements import StatementConfig, declarative, from_template, statement_of
 
 
 def request(**more: object) -> EditRequest:

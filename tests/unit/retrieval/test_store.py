@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from editing.errors import DamagedFileError, UserError
-from retrieval.embedder import HashEmbedder
-from retrieval.index import IndexConfig
-from retrieval.memory import FactMemory, MemoryEntry
+from errata.editing.errors import DamagedFileError, UserError
+from errata.retrieval.embedder import HashEmbedder
+from errata.retrieval.index import IndexConfig
+from errata.retrieval.memory import FactMemory, MemoryEntry
 
 DIM = 32
 
@@ -147,7 +147,7 @@ def test_a_crash_while_saving_leaves_the_former_state(tmp_path, monkeypatch):
     memory.save(tmp_path)
     before = memory.digest
     memory.remove([11])
-    monkeypatch.setattr("retrieval.store.Manifest.model_dump_json", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr("errata.retrieval.store.Manifest.model_dump_json", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         memory.save(tmp_path)
     monkeypatch.undo()

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actors.retrieval import RetrievalWorker
-from retrieval.embedder import HashEmbedder, HashEmbedderConfig, Vectors
-from retrieval.index import IndexConfig
-from retrieval.memory import MemoryEntry
-from retrieval.vectors import KeptVectors
+from errata.actors.retrieval import RetrievalWorker
+from errata.retrieval.embedder import HashEmbedder, HashEmbedderConfig, Vectors
+from errata.retrieval.index import IndexConfig
+from errata.retrieval.memory import MemoryEntry
+from errata.retrieval.vectors import KeptVectors
 
 TEXTS = [f"Statement number {number} about city {number % 7}." for number in range(40)]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from actors import placement
-from actors.placement import PlacedRole
-from actors.settings import RayConfig, RoleConfig
-from actors.sharded import places
-from actors.sharded.places import RankPlaces, RankReservation, RanksRole, Turns, make_places, plain
-from editing.errors import UserError
+from errata.actors import placement
+from errata.actors.placement import PlacedRole
+from errata.actors.settings import RayConfig, RoleConfig
+from errata.actors.sharded import places
+from errata.actors.sharded.places import RankPlaces, RankReservation, RanksRole, Turns, make_places, plain
+from errata.editing.errors import UserError
 
 GPU: dict[str, Any] = {"num_cpus": 4, "num_gpus": 1, "labels": {"errata.io/group": "gpu"}}
 ASKED = {"reserve": True, "reserve_timeout_seconds": 5, "generation": GPU, "evaluation_workers": 0}

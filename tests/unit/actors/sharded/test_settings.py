@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from actors.settings import ParallelConfig, RayConfig, RoleConfig
-from editing.errors import UserError
-from orchestrator.config import build_config, identity_of
+from errata.actors.settings import ParallelConfig, RayConfig, RoleConfig
+from errata.editing.errors import UserError
+from errata.orchestrator.config.loading import build_config
+from errata.orchestrator.config.run import identity_of
 
 PLAIN = {
     "model": {"name": "m"},

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from editing.covariance import KeyCovariance
-from editing.digest import digest_tensors
-from editing.editors import REGISTRY, make_editor
-from editing.request import EditBatch, EditRequest
-from editing.session import EditSession
+from errata.editing.covariance import KeyCovariance
+from errata.editing.digest import digest_tensors
+from errata.editing.editors import REGISTRY, make_editor
+from errata.editing.request import EditBatch, EditRequest
+from errata.editing.session import EditSession
 from tests.helpers.tiny import tiny_model
 
 VALUES = {"lr": 0.3, "steps": 4, "clamp": 2.0, "weight_decay": 0.0}

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from editing.covariance import KeyCovariance
-from editing.delta import LayerDelta
-from editing.editors import make_editor
-from editing.editors.mose import procrustes
-from editing.editors.prune import damped_part
-from editing.editors.rect import thinned
-from editing.editors.ultraedit import merged, moments_of, normalised, solved
-from editing.errors import NumericalError
-from editing.linalg import DependentColumnsError, dependent_columns
-from editing.state import LifelongState
+from errata.editing.covariance import KeyCovariance
+from errata.editing.delta import LayerDelta
+from errata.editing.editors import make_editor
+from errata.editing.editors.mose import procrustes
+from errata.editing.editors.prune import damped_part
+from errata.editing.editors.rect import thinned
+from errata.editing.editors.ultraedit import merged, moments_of, normalised, solved
+from errata.editing.errors import NumericalError
+from errata.editing.linalg import DependentColumnsError, dependent_columns
+from errata.editing.state import LifelongState
 from tests.unit.editing.editors.common import config_of, keys32, spread
 
 D = 24

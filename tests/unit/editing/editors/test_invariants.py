@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from editing.covariance import KeyCovariance
-from editing.delta import apply_delta
-from editing.digest import digest_tensors
-from editing.editors import REGISTRY, make_editor
-from editing.editors.mose import Mose, drift
-from editing.errors import DependentKeysError, UserError
-from editing.keys import SubjectPass
-from editing.model.adapter import EditableModel
-from editing.request import EditRequest
-from editing.session import EditSession
+from errata.editing.covariance import KeyCovariance
+from errata.editing.delta import apply_delta
+from errata.editing.digest import digest_tensors
+from errata.editing.editors import REGISTRY, make_editor
+from errata.editing.editors.mose import Mose, drift
+from errata.editing.errors import DependentKeysError, UserError
+from errata.editing.keys import SubjectPass
+from errata.editing.model.adapter import EditableModel
+from errata.editing.request import EditRequest
+from errata.editing.session import EditSession
 from tests.helpers.tiny import tiny_model
 from tests.unit.editing.editors.common import (
     CONTEXTS,

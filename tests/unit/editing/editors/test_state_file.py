@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from editing.errors import DamagedFileError, ErrataError
-from editing.linalg import DenseBase, GrowingSystem
-from editing.request import EditRequest
-from editing.state import LifelongState
+from errata.editing.errors import DamagedFileError, ErrataError
+from errata.editing.linalg import DenseBase, GrowingSystem
+from errata.editing.request import EditRequest
+from errata.editing.state import LifelongState
 from tests.unit.editing.editors.common import batch, covariance_of, session_of
 
 

@@ -8,11 +8,11 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from editing.editors import make_editor
-from editing.editors.rose import PROMPT, TEMPLATES, RoseConfig
-from editing.model.adapter import EditableModel
-from editing.request import EditRequest
-from editing.values import ValueConfig, Variant, optimise_values
+from errata.editing.editors import make_editor
+from errata.editing.editors.rose import PROMPT, TEMPLATES, RoseConfig
+from errata.editing.model.adapter import EditableModel
+from errata.editing.request import EditRequest
+from errata.editing.values import ValueConfig, Variant, optimise_values
 from tests.unit.editing.editors.common import config_of
 from tests.unit.helpers import plain
 

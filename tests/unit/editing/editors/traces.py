@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from editing.model.engine import LanguageEngine
-from editing.request import EditRequest
+from errata.editing.model.engine import LanguageEngine
+from errata.editing.request import EditRequest
 from tests.unit.editing.editors.common import NAMES, batch, session_of
 
 FOLDER = Path(__file__).parents[3] / "assets" / "traces"

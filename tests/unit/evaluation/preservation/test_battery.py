@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from evaluation.metrics import harmonic_mean
-from evaluation.preservation.battery import (
+from errata.evaluation.metrics import harmonic_mean
+from errata.evaluation.preservation.battery import (
     S_P_METRICS,
     Item,
     Outcomes,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from editing.errors import UserError
-from evaluation.preservation.humaneval import HumanEvalSuite, Problem, pass_at_k, program_of, read_problems
-from evaluation.sampling import SamplingConfig, SamplingEngine
+from errata.editing.errors import UserError
+from errata.evaluation.preservation.humaneval import HumanEvalSuite, Problem, pass_at_k, program_of, read_problems
+from errata.evaluation.sampling import SamplingConfig, SamplingEngine
 from tests.helpers.tiny import tiny_model
 
 ADD = {

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from editing.errors import UserError
-from editing.request import EditRequest, PortabilityProbe
-from evaluation.edit_scores import edit_scores
-from evaluation.perplexity import perplexity, windows_of
-from evaluation.preservation.battery import merged, scores_of
-from evaluation.preservation.domains import PerplexitySuite, read_domains
-from evaluation.preservation.suites import BatteryConfig, build_suites
-from evaluation.sampling import SamplingConfig, SamplingEngine
-from evaluation.uncertainty import SpuqConfig
+from errata.editing.errors import UserError
+from errata.editing.request import EditRequest, PortabilityProbe
+from errata.evaluation.edit_scores import edit_scores
+from errata.evaluation.perplexity import perplexity, windows_of
+from errata.evaluation.preservation.battery import merged, scores_of
+from errata.evaluation.preservation.domains import PerplexitySuite, read_domains
+from errata.evaluation.preservation.suites import BatteryConfig, build_suites
+from errata.evaluation.sampling import SamplingConfig, SamplingEngine
+from errata.evaluation.uncertainty import SpuqConfig
 from tests.helpers.tiny import tiny_model
 
 REQUESTS = [
@@ -102,6 +102,6 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         build_suites(BatteryConfig(tasks=("perplexity",), texts={"law": tmp_path / "blank"}))
     with pytest.raises(UserError, match="tasks fluency ask about edits, and there are none"):
         build_suites(BatteryConfig(tasks=("fluency",)))
-    monkeypatch.setitem(sys.modules, "evaluation.preservation.harness", None)
+    monkeypatch.setitem(sys.modules, "errata.evaluation.preservation.harness", None)
     with pytest.raises(UserError, match=r"tasks gsm8k need lm-evaluation-harness.*the extra 'eval'"):
         build_suites(BatteryConfig(tasks=("gsm8k",)))

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from editing.errors import UserError
-from evaluation.preservation.tasks import LOCAL, available, rouge_results, write_tasks
+from errata.editing.errors import UserError
+from errata.evaluation.preservation.tasks import LOCAL, available, rouge_results, write_tasks
 
 
 def lines(path: Path, *records: Any, packed: bool = False) -> None:
@@ -70,7 +70,7 @@ def test_files_include_the_harness_and_change_the_documents_only(data: Path, tmp
     rte = load(out / "rte.yaml")
     train = Path(rte["dataset_kwargs"]["data_files"]["train"])
     assert json.loads(train.read_text())["label"] == 1 and rte["fewshot_split"] == "train"
-    assert load(out / "samsum.yaml")["process_results"] == "function evaluation.preservation.tasks.rouge_results"
+    assert load(out / "samsum.yaml")["process_results"] == "function errata.evaluation.preservation.tasks.rouge_results"
 
 
 def test_refusals(data: Path, tmp_path: Path) -> None:

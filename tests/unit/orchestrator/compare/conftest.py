@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.summary import (
+from errata.orchestrator.experiments.record import CellRecord, SweepRecord, write_record
+from errata.orchestrator.report.summary import (
     ArmMetrics,
     FactRecord,
     ModelName,
@@ -21,7 +22,6 @@ from orchestrator.summary import (
     write_facts,
     write_summary,
 )
-from orchestrator.sweep.record import CellRecord, SweepRecord, write_record
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 VERSIONS = {"token_accuracy": 1, "answer_contains": 1}

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from editing.errors import UserError
-from orchestrator.compare.collect import collect, differing_keys, read_run
-from orchestrator.compare.tables import Comparison, compare, mean_of
-from orchestrator.compare.timeline import at_points
-from orchestrator.summary import ModelName, Perplexity, TimelinePoint, read_summary, write_summary
+from errata.editing.errors import UserError
+from errata.orchestrator.experiments.collect import collect, differing_keys, read_run
+from errata.orchestrator.experiments.tables import Comparison, compare, mean_of
+from errata.orchestrator.experiments.timeline import at_points
+from errata.orchestrator.report.summary import ModelName, Perplexity, TimelinePoint, read_summary, write_summary
 
 from .conftest import fact, write_sweep_record
 

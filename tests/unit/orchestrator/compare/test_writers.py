@@ -10,12 +10,12 @@ from html.parser import HTMLParser
 import pytest
 from typer.testing import CliRunner
 
-from editing.errors import UserError
-from orchestrator.cli import app
-from orchestrator.compare.collect import collect
-from orchestrator.compare.curves import panels_of, styles_of
-from orchestrator.compare.tables import compare
-from orchestrator.compare.write import render
+from errata.editing.errors import UserError
+from errata.orchestrator.cli import app
+from errata.orchestrator.experiments.collect import collect
+from errata.orchestrator.experiments.curves import panels_of, styles_of
+from errata.orchestrator.experiments.tables import compare
+from errata.orchestrator.experiments.write import render
 
 from .conftest import fact, write_sweep_record
 

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from editing.errors import UserError
-from editing.request import EditRequest
-from orchestrator.bisect import Probe
-from orchestrator.guard.guard import EVENT, Guard
-from orchestrator.guard.rules import Reading, judge, read_guard
-from orchestrator.guard.settings import WEBHOOK, GuardConfig
-from orchestrator.guard.webhook import Webhook
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import CommitData, JournalMeta, RequestOutcome, Version
+from errata.editing.errors import UserError
+from errata.editing.request import EditRequest
+from errata.orchestrator.config.guard import WEBHOOK, GuardConfig
+from errata.orchestrator.guard.guard import EVENT, Guard
+from errata.orchestrator.guard.rules import Reading, judge, read_guard
+from errata.orchestrator.guard.webhook import Webhook
+from errata.orchestrator.history.bisect import Probe
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.rows import CommitData, JournalMeta, RequestOutcome, Version
 
 PROBES = (
     Probe(prompt="France?", expected=("Paris",), id="france"),

@@ -13,15 +13,15 @@ import pytest
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from editing.errors import UserError
-from orchestrator.cli import app
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import Version
-from orchestrator.publish.policy import PublishPolicy
-from orchestrator.publish.publisher import publish_to_servers
-from orchestrator.publish.questions import choose_questions, spread
-from orchestrator.publish.rollout import EVENT, ServerResult
-from orchestrator.publish.settings import PublishConfig, server_url
+from errata.editing.errors import UserError
+from errata.orchestrator.cli import app
+from errata.orchestrator.config.publish import PublishConfig, server_url
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.rows import Version
+from errata.orchestrator.publish.policy import PublishPolicy
+from errata.orchestrator.publish.publisher import publish_to_servers
+from errata.orchestrator.publish.questions import choose_questions, spread
+from errata.orchestrator.publish.rollout import EVENT, ServerResult
 from tests.helpers.small_run import REQUESTS, SmallRun, make_run
 from tests.helpers.vllm_like import VllmLike
 

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from actors.covariance import Estimate, EstimateJob
-from editing.covariance import KeyCovariance
-from editing.errors import ErrataError, UserError
-from editing.sampling_server import SamplingServerConfig
-from editing.selfgen import SelfGenerationConfig
-from orchestrator.config import RunConfig, build_config
-from orchestrator.journal import Journal
-from orchestrator.publish.sampling import EVENT, LiveSampling
-from orchestrator.publish.settings import PublishConfig
+from errata.actors.covariance import Estimate, EstimateJob
+from errata.editing.covariance import KeyCovariance
+from errata.editing.errors import ErrataError, UserError
+from errata.editing.estimation.sampling_server import SamplingServerConfig
+from errata.editing.estimation.selfgen import SelfGenerationConfig
+from errata.orchestrator.config.loading import build_config
+from errata.orchestrator.config.publish import PublishConfig
+from errata.orchestrator.config.run import RunConfig
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.publish.sampling import EVENT, LiveSampling
 from tests.helpers.small_run import SmallRun, make_run
 from tests.helpers.vllm_like import VllmLike
 

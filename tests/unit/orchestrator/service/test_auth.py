@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from editing.errors import UserError
-from orchestrator.service.auth import Role, Tokens, load_tokens
+from errata.editing.errors import UserError
+from errata.orchestrator.service.auth import Role, Tokens, load_tokens
 
 ONE, TWO = "first-token-0123456789", "second-token-012345678"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from editing.errors import UserError
-from orchestrator.journal import Journal
+from errata.editing.errors import UserError
+from errata.orchestrator.journal import Journal
 from tests.helpers.service import FakePipeline, Running, edit, running
 
 
@@ -202,7 +202,7 @@ def test_clients_that_come_together_share_transactions_and_each_gets_its_own_ans
             return real(requests)  # type: ignore[arg-type]
 
         run.journal.accept = slowly  # type: ignore[assignment,method-assign]
-        from orchestrator.service.models import EditIn
+        from errata.orchestrator.service.models import EditIn
 
         futures = [run.core.accept([EditIn(**edit(n)).request()]) for n in range(clients)]
         held.set()

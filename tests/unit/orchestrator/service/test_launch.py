@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from editing.errors import UserError
-from orchestrator.config import load_config
-from orchestrator.progress import Display
-from orchestrator.service.auth import Tokens, load_tokens
-from orchestrator.service.launch import check_host, listen, serve, service_config
+from errata.editing.errors import UserError
+from errata.orchestrator.config.loading import load_config
+from errata.orchestrator.progress import Display
+from errata.orchestrator.service.auth import Tokens, load_tokens
+from errata.orchestrator.service.launch import check_host, listen, serve, service_config
 
 MINIMAL = """
 model: {name: some-model}

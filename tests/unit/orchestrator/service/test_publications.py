@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from editing.errors import UserError
-from orchestrator.publish.rollout import EVENT
+from errata.editing.errors import UserError
+from errata.orchestrator.publish.rollout import EVENT
 from tests.helpers.service import SERVERS, Running, edit, running
 
 

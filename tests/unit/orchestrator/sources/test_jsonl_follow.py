@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from editing.errors import UserError
-from orchestrator.fail_points import InjectedCrash, raise_once
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import JournalMeta
-from orchestrator.sources import Pump, take_in
-from orchestrator.sources import jsonl_follow as follow
-from orchestrator.sources.jsonl_follow import FollowedFile, open_followed
+from errata.editing.errors import UserError
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.fail_points import InjectedCrash, raise_once
+from errata.orchestrator.journal.rows import JournalMeta
+from errata.orchestrator.sources import Pump, take_in
+from errata.orchestrator.sources import jsonl_follow as follow
+from errata.orchestrator.sources.jsonl_follow import FollowedFile, open_followed
 
 
 def line(number: int, **changes: Any) -> str:

@@ -18,11 +18,12 @@ import pytest
 import redis
 from pydantic import ValidationError
 
-from editing.errors import UserError
-from orchestrator.journal import Journal
-from orchestrator.journal_rows import JournalMeta
-from orchestrator.sources import take_in
-from orchestrator.sources.redis_stream import PASSWORD, RedisConfig, RedisStream
+from errata.editing.errors import UserError
+from errata.orchestrator.config.stream import RedisConfig
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.rows import JournalMeta
+from errata.orchestrator.sources import take_in
+from errata.orchestrator.sources.redis_stream import PASSWORD, RedisStream
 
 Server = tuple[str, subprocess.Popen[bytes]]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.sweep.config import Sweep, load_sweep
+from errata.orchestrator.experiments.config import Sweep, load_sweep
 
 RUN: dict[str, Any] = {
     "model": {"name": "nowhere"},

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from editing.errors import UserError
-from orchestrator.sweep.config import GroupsConfig, load_sweep, nested
-from orchestrator.sweep.labels import text_of, title_of
+from errata.editing.errors import UserError
+from errata.orchestrator.experiments.config import GroupsConfig, load_sweep, nested
+from errata.orchestrator.experiments.labels import text_of, title_of
 
 from .conftest import AXES, RUN, write_sweep
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from editing.errors import UserError
-from orchestrator.config import load_config
-from orchestrator.sweep.config import load_sweep
-from orchestrator.sweep.plan import (
+from errata.editing.errors import UserError
+from errata.orchestrator.config.loading import load_config
+from errata.orchestrator.experiments.config import load_sweep
+from errata.orchestrator.experiments.plan import (
     Layout,
     Schedule,
     covariance_group,
@@ -20,7 +20,7 @@ from orchestrator.sweep.plan import (
     reason_of,
     write_cell_config,
 )
-from orchestrator.sweep.record import read_record, write_record
+from errata.orchestrator.experiments.record import read_record, write_record
 
 from .conftest import RUN, write_sweep
 

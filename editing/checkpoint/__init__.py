@@ -1,0 +1,1 @@
+"""Checkpoints on disk: fetched, staged, loaded, sliced."""

@@ -1,0 +1,1 @@
+"""Where a covariance comes from: generated text, given text, mixtures, a server that samples."""

@@ -1,0 +1,299 @@
+"""``errata covariance estimate | show | compare | merge``: the key second moments that editors preserve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from errata.editing.errors import ErrataError, UserError
+
+if TYPE_CHECKING:
+    from errata.actors.covariance import Estimate, EstimateJob, EstimateProgress, KeyCheck
+    from errata.editing.covariance import KeyCovariance
+    from errata.orchestrator.config.run import RunConfig
+    from errata.orchestrator.covariance.compare import Comparison
+
+CHECK_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
+"""Largest relative difference of fused keys from a second pass, by the dtype the model runs in."""
+
+Store = Annotated[Path | None, typer.Option(help="Directory of kept covariances; ~/.cache/errata/covariances.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Log more.")]
+
+covariance = typer.Typer(help="Key covariances: what an editor preserves.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.add_typer(covariance, name="covariance")
+
+
+@covariance.command()
+def estimate(
+    config: Annotated[str, typer.Argument(help="A run's configuration: its model, editor.layers, covariance and ray.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one dotted key; repeatable.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Also write the covariance to this file.")] = None,
+    store: Store = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Take the first unit's keys again by a packed second pass and compare.")
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Estimate the covariance of a configuration, or find it in the store."""
+    from errata.orchestrator.config.loading import load_config
+    from errata.orchestrator.progress import Display, configure_logging
+
+    resolved = load_config(config, overrides or [])
+    if resolved.covariance.source == "identity":
+        raise UserError("covariance.source 'identity' needs no estimate; choose self_generated, corpus or mixture")
+    if check and resolved.covariance.source != "self_generated":
+        raise UserError(f"--check compares self-generated keys; covariance.source is {resolved.covariance.source!r}")
+    configure_logging(verbose)
+    with Display() as display:
+        _estimate(resolved, _store(store, resolved.covariance.store), output, check, display.update)
+
+
+@covariance.command()
+def show(
+    file: Annotated[str, typer.Argument(help="A covariance file, or the beginning of a kept one's name.")],
+    store: Store = None,
+) -> None:
+    """Say what a covariance was made from and what its spectrum is like."""
+    from errata.orchestrator.covariance.compare import compare as compare_all
+
+    name, held = _load([file], store)[0]
+    console = _console()
+    console.print(f"digest   {held.digest}")
+    console.print(f"tokens   {held.tokens:,}")
+    console.print(f"layers   {', '.join(map(str, held.layers))}")
+    for key, value in sorted(held.source.items()):
+        console.print(f"{key:<24} {value}", markup=False)
+    if held.record is not None:
+        console.print(f"documents with NLL {len(held.record.documents):,}, first words {len(held.record.openings):,}")
+    found = compare_all({name: held})
+    if name in found.nll:
+        nll = found.nll[name]
+        shares = (0.05, 0.25, 0.5, 0.75, 0.95)
+        listed = ", ".join(f"{100 * q:g} % {float(nll.quantile(q)):.3f}" for q in shares)
+        console.print(f"NLL per token of {nll.numel():,} documents: mean {float(nll.mean()):.3f} nats; {listed}")
+    console.print(_spectrum_table(found))
+    for place, words in zip(("first", "second", "third"), found.sides[0].openings, strict=False):
+        listed = ", ".join(f"{w.word!r} {w.share:.2%}" for w in words[:5])
+        console.print(f"{place} words: {listed}", markup=False)
+
+
+@covariance.command()
+def compare(
+    files: Annotated[list[str], typer.Argument(help="Two or more covariance files, or beginnings of kept names.")],
+    output: Annotated[Path, typer.Option(help="The page with the plots.")] = Path("covariances.html"),
+    layers: Annotated[list[int] | None, typer.Option("--layer", help="Only this layer; repeatable.")] = None,
+    tau: Annotated[list[float] | None, typer.Option("--tau", help="Threshold of a null space; repeatable.")] = None,
+    directions: Annotated[int, typer.Option(help="Leading directions whose overlap is taken.", min=1)] = 50,
+    store: Store = None,
+) -> None:
+    """Compare covariances: print a table and write a page with spectra, likelihoods and first words."""
+    from errata.orchestrator.covariance.compare import TAUS
+    from errata.orchestrator.covariance.compare import compare as compare_all
+    from errata.orchestrator.covariance.page import render_comparison
+
+    if len(files) < 2:
+        raise UserError(
+            f"compare takes two or more covariances, got {len(files)}; for one use `errata covariance show`"
+        )
+    named = dict(_load(files, store))
+    found = compare_all(named, taus=tau or TAUS, k=directions, layers=layers)
+    console = _console()
+    console.print(_spectrum_table(found))
+    for layer in found.layers:
+        console.print(
+            _matrix(f"overlap of the leading {found.k} directions, layer {layer}", found, found.overlaps[layer])
+        )
+    if found.nll:
+        title = "Jensen-Shannon divergence of per-document NLL, nats"
+        if not found.equal_length:
+            title += " (documents of different lengths)"
+        console.print(_matrix(title, found, found.jsd))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(render_comparison(found), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output {str(output)!r} cannot be written: {error.strerror or error}") from error
+    console.print(str(output))
+
+
+@covariance.command("merge")
+def merge_files(
+    files: Annotated[list[str], typer.Argument(help="Covariances of the same layers, estimated with different seeds.")],
+    output: Annotated[Path, typer.Option(help="File to write.")],
+    store: Store = None,
+) -> None:
+    """Add covariances up: sums and token counts, as if all had been estimated at once."""
+    from errata.editing.covariance import merge
+    from errata.orchestrator.covariance.store import write_atomically
+
+    held = _load(files, store)
+    versions = {str(item.source.get("version")) for _, item in held}
+    if len(versions) > 1:
+        raise UserError(f"covariances of different model versions cannot be merged: {', '.join(sorted(versions))}")
+    digests = [item.digest for _, item in held]
+    if len(set(digests)) < len(digests):
+        raise UserError("the same covariance is given twice; its tokens would count double")
+    source = {"kind": "merge", "version": versions.pop(), "dtype": held[0][1].source.get("dtype"), "parts": digests}
+    total = merge([item for _, item in held], source)
+    write_atomically(total, output)
+    _console().print(f"{output}: {total.tokens:,} tokens, digest {total.digest}")
+
+
+# ---------------------------------------------------------------- estimating
+
+
+class _OnDemand:
+    """An estimator that starts the cluster when the first estimate is asked of it: what is kept needs none."""
+
+    def __init__(self, config: RunConfig, digest: str, stack: ExitStack) -> None:
+        self._config, self._digest, self._stack = config, digest, stack
+        self._estimator: Any = None
+
+    def _started(self) -> Any:
+        from errata.actors.cluster import Cluster
+
+        if self._estimator is None:
+            cluster = self._stack.enter_context(Cluster(self._config.ray, self._config.model_spec(self._digest)))
+            self._estimator = cluster.estimator()
+        return self._estimator
+
+    def estimate(
+        self, job: EstimateJob, weights: Any, progress: Callable[[EstimateProgress], None] | None = None
+    ) -> Estimate:
+        found: Estimate = self._started().estimate(job, weights, progress)
+        return found
+
+    def check(self, job: EstimateJob) -> KeyCheck:
+        found: KeyCheck = self._started().check(job, {})
+        return found
+
+
+def _estimate(
+    config: RunConfig, store: Path, output: Path | None, check: bool, update: Callable[[str, float, float, str], None]
+) -> None:
+    from errata.editing.checkpoint.load import checkpoint_digest, resolve_model
+    from errata.editing.editors import make_editor
+    from errata.orchestrator.covariance.schedule import rates
+    from errata.orchestrator.covariance.store import CovarianceStore, obtain, write_atomically
+    from errata.orchestrator.journal.rows import version_digest
+    from errata.orchestrator.run.opening import check_layers
+
+    directory = resolve_model(config.model.name)
+    check_layers(config, directory)
+    digest = checkpoint_digest(directory)
+    version, layers, kept = version_digest(digest), make_editor(config.editor).layers, CovarianceStore(store)
+
+    def progress(part: str, p: EstimateProgress) -> None:
+        left = "" if p.seconds_left is None else f", {p.seconds_left:.0f} s left"
+        again = f", {p.repeated} blocks repeated" if p.repeated else ""
+        update(part, round(100 * p.share), 100, f"{p.tokens:,} tokens, {rates(p)}{left}{again}")
+
+    with _interruptible(), ExitStack() as stack:
+        estimator = _OnDemand(config, digest, stack)
+        dtype = config.model.dtype
+        found = obtain(config.covariance, layers, version, estimator, dtype=dtype, store=kept, progress=progress)
+        path = kept.put(found.covariance) if config.covariance.mixture is not None else None
+        source = found.covariance.source
+        checked = estimator.check(config.covariance.job(layers, version)) if check else None
+    path = path or kept.path_of(source, layers)
+    if output is not None:
+        write_atomically(found.covariance, output)
+    console = _console()
+    tokens = found.covariance.tokens
+    how = "found in the store" if not found.seconds else f"{found.seconds:.1f} s, {tokens / found.seconds:.0f} tokens/s"
+    if found.repeated_blocks:
+        how += f", {found.repeated_blocks} blocks repeated"
+    console.print(f"{tokens:,} tokens, layers {list(found.covariance.layers)}, {how}")
+    console.print(f"digest {found.covariance.digest}")
+    console.print(str(output or path))
+    if checked is not None:
+        _say_check(checked, config.model.dtype, console)
+
+
+def _say_check(checked: KeyCheck, dtype: str, console: Console) -> None:
+    worst, allowed = max(checked.errors.values()), CHECK_TOLERANCE[dtype]
+    console.print(
+        f"check: {checked.tokens:,} keys against a packed second pass: largest relative difference {worst:.2g}"
+    )
+    if not worst <= allowed:
+        listed = ", ".join(f"layer {layer}: {error:.2g}" for layer, error in sorted(checked.errors.items()))
+        raise ErrataError(
+            f"keys of the decoding pass differ from a second pass: {listed}; allowed for {dtype}: {allowed:g}"
+        )
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+# ---------------------------------------------------------------- files and tables
+
+
+def _store(given: Path | None, configured: str | None = None) -> Path:
+    from errata.orchestrator.covariance.store import default_store
+
+    if given is not None:
+        return given.expanduser()
+    return Path(configured).expanduser() if configured is not None else default_store()
+
+
+def _load(files: Sequence[str], store: Path | None) -> list[tuple[str, KeyCovariance]]:
+    """Covariances with names that tell them apart, each checked against its digest."""
+    from errata.editing.covariance import KeyCovariance
+    from errata.orchestrator.covariance.store import CovarianceStore
+
+    kept = CovarianceStore(_store(store))
+    paths = [kept.resolve(file) for file in files]
+    names = [path.stem[:16] for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{name}#{index}" for index, name in enumerate(names, start=1)]
+    try:
+        return [(name, KeyCovariance.load(path)) for name, path in zip(names, paths, strict=True)]
+    except ErrataError as error:
+        raise UserError(str(error)) from error
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def _spectrum_table(found: Comparison) -> Table:
+    table = Table()
+    for column in ("covariance", "tokens", "layer", "trace", "effective rank"):
+        table.add_column(column, justify="left" if column == "covariance" else "right")
+    for tau in found.taus:
+        table.add_column(f"below {tau:g}", justify="right")
+    for side in found.sides:
+        for layer in found.layers:
+            view = side.layers[layer]
+            counts = (str(view.null_space[tau]) for tau in found.taus)
+            table.add_row(
+                side.name, f"{side.tokens:,}", str(layer), f"{view.trace:.4g}", f"{view.effective_rank:.1f}", *counts
+            )
+    return table
+
+
+def _matrix(title: str, found: Comparison, rows: Sequence[Sequence[float | None]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for side in found.sides:
+        table.add_column(side.name, justify="right")
+    for side, row in zip(found.sides, rows, strict=True):
+        table.add_row(side.name, *("-" if value is None else f"{value:.4f}" for value in row))
+    return table

@@ -1,0 +1,169 @@
+"""The command line: ``errata run | models``. User errors are one line and exit code 2."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from errata.editing.errors import ErrataError, UserError
+from errata.orchestrator.cli.change import register as register_change
+from errata.orchestrator.cli.covariance import register as register_covariance
+from errata.orchestrator.cli.doctor import register as register_doctor
+from errata.orchestrator.cli.history import register as register_history
+from errata.orchestrator.cli.judge import register as register_judge
+from errata.orchestrator.cli.locate import register as register_locate
+from errata.orchestrator.cli.preserve import register as register_preserve
+from errata.orchestrator.cli.publish import register as register_publish
+from errata.orchestrator.cli.serve import register as register_serve
+from errata.orchestrator.cli.sweep import register as register_sweep
+from errata.orchestrator.progress import Display, configure_logging
+
+app = typer.Typer(
+    name="errata",
+    help="Keep a language model's facts current: edits in the weights and in a memory, side by side.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+models = typer.Typer(help="Models that a package registry carries.", no_args_is_help=True)
+app.add_typer(models, name="models")
+register_history(app)
+register_doctor(app)
+register_change(app)
+register_covariance(app)
+register_judge(app)
+register_locate(app)
+register_preserve(app)
+register_publish(app)
+register_serve(app)
+register_sweep(app)
+
+INTERRUPTED = 130
+_SHOWN = (
+    "efficacy",
+    "generalization",
+    "specificity",
+    "reliability",
+    "generalization_gen",
+    "locality",
+    "portability",
+)
+
+
+@app.command()
+def run(
+    config: Annotated[str, typer.Argument(help="A configuration file, or the name of a shipped one: quickstart.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one dotted key; repeatable."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Directory of the run; runs/NAME by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the directory.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
+) -> None:
+    """Run a lifelong-editing experiment: edit, remember, measure, report."""
+    from errata.orchestrator.config.loading import load_config
+
+    resolved = load_config(config, overrides or [])
+    if dry_run:
+        typer.echo(resolved.to_yaml(), nl=False)
+        return
+    from errata.orchestrator.run.launch import run_experiment
+
+    configure_logging(verbose)
+    target = output or Path("runs") / resolved.name
+    display = Display()
+    try:
+        with display:
+            run_experiment(resolved, target, resume=resume, display=display)
+    except KeyboardInterrupt:
+        again = f"errata run {config}" + "".join(f" --set {o}" for o in overrides or [])
+        display.console.print(
+            f"stopped; what was committed is kept. Go on with: {again} --output {target} --resume",
+            highlight=False,
+            markup=False,
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    _print_result(target)
+
+
+@models.command("fetch")
+def fetch_model(
+    name: Annotated[str, typer.Argument(help="A name that `errata models list` shows.")],
+) -> None:
+    """Fetch a model into the local store; does nothing if it is there."""
+    from errata.editing.checkpoint import fetch
+
+    console = Console(stderr=True)
+    directory = fetch.model_dir(name)
+    if directory is None:
+        with console.status(f"fetching {name}"):
+            directory = fetch.fetch(name)
+    typer.echo(str(directory))
+
+
+@models.command("list")
+def list_models() -> None:
+    """List the models that can be fetched, and which are there."""
+    from errata.editing.checkpoint import fetch
+
+    for name in sorted(fetch.MODELS):
+        directory = fetch.model_dir(name)
+        typer.echo(f"{name}\t{directory if directory is not None else 'not fetched'}")
+
+
+def _print_result(output: Path) -> None:
+    from errata.orchestrator.report.summary import ARMS, read_summary
+
+    summary = read_summary(output / "summary.json")
+    console = Console()
+    table = Table(title=f"{summary.edits_applied} edits, {summary.refreshes} refreshes, version {summary.version[:12]}")
+    arms = [arm for arm in ARMS if arm in summary.arms]
+    table.add_column("")
+    for arm in arms:
+        table.add_column(arm.replace("_", " + "), justify="right")
+    for metric in _SHOWN:
+        values = [getattr(summary.arms[arm], metric) for arm in arms]
+        table.add_row(metric, *("-" if value is None else f"{value:.3f}" for value in values))
+    console.print(table)
+    base, edited = summary.perplexity.base, summary.perplexity.edited
+    if base is not None and edited is not None:
+        console.print(f"perplexity on held-out text: {base:.2f} before, {edited:.2f} after", highlight=False)
+    console.print(f"{output / 'report.html'}", highlight=False)
+
+
+def main() -> None:
+    """Entry point. Exit code 2 for a user's error, 1 for ours, 130 when interrupted."""
+    try:
+        app()
+    except UserError as error:
+        print(f"errata: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ErrataError as error:
+        print(f"errata: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:
+        # the reader of a pipe has gone: not an error worth a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (OSError, sqlite3.OperationalError) as error:
+        if not _is_full(error):
+            raise
+        print(f"errata: error: cannot write: {error}; what was committed is kept", file=sys.stderr)
+        sys.exit(1)
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether a file could not grow: the disk is full, or a quota or a limit of the process is reached."""
+    if isinstance(error, sqlite3.OperationalError):
+        return "disk is full" in str(error) or "disk I/O error" in str(error)
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -1,0 +1,319 @@
+"""``errata preserve``: what versions of a run kept of the model's abilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from errata.editing.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from errata.editing.request import EditRequest
+    from errata.evaluation.preservation.battery import Suite
+    from errata.evaluation.preservation.suites import BatteryConfig
+    from errata.orchestrator.journal import Journal
+    from errata.orchestrator.journal.rows import RequestRow
+    from errata.orchestrator.measuring.preserve import Ask, Asked
+    from errata.orchestrator.measuring.retention import Lifetime
+    from errata.orchestrator.progress import Display
+    from errata.retrieval.embedder import HashEmbedderConfig, SentenceEmbedderConfig
+
+_DEFAULT = ("v0", "head")
+_RETENTION = "retention"
+
+
+class Strength(StrEnum):
+    """How generated programs are held."""
+
+    auto = "auto"
+    namespaces = "namespaces"
+    limits = "limits"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command("preserve")(preserve)
+
+
+def preserve(
+    versions: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[VERSION]...", help="head, v3 or a digest; the first is the reference. v0 and head."),
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", metavar="DIR", help="Directory or name of the run; the newest by default.")
+    ] = None,
+    tasks: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: lm-evaluation-harness's names, humaneval, perplexity, edits, retention, fluency, "
+            "uncertainty."
+        ),
+    ] = "perplexity,fluency",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Items of each task, drawn at random with the seed; all by default.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Benchmark files; what is not there comes from the hub.")
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", metavar="NAME=FILE", help="Held-out text of a domain; repeatable.")
+    ] = None,
+    fewshot: Annotated[
+        list[str] | None, typer.Option("--fewshot", metavar="TASK=N", help="Worked examples of a task; repeatable.")
+    ] = None,
+    task_files: Annotated[
+        Path | None, typer.Option("--task-files", metavar="DIR", help="Further task files for the harness.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put questions through the model's chat template.")] = False,
+    samples: Annotated[int, typer.Option(min=1, help="Completions of each HumanEval problem.")] = 1,
+    sandbox: Annotated[Strength, typer.Option(help="How generated programs are held.")] = Strength.auto,
+    rephrase_url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="OpenAI-compatible endpoint that words the questions of uncertainty anew."),
+    ] = None,
+    rephrase_model: Annotated[str | None, typer.Option(metavar="NAME", help="Its model.")] = None,
+    rephrase_key_env: Annotated[
+        str | None, typer.Option(metavar="VARIABLE", help="Environment variable that holds its key.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="More than one: Ray workers that share the items out.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the drawn items and of whatever is sampled.")] = 0,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Where the run's base model is, if not where its configuration says.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result as JSON here too.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Put benchmarks to versions of a run and compare them item by item."""
+    battery = _battery(
+        tasks, data=data, text=text, fewshot=fewshot, task_files=task_files, chat=chat, samples=samples,
+        sandbox=sandbox, seed=seed,
+    )  # fmt: skip
+    from errata.orchestrator.history import rebuild
+    from errata.orchestrator.history.log import JOURNAL, find_run
+    from errata.orchestrator.history.receipts import open_store
+    from errata.orchestrator.history.text import plain
+    from errata.orchestrator.journal import Journal
+    from errata.orchestrator.measuring import preserve as preserving
+    from errata.orchestrator.measuring.retention import lifetime_lines
+    from errata.orchestrator.progress import Display
+
+    directory = find_run(run)
+    with Journal.open(directory / JOURNAL, read_only=True) as journal, Display() as display:
+        found = [journal.find_version(name) for name in versions or _DEFAULT]
+        asked = list(dict.fromkeys(preserving.Asked(v.sequence, v.digest) for v in found))
+        by_digest = {version.digest: version for version in found}
+        checkpoint = rebuild.open_base(journal, model)
+        base = {layer: checkpoint.map(layer) for layer in rebuild.edited_layers(journal)}
+        store = open_store(directory)
+        rows = _held(journal, battery)
+        requests = tuple(row.request for row in rows)
+        if rephrase_url is not None and "uncertainty" in battery.tasks:
+            found_anew = _rephrased(directory, requests, rephrase_url, rephrase_model, rephrase_key_env)
+            battery = battery.model_copy(update={"wordings": found_anew})
+        with _workers(journal, str(checkpoint.directory), battery, requests, workers) as (suites, ask):
+            report = preserving.preserve(
+                directory,
+                asked,
+                suites,
+                ask,
+                lambda v: rebuild.weights_at(journal, store, base, by_digest[v.digest]),
+                limit=limit,
+                seed=seed,
+                progress=display.update,
+            )
+            if _RETENTION in _names(tasks):
+                lives = _lifetimes(directory, journal, base, suites, ask, rows, limit, seed, display)
+                report = replace(report, lifetimes=lives)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(plain(report) + "\n", encoding="utf-8")
+    if as_json:
+        typer.echo(plain(report))
+    else:
+        for line in preserving.report_lines(report):
+            typer.echo(line)
+        if report.lifetimes:
+            for line in lifetime_lines(report.lifetimes):
+                typer.echo(line)
+
+
+def _battery(
+    tasks: str,
+    *,
+    data: Path | None,
+    text: Sequence[str] | None,
+    fewshot: Sequence[str] | None,
+    task_files: Path | None,
+    chat: bool,
+    samples: int,
+    sandbox: Strength,
+    seed: int,
+) -> BatteryConfig:
+    from errata.evaluation.preservation.sandbox import SandboxConfig
+    from errata.evaluation.preservation.suites import BatteryConfig
+    from errata.orchestrator.config.presets import find_data
+
+    # retention puts the edits' suite to more versions than are named
+    names = tuple(dict.fromkeys("edits" if name == _RETENTION else name for name in _names(tasks)))
+    if not names:
+        raise UserError(f"--tasks {tasks!r} names no task")
+    for option, directory in (("--data", data), ("--task-files", task_files)):
+        if directory is not None and not directory.is_dir():
+            raise UserError(f"{option} {str(directory)!r} is not a directory")
+    shots = {}
+    for name, value in _pairs("--fewshot", fewshot):
+        if not value.isdigit():
+            raise UserError(f"--fewshot {name}={value}: want a number of examples, such as {name}=5")
+        shots[name] = int(value)
+    texts = {name: Path(value) for name, value in _pairs("--text", text)}
+    if "perplexity" in names and not texts:
+        texts = {"prose": Path(find_data("configs/text/heldout.txt"))}
+    return BatteryConfig(
+        tasks=names,
+        data=data,
+        task_files=task_files,
+        fewshot=shots,
+        chat=chat,
+        texts=texts,
+        samples=samples,
+        sandbox=SandboxConfig(strength=sandbox.value),
+        seed=seed,
+    )
+
+
+def _names(tasks: str) -> list[str]:
+    return [name.strip() for name in tasks.split(",") if name.strip()]
+
+
+def _pairs(option: str, given: Sequence[str] | None) -> Iterator[tuple[str, str]]:
+    for item in given or ():
+        name, equals, value = item.partition("=")
+        if not (name and equals and value):
+            raise UserError(f"{option} {item!r} is not of the form NAME=VALUE")
+        yield name, value
+
+
+def _held(journal: Journal, battery: BatteryConfig) -> list[RequestRow]:
+    """The edits that hold at the head, where a task asks about them."""
+    from errata.evaluation.preservation.suites import ABOUT_EDITS
+    from errata.orchestrator.history.log import History
+
+    if not set(ABOUT_EDITS) & set(battery.tasks):
+        return []
+    return list(History(journal).held(journal.head().sequence).values())
+
+
+def _rephrased(
+    directory: Path, requests: Sequence[EditRequest], url: str, model: str | None, key_env: str | None
+) -> dict[str, tuple[str, ...]]:
+    """Wordings of every question from a chat model; what it said is kept in the run's directory."""
+    from pydantic import ValidationError
+
+    from errata.evaluation.endpoint import ChatEndpoint, EndpointConfig
+    from errata.evaluation.uncertainty import rephrased
+    from errata.orchestrator.measuring.preserve import FOLDER
+
+    if not model:
+        raise UserError(f"--rephrase-url {url!r} needs --rephrase-model")
+    try:
+        cache = directory / FOLDER / "rephrased.jsonl"
+        config = EndpointConfig(base_url=url, model=model, api_key_env=key_env, max_tokens=512, cache=cache)
+    except ValidationError as error:
+        raise UserError(f"--rephrase-url {url!r} must begin with http:// or https://") from error
+    endpoint = ChatEndpoint(config)
+    try:
+        return {name: tuple(wordings) for name, wordings in rephrased(endpoint, requests).items()}
+    finally:
+        endpoint.close()
+
+
+def _lifetimes(
+    directory: Path,
+    journal: Journal,
+    base: Mapping[int, Tensor],
+    suites: Mapping[str, Suite],
+    ask: Ask,
+    rows: Sequence[RequestRow],
+    limit: int | None,
+    seed: int,
+    display: Display,
+) -> tuple[Lifetime, ...]:
+    from errata.evaluation.preservation.battery import sampled
+    from errata.orchestrator.history import rebuild
+    from errata.orchestrator.history.receipts import open_store
+    from errata.orchestrator.measuring.preserve import Asked
+    from errata.orchestrator.measuring.retention import lifetimes
+
+    versions = {version.sequence: version for version in journal.versions()}
+    asked = {sequence: Asked(sequence, version.digest) for sequence, version in versions.items()}
+    last = asked[journal.head().sequence]
+
+    def walk() -> Iterator[tuple[Asked, Callable[[], Mapping[int, Tensor]]]]:
+        weights = dict(base)
+        yield asked[0], lambda: base
+        for version, delta in rebuild.changes(journal, open_store(directory), 0, last.sequence):
+            weights = rebuild.advance(weights, delta)
+            yield asked[version.sequence], partial(dict, weights)
+
+    found = lifetimes(
+        directory,
+        suites["edits"],
+        [asked[row.applied_in or 0] for row in rows],
+        {version.digest: version.edits for version in versions.values()},
+        last,
+        walk(),
+        ask,
+        items=sampled(suites["edits"].items, limit, seed),
+        progress=display.update,
+    )
+    return tuple(found)
+
+
+@contextmanager
+def _workers(
+    journal: Journal, directory: str, battery: BatteryConfig, requests: Sequence[EditRequest], workers: int
+) -> Iterator[tuple[Any, Ask]]:
+    """The suites, and what puts them to a version: this process, or several through Ray."""
+    from errata.actors.connection import connect, disconnect
+    from errata.actors.preservation import PreservationPool, PreservationWorker
+    from errata.actors.settings import ModelSpec, RayConfig
+    from errata.evaluation.preservation.suites import build_suites
+    from errata.orchestrator.history import rebuild
+
+    embedder = _embedder(journal.meta.config)
+    spec = ModelSpec(name=directory, dtype=rebuild.run_dtype(journal), digest=journal.meta.base_digest)
+    if workers == 1:
+        worker = PreservationWorker(spec, RayConfig().evaluation, battery, requests, embedder)
+        yield worker.suites, worker.ask
+        return
+    # in this process the suites only count and score
+    suites, held = build_suites(battery, requests=requests, embedder=embedder.model_dump(mode="json"))
+    ray = RayConfig(evaluation_workers=workers)
+    owns = connect(ray)
+    pool = PreservationPool(ray, spec, battery, requests, embedder)
+    try:
+        yield suites, pool.ask
+    finally:
+        pool.close()
+        if owns:
+            disconnect()
+        del held
+
+
+def _embedder(config: Mapping[str, Any]) -> SentenceEmbedderConfig | HashEmbedderConfig:
+    """The embedder of the run's memory: answers are compared by what compares statements."""
+    from errata.orchestrator.config.evaluation import MemoryConfig
+
+    section = config.get("memory")
+    embedder = section.get("embedder") if isinstance(section, dict) else None
+    return MemoryConfig.model_validate({} if embedder is None else {"embedder": embedder}).embedder

@@ -1,0 +1,119 @@
+"""``errata sweep`` and ``errata compare``: grids of runs, and finished runs side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from errata.editing.errors import UserError
+
+if TYPE_CHECKING:
+    from errata.orchestrator.experiments.record import SweepRecord
+
+INTERRUPTED = 130
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command("sweep")(sweep)
+    app.command("compare")(compare)
+
+
+def sweep(
+    config: Annotated[str, typer.Argument(help="A sweep's file, or a shipped one: experiments/revisiting-small.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one dotted key of every run; repeatable."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="AXIS=LABEL[,LABEL]", help="Only the cells with these labels; repeatable."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Directory of the sweep; runs/NAME by default.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, all on one Ray.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and stop.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
+) -> None:
+    """Run a grid of experiments: what is done is skipped, what was interrupted goes on."""
+    from errata.orchestrator.experiments.config import load_sweep
+
+    found = load_sweep(config, overrides or [], only or [])
+    target = output or Path("runs") / found.config.name
+    if dry_run:
+        from errata.orchestrator.experiments.execute import prepare
+
+        _, record = prepare(found, target)
+        states = {cell.key: cell.state for cell in record.cells}
+        for cell in found.cells:
+            typer.echo(f"{cell.key[:16]}  {states[cell.key]:<11}  {cell.title}")
+        typer.echo(f"{len(found.cells)} cells of {found.config.name}, {jobs} at a time, in {target}")
+        return
+    from errata.orchestrator.experiments.execute import run_sweep
+    from errata.orchestrator.experiments.view import SweepView
+    from errata.orchestrator.progress import configure_logging
+
+    configure_logging(verbose)
+    view = SweepView()
+    try:
+        with view:
+            done = run_sweep(found, target, jobs=jobs, view=view)
+    except KeyboardInterrupt:
+        view.say("stopped; what is done is kept, and the same command goes on from here")
+        raise typer.Exit(INTERRUPTED) from None
+    _finish(done, target)
+
+
+def _finish(record: SweepRecord, target: Path) -> None:
+    """Where the tables are, and exit code 1 where a cell failed."""
+    from errata.orchestrator.experiments.labels import title_of
+    from errata.orchestrator.experiments.write import SUFFIXES
+
+    for suffix in SUFFIXES:
+        if (path := target / f"comparison{suffix}").is_file():
+            typer.echo(str(path))
+    failed = [cell for cell in record.cells if cell.state == "failed"]
+    for cell in failed:
+        typer.echo(f"failed: {title_of(cell.coordinates)}: {cell.reason}", err=True)
+    if failed:
+        typer.echo(f"{len(failed)} of {len(record.cells)} cells failed; their logs are in {target / 'logs'}", err=True)
+        raise typer.Exit(1)
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Directories of runs or sweeps.", metavar="RUN...")],
+    kind: Annotated[
+        str | None, typer.Option("--format", help="markdown (default), latex or html; told from --output too.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write; standard output by default.")] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(help="Key or axis by which tables are split; model, data and edits by default; repeatable."),
+    ] = None,
+    timeline: Annotated[
+        bool, typer.Option("--timeline", help="A table at every point of the runs' timelines, not at their ends.")
+    ] = False,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Compare what differs in data or metrics too, with a note that says so.")
+    ] = False,
+) -> None:
+    """Set finished runs side by side, as the papers' tables do: means and standard errors over seeds, best in bold."""
+    from errata.orchestrator.experiments.collect import collect
+    from errata.orchestrator.experiments.tables import compare as compared
+    from errata.orchestrator.experiments.timeline import at_points
+    from errata.orchestrator.experiments.write import FORMATS, SUFFIXES, render
+
+    told = SUFFIXES.get(output.suffix, "markdown") if output is not None else "markdown"
+    wanted = kind or told
+    if wanted not in FORMATS:
+        raise UserError(f"--format {wanted!r}; allowed: {', '.join(FORMATS)}")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise UserError(f"--output {str(output)!r}: there is no directory {str(output.parent)!r}")
+    found = collect(runs)
+    text = render(compared(at_points(found) if timeline else found, by=by or [], anyway=anyway), wanted)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        output.write_text(text, encoding="utf-8")
+        typer.echo(str(output))

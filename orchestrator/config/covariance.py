@@ -1,0 +1,91 @@
+"""What is preserved, and how much is sampled to find out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from errata.actors.covariance import CorpusShare, EstimateJob
+from errata.editing.estimation.corpus import HUB, CorpusConfig, survey
+from errata.editing.estimation.mixture import MixtureConfig
+from errata.editing.estimation.selfgen import SelfGenerationConfig
+
+
+class CovarianceConfig(SelfGenerationConfig):
+    """What is preserved, and how much is sampled to find out."""
+
+    source: Literal["self_generated", "corpus", "mixture", "identity"] = "self_generated"
+    """``self_generated`` samples from the model, ``corpus`` runs a text, ``mixture`` weighs several texts;
+    ``identity`` preserves nothing in particular."""
+    corpus: CorpusConfig | None = None
+    """The text of ``source: corpus``."""
+    mixture: MixtureConfig | None = None
+    """Weights and components of ``source: mixture``."""
+    store: str | None = None
+    """Directory in which the first estimate is looked up, and kept for other runs; null to estimate anew."""
+    seed: int = Field(0, ge=0)
+    """Seed of the first estimate; a refresh adds the number of edits at which it was triggered."""
+    tokens: int | None = Field(None, ge=1)
+    """Budget in sampled tokens, or in those of a text; exclusive with ``sequences``."""
+    sequences: int | None = Field(None, ge=1)
+    """Budget in sequences, or in documents of a text."""
+    units_per_block: int = Field(1, ge=1)
+    """Units that a worker sums before it hands over; what a dying worker can lose."""
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> CovarianceConfig:
+        if self.source != "identity" and (self.tokens is None) == (self.sequences is None):
+            raise ValueError(f"give one of tokens and sequences, got tokens={self.tokens}, sequences={self.sequences}")
+        return self
+
+    @model_validator(mode="after")
+    def _source_is_described(self) -> CovarianceConfig:
+        for kind in ("corpus", "mixture"):
+            given = getattr(self, kind) is not None
+            if given and self.source != kind:
+                raise ValueError(f"section {kind!r} is of no use with source {self.source!r}; write source: {kind}")
+            if not given and self.source == kind:
+                raise ValueError(f"source {kind!r} needs a section {kind!r}")
+        return self
+
+    def job(self, layers: Sequence[int], version: str, *, seed_shift: int = 0) -> EstimateJob:
+        """The estimate of this configuration for a version; every refresh draws with a seed of its own.
+
+        A corpus is read once for it. A mixture has one job per component: ``component``.
+
+        Raises:
+            UserError: the corpus cannot be read.
+        """
+        if self.corpus is not None:
+            return self._corpus_job(self.corpus, layers, version)
+        generation = SelfGenerationConfig(**{k: getattr(self, k) for k in SelfGenerationConfig.model_fields})
+        return EstimateJob(
+            generation=generation,
+            layers=tuple(layers),
+            seed=self.seed + seed_shift,
+            tokens=self.tokens,
+            sequences=self.sequences,
+            units_per_block=self.units_per_block,
+            version=version,
+        )
+
+    def component(self, name: str, layers: Sequence[int], version: str) -> EstimateJob:
+        """The estimate of one component of a mixture that is given as a text."""
+        assert self.mixture is not None
+        return self._corpus_job(self.mixture.components[name].corpus(), layers, version)
+
+    def _corpus_job(self, corpus: CorpusConfig, layers: Sequence[int], version: str) -> EstimateJob:
+        if not corpus.path.startswith(HUB):  # workers may have another working directory
+            corpus = corpus.model_copy(update={"path": str(Path(corpus.path).expanduser().resolve())})
+        found = survey(corpus)
+        return EstimateJob(
+            corpus=CorpusShare(reading=corpus, digest=found.digest, documents=found.documents),
+            layers=tuple(layers),
+            tokens=self.tokens,
+            sequences=self.sequences,
+            units_per_block=self.units_per_block,
+            version=version,
+        )

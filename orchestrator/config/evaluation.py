@@ -1,0 +1,91 @@
+"""What is measured, and the memory that is asked beside the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from errata.editing.closed import Closed
+from errata.editing.errors import UserError
+from errata.editing.estimation.corpus import CorpusConfig, CorpusReader
+from errata.evaluation.outcomes import ARMS, Arm
+from errata.orchestrator.config.presets import find_data
+from errata.retrieval.embedder import EmbedderConfig, SentenceEmbedderConfig
+from errata.retrieval.index import IndexConfig
+from errata.retrieval.scr import ScrConfig
+from errata.retrieval.statements import StatementConfig
+
+
+class TextConfig(BaseModel):
+    """A text and how its documents are read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    """A file, or ``hub:NAME[:SPLIT]``, as that of ``covariance.corpus``."""
+    format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
+    """As that of ``covariance.corpus``."""
+    fields: tuple[str, ...] = Field(("text",), min_length=1)
+    """Fields of a record that hold its text; several are joined by a newline. Plain text has none."""
+    split: Literal["blank_line", "line", "file"] = "blank_line"
+    """What ends a document of a plain text file."""
+    skip: int = Field(0, ge=0)
+    """Documents passed over at the beginning."""
+    documents: int = Field(16, ge=1)
+    """At most this many documents; each is cut into windows of 256 tokens."""
+
+    def found(self, beside: Path | None) -> TextConfig:
+        """The same text with its file found: beside a configuration, or among the shipped ones."""
+        return self.model_copy(update={"path": find_data(self.path, beside)})
+
+    def read(self) -> list[str]:
+        """Its documents.
+
+        Raises:
+            UserError: the file is not there or malformed, or holds no document behind those passed over.
+        """
+        corpus = CorpusConfig(path=self.path, format=self.format, fields=self.fields, split=self.split)
+        documents = CorpusReader(corpus).take(self.skip, self.documents)
+        if not any(document.strip() for document in documents):
+            raise UserError(f"{self.path!r} holds no text behind its first {self.skip} documents")
+        return documents
+
+
+class MemoryConfig(Closed):
+    """The external memory and how it is consulted."""
+
+    embedder: EmbedderConfig = SentenceEmbedderConfig()
+    """What turns statements and questions into vectors: ``type: sentence`` or, without a model, ``hash``."""
+    index: IndexConfig = IndexConfig()
+    statement: StatementConfig = StatementConfig()
+    """The sentence under which an edit is remembered."""
+    scr: ScrConfig = ScrConfig()
+
+
+class EvaluationConfig(Closed):
+    """What is measured, when, and on how many facts."""
+
+    every: int | None = Field(None, ge=1)
+    """Edits between two points of the timeline; null for the end only."""
+    sample: int = Field(24, ge=1)
+    """Facts of a timeline point: the same ones each time, from the first points' edits."""
+    arms: tuple[Arm, ...] = ARMS
+    """Ways of knowing that are asked; ``base`` is always among them."""
+    max_new_tokens: int = Field(12, ge=1)
+    """Length at which a generated answer ends."""
+    stop_at_newline: bool = True
+    """Whether a newline ends it too."""
+    held_out: str | None = "configs/text/heldout.txt"
+    """Text on which perplexity is measured; null for none."""
+    texts: dict[str, TextConfig] = Field({})
+    """More texts on which perplexity is measured at every point, each under its name: ``code``, ``math``."""
+    latency_questions: int = Field(8, ge=0)
+    """Questions asked one by one at the end to measure ``query_seconds``."""
+
+    @model_validator(mode="after")
+    def _has_base(self) -> EvaluationConfig:
+        if "base" not in self.arms:
+            raise ValueError(f"arms must include 'base', against which locality is measured; got {list(self.arms)}")
+        return self

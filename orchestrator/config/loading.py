@@ -1,0 +1,171 @@
+"""Configurations read: found by name, composed of files and overrides, checked, with the files they name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from errata.editing.errors import UserError
+from errata.editing.estimation.mixture import ComponentConfig
+from errata.orchestrator.config.explain import _short, explain
+from errata.orchestrator.config.presets import configs_root, find_config, find_data
+from errata.orchestrator.config.run import RunConfig
+
+
+def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a configuration file, apply ``dotted.key=value`` overrides in order, and check everything.
+
+    Raises:
+        UserError: the file is missing or no YAML mapping, what it extends is not there, an override has no ``=``,
+            or a value does not fit.
+    """
+    path = find_config(name_or_path)
+    data = read_composed(path)
+    for override in overrides:
+        apply_override(data, override)
+    return build_config(data, source=path)
+
+
+def read_composed(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Plain data of a configuration file, laid over the files that its key ``extends`` names, unchecked.
+
+    ``extends`` holds one name or path, or a list of them, each over the ones before it: a file beside this one, or
+    what `find_config` finds, such as the shipped ``models/gpt2-xl``. ``above`` are the files that led here.
+
+    Raises:
+        UserError: a file is missing, is no YAML mapping, or extends itself.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" line {where.line + 1}" if where is not None else ""
+        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: a configuration is a mapping of keys, got {type(data).__name__}")
+    names = data.pop("extends", [])
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: extends = {_short(names)}: want a name or a list of names")
+    chain = (*above, path.resolve())
+    below: dict[str, Any] = {}
+    for name in names:
+        beside = [path.parent / name, path.parent / f"{name}.yaml"]
+        try:
+            found = next((candidate for candidate in beside if candidate.is_file()), None) or find_config(name)
+        except UserError as error:
+            raise UserError(f"{path}: extends: {error}") from error
+        if found.resolve() in chain:
+            raise UserError(f"{path}: extends = {name!r}: a configuration cannot extend itself")
+        below = overlaid(below, read_composed(found, chain))
+    return overlaid(below, data)
+
+
+def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two mappings as one: sections are joined key by key, else the value above wins; null there drops a section."""
+    joined = dict(below)
+    for key, value in above.items():
+        under = joined.get(key)
+        if isinstance(under, Mapping) and isinstance(value, Mapping):
+            joined[key] = overlaid(under, value)
+        elif isinstance(under, Mapping) and value is None:
+            del joined[key]
+        else:
+            joined[key] = value
+    return joined
+
+
+def check_config(data: Mapping[str, Any], source: Path | str | None = None) -> RunConfig:
+    """Check plain data; the files it names are left as they are given. ``source`` is named in errors.
+
+    Raises:
+        UserError: a key is unknown or missing, or a value does not fit.
+    """
+    try:
+        return RunConfig.model_validate(_with_shipped_weights(data))
+    except ValidationError as error:
+        raise UserError(explain(error, RunConfig, str(source) if source else "configuration")) from error
+
+
+def build_config(data: Mapping[str, Any], source: Path | None = None) -> RunConfig:
+    """Check plain data and resolve the data files it names; ``source`` is named in errors."""
+    return with_found_files(check_config(data, source), source)
+
+
+def with_found_files(config: RunConfig, source: Path | None = None) -> RunConfig:
+    """The same configuration with the data files it names found: beside ``source``, or among the shipped ones."""
+    beside = source.parent if source else None
+    update: dict[str, Any] = {}
+    if config.stream.path:
+        update["stream"] = config.stream.model_copy(update={"path": find_data(config.stream.path, beside)})
+    named = {key: path for key in ("sentinels", "held_out") if (path := getattr(config.guard, key)) is not None}
+    if named:
+        found_files = {key: find_data(path, beside) for key, path in named.items()}
+        update["guard"] = config.guard.model_copy(update=found_files)
+    if config.evaluation.held_out is not None:
+        held_out = find_data(config.evaluation.held_out, beside)
+        update["evaluation"] = config.evaluation.model_copy(update={"held_out": held_out})
+    if config.evaluation.texts:
+        evaluation = update.get("evaluation", config.evaluation)
+        texts = {name: text.found(beside) for name, text in evaluation.texts.items()}
+        update["evaluation"] = evaluation.model_copy(update={"texts": texts})
+    if config.covariance.corpus is not None:
+        text = config.covariance.corpus
+        text = text.model_copy(update={"path": find_data(text.path, beside)})
+        update["covariance"] = config.covariance.model_copy(update={"corpus": text})
+    if config.covariance.mixture is not None:
+        mixture = config.covariance.mixture
+        found = {name: _found(part, beside) for name, part in mixture.components.items()}
+        mixture = mixture.model_copy(update={"components": found})
+        update["covariance"] = config.covariance.model_copy(update={"mixture": mixture})
+    return config.model_copy(update=update)
+
+
+def _found(component: ComponentConfig, beside: Path | None) -> ComponentConfig:
+    places = {key: find_data(path, beside) for key in ("path", "file") if (path := getattr(component, key)) is not None}
+    return component.model_copy(update=places)
+
+
+def _with_shipped_weights(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same data with the name of shipped mixture weights replaced by the weights."""
+    covariance = data.get("covariance")
+    mixture = covariance.get("mixture") if isinstance(covariance, Mapping) else None
+    if not isinstance(covariance, Mapping) or not isinstance(mixture, Mapping):
+        return data
+    name = mixture.get("weights")
+    if not isinstance(name, str):
+        return data
+    root = configs_root() / "covariances"
+    known = sorted(path.stem for path in root.glob("*.yaml"))
+    if name not in known:
+        raise UserError(f"covariance.mixture.weights = {name!r}: no such weights; shipped: {', '.join(known)}")
+    weights = yaml.safe_load((root / f"{name}.yaml").read_text(encoding="utf-8"))["weights"]
+    return {**data, "covariance": {**covariance, "mixture": {**mixture, "weights": weights}}}
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set one ``dotted.key=value``; the value is read as YAML, so numbers, lists and null work.
+
+    Raises:
+        UserError: no ``=``, an empty key, or a key below something that is no mapping.
+    """
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UserError(f"--set {override!r}: want dotted.key=value")
+    try:
+        value = yaml.safe_load(text) if text.strip() else ""
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {key.strip()}: value {text!r} is not valid YAML") from error
+    place: Any = data
+    for part in parts[:-1]:
+        if place.get(part) is None:
+            place[part] = {}
+        place = place[part]
+        if not isinstance(place, dict):
+            raise UserError(f"--set {key.strip()}: {part!r} holds {place!r} and has no keys below it")
+    place[parts[-1]] = value

@@ -1,0 +1,200 @@
+"""The root configuration: a composition of the components' own settings, closed and resolved once.
+
+An unknown key or a bad value is one line that names the key, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from errata.actors.settings import ModelSpec, ParallelConfig, RayConfig
+from errata.editing.closed import Closed
+from errata.editing.digest import digest_json
+from errata.editing.editors import REGISTRY
+from errata.orchestrator.config.covariance import CovarianceConfig
+from errata.orchestrator.config.evaluation import EvaluationConfig, MemoryConfig
+from errata.orchestrator.config.guard import GuardConfig
+from errata.orchestrator.config.publish import PublishConfig
+from errata.orchestrator.config.refresh import RefreshConfig
+from errata.orchestrator.config.service import ServiceConfig
+from errata.orchestrator.config.stream import StreamConfig
+from errata.orchestrator.config.tracking import TrackingConfig
+from errata.retrieval.statements import StatementConfig
+
+# the union is read off the registry, so that a new editor needs no line here; the type checker sees the base class
+EditorUnion: Any = Annotated[reduce(or_, (config for config, _ in REGISTRY.values())), Field(discriminator="type")]
+
+
+_WHOLE_MAPS = ("ft_l", "ultraedit")
+"""Editors that take gradients of the maps themselves, or read what goes into them by hooks of their own."""
+
+
+class ModelConfig(Closed):
+    """The model that is kept current."""
+
+    name: str
+    """A directory, a URL that fsspec reads (``s3://...``), a hub name, or one known to ``errata models fetch``."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of the forward pass; the numerics of editing are float32 or better whatever it is."""
+    parallel: ParallelConfig | None = None
+    """Spread each copy of the model over several processes; null for one device each (needs the extra `deepspeed`)."""
+
+
+class ContextsConfig(Closed):
+    """Prefixes in front of the edit prompts while values and keys are computed."""
+
+    count: int = Field(5, ge=0)
+    """Prefixes besides the empty one, sampled once from the base model."""
+    length: int = Field(10, ge=1)
+    """Tokens of each."""
+
+
+class BatchingConfig(Closed):
+    """How many updates are written together."""
+
+    size: int = Field(10, ge=1)
+    """Updates per commit; 1 writes them one by one."""
+    max_age_seconds: float | None = Field(None, ge=0)
+    """A batch is also written when its oldest update has waited that long; needs ``schedule: asap``."""
+    distinct_subjects: bool = False
+    """At most one update of a subject per batch: keys of one subject are nearly parallel, and split one direction."""
+
+
+class SnapshotConfig(Closed):
+    """Stored states of the editor, from which a restart goes on instead of replaying every commit."""
+
+    every: int | None = Field(None, ge=1)
+    """Commits between two snapshots; null for none."""
+    keep: int = Field(2, ge=1)
+    """The newest ones that ``errata gc`` leaves."""
+
+
+class RunConfig(Closed):
+    """One lifelong-editing run."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
+    """Name of the run and of its default directory."""
+    seed: int = Field(0, ge=0)
+    """Seed of the context prefixes."""
+    model: ModelConfig
+    editor: EditorUnion
+    contexts: ContextsConfig = ContextsConfig()
+    stream: StreamConfig
+    batching: BatchingConfig = BatchingConfig()
+    schedule: Literal["deterministic", "asap"] = "deterministic"
+    """``deterministic``: batches form by count and covariances change over by edits; ``asap``: both by the clock."""
+    snapshots: SnapshotConfig = SnapshotConfig()
+    covariance: CovarianceConfig
+    refresh: RefreshConfig = RefreshConfig()
+    memory: MemoryConfig = MemoryConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    guard: GuardConfig = GuardConfig()
+    publish: PublishConfig = PublishConfig()
+    service: ServiceConfig = ServiceConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _refresh_has_source(self) -> RunConfig:
+        wanted = [name for name in ("every", "seconds", "drift") if getattr(self.refresh, name) is not None]
+        if wanted and self.covariance.source in ("identity", "mixture"):
+            raise ValueError(
+                f"refresh.{wanted[0]} needs covariance.source 'self_generated' or 'corpus'; "
+                + ("an identity never changes" if self.covariance.source == "identity" else "a mixture stays as it is")
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _refresh_can_be_repeated(self) -> RunConfig:
+        if self.refresh.seconds is not None and self.schedule == "deterministic":
+            raise ValueError("refresh.seconds needs schedule 'asap'; 'deterministic' refreshes by edits or by drift")
+        drift = self.refresh.drift
+        if drift is None:
+            return self
+        if self.refresh.model != "live":
+            raise ValueError("refresh.drift looks at the edited model and needs refresh.model 'live'")
+        if drift.energy is None and self.covariance.corpus is not None and not self.covariance.corpus.nll_documents:
+            raise ValueError("refresh.drift by nll alone needs covariance.corpus.nll_documents above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _spread_suits_editor(self) -> RunConfig:
+        if self.model.parallel is not None and self.editor.type in _WHOLE_MAPS:
+            raise ValueError(
+                f"editor.type {self.editor.type!r} needs each edited map whole in one process; leave out model.parallel"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _age_needs_a_clock(self) -> RunConfig:
+        if self.batching.max_age_seconds is not None and self.schedule == "deterministic":
+            raise ValueError("batching.max_age_seconds needs schedule 'asap'; 'deterministic' forms batches by count")
+        return self
+
+    def dump(self) -> dict[str, Any]:
+        """All values, defaults included, as plain data."""
+        plain: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
+        return plain
+
+    def to_yaml(self) -> str:
+        """The resolved configuration; loading it gives an equal one."""
+        return yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the results. Where it runs, how it is tracked and where the stream ends may change on resume."""
+        return identity_of(self.dump())
+
+    @property
+    def digest(self) -> str:
+        """Digest of ``identity``."""
+        return digest_json(self.identity())
+
+    def model_spec(self, digest: str | None = None) -> ModelSpec:
+        """The model as actors load it."""
+        return ModelSpec(name=self.model.name, dtype=self.model.dtype, digest=digest, parallel=self.model.parallel)
+
+
+def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """`RunConfig.identity` of a configuration kept as plain data, perhaps by an older release."""
+    elsewhere = ("ray", "tracking", "name", "schedule", "snapshots", "guard", "publish", "service")
+    kept = {key: value for key, value in plain.items() if key not in elsewhere}
+    model = kept.get("model")
+    if isinstance(model, Mapping):
+        # runs of older releases know nothing of it
+        kept["model"] = {key: value for key, value in model.items() if key != "parallel" or value}
+    stream = kept.get("stream")
+    if isinstance(stream, Mapping):
+        left_out = ("limit", "follow", "redis", *(() if stream.get("probes") else ("probes",)))
+        kept["stream"] = {key: value for key, value in stream.items() if key not in left_out}
+    batching = kept.get("batching")
+    if isinstance(batching, Mapping):
+        # runs of older releases know nothing of subjects; when batches form is in the journal
+        known = {key: value for key, value in batching.items() if key != "max_age_seconds"}
+        kept["batching"] = {key: value for key, value in known.items() if key != "distinct_subjects" or value}
+    refresh = kept.get("refresh")
+    if isinstance(refresh, Mapping):
+        # when the clock triggers a refresh is in the journal; of the rest runs of older releases know nothing
+        unsaid = ["seconds"]
+        unsaid += [] if refresh.get("drift") else ["drift"]
+        unsaid += [] if refresh.get("mode") == "mixture" else ["mixture_weight"]
+        kept["refresh"] = {key: value for key, value in refresh.items() if key not in unsaid}
+    evaluation = kept.get("evaluation")
+    if isinstance(evaluation, Mapping):
+        # runs of older releases know nothing of them
+        kept["evaluation"] = {key: value for key, value in evaluation.items() if key != "texts" or value}
+    memory = kept.get("memory")
+    if isinstance(memory, Mapping):
+        plain_statement = StatementConfig().model_dump(mode="json")
+        kept["memory"] = {k: v for k, v in memory.items() if k != "statement" or v != plain_statement}
+    covariance = kept.get("covariance")
+    if isinstance(covariance, Mapping):
+        kept["covariance"] = {key: value for key, value in covariance.items() if key != "store"}
+        if isinstance(server := covariance.get("server"), Mapping):
+            kept["covariance"]["server"] = {"model": server.get("model")}  # not where it is and how it is asked
+    return kept

@@ -1,0 +1,92 @@
+"""Where updates come from."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from errata.editing.closed import Closed
+from errata.editing.estimation.corpus import HUB
+
+PASSWORD: Final = "ERRATA_REDIS_PASSWORD"
+"""Environment variable with the server's password: it belongs neither in a configuration nor in a log."""
+
+
+class RedisConfig(BaseModel):
+    """A Redis stream of updates. The password, if any, is taken from ERRATA_REDIS_PASSWORD."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str = "redis://127.0.0.1:6379/0"
+    """Server and database; ``rediss://`` for TLS."""
+    stream: str = Field("errata:edits", min_length=1)
+    """Key of the stream."""
+    group: str = Field("errata", min_length=1)
+    """Consumer group; made when absent, from the stream's beginning."""
+    consumer: str = Field("errata", min_length=1)
+    """Name of this reader in the group. A run that starts again under its name goes on with what it had read."""
+    field: str = Field("edit", min_length=1)
+    """Field of an entry that holds a record as JSON; an entry without it is itself the record, field by field."""
+    count: int = Field(128, ge=1)
+    """Entries fetched at once."""
+    claim_after_seconds: float = Field(60.0, ge=0, allow_inf_nan=False)
+    """What another consumer has read and not acknowledged for this long is taken over."""
+    max_deliveries: int = Field(5, ge=1)
+    """An entry that was handed out more often goes to the dead letters: whoever reads it seems to die of it."""
+    dead_letter: str | None = None
+    """Stream for entries that are no request or were handed out too often; null for ``STREAM:dead``."""
+
+    @field_validator("url")
+    @classmethod
+    def _no_password(cls, value: str) -> str:
+        scheme, _, rest = value.partition("://")
+        if scheme not in ("redis", "rediss", "unix"):
+            raise ValueError("want redis://HOST:PORT/DATABASE, rediss:// or unix://")
+        if "@" in rest and ":" in rest.rpartition("@")[0]:
+            raise ValueError(f"a password does not belong here; put it into the environment as {PASSWORD}")
+        return value
+
+    @property
+    def dead_stream(self) -> str:
+        """Key of the stream of dead letters."""
+        return self.dead_letter or f"{self.stream}:dead"
+
+
+class StreamConfig(Closed):
+    """Where updates come from."""
+
+    path: str = ""
+    """JSON Lines or a JSON array, or ``hub:NAME[:SPLIT]``; empty where updates come from ``stream.redis``, or by HTTP
+    only."""
+    follow: bool = False
+    """Go on reading what is appended to the file, as ``tail -F`` does, until the run is stopped."""
+    redis: RedisConfig | None = None
+    """A Redis stream instead of a file."""
+    schema_: str = Field("auto", alias="schema")
+    """Layout of the records; ``auto`` tells it from the first one."""
+    target: str = "default"
+    """Which answer is written where a layout offers several."""
+    limit: int | None = Field(None, ge=1)
+    """At most this many records; null for all."""
+    skip: int = Field(0, ge=0)
+    """Records passed over at the beginning."""
+    probes: int | None = Field(None, ge=1)
+    """At most this many paraphrases, neighbourhood and portability questions of each record; null for all."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    @property
+    def endless(self) -> bool:
+        """Whether it ends only when the run is stopped."""
+        return self.follow or self.redis is not None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> StreamConfig:
+        if self.redis is not None and (self.path or self.follow):
+            raise ValueError("give a file (path, follow) or redis, not both")
+        if self.follow and (not self.path or self.path.startswith(HUB)):
+            raise ValueError(f"follow needs a file in path, got {self.path!r}")
+        if self.endless and (self.limit is not None or self.skip):
+            raise ValueError("limit and skip are for a file that is read once, not with follow or redis")
+        return self

@@ -1,0 +1,48 @@
+"""A comparison as one self-contained HTML page: tables, and curves over the number of edits."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+from errata.orchestrator.experiments.curves import STYLES, panels_of
+from errata.orchestrator.experiments.tables import Comparison
+from errata.orchestrator.experiments.text import MISSING, columns_of, heading, number, reading
+
+
+def render_page(comparison: Comparison) -> str:
+    """The whole page, to be written as UTF-8."""
+    environment = Environment(
+        loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html.j2").render(
+        comparison=comparison,
+        tables=[
+            (
+                block.title,
+                columns_of(block, comparison),
+                [
+                    (
+                        row,
+                        [
+                            (number(figure, column), figure.best)
+                            if (figure := row.figures.get(column.key)) is not None
+                            else (MISSING, False)
+                            for column in columns_of(block, comparison)
+                        ],
+                    )
+                    for row in block.rows
+                ],
+            )
+            for block in comparison.blocks
+        ],
+        panels=panels_of(comparison),
+        heading=heading,
+        reading=reading(comparison),
+        styles=STYLES,
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files("errata.orchestrator.experiments").joinpath(name).read_text(encoding="utf-8")

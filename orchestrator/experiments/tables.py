@@ -1,0 +1,315 @@
+"""Tables in the papers' form: a block for every model, data set and number of edits, in it a row for every method and
+way of knowing, means with standard errors over seeds, the best of each column marked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from errata.editing.errors import UserError
+from errata.orchestrator.experiments.check import Finding, check_block
+from errata.orchestrator.experiments.collect import Collection, Run, changed_by
+from errata.orchestrator.experiments.labels import GROUP, SEED, title_of
+from errata.orchestrator.report.summary import Arm, ArmMetrics, Summary
+
+_REPEATED = (SEED, "covariance.seed")
+_AVERAGED = (GROUP, "stream.skip")
+_BLOCK_SETTINGS = ("model.name", "stream.path", "stream.limit", "stream.schema", "stream.target")
+_NOT_ANSWERS = ("evaluation.arms", "evaluation.every", "evaluation.sample")
+_DEPENDS: dict[Arm, tuple[str, ...]] = {
+    "base": ("model.", "stream.", "evaluation."),
+    "memory": ("model.", "stream.", "evaluation.", "memory."),
+}
+"""What the figures of the arms without edited weights can depend on."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure of an arm."""
+
+    key: str
+    heading: str
+    higher: bool = True
+    share: bool = True
+    """Shown in per cent."""
+    meaning: str = ""
+    digits: int = 3
+    """Significant ones of what is no share."""
+
+    def text(self, value: float) -> str:
+        """The figure as it is printed, and compared for the best."""
+        return f"{100 * value:.1f}" if self.share else f"{value:.{self.digits}g}"
+
+
+COLUMNS = (
+    Column("efficacy", "Eff.", meaning="efficacy, teacher-forced tokens"),
+    Column("generalization", "Gen.", meaning="the same on paraphrases"),
+    Column("specificity", "Spec.", meaning="teacher-forced tokens of the old answers on neighbourhood prompts"),
+    Column("reliability", "Rel.", meaning="generated answers to the edit prompts that state the new target"),
+    Column("generalization_gen", "Gen. (g)", meaning="the same on paraphrases"),
+    Column("locality", "Loc.", meaning="generated answers to neighbourhood prompts that are the unedited model's"),
+    Column("locality_match", "Loc. (m)", meaning="share of the tokens of those answers that are the unedited model's"),
+    Column("portability", "Port.", meaning="right generated answers to questions that follow from the new fact"),
+    Column("average", "Avg.", meaning="mean of Rel., Gen. (g), Loc. and Port."),
+    Column("perplexity", "PPL", higher=False, share=False, meaning="perplexity on held-out text"),
+    Column(
+        "norm_growth",
+        "Norm",
+        higher=False,
+        share=False,
+        meaning="Frobenius norm of the edited matrices over that before the first edit, mean over the matrices",
+        digits=4,
+    ),
+    Column("edit_seconds", "s/edit", higher=False, share=False, meaning="seconds of the editor for one edit"),
+    Column("query_seconds", "s/query", higher=False, share=False, meaning="seconds of one question asked alone"),
+)
+_TEXT = "perplexity:"
+_AVERAGE_OF = ("reliability", "generalization_gen", "locality", "portability")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over repetitions."""
+
+    mean: float
+    error: float | None
+    """Standard error of the mean; None of a single repetition."""
+    count: int
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method, or one way of knowing that needs none."""
+
+    label: str
+    arm: Arm
+    figures: Mapping[str, Figure | None]
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows that may be compared with each other."""
+
+    title: str
+    coordinates: Mapping[str, str]
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything the writers need."""
+
+    title: str
+    about: str
+    columns: tuple[Column, ...]
+    blocks: tuple[Block, ...]
+    notes: tuple[str, ...]
+    split: tuple[str, ...] = ()
+    """Axes that make the blocks."""
+
+
+def compare(collection: Collection, *, by: Sequence[str] = (), anyway: bool = False) -> Comparison:
+    """Make the tables.
+
+    Args:
+        by: axes that make the blocks; those that change model, data or number of edits by default.
+        anyway: set side by side what differs in data or metrics, with a note that says so.
+
+    Raises:
+        UserError: ``by`` names no axis, or the runs of a block differ in data, model or metrics.
+    """
+    for name in by:
+        if name not in collection.axes:
+            raise UserError(f"--by {name!r}: there is no such difference; allowed: {', '.join(collection.axes) or '-'}")
+    # an axis on which all runs are alike tells nothing apart
+    axes = [axis for axis in collection.axes if len({run.coordinates.get(axis) for run in collection.runs}) > 1]
+    changes = {axis: changed_by(axis, collection.runs) for axis in axes}
+    split = list(by or collection.split) or [axis for axis in axes if _splits(axis, changes[axis])]
+    free = [axis for axis in axes if axis not in (*split, *_REPEATED, *_AVERAGED)]
+    families: dict[tuple[str, ...], list[Run]] = {}
+    for run in collection.runs:
+        families.setdefault(tuple(run.coordinates.get(axis, "") for axis in split), []).append(run)
+    notes, blocks = list(collection.notes), []
+    for labels, runs in families.items():
+        coordinates = {axis: label for axis, label in zip(split, labels, strict=True) if label}
+        title = title_of(coordinates)
+        notes += _settled(check_block(runs, [*_REPEATED, *_AVERAGED]), title, anyway)
+        rows = tuple(_rows(runs, free, changes))
+        notes += _uneven(rows, title)
+        blocks.append(Block(title, coordinates, _marked(rows)))
+    used = {key for block in blocks for row in block.rows for key, figure in row.figures.items() if figure is not None}
+    columns = tuple(column for column in all_columns(used) if column.key in used)
+    return Comparison(
+        collection.title, collection.about, columns, tuple(blocks), tuple(dict.fromkeys(notes)), tuple(split)
+    )
+
+
+def all_columns(used: Iterable[str] = ()) -> list[Column]:
+    """The known columns, after the shares any newer metric that summaries hold, and behind the perplexity those on
+    ``evaluation.texts`` that are among the keys in use."""
+    known = [column.key for column in COLUMNS]
+    more = [Column(name, name.replace("_", " ")) for name in ArmMetrics.model_fields if name not in known]
+    at = known.index("perplexity")
+    texts = [key.removeprefix(_TEXT) for key in sorted(used) if key.startswith(_TEXT)]
+    by_text = [
+        Column(_TEXT + name, f"PPL {name}", higher=False, share=False, meaning=f"perplexity on the text {name!r}")
+        for name in texts
+    ]
+    return [*COLUMNS[:at], *more, COLUMNS[at], *by_text, *COLUMNS[at + 1 :]]
+
+
+def figures_of(run: Run, arm: Arm) -> dict[str, float | None]:
+    """The figures of one arm of one run, by column key."""
+    summary = run.summary
+    metrics = summary.arms.get(arm)
+    if metrics is None:
+        return {}
+    found: dict[str, float | None] = metrics.model_dump()
+    parts = [found.get(name) for name in _AVERAGE_OF]
+    given = [part for part in parts if part is not None]
+    found["average"] = sum(given) / len(given) if len(given) == len(parts) else None
+    if arm in ("base", "edited"):
+        found["perplexity"] = summary.perplexity.base if arm == "base" else summary.perplexity.edited
+        for name, value in summary.perplexities.items():
+            found[_TEXT + name] = value.base if arm == "base" else value.edited
+    if arm in ("edited", "edited_memory"):
+        found["edit_seconds"] = summary.edit_seconds_per_edit
+    if arm == "edited":
+        found["norm_growth"] = _norm_growth(summary)
+    return found
+
+
+def _norm_growth(summary: Summary) -> float | None:
+    """Mean ratio of the matrices' norms at the end to those of the base; None where the timeline lacks an end."""
+    points = summary.timeline
+    if not points or points[0].edits or points[-1].edits != summary.edits_applied:
+        return None
+    before, after = points[0].norms, points[-1].norms
+    pairs = [(before.get(layer), norm) for layer, norm in after.items()]
+    ratios = [norm / base for base, norm in pairs if base and norm is not None]
+    return sum(ratios) / len(ratios) if ratios and len(ratios) == len(pairs) else None
+
+
+def mean_of(values: Mapping[tuple[str, str], Sequence[float]]) -> Figure | None:
+    """Mean and standard error of values by (seed, group).
+
+    Values of one seed and group are the same thing measured more than once and are averaged; groups are averaged
+    within their seed. The error is over seeds, or over groups where there is a single seed.
+    """
+    if not values:
+        return None
+    groups: dict[str, list[float]] = {}
+    for (seed, _), found in values.items():
+        groups.setdefault(seed, []).append(sum(found) / len(found))
+    seeds = [sum(means) / len(means) for means in groups.values()]
+    sample = seeds if len(seeds) > 1 else next(iter(groups.values()))
+    mean = sum(seeds) / len(seeds)
+    if len(sample) < 2:
+        return Figure(mean, None, 1)
+    centre = sum(sample) / len(sample)
+    variance = sum((value - centre) ** 2 for value in sample) / (len(sample) - 1)
+    error = math.sqrt(variance / len(sample))
+    # what rounding leaves of equal values is no spread
+    return Figure(mean, error if error > 1e-12 * abs(mean) else 0.0, len(sample))
+
+
+# ---------------------------------------------------------------- parts
+
+
+def _splits(axis: str, changed: set[str]) -> bool:
+    return axis not in (*_REPEATED, *_AVERAGED) and bool(changed & set(_BLOCK_SETTINGS))
+
+
+def _settled(findings: Iterable[Finding], title: str, anyway: bool) -> list[str]:
+    """Findings as notes.
+
+    Raises:
+        UserError: one of them forbids the comparison, and it is not wanted anyway.
+    """
+    notes = []
+    for finding in findings:
+        where = f"{title}: " if title else ""
+        if finding.forbids and not anyway:
+            raise UserError(f"{where}{finding.text}; split them with --by, or compare --anyway")
+        notes.append(f"{where}{'NOT COMPARABLE: ' if finding.forbids else ''}{finding.text}")
+    return notes
+
+
+def _rows(runs: Sequence[Run], free: Sequence[str], changes: Mapping[str, set[str]]) -> Iterable[Row]:
+    """Rows by arm and label: first what needs no editor, then every method, alone and with the memory."""
+    rows: dict[tuple[Arm, str], list[Run]] = {}
+    for arm in ("base", "memory"):
+        axes = [axis for axis in free if _reaches(arm, changes[axis])]
+        for run in runs:
+            if arm in run.summary.arms:
+                rows.setdefault((arm, _label(arm, run, axes)), []).append(run)
+    methods = list(dict.fromkeys(_label("edited", run, free) for run in runs))
+    for method in methods:
+        for edited in ("edited", "edited_memory"):
+            for run in runs:
+                if edited in run.summary.arms and _label("edited", run, free) == method:
+                    label = method if edited == "edited" else f"{method} + memory"
+                    rows.setdefault((edited, label), []).append(run)
+    for (arm, label), found in rows.items():
+        yield Row(label, arm, _figures(found, arm), tuple(found))
+
+
+def _reaches(arm: Arm, changed: set[str]) -> bool:
+    return any(key.startswith(_DEPENDS[arm]) and key not in _NOT_ANSWERS for key in changed)
+
+
+def _label(arm: Arm, run: Run, axes: Sequence[str]) -> str:
+    said = title_of({axis: run.coordinates[axis] for axis in axes if axis in run.coordinates})
+    if arm == "edited":
+        return said or run.summary.editor
+    name = "unedited" if arm == "base" else "memory"
+    return f"{name}, {said}" if said else name
+
+
+def _figures(runs: Sequence[Run], arm: Arm) -> dict[str, Figure | None]:
+    values: dict[str, dict[tuple[str, str], list[float]]] = {}
+    for run in runs:
+        seed = "/".join(run.coordinates.get(axis, "") for axis in _REPEATED)
+        group = "/".join(run.coordinates.get(axis, "") for axis in _AVERAGED)
+        for key, value in figures_of(run, arm).items():
+            if value is not None:
+                values.setdefault(key, {}).setdefault((seed, group), []).append(value)
+    return {key: mean_of(found) for key, found in values.items()}
+
+
+def _marked(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """The rows with the best figures of each column marked; the unedited model does not compete."""
+    best: dict[str, str] = {}
+    rivals = [row for row in rows if row.arm != "base"]
+    used = {key for row in rows for key in row.figures}
+    for column in all_columns(used):
+        found = [figure.mean for row in rivals if (figure := row.figures.get(column.key)) is not None]
+        if len({column.text(mean) for mean in found}) > 1:
+            best[column.key] = column.text(max(found) if column.higher else min(found))
+    columns = {column.key: column for column in all_columns(used)}
+
+    def mark(row: Row) -> Row:
+        figures = {
+            key: Figure(f.mean, f.error, f.count, best=columns[key].text(f.mean) == best[key])
+            if f is not None and row.arm != "base" and key in best
+            else f
+            for key, f in row.figures.items()
+        }
+        return Row(row.label, row.arm, figures, row.runs)
+
+    return tuple(mark(row) for row in rows)
+
+
+def _uneven(rows: Sequence[Row], title: str) -> list[str]:
+    """A note for rows that have fewer repetitions than others."""
+    counts = {
+        (row.arm, row.label): max((figure.count for figure in row.figures.values() if figure is not None), default=0)
+        for row in rows
+    }
+    most = max(counts.values(), default=0)
+    few = [f"{label} ({count})" for (arm, label), count in counts.items() if count < most and arm == "edited"]
+    where = f"{title}: " if title else ""
+    return [f"{where}fewer repetitions than the others' {most}: {', '.join(few)}"] if few else []

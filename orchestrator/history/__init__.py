@@ -1,0 +1,1 @@
+"""Versions of a run: listed, shown, rebuilt, verified, exported."""

@@ -1,0 +1,206 @@
+"""From journal and files back to what they stand for: receipts, covariances, the history of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from errata.editing.covariance import KeyCovariance
+from errata.editing.delta import WeightDelta
+from errata.editing.digest import digest_json, digest_tensors
+from errata.editing.errors import DamagedFileError
+from errata.editing.reverting import HistoryItem
+from errata.editing.session import EditReceipt, Part, RequestResult, Snapshot
+from errata.orchestrator.history.snapshots import snapshot_digest
+from errata.orchestrator.journal.artifacts import ArtifactStore
+from errata.orchestrator.journal.fail_points import reach
+from errata.orchestrator.journal.reading import JournalReader
+from errata.orchestrator.journal.rows import CommitData, RequestOutcome, RequestRow, Version
+from errata.retrieval.memory import MemoryEntry
+from errata.retrieval.statements import StatementConfig, statement_of
+
+_FORMAT = "errata-receipt-1"
+
+
+def receipt_digest(path: Path) -> str:
+    """Digest of a receipt file's content, independent of how its header is laid out."""
+    metadata, tensors = _read(path)
+    return digest_json({"metadata": metadata, "tensors": digest_tensors(tensors)})
+
+
+def open_store(root: Path) -> ArtifactStore:
+    """The files of a run; deltas, covariances and receipts are known by their content, not by their headers."""
+    return ArtifactStore(
+        root,
+        digesters={
+            "deltas": lambda path: WeightDelta.load(path).digest,
+            "covariances": lambda path: KeyCovariance.load(path).digest,
+            "keys": receipt_digest,
+            "snapshots": snapshot_digest,
+        },
+    )
+
+
+def store_receipt(store: ArtifactStore, receipt: EditReceipt) -> tuple[str | None, str]:
+    """Write a batch's delta and its keys and target values; returns both digests (no delta: None)."""
+    tensors: dict[str, Tensor] = {f"keys.{layer}": keys.contiguous() for layer, keys in receipt.keys.items()}
+    if receipt.targets is not None:
+        tensors["targets"] = receipt.targets.contiguous()
+    if not tensors:
+        tensors["empty"] = torch.zeros(1)
+    metadata = {
+        "format": _FORMAT,
+        "sequence": str(receipt.sequence),
+        "request_ids": json.dumps(receipt.request_ids),
+        "fact_keys": json.dumps(receipt.fact_keys),
+        "superseded": json.dumps(receipt.superseded),
+        "covariance": receipt.covariance_digest or "",
+    }
+    if receipt.kind == "revert":
+        tensors |= {f"memory.{name}": value.clone().contiguous() for name, value in receipt.memory.items()}
+        metadata |= {
+            "kind": receipt.kind,
+            "taken_out": json.dumps(receipt.taken_out),
+            "parts": json.dumps([asdict(part) for part in receipt.parts]),
+            "whole": json.dumps(receipt.whole),
+        }
+    keys = store.put_file("keys", lambda path: save_file(tensors, path, metadata=metadata))
+    reach("after_keys_stored")
+    if receipt.delta is None:
+        return None, keys
+    return store.put_file("deltas", receipt.delta.save), keys
+
+
+def load_receipt(store: ArtifactStore, version: Version) -> EditReceipt:
+    """What the editor needs to take a commit over without computing it.
+
+    Raises:
+        DamagedFileError, FileNotFoundError: a file of the commit is damaged or gone.
+    """
+    if version.keys is None:
+        raise DamagedFileError(f"commit {version.sequence} names no receipt")
+    metadata, tensors = _read(store.get("keys", version.keys))
+    delta = None if version.delta is None else WeightDelta.load(store.get("deltas", version.delta))
+    return EditReceipt(
+        sequence=version.sequence,
+        delta=delta,
+        results=(),
+        request_ids=tuple(json.loads(metadata["request_ids"])),
+        fact_keys=tuple(json.loads(metadata["fact_keys"])),
+        superseded=tuple(json.loads(metadata["superseded"])),
+        keys={int(n.split(".")[1]): t for n, t in tensors.items() if n.startswith("keys.")},
+        targets=tensors.get("targets"),
+        covariance_digest=metadata["covariance"] or None,
+        seconds=version.seconds,
+        kind="revert" if version.kind == "revert" else "edit",
+        taken_out=tuple(json.loads(metadata.get("taken_out", "[]"))),
+        parts=tuple(Part(**part) for part in json.loads(metadata.get("parts", "[]"))),
+        whole=bool(json.loads(metadata.get("whole", "false"))),
+        memory={n.removeprefix("memory."): t for n, t in tensors.items() if n.startswith("memory.")},
+    )
+
+
+def commit_data(
+    receipt: EditReceipt,
+    *,
+    delta: str | None,
+    keys: str,
+    contexts: str | None,
+    norms: dict[int, float],
+    superseded: tuple[tuple[str, str], ...] = (),
+    reverts: tuple[str, ...] = (),
+    reason: str | None = None,
+) -> CommitData:
+    """A receipt as the journal records it."""
+    outcomes = tuple(
+        RequestOutcome(result.request_id, result.applied, result.reason, _figures(result)) for result in receipt.results
+    )
+    return CommitData(
+        sequence=receipt.sequence,
+        outcomes=outcomes,
+        delta=delta,
+        keys=keys,
+        contexts=contexts,
+        covariance=receipt.covariance_digest,
+        norms=norms,
+        delta_norms={} if receipt.delta is None else receipt.delta.norms(),
+        seconds=receipt.seconds,
+        superseded=superseded,
+        kind=receipt.kind,
+        reverts=reverts,
+        reason=reason,
+    )
+
+
+def history(
+    journal: JournalReader, store: ArtifactStore, *, since: Snapshot | None = None, upto: int | None = None
+) -> Iterator[HistoryItem]:
+    """Everything that made the editor's state, in order: covariances where they took effect, and commits.
+
+    Args:
+        since: stands for the commits up to its own.
+        upto: the last commit that is wanted; all by default.
+    """
+    swaps = {swap.after_sequence: swap.covariance for swap in journal.swaps()}
+    start = 0 if since is None else since.sequence
+    first = swaps.get(0) if since is None else since.about["covariance"]
+    if first is not None:
+        yield load_covariance(store, first)
+    if since is not None:
+        yield since
+        if start in swaps and swaps[start] != first:
+            yield load_covariance(store, swaps[start])
+    for version in journal.versions():
+        if version.sequence <= start or (upto is not None and version.sequence > upto):
+            continue
+        yield load_receipt(store, version)
+        if version.sequence in swaps:
+            yield load_covariance(store, swaps[version.sequence])
+
+
+def load_covariance(store: ArtifactStore, digest: str) -> KeyCovariance:
+    """A stored covariance, verified."""
+    return KeyCovariance.load(store.get("covariances", digest))
+
+
+def memory_entry(row: RequestRow, statement: StatementConfig | None = None) -> MemoryEntry:
+    """What the memory keeps of a request, numbered by its acceptance."""
+    return MemoryEntry.of(row.request, row.seq, statement=statement_of(row.request, statement))
+
+
+def memory_entries(journal: JournalReader, statement: StatementConfig | None = None) -> list[MemoryEntry]:
+    """Statements the memory holds now: those of applied requests."""
+    return [memory_entry(row, statement) for row in journal.requests("applied")]
+
+
+def held_entries(
+    rows: Iterable[RequestRow], sequence: int, statement: StatementConfig | None = None
+) -> list[MemoryEntry]:
+    """Statements the memory held right after commit ``sequence``."""
+    held = [row for row in rows if row.applied_in is not None and row.applied_in <= sequence]
+    return [memory_entry(row, statement) for row in held if row.ended_in is None or row.ended_in > sequence]
+
+
+def _figures(result: RequestResult) -> dict[str, Any]:
+    kept = asdict(result)
+    return {name: kept[name] for name in ("loss", "steps", "converged", "clamped")} if result.applied else {}
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except Exception as error:  # safetensors raises its own type, which it does not export everywhere
+        raise DamagedFileError(f"receipt file {path.name!r} cannot be read: {error}") from error
+    if metadata.get("format") != _FORMAT:
+        raise DamagedFileError(f"receipt file {path.name!r} has format {metadata.get('format')!r}, want {_FORMAT!r}")
+    return dict(metadata), tensors

@@ -1,0 +1,140 @@
+"""Stored states of the editor, so that a restart goes on from the newest one instead of replaying every commit.
+
+A snapshot is a convenience and never the truth: one that is damaged, missing or of another history is passed over, and
+the next older one, or the beginning, takes its place. Which commit a file belongs to is an event in the journal.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from errata.editing.digest import digest_json, digest_tensors
+from errata.editing.errors import DamagedFileError
+from errata.editing.session import Snapshot
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.artifacts import ArtifactStore
+from errata.orchestrator.journal.fail_points import reach
+from errata.orchestrator.journal.reading import JournalReader
+from errata.orchestrator.journal.rows import Version
+
+logger = logging.getLogger(__name__)
+
+SNAPSHOT: Final = "snapshot"
+"""Kind of the journal's event for a stored snapshot."""
+_FORMAT: Final = "errata-snapshot-1"
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRow:
+    """A snapshot that the journal tells of."""
+
+    sequence: int
+    version: str
+    digest: str
+
+
+def snapshot_digest(path: Path) -> str:
+    """Digest of a snapshot file's content, independent of how its header is laid out."""
+    metadata, tensors = _read(path)
+    return digest_json({"metadata": metadata, "tensors": digest_tensors(tensors)})
+
+
+def store_snapshot(journal: Journal, store: ArtifactStore, snapshot: Snapshot, version: Version) -> str:
+    """Write a snapshot of ``version`` and journal it; returns its digest. Again, it changes nothing.
+
+    Raises:
+        ValueError: it was not taken right after that version's commit.
+    """
+    if snapshot.sequence != version.sequence:
+        raise ValueError(f"a snapshot of commit {snapshot.sequence} is none of v{version.sequence}")
+    tensors = {f"weights.{layer}": weight.contiguous() for layer, weight in snapshot.weights.items()}
+    tensors |= {f"state.{name}": value for name, value in snapshot.tensors.items()}
+    metadata = {
+        "format": _FORMAT,
+        "sequence": str(snapshot.sequence),
+        "version": version.digest,
+        "about": json.dumps(snapshot.about, sort_keys=True),
+    }
+    digest = store.put_file("snapshots", lambda path: save_file(tensors, path, metadata=metadata))
+    reach("after_snapshot_stored")
+    if all(row.digest != digest for row in snapshots(journal)):
+        journal.record_event(SNAPSHOT, {"sequence": version.sequence, "version": version.digest, "digest": digest})
+    return digest
+
+
+def snapshots(journal: JournalReader) -> list[SnapshotRow]:
+    """Every snapshot that was journalled, oldest commit first; one per commit, the newest."""
+    rows = {
+        event.data["sequence"]: SnapshotRow(event.data["sequence"], event.data["version"], event.data["digest"])
+        for event in journal.events(SNAPSHOT)
+    }
+    return [rows[sequence] for sequence in sorted(rows)]
+
+
+def newest_snapshot(
+    journal: JournalReader, store: ArtifactStore, *, before: int | None = None
+) -> tuple[SnapshotRow, Snapshot] | None:
+    """The newest snapshot that can be used: stored, undamaged, of this history.
+
+    Args:
+        before: of a commit with a lower number only.
+    """
+    versions = {version.sequence: version.digest for version in journal.versions()}
+    for row in reversed(snapshots(journal)):
+        if before is not None and row.sequence >= before:
+            continue
+        if versions.get(row.sequence) != row.version:
+            logger.warning("the snapshot of v%d is of another history and is passed over", row.sequence)
+            continue
+        try:
+            return row, load_snapshot(store, row)
+        except FileNotFoundError:
+            logger.info("the snapshot of v%d is gone; an older one is taken", row.sequence)
+        except DamagedFileError as error:
+            logger.warning("the snapshot of v%d is passed over: %s", row.sequence, error)
+    return None
+
+
+def load_snapshot(store: ArtifactStore, row: SnapshotRow) -> Snapshot:
+    """A stored snapshot, verified.
+
+    Raises:
+        DamagedFileError, FileNotFoundError: its file is damaged or gone.
+    """
+    metadata, tensors = _read(store.get("snapshots", row.digest))
+    if metadata["version"] != row.version:
+        raise DamagedFileError(f"snapshot {row.digest[:12]} is one of version {metadata['version'][:12]}")
+    parts: dict[str, dict[str, Tensor]] = {"weights": {}, "state": {}}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        parts[kind][rest] = tensor
+    weights = {int(layer): weight for layer, weight in parts["weights"].items()}
+    return Snapshot(int(metadata["sequence"]), weights, json.loads(metadata["about"]), parts["state"])
+
+
+def superfluous(journal: JournalReader, store: ArtifactStore, keep: int) -> Iterator[str]:
+    """Digests of stored snapshots that may be deleted: all but the newest ``keep`` that are there."""
+    there = set(store.digests("snapshots"))
+    needed = [row.digest for row in snapshots(journal) if row.digest in there][-keep:]
+    yield from sorted(there.difference(needed))
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except Exception as error:  # safetensors raises its own type, which it does not export everywhere
+        raise DamagedFileError(f"snapshot file {path.name!r} cannot be read: {error}") from error
+    if metadata.get("format") != _FORMAT:
+        raise DamagedFileError(f"snapshot file {path.name!r} has format {metadata.get('format')!r}, want {_FORMAT!r}")
+    return dict(metadata), tensors

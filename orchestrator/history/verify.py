@@ -1,0 +1,304 @@
+"""Whether everything a run's journal promises is there and true; and removing what it never named."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from errata.editing.delta import WeightDelta
+from errata.editing.digest import digest_json
+from errata.editing.errors import DamagedFileError
+from errata.orchestrator.history.log import JOURNAL, History
+from errata.orchestrator.history.rebuild import BaseCheckpoint, advance, edited_layers, load_delta, weights_digest
+from errata.orchestrator.history.receipts import load_receipt, open_store
+from errata.orchestrator.history.snapshots import snapshots, superfluous
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.artifacts import KINDS, ArtifactStore
+from errata.orchestrator.journal.connection import WriterLock, connect_reader
+from errata.orchestrator.journal.reading import JournalReader
+from errata.orchestrator.journal.rows import RequestState, Version, VersionHash
+
+_NORM_TOLERANCE: Final = 1e-6
+"""Recorded norms are float64 sums over float32 bytes: another order of summation moves the last digits only."""
+_KEPT: Final = 2
+"""Snapshots that stay where the run's configuration does not say."""
+_LEFTOVERS: Final = ".tmp-*"
+"""Half-written files of an ``ArtifactStore``."""
+
+Progress = Callable[[str, int, int], None]
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong, and where."""
+
+    where: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """A version whose matrices could be rebuilt, and their digest."""
+
+    sequence: int
+    version: str
+    weights: str
+
+
+@dataclass
+class Report:
+    """What :func:`verify` found; the run is sound if there are no problems. Orphans and leftovers harm nothing."""
+
+    problems: list[Problem] = field(default_factory=list)
+    rebuilt: list[Rebuilt] = field(default_factory=list)
+    orphans: list[str] = field(default_factory=list)
+    """Files that nothing in the journal names: what a crash between storing and committing leaves."""
+    leftovers: list[str] = field(default_factory=list)
+    """Half-written files."""
+    files: int = 0
+    versions: int = 0
+    requests: int = 0
+
+    @property
+    def sound(self) -> bool:
+        return not self.problems
+
+    def add(self, where: str, what: str) -> None:
+        """Note one problem."""
+        self.problems.append(Problem(where, what))
+
+
+def named_files(journal: JournalReader) -> dict[str, set[str]]:
+    """Digests that the journal needs, by kind of file. Snapshots are not among them: nothing needs one."""
+    versions = journal.versions()
+    covariances = {v.covariance for v in versions} | {swap.covariance for swap in journal.swaps()}
+    covariances |= {row.digest for row in journal.covariances()} | {row.covariance for row in journal.refreshes()}
+    named: dict[str, set[str | None]] = {
+        "deltas": {v.delta for v in versions},
+        "keys": {v.keys for v in versions},
+        "contexts": {v.contexts for v in versions},
+        "covariances": covariances,
+    }
+    return {kind: {digest for digest in digests if digest} for kind, digests in named.items()}
+
+
+def verify(run: Path, base: BaseCheckpoint | None, progress: Progress = _silent) -> Report:
+    """Check a run: the journal's tables, every stored file, every version's digest, every version's weights.
+
+    Args:
+        base: the checkpoint that the run was begun on; None to leave out rebuilding the weights.
+    """
+    report = Report()
+    store = open_store(run)
+    with Journal.open(run / JOURNAL, read_only=True) as journal:
+        _check_database(run / JOURNAL, report)
+        history = History(journal)
+        report.versions, report.requests = len(history.versions), len(history.rows)
+        _check_chain(history, report)
+        _check_files(journal, store, report)
+        _check_commits(history, store, report, progress)
+        if base is not None:
+            _check_weights(journal, store, base, report, progress)
+    return report
+
+
+# ---------------------------------------------------------------- the journal
+
+
+def _check_database(path: Path, report: Report) -> None:
+    connection = connect_reader(path)
+    try:
+        for row in connection.execute("PRAGMA integrity_check"):
+            if row[0] != "ok":
+                report.add("journal", str(row[0]))
+        for row in connection.execute("PRAGMA foreign_key_check"):
+            report.add("journal", f"row {row['rowid']} of {row['table']} needs a row of {row['parent']} that is gone")
+        for row in connection.execute("SELECT id, payload, payload_digest, fact_key FROM requests ORDER BY seq"):
+            if row["fact_key"] is None:
+                continue  # never was a valid request: its digest is of the complaint
+            asked = {key: value for key, value in json.loads(row["payload"]).items() if key != "provenance"}
+            if digest_json(asked) != row["payload_digest"]:
+                report.add(f"request {row['id']}", "its content is not what was accepted")
+    finally:
+        connection.close()
+
+
+def _check_chain(history: History, report: Report) -> None:
+    """Sequence numbers without gaps, every digest that of its parent and its delta, edits counted right."""
+    hash_ = VersionHash(history.journal.meta.base_digest)
+    before = history.versions[0]
+    for number, version in enumerate(history.versions[1:], 1):
+        where = f"v{version.sequence}"
+        if version.sequence != number:
+            report.add(where, f"stands where v{number} should")
+        if version.parent != before.digest:
+            report.add(where, f"names the parent {_short(version.parent)}, v{before.sequence} is {before.digest[:12]}")
+        hash_ = hash_.then(version.delta)
+        if version.digest != hash_.digest:
+            report.add(where, f"is called {version.digest[:12]}, base and deltas give {hash_.digest[:12]}")
+        if version.kind == "edit":
+            applied = len(_applied(history, version))
+            if version.edits - before.edits != applied:
+                report.add(where, f"counts {version.edits - before.edits} edits, {applied} requests were applied")
+        before = version
+
+
+def _applied(history: History, version: Version) -> set[str]:
+    return _fated(history, version, "applied")
+
+
+def _fated(history: History, version: Version, state: RequestState) -> set[str]:
+    """Requests that the version's commit brought into a state."""
+    return {
+        name
+        for name, fates in history.fates.items()
+        if any(fate.sequence == version.sequence and fate.state == state for fate in fates)
+    }
+
+
+# ---------------------------------------------------------------- the files
+
+
+def _check_files(journal: JournalReader, store: ArtifactStore, report: Report) -> None:
+    damaged = store.verify()
+    for damage in damaged:
+        report.add(f"{damage.kind}/{damage.path.name}", damage.reason)
+    for kind, digests in named_files(journal).items():
+        stored = list(store.digests(kind))
+        report.files += len(stored)
+        report.orphans += [f"{kind}/{digest}" for digest in stored if digest not in digests]
+        for digest in sorted(digests.difference(stored)):
+            report.add(f"{kind}/{digest}", "is missing")
+    kept = list(store.digests("snapshots"))
+    report.files += len(kept)
+    report.orphans += [f"snapshots/{digest}" for digest in kept if digest not in {r.digest for r in snapshots(journal)}]
+    report.leftovers = [f"{path.parent.name}/{path.name}" for path in _leftovers(store)]
+
+
+def _leftovers(store: ArtifactStore) -> list[Path]:
+    return sorted(path for kind in KINDS for path in (store.root / kind).glob(_LEFTOVERS))
+
+
+def _check_commits(history: History, store: ArtifactStore, report: Report, progress: Progress) -> None:
+    """Each commit's files say the same as its row."""
+    swaps = {swap.after_sequence: swap.covariance for swap in history.journal.swaps()}
+    in_force = swaps.get(0)
+    for version in history.versions[1:]:
+        where = f"v{version.sequence}"
+        if version.delta is not None and version.covariance != in_force:
+            report.add(where, f"was made on covariance {_short(version.covariance)}, in force was {_short(in_force)}")
+        in_force = swaps.get(version.sequence, in_force)
+        try:
+            receipt = load_receipt(store, version)
+        except (DamagedFileError, FileNotFoundError):
+            continue  # told already, or nothing to compare with
+        if receipt.sequence != version.sequence:
+            report.add(where, "its receipt is that of another batch")
+        if version.kind == "edit" and set(receipt.request_ids) != _applied(history, version):
+            report.add(where, f"its receipt names the edits {sorted(receipt.request_ids)}, the journal others")
+        if version.kind == "revert" and not _fated(history, version, "reverted") <= set(receipt.taken_out):
+            report.add(where, f"its receipt takes out {sorted(receipt.taken_out)}, the journal reverts others")
+        if receipt.delta is not None:
+            _compare_norms(where, "change", version.delta_norms, receipt.delta.norms(), report)
+        progress("commits", version.sequence, len(history.versions) - 1)
+
+
+def _compare_norms(
+    where: str, what: str, recorded: Mapping[int, float | None], found: Mapping[int, float], report: Report
+) -> None:
+    for layer, norm in recorded.items():
+        if norm is None or layer not in found:
+            report.add(where, f"layer {layer}: the {what} has no recorded norm, or no matrix to compare it with")
+        elif not math.isclose(norm, found[layer], rel_tol=_NORM_TOLERANCE):
+            report.add(where, f"layer {layer}: the {what} has norm {found[layer]:.9g}, recorded is {norm:.9g}")
+
+
+def _short(digest: str | None) -> str:
+    return "none" if digest is None else digest[:12]
+
+
+# ---------------------------------------------------------------- the weights
+
+
+def _check_weights(
+    journal: JournalReader, store: ArtifactStore, base: BaseCheckpoint, report: Report, progress: Progress
+) -> None:
+    weights: dict[int, Tensor] = {layer: base.map(layer) for layer in edited_layers(journal)}
+    versions = journal.versions()
+    for version in versions:
+        try:
+            delta: WeightDelta | None = load_delta(store, version)
+            weights = advance(weights, delta)
+        except DamagedFileError as error:
+            last = versions[-1].sequence
+            also = "" if last == version.sequence else f", nor can v{version.sequence + 1} to v{last}"
+            report.add(f"v{version.sequence}", f"cannot be rebuilt{also}: {error}")
+            return
+        where = f"v{version.sequence}"
+        norms = {layer: float(weight.double().norm()) for layer, weight in weights.items()}
+        for layer, weight in weights.items():
+            if not bool(torch.isfinite(weight).all()):
+                report.add(where, f"layer {layer}: not all weights are finite")
+        _compare_norms(where, "matrix", version.norms, norms, report)
+        report.rebuilt.append(Rebuilt(version.sequence, version.digest, weights_digest(weights)))
+        progress("weights", version.sequence, versions[-1].sequence)
+
+
+# ---------------------------------------------------------------- garbage
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """A file that nothing names."""
+
+    path: Path
+    size: int
+
+
+def collect_garbage(run: Path, *, dry_run: bool = False) -> list[Garbage]:
+    """Delete the files of a run that its journal does not name, and half-written ones; returns what they were.
+
+    Whatever a commit, a swap, a refresh or a recorded covariance names stays. So do the newest snapshots, as many as
+    ``snapshots.keep`` of the configuration says, and any file that is not named after a digest.
+
+    Raises:
+        UserError: the run is being written: what it has stored may be named a moment later.
+    """
+    path = run / JOURNAL
+    lock = WriterLock(path)
+    try:
+        with Journal.open(path, read_only=True) as journal:
+            store = open_store(run)
+            found = [Garbage(file, file.stat().st_size) for file in _unnamed(journal, store)]
+        if not dry_run:
+            for item in found:
+                item.path.unlink(missing_ok=True)
+        return found
+    finally:
+        lock.release()
+
+
+def _unnamed(journal: JournalReader, store: ArtifactStore) -> Iterator[Path]:
+    for kind, needed in named_files(journal).items():
+        for digest in store.digests(kind):
+            if digest not in needed:
+                yield store.get(kind, digest, verify=False)
+    for digest in superfluous(journal, store, _kept_snapshots(journal)):
+        yield store.get("snapshots", digest, verify=False)
+    yield from _leftovers(store)
+
+
+def _kept_snapshots(journal: JournalReader) -> int:
+    section = journal.meta.config.get("snapshots")
+    return int(section.get("keep", _KEPT)) if isinstance(section, Mapping) else _KEPT

@@ -1,0 +1,464 @@
+"""The journal: every request and its fate, every version, in one SQLite file; a run's single source of truth.
+
+Whatever a method of :class:`Journal` has returned from is on the disk (write-ahead log, full
+synchronisation). Each method that writes is one transaction: it happened entirely or not at all. There is one
+writer; readers may come and go.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from errata.editing.digest import digest_json
+from errata.editing.errors import UserError
+from errata.editing.request import EditRequest
+from errata.orchestrator.journal.connection import WriterLock, connect_reader, connect_writer
+from errata.orchestrator.journal.fail_points import reach
+from errata.orchestrator.journal.reading import JournalReader
+from errata.orchestrator.journal.rows import (
+    Accepted,
+    CommitData,
+    CovarianceRow,
+    JournalMeta,
+    RefreshState,
+    RequestOutcome,
+    RequestRow,
+    RequestState,
+    Version,
+    VersionHash,
+    dump_json,
+    version_digest,
+)
+from errata.orchestrator.journal.schema import migrate
+
+__all__ = [
+    "Accepted",
+    "CommitData",
+    "CovarianceRow",
+    "Journal",
+    "JournalMeta",
+    "RequestOutcome",
+    "RequestRow",
+    "Version",
+    "version_digest",
+]
+
+_UNREADABLE = "record:"
+"""Prefix of the ids of records that are no valid request: they cannot collide with a client's ids."""
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Journal(JournalReader):
+    """One run's journal, from :meth:`create` or :meth:`open`. Close it, or use it in a ``with`` block.
+
+    Safe to use from several threads of the one writing process.
+    """
+
+    def __init__(
+        self, connection: sqlite3.Connection, lock: WriterLock | None, clock: Callable[[], datetime] = _now
+    ) -> None:
+        super().__init__(connection)
+        self._writer_lock = lock
+        self._clock = clock
+        deltas = self._rows("SELECT delta FROM commits WHERE delta IS NOT NULL ORDER BY sequence")
+        self._hash = VersionHash(self.meta.base_digest, (row["delta"] for row in deltas))
+
+    # ---------------------------------------------------------------- opening and closing
+
+    @classmethod
+    def create(cls, path: Path, meta: JournalMeta, *, clock: Callable[[], datetime] = _now) -> Self:
+        """Make a new journal and open it for writing.
+
+        Raises:
+            UserError: the file holds a journal already, or another process is writing it.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = WriterLock(path)
+        try:
+            connection = connect_writer(path)
+            # a crash between the tables and this row leaves a file without meta: nothing happened in it, so
+            # go on
+            migrate(connection)
+            if connection.execute("SELECT 1 FROM meta").fetchone():
+                connection.close()
+                raise UserError(f"{path} already holds the journal of a run")
+            connection.execute(
+                "INSERT INTO meta VALUES (1, ?, ?, ?, ?, ?, ?)",
+                (
+                    meta.run_id,
+                    meta.base_digest,
+                    meta.editor_digest,
+                    dump_json(meta.config),
+                    meta.errata_version,
+                    (meta.created_at or clock()).isoformat(),
+                ),
+            )
+            return cls(connection, lock, clock)
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def open(cls, path: Path, *, read_only: bool = False, clock: Callable[[], datetime] = _now) -> Self:
+        """Open an existing journal; for writing it is migrated to this release's schema first.
+
+        A reader never changes the file: an older journal is migrated in memory, and is then a snapshot.
+
+        Raises:
+            UserError: no journal is there, a newer release wrote it, or (for writing) another process is
+            writing it.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"{path}: there is no journal")
+        lock = None if read_only else WriterLock(path)
+        try:
+            connection = connect_reader(path) if read_only else connect_writer(path)
+            migrate(connection)
+            return cls(connection, lock, clock)
+        except sqlite3.DatabaseError as error:
+            if lock:
+                lock.release()
+            raise UserError(f"{path} is not a journal: {error}") from error
+        except BaseException:
+            if lock:
+                lock.release()
+            raise
+
+    @staticmethod
+    def exists(path: Path) -> bool:
+        """Whether a run's journal is there; a file without its first row is the trace of a crash."""
+        if not Path(path).is_file():
+            return False
+        try:
+            with Journal.open(path, read_only=True):
+                return True
+        except UserError:
+            return False
+
+    def close(self) -> None:
+        with self._thread_lock:
+            self._connection.close()
+            if self._writer_lock:
+                self._writer_lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    # ---------------------------------------------------------------- requests
+
+    def accept(self, requests: Sequence[EditRequest]) -> list[Accepted]:
+        """Take requests in, in their order, in one transaction. Submitting a request again changes nothing.
+
+        A request whose id is known with another content (provenance aside) is refused; the others go in.
+        """
+        with self._transaction() as connection:
+            answers = [self._accept_one(connection, request) for request in requests]
+            reach("accept_in_transaction")
+        reach("after_accept")
+        return answers
+
+    def _accept_one(self, connection: sqlite3.Connection, request: EditRequest) -> Accepted:
+        payload = request.model_dump(mode="json", exclude_defaults=True)
+        # who asked and when may differ when a client tries again; what is asked may not
+        digest = digest_json({key: value for key, value in payload.items() if key != "provenance"})
+        known = connection.execute("SELECT seq, payload_digest FROM requests WHERE id = ?", (request.id,)).fetchone()
+        if known is not None:
+            if known["payload_digest"] == digest:
+                return Accepted(request.id, known["seq"], duplicate=True)
+            return Accepted(
+                request.id,
+                None,
+                refused=f"id {request.id!r} was used before, for a request with another content",
+            )
+        seq = self._insert_request(connection, request.id, request.fact_key, dump_json(payload), digest, "accepted")
+        return Accepted(request.id, seq)
+
+    def reject(self, record: str, reason: str, payload: Mapping[str, Any] | None = None) -> Accepted:
+        """Keep a record that is no valid request, once, under a name such as ``file:line``."""
+        name, reason = _UNREADABLE + _printable(record), _printable(reason)
+        text = json.dumps(payload or {}, default=str)
+        with self._transaction() as connection:
+            known = connection.execute("SELECT seq, reason FROM requests WHERE id = ?", (name,)).fetchone()
+            if known is not None:
+                return Accepted(name, known["seq"], duplicate=True, refused=known["reason"])
+            digest = digest_json({"record": name, "reason": reason})
+            seq = self._insert_request(connection, name, None, text, digest, "rejected", reason)
+        return Accepted(name, seq, refused=reason)
+
+    def withdraw(self, name: str, reason: str) -> None:
+        """Take a request back that still waits: it becomes reverted without ever having been written.
+
+        Only between batches: one that was planned with it could not be committed.
+
+        Raises:
+            ValueError: the request is not there, or does not wait any more.
+        """
+        with self._transaction() as connection:
+            self._move(connection, name, ("accepted",), "reverted", None, "ended_in = NULL", reason=reason)
+
+    def _insert_request(
+        self,
+        connection: sqlite3.Connection,
+        name: str,
+        fact_key: str | None,
+        payload: str,
+        digest: str,
+        state: RequestState,
+        reason: str | None = None,
+    ) -> int:
+        now = self._time()
+        seq = connection.execute(
+            "INSERT INTO requests (id, fact_key, payload, payload_digest, accepted_at, state, reason)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING seq",
+            (name, fact_key, payload, digest, now, state, reason),
+        ).fetchone()["seq"]
+        connection.execute("INSERT INTO fates (seq, state, reason, at) VALUES (?, ?, ?, ?)", (seq, state, reason, now))
+        return int(seq)
+
+    # ---------------------------------------------------------------- versions
+
+    def commit(self, data: CommitData) -> Version:
+        """Make a version exist and settle the fate of its batch's requests, in one transaction.
+
+        Applied requests supersede older applied ones of the same fact. An older request of the batch that
+        gave way to a newer one becomes superseded only if the newer one was applied; otherwise it waits for
+        the next batch.
+
+        Raises:
+            ValueError: a sequence number out of order, or a request that is not there to be settled.
+        """
+        with self._transaction() as connection:
+            head = self.head()
+            if data.sequence == head.sequence and data.delta == head.delta:
+                return head  # the same commit again
+            if data.sequence != head.sequence + 1:
+                raise ValueError(f"the next commit has sequence {head.sequence + 1}, got {data.sequence}")
+            hash_ = self._hash.then(data.delta)
+            applied = {outcome.id for outcome in data.outcomes if outcome.applied}
+            self._insert_commit(connection, data, head, hash_.digest, head.edits + len(applied))
+            for outcome in data.outcomes:
+                self._settle_outcome(connection, data.sequence, outcome)
+            for older, newer in data.superseded:
+                if newer in applied:
+                    self._supersede(connection, data.sequence, older, newer, "accepted")
+            for name in data.reverts:
+                change = "ended_in = ?"
+                self._move(
+                    connection, name, ("applied",), "reverted", data.sequence, change, data.sequence, reason=data.reason
+                )
+            for name in data.restores:
+                change = "ended_in = NULL, superseded_by = NULL, applied_in = COALESCE(applied_in, ?)"
+                self._move(connection, name, ("superseded",), "applied", data.sequence, change, data.sequence)
+            reach("commit_in_transaction")
+        self._hash = hash_
+        reach("after_commit")
+        return self.head()
+
+    def _insert_commit(
+        self, connection: sqlite3.Connection, data: CommitData, head: Version, digest: str, edits: int
+    ) -> None:
+        now = self._time()
+        names = [*(outcome.id for outcome in data.outcomes), *data.reverts, *data.restores]
+        connection.execute("INSERT INTO batches VALUES (?, ?, ?, ?)", (data.sequence, data.kind, now, dump_json(names)))
+        connection.execute(
+            "INSERT INTO commits VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                data.sequence,
+                digest,
+                head.digest,
+                data.delta,
+                data.keys,
+                data.contexts,
+                data.covariance,
+                edits,
+                dump_json(data.norms),
+                dump_json(data.delta_norms),
+                data.seconds,
+                now,
+            ),
+        )
+
+    def _settle_outcome(self, connection: sqlite3.Connection, sequence: int, outcome: RequestOutcome) -> None:
+        if outcome.applied:
+            change, values = "applied_in = ?, result = ?", (sequence, dump_json(outcome.result))
+            self._move(connection, outcome.id, ("accepted",), "applied", sequence, change, *values)
+            older = connection.execute(
+                "SELECT o.id FROM requests o JOIN requests n ON o.fact_key = n.fact_key AND o.id <> n.id"
+                " WHERE n.id = ? AND o.state = 'applied'",
+                (outcome.id,),
+            ).fetchall()
+            for row in older:
+                self._supersede(connection, sequence, row["id"], outcome.id, "applied")
+        else:
+            change, values = "ended_in = ?, result = ?", (sequence, dump_json(outcome.result))
+            self._move(
+                connection,
+                outcome.id,
+                ("accepted",),
+                "rejected",
+                sequence,
+                change,
+                *values,
+                reason=outcome.reason,
+            )
+
+    def _supersede(
+        self, connection: sqlite3.Connection, sequence: int, older: str, newer: str, state: RequestState
+    ) -> None:
+        change = "ended_in = ?, superseded_by = ?"
+        self._move(connection, older, (state,), "superseded", sequence, change, sequence, newer)
+
+    def _move(
+        self,
+        connection: sqlite3.Connection,
+        name: str,
+        allowed: tuple[RequestState, ...],
+        state: RequestState,
+        sequence: int | None,
+        change: str,
+        *values: int | str,
+        reason: str | None = None,
+    ) -> None:
+        row = connection.execute("SELECT seq, state FROM requests WHERE id = ?", (name,)).fetchone()
+        if row is None or row["state"] not in allowed:
+            found = "unknown" if row is None else row["state"]
+            raise ValueError(f"request {name!r} cannot become {state}: it is {found}, not {' or '.join(allowed)}")
+        reason = None if reason is None else _printable(reason)
+        connection.execute(
+            f"UPDATE requests SET state = ?, reason = ?, {change} WHERE seq = ?",
+            (state, reason, *values, row["seq"]),
+        )
+        connection.execute(
+            "INSERT INTO fates (seq, state, sequence, reason, at) VALUES (?, ?, ?, ?, ?)",
+            (row["seq"], state, sequence, reason, self._time()),
+        )
+
+    # ---------------------------------------------------------------- covariances and refreshes
+
+    def record_covariance(self, row: CovarianceRow) -> None:
+        """Keep where an estimate came from; its file is stored already. Again, it changes nothing."""
+        values = (
+            row.digest,
+            dump_json(row.source),
+            row.tokens,
+            dump_json(row.layers),
+            row.from_version,
+            row.path,
+            self._time(),
+        )
+        with self._transaction() as connection:
+            connection.execute("INSERT OR IGNORE INTO covariances VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+
+    def record_swap(self, after_sequence: int, covariance: str, edits: int) -> None:
+        """From batch ``after_sequence + 1`` on, ``covariance`` is in force; after ``edits`` edits.
+
+        Raises:
+            ValueError: batches after it were already committed, or another swap was recorded there.
+        """
+        with self._transaction() as connection:
+            known = {swap.after_sequence: swap.covariance for swap in self.swaps()}.get(after_sequence)
+            if known == covariance:
+                return
+            if known is not None or after_sequence != self.head().sequence:
+                raise ValueError(
+                    f"a swap takes effect once, after the newest batch {self.head().sequence}; got {after_sequence}"
+                )
+            connection.execute(
+                "INSERT INTO swaps VALUES (?, ?, ?, ?)", (after_sequence, covariance, edits, self._time())
+            )
+            reach("swap_in_transaction")
+        reach("after_swap")
+
+    def record_refresh(
+        self,
+        triggered_at: int,
+        state: RefreshState,
+        *,
+        from_version: str | None = None,
+        reason: str | None = None,
+        covariance: str | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """Where the refresh triggered at that number of edits stands. What is left out keeps its value.
+
+        Raises:
+            ValueError: the first row of a refresh without ``from_version``.
+        """
+        with self._transaction() as connection:
+            known = connection.execute("SELECT 1 FROM refreshes WHERE triggered_at = ?", (triggered_at,)).fetchone()
+            if known is None and from_version is None:
+                raise ValueError(f"the refresh triggered at {triggered_at} edits is new: name the version it reads")
+            connection.execute(
+                "INSERT INTO refreshes"
+                " VALUES (:at_edits, COALESCE(:version, ''), :state, :reason, :cov, :seconds, :at)"
+                " ON CONFLICT (triggered_at) DO UPDATE SET state = :state, at = :at,"
+                " from_version = COALESCE(:version, from_version), reason = COALESCE(:reason, reason),"
+                " covariance = COALESCE(:cov, covariance), seconds = COALESCE(:seconds, seconds)",
+                {
+                    "at_edits": triggered_at,
+                    "version": from_version,
+                    "state": state,
+                    "reason": reason,
+                    "cov": covariance,
+                    "seconds": seconds,
+                    "at": self._time(),
+                },
+            )
+
+    # ---------------------------------------------------------------- evaluations and events
+
+    def record_evaluation(self, version: str, edits: int, kind: str, metrics: Mapping[str, Any]) -> int:
+        """Keep the figures of one evaluation; returns its number."""
+        with self._transaction() as connection:
+            cursor = connection.execute(
+                "INSERT INTO evaluations (version, edits, kind, metrics, at) VALUES (?, ?, ?, ?, ?)",
+                (version, edits, kind, dump_json(metrics), self._time()),
+            )
+        return int(cursor.lastrowid or 0)
+
+    def record_event(self, kind: str, data: Mapping[str, Any]) -> int:
+        """Keep anything else worth knowing: a guard's action, a publication; returns its number."""
+        with self._transaction() as connection:
+            cursor = connection.execute(
+                "INSERT INTO events (kind, data, at) VALUES (?, ?, ?)", (kind, dump_json(data), self._time())
+            )
+        return int(cursor.lastrowid or 0)
+
+    # ---------------------------------------------------------------- inside
+
+    def _time(self) -> str:
+        return self._clock().isoformat()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        if self._writer_lock is None:
+            raise UserError("this journal was opened for reading only")
+        with self._thread_lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:  # a full disk rolls back by itself
+                    self._connection.execute("ROLLBACK")
+                raise
+
+
+def _printable(text: str) -> str:
+    """The text with lone surrogates replaced: SQLite stores UTF-8 only."""
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,1 @@
+"""Evaluations of frozen versions, the timeline, and what is preserved."""

@@ -1,0 +1,220 @@
+"""What versions of a run kept of the model's abilities: benchmarks put to each, the same items every time.
+
+Outcomes are kept item by item in the run's directory (``preservation/``), under a digest of the version, the task, the
+items and everything that decides an answer: what is there is not asked again, and an interruption loses one task.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from errata.editing.digest import digest_json
+from errata.evaluation.metrics import edit_score
+from errata.evaluation.metrics.composite import EDIT_PARTS
+from errata.evaluation.preservation.battery import Change, Item, Outcomes, Score, Suite, change, s_p, sampled, scores_of
+from errata.evaluation.uncertainty import Uncertainty, UncertaintyGrowth, uncertainty_growth
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "preservation"
+Ask = Callable[[str, Sequence[Item], str, Mapping[int, Tensor]], Outcomes]
+"""(suite, items, version, its edited maps) -> outcomes."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A version to be asked."""
+
+    sequence: int
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """As people call it."""
+        return f"v{self.sequence}"
+
+
+@dataclass(frozen=True)
+class VersionScores:
+    """All scores of one version."""
+
+    version: Asked
+    scores: tuple[Score, ...]
+    s_p: float | None
+    """Harmonic mean of its six benchmarks where all were asked (moir eq. 20)."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A later version against the first one, on the same items."""
+
+    version: Asked
+    changes: tuple[Change, ...]
+    uncertainty: UncertaintyGrowth | None
+    fluency_star: float | None
+    """Mean log-probability of the version's own continuations over the first version's (moir C.3)."""
+    s_e: float | None = None
+    """Harmonic mean of the edits' efficacy, generalisation, specificity, portability and fluency* (moir eq. 19)."""
+
+
+@dataclass(frozen=True)
+class PreservationReport:
+    """What `preserve` found."""
+
+    limit: int | None
+    seed: int
+    versions: tuple[VersionScores, ...]
+    comparisons: tuple[Comparison, ...]
+    lifetimes: tuple[Any, ...] = ()
+    """What became of the edits (`errata.orchestrator.measuring.retention.Lifetime`), where that was asked."""
+
+
+def preserve(
+    directory: Path,
+    versions: Sequence[Asked],
+    suites: Mapping[str, Suite],
+    ask: Ask,
+    weights: Callable[[Asked], Mapping[int, Tensor]],
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    progress: Callable[[str, int, int, str], None] | None = None,
+) -> PreservationReport:
+    """Put every suite to every version and compare each with the first.
+
+    Args:
+        directory: of the run.
+        versions: at least one; the first is what the others are compared with.
+        weights: the edited maps of a version; called once for each that has something to be asked.
+        limit: items of each suite, drawn with ``seed``; None asks all.
+        progress: (stage, done, total, note).
+    """
+    chosen = {name: sampled(suite.items, limit, seed) for name, suite in suites.items()}
+    found: dict[tuple[str, str], Outcomes] = {}
+    done, total = 0, len(versions) * len(suites)
+    for version in versions:
+        maps: Mapping[int, Tensor] | None = None
+        for name, suite in suites.items():
+            kept = kept_outcomes(directory, version, suite, chosen[name], seed)
+            if kept is None:
+                maps = weights(version) if maps is None else maps
+                kept = ask(name, chosen[name], version.digest, maps)
+                keep_outcomes(directory, version, suite, chosen[name], seed, kept)
+            found[version.digest, name] = kept
+            done += 1
+            if progress is not None:
+                progress("preservation", done, total, f"{version.name} {name}")
+    return _report(versions, suites, found, limit, seed)
+
+
+def _report(
+    versions: Sequence[Asked],
+    suites: Mapping[str, Suite],
+    found: Mapping[tuple[str, str], Outcomes],
+    limit: int | None,
+    seed: int,
+) -> PreservationReport:
+    tables = []
+    for version in versions:
+        scores = [s for name, suite in suites.items() for s in scores_of(suite, found[version.digest, name])]
+        tables.append(VersionScores(version, tuple(scores), s_p(scores)))
+    first = versions[0].digest
+    comparisons = []
+    for version in versions[1:]:
+        changes: list[Change] = []
+        steadiness, star = None, None
+        for name, suite in suites.items():
+            before, after = found[first, name], found[version.digest, name]
+            moved = [change(suite, metric, before[metric], after[metric]) for metric in before if before[metric]]
+            changes += [item for item in moved if isfinite(item.before) and isfinite(item.after)]
+            if name == "uncertainty":
+                steadiness = uncertainty_growth(_uncertainties(before), _uncertainties(after))
+            if name == "fluency":
+                own, unedited = (suite.aggregate("mean_logprob", part["mean_logprob"]) for part in (after, before))
+                star = own / unedited if unedited else None
+        s_e = None
+        if "edits" in suites and star is not None:
+            edits, outcomes = suites["edits"], found[version.digest, "edits"]
+            parts = {m: edits.aggregate(m, outcomes[m]) for m in EDIT_PARTS if m in outcomes}
+            parts["fluency_star"] = star
+            s_e = edit_score(parts) if all(isfinite(value) and value >= 0 for value in parts.values()) else None
+        comparisons.append(Comparison(version, tuple(changes), steadiness, star, s_e))
+    return PreservationReport(limit, seed, tuple(tables), tuple(comparisons))
+
+
+def _uncertainties(outcomes: Outcomes) -> dict[str, Uncertainty]:
+    pairs = zip(outcomes["aleatoric"], outcomes["epistemic"], strict=True)
+    return {str(number): Uncertainty(*pair) for number, pair in enumerate(pairs)}
+
+
+# ---------------------------------------------------------------- kept outcomes
+
+
+def _path(directory: Path, version: Asked, suite: Suite, items: Sequence[Item], seed: int) -> Path:
+    asked = [version.digest, suite.name, suite.fingerprint, [list(item) for item in items], seed]
+    return directory / FOLDER / f"{digest_json(asked)[:32]}.json"
+
+
+def kept_outcomes(directory: Path, version: Asked, suite: Suite, items: Sequence[Item], seed: int) -> Outcomes | None:
+    """What was found before; None where nothing was, or the file is damaged."""
+    path = _path(directory, version, suite, items, seed)
+    if not path.is_file():
+        return None
+    try:
+        outcomes: Outcomes = json.loads(path.read_text(encoding="utf-8"))["outcomes"]
+        if all(len(values) == len(items) for values in outcomes.values()):
+            return outcomes
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        pass
+    logger.warning("%s cannot be read; its items are asked again", path)
+    return None
+
+
+def keep_outcomes(
+    directory: Path, version: Asked, suite: Suite, items: Sequence[Item], seed: int, outcomes: Outcomes
+) -> None:
+    """Write outcomes where `kept_outcomes` finds them, whole or not at all."""
+    path = _path(directory, version, suite, items, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    value = {"version": version.digest, "task": suite.name, "items": items, "outcomes": outcomes}
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+# ---------------------------------------------------------------- as text
+
+
+def report_lines(report: PreservationReport) -> Iterator[str]:
+    """One line a score, then one line a change."""
+    for table in report.versions:
+        yield f"{table.version.name} {table.version.digest[:12]}"
+        for score in table.scores:
+            sure = "" if score.low is None else f"  [{score.low:.3f}, {score.high:.3f}]"
+            yield f"  {score.task:<22}{score.metric:<28}{score.value:8.3f}{sure}  {score.items} of {score.of}"
+        if table.s_p is not None:
+            yield f"  S_p {table.s_p:.3f}"
+    for compared in report.comparisons:
+        yield f"{compared.version.name} against {report.versions[0].version.name}, item by item"
+        for moved in compared.changes:
+            difference = moved.after - moved.before
+            sure = "" if moved.low is None else f"  [{moved.low:+.3f}, {moved.high:+.3f}]"
+            yield f"  {moved.task:<22}{moved.metric:<28}{difference:+8.3f}{sure}"
+        if compared.fluency_star is not None:
+            yield f"  fluency* {compared.fluency_star:.3f}"
+        if compared.s_e is not None:
+            yield f"  S_e {compared.s_e:.3f}"
+        if compared.uncertainty is not None and compared.uncertainty.growth is not None:
+            grown = compared.uncertainty
+            parts = (("total", grown.growth), ("of means", grown.growth_of_means))
+            shown = ", ".join(f"{name} {value:+.3f}" for name, value in parts if value is not None)
+            yield f"  uncertainty growth: {shown} ({grown.questions} questions)"

@@ -1,0 +1,1 @@
+"""A run: opening it, batches, reverts, the loop, its end."""

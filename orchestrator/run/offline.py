@@ -1,0 +1,144 @@
+"""A run's editor in this process, for commands that change a run which nobody is running: no measurements, and no Ray
+unless the model is spread over several processes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from errata.actors.cluster import Cluster
+from errata.actors.editor import ContextSpec, EditorClient, EditorWorker
+from errata.editing.checkpoint.load import checkpoint_digest
+from errata.editing.covariance import KeyCovariance
+from errata.editing.editors import make_editor
+from errata.editing.errors import UserError
+from errata.editing.reverting import HistoryItem, RevertOrder
+from errata.editing.session import EditReceipt, Snapshot
+from errata.orchestrator.config.loading import check_config
+from errata.orchestrator.config.run import RunConfig
+from errata.orchestrator.history.log import JOURNAL
+from errata.orchestrator.history.rebuild import base_directory
+from errata.orchestrator.history.receipts import history, open_store
+from errata.orchestrator.history.snapshots import newest_snapshot, store_snapshot
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.artifacts import ArtifactStore
+from errata.orchestrator.journal.rows import Version
+from errata.orchestrator.run.reverting import commit_revert, plan_revert
+
+
+class LocalEditor:
+    """An editor brought to the head of a journal; it calls the same plain class as the editor's actor."""
+
+    def __init__(self, worker: EditorWorker, items: Iterable[HistoryItem]) -> None:
+        self._worker = worker
+        found = iter(items)
+        first = next(found, None)
+        worker.start(first if isinstance(first, KeyCovariance) else None)
+        if first is not None and not isinstance(first, KeyCovariance):
+            worker.replay(first)
+        for item in found:
+            worker.replay(item)
+
+    def revert(self, order: RevertOrder, items: Callable[[], Iterable[HistoryItem]]) -> EditReceipt:
+        """Take edits out."""
+        return self._worker.revert(order, items())
+
+    def norms(self) -> dict[int, float]:
+        """Frobenius norms of the edited matrices."""
+        return self._worker.session().norms()
+
+    def snapshot(self) -> Snapshot:
+        """The editor as it stands."""
+        return self._worker.session().snapshot()
+
+
+class OfflineRun:
+    """A run that is opened to be changed. Close it, or use it in a ``with`` block.
+
+    Raises:
+        UserError: the run is being written by another process, or its base model is not there or another one.
+    """
+
+    def __init__(self, run: Path, *, model: str | None = None) -> None:
+        self.journal = Journal.open(run / JOURNAL)
+        self._stack = ExitStack()
+        self._stack.callback(self.journal.close)
+        try:
+            self.store: ArtifactStore = open_store(run)
+            self.store.sweep()
+            self._config: RunConfig = check_config(self.journal.meta.config, run / JOURNAL)
+            directory = base_directory(self.journal, model)
+            digest = checkpoint_digest(directory)
+            if digest != self.journal.meta.base_digest:
+                raise UserError(
+                    f"model {str(directory)!r} has digest {digest[:12]}, the run was begun on "
+                    f"{self.journal.meta.base_digest[:12]}; give the right one with --model"
+                )
+            self._spec = self._config.model_spec(digest).model_copy(update={"name": str(directory)})
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def revert(self, request_ids: Iterable[str], *, reason: str = "", by: str | None = None) -> Version:
+        """Take applied requests out of the weights, in one commit; the memory is filled from the journal when needed.
+
+        Raises:
+            UserError: a request is unknown, or is not in the weights; nothing has changed then.
+        """
+        names, head = list(request_ids), self.journal.head()
+        # what is refused is refused before a model is loaded
+        plan_revert(self.journal, self.store, names, commutes=make_editor(self._config.editor).commutes)
+        return commit_revert(
+            self._config,
+            self.journal,
+            self.store,
+            self._editor(),
+            names,
+            contexts=head.contexts,
+            reason=reason,
+            by=by,
+        )[0]
+
+    def snapshot(self) -> tuple[Version, str]:
+        """Store the editor at the head; returns the version and the snapshot's digest.
+
+        Raises:
+            UserError: nothing was edited yet.
+        """
+        head = self.journal.head()
+        if head.sequence == 0:
+            raise UserError("snapshot: nothing was edited yet; there is nothing to keep")
+        return head, store_snapshot(self.journal, self.store, self._editor().snapshot(), head)
+
+    def close(self) -> None:
+        """Give the journal back, and what the model was spread over."""
+        self._stack.close()
+
+    def __enter__(self) -> OfflineRun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _editor(self) -> LocalEditor | EditorClient:
+        head = self.journal.head()
+        if head.contexts is None:
+            raise UserError("the run's newest commit names no context prefixes; nothing can be computed again")
+        contexts: list[Any] = json.loads(self.store.get("contexts", head.contexts).read_text(encoding="utf-8"))
+        given = self._config.contexts
+        spec = ContextSpec(given.count, given.length, self._config.seed, tuple(contexts))
+        found = newest_snapshot(self.journal, self.store)
+        since = None if found is None else found[1]
+        if self._spec.parallel is None:
+            worker = EditorWorker(self._spec, self._config.ray.editor, self._config.editor, spec)
+            return LocalEditor(worker, history(self.journal, self.store, since=since))
+        # of the run's actors only the editor is made, so that room for all of them need not be there
+        ray = self._config.ray.model_copy(update={"reserve": False})
+        cluster = self._stack.enter_context(Cluster(ray, self._spec))
+        editor = cluster.editor(self._config.editor, spec, lambda: history(self.journal, self.store, since=since))
+        editor.restore()
+        return editor

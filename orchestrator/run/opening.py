@@ -1,0 +1,147 @@
+"""Opening a run: its directory, its journal, the records it takes in."""
+
+from __future__ import annotations
+
+import signal
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from errata.actors.sharded.layout import check_parallel
+from errata.editing.checkpoint.load import read_model_config
+from errata.editing.digest import digest_json
+from errata.editing.editors import make_editor
+from errata.editing.errors import UserError
+from errata.editing.model.decoder import layer_of
+from errata.orchestrator.config.run import RunConfig, identity_of
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.rows import JournalMeta
+from errata.orchestrator.progress import Display
+from errata.orchestrator.run.outputs import errata_version
+from errata.orchestrator.sources.streams import StreamRecord, open_stream
+
+JOURNAL = "journal.sqlite"
+
+
+def read_records(config: RunConfig) -> list[StreamRecord]:
+    """Every record of a stream that is read once; none of one that goes on."""
+    if config.stream.endless:
+        return []
+    if not config.stream.path:
+        raise UserError("stream.path is empty: a run needs a file of updates, stream.follow or stream.redis")
+    records = list(
+        open_stream(
+            config.stream.path,
+            config.stream.schema_,
+            target=config.stream.target,
+            limit=config.stream.limit,
+            skip=config.stream.skip,
+            probes=config.stream.probes,
+        )
+    )
+    if not any(record.request for record in records):
+        raise UserError(f"stream {config.stream.path!r}: no record fits; the first: {records[0].problem}")
+    return records
+
+
+def check_layers(config: RunConfig, directory: Path) -> None:
+    """Raise UserError unless the editor's layers exist in the model."""
+    model = read_model_config(directory, config.model.name)
+    if config.model.parallel is not None:
+        check_parallel(model, config.model.parallel, config.model.name)
+    for layer in map(layer_of, make_editor(config.editor).layers):
+        if not 0 <= layer < model.num_hidden_layers:
+            raise UserError(
+                f"editor.layers: layer {layer} does not exist in {config.model.name!r}; "
+                f"allowed: 0..{model.num_hidden_layers - 1}"
+            )
+
+
+def check_output(config: RunConfig, output: Path, *, resume: bool) -> None:
+    """Raise UserError unless a run may begin, or go on, in the directory."""
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output {str(output)!r} is a file; give a directory")
+    exists = Journal.exists(output / JOURNAL)
+    if not exists:
+        if output.is_dir() and any(output.iterdir()) and not (output / JOURNAL).exists():
+            raise UserError(f"output directory {str(output)!r} is not empty and holds no run; give another one")
+        if resume and not output.exists():
+            raise UserError(f"--resume: there is no run in {str(output)!r}")
+        return
+    if not resume:
+        raise UserError(f"output directory {str(output)!r} holds a run; add --resume to go on with it, or give another")
+    with Journal.open(output / JOURNAL, read_only=True) as journal:
+        kept = identity_of(journal.meta.config)
+    if kept != config.identity():
+        key = _first_difference(kept, config.identity())
+        raise UserError(f"--resume: the run in {str(output)!r} was begun with another configuration: {key}")
+
+
+def _first_difference(old: Any, new: Any, at: str = "") -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(k for k in new if k not in old)]:
+            if old.get(key) != new.get(key):
+                return _first_difference(old.get(key), new.get(key), f"{at}.{key}" if at else str(key))
+    return f"{at} was {old!r}, is now {new!r}"
+
+
+def open_journal(config: RunConfig, output: Path, model_digest: str) -> Journal:
+    """The journal of a run, opened for writing, or a new one.
+
+    Raises:
+        UserError: the run was begun on another model, or another process writes its journal.
+    """
+    path = output / JOURNAL
+    if Journal.exists(path):
+        journal = Journal.open(path)
+        if journal.meta.base_digest != model_digest:
+            journal.close()
+            raise UserError(
+                f"--resume: model {config.model.name!r} has digest {model_digest[:12]}, the run was begun on "
+                f"{journal.meta.base_digest[:12]}"
+            )
+        return journal
+    editor = digest_json(
+        {"editor": config.dump()["editor"], "contexts": config.dump()["contexts"], "seed": config.seed}
+    )
+    return Journal.create(
+        path,
+        JournalMeta(
+            run_id=uuid.uuid4().hex,
+            base_digest=model_digest,
+            editor_digest=editor,
+            config=config.dump(),
+            errata_version=errata_version(),
+        ),
+    )
+
+
+def take_in_records(journal: Journal, records: list[StreamRecord], display: Display) -> None:
+    """Accept the stream; from here nothing is lost. Doing it again on resume changes nothing."""
+    good = [record for record in records if record.request is not None]
+    accepted = journal.accept([record.request for record in good if record.request is not None])
+    for record, answer in zip(good, accepted, strict=True):
+        if answer.refused:
+            journal.reject(record.position, answer.refused)
+            display.say(f"{record.position}: {answer.refused}")
+    for record in records:
+        if record.problem is not None:
+            journal.reject(record.position, record.problem)
+            display.say(f"{record.position}: {record.problem}")
+
+
+@contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does: cleanly, with what is done kept."""
+
+    def handler(_: int, __: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

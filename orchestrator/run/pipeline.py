@@ -1,0 +1,384 @@
+"""The way of the data from the journal into weights and memory, for a run over a stream and for a service alike.
+
+One writer: the thread that owns a `Pipeline` is the only one that changes versions. Everything else (editor, memory,
+evaluations) can be lost at any moment and is rebuilt from the journal.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import chain, pairwise
+from typing import Final
+
+from errata.actors.cluster import Cluster
+from errata.actors.editor import ContextSpec, EditorClient
+from errata.actors.evaluation import EvaluationSettings
+from errata.actors.retrieval import MemoryClient
+from errata.editing.covariance import KeyCovariance
+from errata.editing.editors import make_editor
+from errata.editing.errors import UserError
+from errata.editing.request import EditRequest
+from errata.editing.reverting import HistoryItem
+from errata.editing.session import EditReceipt, Snapshot
+from errata.orchestrator.config.run import RunConfig
+from errata.orchestrator.covariance.refresh import crossed
+from errata.orchestrator.covariance.schedule import Refreshing
+from errata.orchestrator.history.rebuild import weights_digest
+from errata.orchestrator.history.receipts import (
+    commit_data,
+    held_entries,
+    history,
+    load_covariance,
+    load_receipt,
+    memory_entries,
+    memory_entry,
+    store_receipt,
+)
+from errata.orchestrator.history.snapshots import newest_snapshot, store_snapshot
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.artifacts import ArtifactStore
+from errata.orchestrator.journal.fail_points import reach
+from errata.orchestrator.journal.rows import RequestRow, Version
+from errata.orchestrator.measuring.measurer import Measurement, Measurer
+from errata.orchestrator.measuring.timeline import Timeline
+from errata.orchestrator.progress import Display
+from errata.orchestrator.run.batcher import Batcher, BatchPlan
+from errata.orchestrator.run.reverting import commit_revert, forgotten
+from errata.orchestrator.tracking.tracker import NullTracker, Tracker
+
+logger = logging.getLogger(__name__)
+
+ASKED: Final = "asked"
+"""Kind of an evaluation that somebody asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What editor and memory hold at one moment, as they themselves have it."""
+
+    version: Version
+    weights: str
+    """Digest of the edited matrices, as `errata verify` prints it of every version that it rebuilds."""
+    memory: str
+    """Digest of the memory's active statements."""
+    statements: int
+
+
+class Pipeline:
+    """Editor, memory, covariance and evaluations around one journal.
+
+    Attributes:
+        editor, memory, journal, store: the parts, for reading; only the owner of the pipeline writes through them.
+        after_commit: called with every new version (never with a replayed one), once it is in the journal, the weights
+            and the memory, by the thread that committed it. What a hook raises reaches the caller of the commit.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        journal: Journal,
+        store: ArtifactStore,
+        cluster: Cluster,
+        *,
+        tracker: Tracker | NullTracker,
+        display: Display,
+        final_follows: bool = False,
+    ) -> None:
+        """``final_follows``: when nothing waits any more, the owner evaluates everything, the timeline's facts too."""
+        self.journal, self.store = journal, store
+        self._final_follows = final_follows
+        self._config, self._tracker, self._display = config, tracker, display
+        self.after_commit: list[Callable[[Version], None]] = []
+        estimator = cluster.estimator()
+        self.editor: EditorClient = cluster.editor(
+            config.editor,
+            ContextSpec(config.contexts.count, config.contexts.length, config.seed),
+            self._history,
+        )
+        self.memory: MemoryClient = cluster.memory(
+            config.memory.embedder,
+            config.memory.index,
+            lambda: memory_entries(journal, config.memory.statement),
+            kept_in=(store.root / "memory").absolute(),
+        )
+        settings = EvaluationSettings(
+            config.memory.scr,
+            config.evaluation.arms,
+            config.evaluation.max_new_tokens,
+            config.evaluation.stop_at_newline,
+        )
+        self.evaluators = cluster.evaluators(settings)
+        self.measurer = Measurer(self.evaluators, self.memory, config.evaluation, config.memory, journal.base().digest)
+        self.base_perplexity: Future[float | None] = self.measurer.base_perplexity()
+        self.timeline = Timeline(
+            config.evaluation,
+            journal,
+            self.measurer,
+            self.editor.weights,
+            tracker=tracker,
+            display=display,
+            whole=final_follows and not config.stream.endless,
+        )
+        self.refreshing = Refreshing(config, journal, store, self.editor, estimator, tracker=tracker, display=display)
+        self._batcher = Batcher(
+            config.batching.size, config.batching.max_age_seconds, config.batching.distinct_subjects
+        )
+        self._contexts_digest: str | None = None
+        self._edits_before = 0
+        self._restoring = False
+        self._since: Snapshot | None = None
+        """Where a restoration that is under way began."""
+
+    # --- the owner's calls ---
+
+    def start(self) -> None:
+        """Obtain the first covariance, fix the context prefixes, and bring editor and memory to the journal's head."""
+        layers = list(make_editor(self._config.editor).layers)
+        self._display.say(f"model {self._config.model.name}, editor {self._config.editor.type}, layers {layers}")
+        self.refreshing.first()
+        contexts = json.dumps(self.editor.contexts()).encode()
+        self._contexts_digest = self.store.put_bytes("contexts", contexts, suffix=".json")
+        self._restoring = True
+        self._restore()
+        self._restoring = False
+
+    def head(self) -> Version:
+        """The newest version."""
+        return self.journal.head()
+
+    def write_next(self, *, ended: bool) -> Version | None:
+        """Write the next batch if one is due; before it a refreshed covariance takes over if its turn has come.
+
+        Args:
+            ended: no more requests will come, or all that wait are to be written now.
+
+        Returns:
+            The version that came of it, or None if no batch was due.
+        """
+        self.refreshing.swap_if_due()
+        rows = self.journal.pending(self._config.batching.size)
+        oldest = rows[0].accepted_at if rows else None
+        if not self._batcher.due(len(rows), ended=ended, oldest=oldest, now=datetime.now(UTC)):
+            return None
+        plan = self._batcher.plan([row.request for row in rows])
+        if plan is None:
+            return None
+        version = self._write(plan)
+        self._settle(version)
+        return version
+
+    def revert(self, request_ids: Sequence[str], *, reason: str = "", by: str | None = None) -> Version:
+        """Take applied requests, and the older values of their facts, out of the weights and the memory, in one commit.
+
+        Raises:
+            UserError: a request is unknown, or is not in the weights; nothing has changed then.
+            NumericalError: without it, another edit of a batch cannot be applied; nothing has changed then.
+        """
+        with self._undone_on_error():
+            version, plan = commit_revert(
+                self._config,
+                self.journal,
+                self.store,
+                self.editor,
+                request_ids,
+                contexts=self._contexts_digest,
+                reason=reason,
+                by=by,
+            )
+        self.memory.remove(forgotten(self.journal.requests(), plan.asked))
+        reach("after_memory_remove")
+        self._settle(version)
+        return version
+
+    def snapshot(self) -> str:
+        """Store the editor as it stands, so that a restart goes on from here; returns the digest.
+
+        Raises:
+            UserError: nothing was edited yet.
+        """
+        head = self.head()
+        if head.sequence == 0:
+            raise UserError("snapshot: nothing was edited yet; there is nothing to keep")
+        return store_snapshot(self.journal, self.store, self.editor.snapshot(), head)
+
+    def inspect(self) -> Inspection:
+        """Fetch what editor and memory hold, to be compared with what the journal says; nothing changes."""
+        weights = weights_digest(self.editor.snapshot().weights)
+        return Inspection(self.head(), weights, self.memory.digest(), self.memory.add([]))
+
+    def request_refresh(self) -> bool:
+        """Begin to estimate the covariance anew on the newest version, outside the schedule.
+
+        It takes over at the next batch boundary: under ``schedule: asap`` once it is there, else waiting for it.
+
+        Returns:
+            False if a refresh is under way or was begun at this number of edits, or nothing was edited yet.
+
+        Raises:
+            UserError: this run's covariance never changes.
+        """
+        return self.refreshing.request()
+
+    def measure(self, requests: Sequence[EditRequest], *, kind: str = ASKED) -> Future[Measurement]:
+        """Evaluate facts on the newest version, frozen, in the background; the journal keeps the figures."""
+        return self.timeline.measure(requests, self.head(), kind)
+
+    def wait_background(self) -> None:
+        """Return when every timeline point that was begun is in the journal."""
+        self.timeline.wait()
+
+    def close(self) -> None:
+        """Stop what runs in the background; nothing journalled is lost."""
+        self.refreshing.close()
+        self.measurer.close()
+
+    # --- restoring ---
+
+    def _restore(self) -> None:
+        """Bring editor and memory to the journal's head, measuring again what an interruption left unmeasured."""
+        head = self.journal.head()
+        self._edits_before = 0
+        if head.sequence == 0:
+            self.editor.restore()
+            self.timeline.begin(self.editor.norms())
+            return
+        versions = self.journal.versions()
+        found = newest_snapshot(self.journal, self.store, before=self._first_to_visit(versions))
+        self._since = None if found is None else found[1]
+        start = 0 if self._since is None else self._since.sequence
+        self._display.say(
+            f"resuming after {head.edits} edits in {head.sequence} batches"
+            + (f", from the snapshot of v{start}" if start else "")
+        )
+        self._begin()
+        swaps = {swap.after_sequence: swap.covariance for swap in self.journal.swaps()}
+        requests = {row.id: row for row in self.journal.requests()}
+        self.memory.add(held_entries(requests.values(), start, self._config.memory.statement))
+        self._edits_before = versions[start].edits
+        for version in versions[start + 1 :]:
+            self.editor.replay(load_receipt(self.store, version))
+            if version.sequence in swaps:
+                self.editor.replay(load_covariance(self.store, swaps[version.sequence]))
+            if version.kind == "revert":
+                self.memory.remove(forgotten(requests.values(), version.request_ids))
+            rows = [requests[name] for name in version.request_ids if requests[name].applied_in == version.sequence]
+            self._remember(rows)
+            self._at_boundary(version, self._edits_before, replayed=True)
+        self._since = None
+
+    def _begin(self) -> None:
+        """The editor at the snapshot that was found, or at the beginning."""
+        since = self._since
+        items = history(self.journal, self.store, since=since, upto=0 if since is None else since.sequence)
+        first = next(items, None)
+        self.editor.begin(first if isinstance(first, KeyCovariance) else None)
+        for item in chain([] if first is None or isinstance(first, KeyCovariance) else [first], items):
+            self.editor.replay(item)
+        self.timeline.begin(self.editor.norms() if since is None else None)
+
+    def _first_to_visit(self, versions: Sequence[Version]) -> int:
+        """The first version whose weights are wanted: for a measurement or a refresh that was cut short."""
+        refreshes = {row.triggered_at: row.state for row in self.journal.refreshes()}
+        for parent, version in pairwise(versions):
+            last = version.sequence == versions[-1].sequence
+            measured = crossed(parent.edits, version.edits, self._config.evaluation.every) is not None
+            if measured and self.timeline.missing(version) and not self._is_final(version):
+                return version.sequence
+            triggered = self.refreshing.scheduled(parent.edits, version.edits)
+            if triggered and last and version.edits not in refreshes:
+                return version.sequence
+            if self.refreshing.started(version):
+                return version.sequence
+        return versions[-1].sequence + 1
+
+    def _history(self) -> Iterator[HistoryItem]:
+        """For an editor that is made anew: from where the restoration began, or from the newest snapshot."""
+        if self._since is None and not self._restoring:
+            found = newest_snapshot(self.journal, self.store)
+            return history(self.journal, self.store, since=None if found is None else found[1])
+        return history(self.journal, self.store, since=self._since)
+
+    # --- one batch ---
+
+    def _write(self, plan: BatchPlan) -> Version:
+        """Apply, store, commit, remember: the order is what makes a crash harmless."""
+        batch = plan.batch(self.journal.next_sequence())
+        reach("after_batch_planned")
+        receipt = self.editor.apply(batch)
+        reach("after_batch_applied")
+        with self._undone_on_error():
+            version = self._commit(receipt, plan.superseded)
+        applied = {result.request_id for result in receipt.results if result.applied}
+        for result in receipt.results:
+            if not result.applied:
+                self._display.say(f"edit {result.request_id} not applied: {result.reason}")
+        rows = [row for name in applied if (row := self.journal.request(name)) is not None]
+        self._remember(sorted(rows, key=lambda row: row.seq))
+        reach("after_memory_add")
+        return version
+
+    def _remember(self, rows: Sequence[RequestRow]) -> None:
+        self.memory.add([memory_entry(row, self._config.memory.statement) for row in rows])
+
+    def _commit(self, receipt: EditReceipt, superseded: tuple[tuple[str, str], ...]) -> Version:
+        """Files first, then the transaction that makes the version exist."""
+        delta, keys = store_receipt(self.store, receipt)
+        reach("after_delta_stored")
+        return self.journal.commit(
+            commit_data(
+                receipt,
+                delta=delta,
+                keys=keys,
+                contexts=self._contexts_digest,
+                norms=self.editor.norms(),
+                superseded=superseded,
+            )
+        )
+
+    @contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        """An editor that is ahead of the journal, because a disk was full, goes back to where the journal stands."""
+        try:
+            yield
+        except UserError:
+            raise  # refused before anything was computed
+        except Exception:
+            logger.warning("a change was computed and could not be kept; the editor is restored from the journal")
+            self.editor.restore()
+            raise
+
+    # --- what happens at batch boundaries ---
+
+    def _settle(self, version: Version) -> None:
+        """What follows a new commit that is in the journal, the weights and the memory."""
+        metrics = {f"norm.layer{layer}": norm for layer, norm in version.norms.items() if norm is not None}
+        metrics["edit_seconds"] = version.seconds
+        self._tracker.log_metrics(metrics, step=version.edits)
+        every = self._config.snapshots.every
+        if every is not None and version.sequence % every == 0:
+            # before a swap, which belongs to the next batch
+            self.snapshot()
+        self._at_boundary(version, self._edits_before, replayed=False)
+        for hook in self.after_commit:
+            hook(version)
+
+    def _at_boundary(self, version: Version, before: int, *, replayed: bool) -> None:
+        self._edits_before = version.edits
+        counts = self.journal.counts()
+        total = counts.accepted + counts.applied + counts.superseded
+        self._display.update("edits", version.edits, max(total, version.edits), f"version {version.digest[:10]}")
+        if crossed(before, version.edits, self._config.evaluation.every) is not None and not self._is_final(version):
+            self.timeline.point(version)
+        self.refreshing.at_boundary(before, version, replayed=replayed)
+
+    def _is_final(self, version: Version) -> bool:
+        """Whether the point of this version is read off the final evaluation, which asks the same and more."""
+        if not self._final_follows or self.journal.counts().accepted:
+            return False
+        return version.sequence == self.journal.head().sequence

@@ -1,0 +1,189 @@
+"""``errata revert``: which requests a revert takes out, what that needs of the history, and its commit.
+
+A revert takes the *fact* back: with a request go the older values of the same fact that it overwrote, which are still
+in the weights underneath. So nothing that nobody asked for answers afterwards; whoever wants an older value back
+submits it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from errata.editing.delta import WeightDelta
+from errata.editing.editors import make_editor
+from errata.editing.errors import DamagedFileError, UserError
+from errata.editing.reverting import HistoryItem, RevertOrder, contribution
+from errata.editing.session import EditReceipt
+from errata.orchestrator.config.run import RunConfig
+from errata.orchestrator.history.receipts import commit_data, history, load_receipt, store_receipt
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.artifacts import ArtifactStore
+from errata.orchestrator.journal.fail_points import reach
+from errata.orchestrator.journal.reading import JournalReader
+from errata.orchestrator.journal.rows import RequestRow, Version
+
+
+class RevertingEditor(Protocol):
+    """What a revert asks of an editor's client."""
+
+    def revert(self, order: RevertOrder, items: Callable[[], Iterable[HistoryItem]]) -> EditReceipt: ...
+
+    def norms(self) -> dict[int, float]: ...
+
+
+@dataclass(frozen=True)
+class RevertPlan:
+    """What a revert will do."""
+
+    asked: tuple[str, ...]
+    order: RevertOrder
+    upto: int
+    """The last commit whose files computing it needs."""
+
+
+def plan_revert(
+    journal: JournalReader, store: ArtifactStore, request_ids: Sequence[str], *, commutes: bool
+) -> RevertPlan:
+    """Check what is asked and find out what it touches; nothing is changed.
+
+    Args:
+        commutes: whether the editor's updates commute; else everything from the first touched batch on is touched.
+
+    Raises:
+        UserError: a request is unknown, or is not in the weights.
+        DamagedFileError: a file that the revert needs is damaged.
+    """
+    asked = tuple(dict.fromkeys(request_ids))
+    if not asked:
+        raise UserError("revert: name at least one edit")
+    rows = {row.id: row for row in journal.requests()}
+    for name in asked:
+        _require_applied(name, rows.get(name))
+    out_already = gone(rows.values())
+    out_after = gone(rows.values(), also=asked)
+    leaving = tuple(row.id for row in rows.values() if row.id in out_after and row.id not in out_already)
+    batches = sorted({_batch(rows[name]) for name in leaving})
+    first = min(_batch(rows[name]) for name in out_after)
+    versions = journal.versions()
+    head = versions[-1].sequence
+    touched = contributions(store, versions, batches) if commutes else {}
+    again = [v for v in versions if v.kind == "edit" and (v.sequence in touched if commutes else v.sequence >= first)]
+    names = {name for version in again for name in version.request_ids if rows[name].applied_in == version.sequence}
+    order = RevertOrder(
+        sequence=head + 1,
+        taken_out=leaving,
+        gone=frozenset(out_after),
+        touched=touched,
+        first=first,
+        requests={name: rows[name].request for name in names},
+    )
+    return RevertPlan(asked, order, upto=max(batches) if commutes else head)
+
+
+def gone(rows: Iterable[RequestRow], also: Sequence[str] = ()) -> set[str]:
+    """Requests that were in the weights once and are not any more: reverted, or overwritten by such a one.
+
+    Args:
+        also: take these for reverted as well.
+    """
+    applied = sorted((row for row in rows if row.applied_in is not None), key=_batch, reverse=True)
+    found = {row.id for row in applied if row.state == "reverted"} | set(also)
+    for row in applied:  # the one that overwrote comes before the overwritten
+        if row.state == "superseded" and row.superseded_by in found:
+            found.add(row.id)
+    return found
+
+
+def contributions(store: ArtifactStore, versions: Sequence[Version], batches: Sequence[int]) -> dict[int, WeightDelta]:
+    """What each of some batches contributes to the newest weights: its own delta, or what a revert made of it.
+
+    Raises:
+        DamagedFileError, FileNotFoundError: a file of a commit is damaged or gone.
+    """
+    found: dict[int, WeightDelta] = {}
+    for version in versions:
+        if version.kind == "edit" and version.sequence in batches:
+            delta = load_receipt(store, version).delta
+            if delta is None:
+                raise DamagedFileError(f"v{version.sequence} has no delta, yet edits were applied by it")
+            found[version.sequence] = delta
+        elif version.kind == "revert":
+            receipt = load_receipt(store, version)
+            for batch in found:
+                found[batch] = contribution(receipt, batch) or found[batch]
+    return {batch: found[batch] for batch in batches}
+
+
+def commit_revert(
+    config: RunConfig,
+    journal: Journal,
+    store: ArtifactStore,
+    editor: RevertingEditor,
+    request_ids: Sequence[str],
+    *,
+    contexts: str | None,
+    reason: str = "",
+    by: str | None = None,
+) -> tuple[Version, RevertPlan]:
+    """Take requests out of the weights, as one commit. The memory is the caller's.
+
+    Raises:
+        UserError: a request is unknown, or is not in the weights; nothing has changed then.
+        NumericalError: without it, another edit of a batch cannot be applied; nothing has changed then.
+    """
+    plan = plan_revert(journal, store, request_ids, commutes=make_editor(config.editor).commutes)
+    reach("after_revert_planned")
+
+    def items() -> Iterator[HistoryItem]:
+        return history(journal, store, upto=plan.upto)
+
+    receipt = editor.revert(plan.order, items)
+    reach("after_revert_applied")
+    delta, keys = store_receipt(store, receipt)
+    reach("after_delta_stored")
+    why = " ".join(part for part in (reason.strip(), f"(by {by})" if by else "") if part)
+    data = commit_data(
+        receipt,
+        delta=delta,
+        keys=keys,
+        contexts=contexts,
+        norms=editor.norms(),
+        reverts=plan.asked,
+        reason=why or None,
+    )
+    return journal.commit(data), plan
+
+
+def forgotten(rows: Collection[RequestRow], names: Collection[str]) -> list[int]:
+    """Numbers under which the memory may hold the facts of some reverted requests, with every older value of theirs.
+
+    Args:
+        rows: all requests as they are after the revert.
+    """
+    facts = {row.fact_key for row in rows if row.id in names}
+    return [row.seq for row in rows if row.fact_key in facts and row.state in ("reverted", "superseded")]
+
+
+def _batch(row: RequestRow) -> int:
+    assert row.applied_in is not None
+    return row.applied_in
+
+
+def _require_applied(name: str, row: RequestRow | None) -> None:
+    if row is None:
+        raise UserError(f"revert: there is no edit {name!r} in this run; `errata log` lists them")
+    if row.state == "applied":
+        return
+    why: Mapping[str, str] = {
+        "accepted": "it still waits and is not in the weights",
+        "rejected": f"it was never applied: {row.reason}",
+        "superseded": f"edit {row.superseded_by!r} has overwritten it; revert that one, and both values are out",
+        "reverted": (
+            "it was withdrawn before it was applied"
+            if row.applied_in is None
+            else f"v{row.ended_in} has reverted it already; to have the fact back, submit it again under a new id"
+        ),
+    }
+    raise UserError(f"revert: edit {name!r} cannot be reverted: {why[row.state]}")

@@ -1,1 +1,0 @@
-"""A grid of runs: what it holds (``config``), what is left to do (``plan``), and doing it (``execute``)."""

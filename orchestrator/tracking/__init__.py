@@ -1,0 +1,1 @@
+"""MLflow: one thread, one spool, no point lost."""

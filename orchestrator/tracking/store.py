@@ -1,0 +1,197 @@
+"""The MLflow side of tracking: one run, found or made, and batches of entries written to it. May block and
+may raise."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from errata.orchestrator.tracking.spool import Entry
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+RUN_TAG: Final = "errata.run"
+"""Tag by which a run is found again, whatever happened between making it and noting its id."""
+
+THREAD_NAME: Final = "errata-tracking"
+
+_RUN_FILE: Final = "tracking_run.json"
+
+_ENVIRONMENT: Final = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # by default a call to a dead server blocks for minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+_REFUSALS: Final = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS"}
+
+
+class RefusedError(Exception):
+    """The store will never take this; trying again is useless."""
+
+
+class RunLostError(Exception):
+    """The store does not know the run (any more)."""
+
+
+class MlflowStore:
+    """One MLflow run. Nothing is imported or contacted before the first :meth:`send`.
+
+    Args:
+        directory: the run's output directory; holds the database when no ``uri`` is given, and the run's id.
+        run_key: names this run in MLflow, for good.
+        uri: tracking server or database; None for ``sqlite:///<directory>/mlflow.db``.
+        experiment: MLflow experiment, made when absent.
+        run_name: what MLflow's pages show.
+        tags: set when the run is made.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        run_key: str,
+        uri: str | None = None,
+        experiment: str = "errata",
+        run_name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        self._directory = directory.absolute()
+        self._run_key = run_key
+        self._uri = uri
+        self._experiment = experiment
+        self._run_name = run_name
+        self._tags = dict(tags or {})
+        self._client: MlflowClient | None = None
+        self.run_id = self._noted_run_id()
+
+    @property
+    def uri(self) -> str:
+        return self._uri or f"sqlite:///{self._directory / 'mlflow.db'}"
+
+    def send(self, entries: Sequence[Entry]) -> None:
+        """Write entries to the run: either points, parameters and tags together, or one artifact or status
+        alone.
+
+        Raises:
+            RefusedError: the store will not take them.
+            RunLostError: the run is not in this store; the next call makes a new one, which has nothing yet.
+            Exception: anything that may pass by itself: the store is down, locked or full.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            client = self._connect()
+            run_id = self.run_id or self._find_or_make_run(client)
+            first = entries[0]
+            if first.kind == "artifact":
+                path = self._directory / str(first.value)
+                if not path.exists():
+                    raise RefusedError(f"artifact {path} is gone")
+                client.log_artifact(run_id, str(path), first.key or None)
+            elif first.kind == "status":
+                self._set_status(client, run_id, str(first.value), first.timestamp)
+            else:
+                self._log_batch(client, run_id, entries)
+        except MlflowException as error:
+            if error.error_code in _REFUSALS:
+                raise RefusedError(" ".join(str(error).split())[:300]) from error
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST" and self.run_id:
+                self.run_id = None
+                (self._directory / _RUN_FILE).unlink(missing_ok=True)
+                raise RunLostError(str(error)) from error
+            raise
+
+    def client_and_run(self) -> tuple[MlflowClient, str]:
+        """A client of the store, and the id of this run in it, which is made when absent.
+
+        Raises:
+            Exception: whatever keeps the store from answering.
+        """
+        client = self._connect()
+        return client, self.run_id or self._find_or_make_run(client)
+
+    def _connect(self) -> MlflowClient:
+        if self._client is None:
+            for name in ("mlflow", "alembic"):
+                logging.getLogger(name).setLevel(logging.WARNING)
+            logging.getLogger("urllib3.connectionpool").addFilter(_not_from_tracking)
+            from mlflow import MlflowClient
+
+            self._client = MlflowClient(tracking_uri=self.uri)
+        return self._client
+
+    def _find_or_make_run(self, client: MlflowClient) -> str:
+        experiment = client.get_experiment_by_name(self._experiment)
+        if experiment is not None:
+            experiment_id = experiment.experiment_id
+        else:
+            # without a server MLflow would put artifacts into the working directory
+            location = None if self._uri else (self._directory / "mlartifacts").as_uri()
+            experiment_id = client.create_experiment(self._experiment, artifact_location=location)
+        found = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{self._run_key}'", max_results=1)
+        if found:
+            run_id = str(found[0].info.run_id)
+        else:
+            tags = {**self._tags, RUN_TAG: self._run_key}
+            run_id = str(client.create_run(experiment_id, tags=tags, run_name=self._run_name).info.run_id)
+        note = {"run_key": self._run_key, "run_id": run_id, "store": self._store_digest()}
+        (self._directory / _RUN_FILE).write_text(json.dumps(note))
+        self.run_id = run_id
+        return run_id
+
+    def _log_batch(self, client: MlflowClient, run_id: str, entries: Sequence[Entry]) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        metrics = [
+            Metric(
+                entry.key,
+                math.nan if entry.value is None else float(entry.value),
+                entry.timestamp,
+                entry.step,
+            )
+            for entry in entries
+            if entry.kind == "metric"
+        ]
+        params = [Param(entry.key, str(entry.value)) for entry in entries if entry.kind == "param"]
+        tags = [RunTag(entry.key, str(entry.value)) for entry in entries if entry.kind == "tag"]
+        client.log_batch(run_id, metrics=metrics, params=params, tags=tags, synchronous=True)
+
+    @staticmethod
+    def _set_status(client: MlflowClient, run_id: str, status: str, timestamp: int) -> None:
+        if status == "RUNNING":
+            client.update_run(run_id, status=status)
+        else:
+            client.set_terminated(run_id, status=status, end_time=timestamp)
+
+    def _noted_run_id(self) -> str | None:
+        try:
+            note = json.loads((self._directory / _RUN_FILE).read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        same = note.get("store") == self._store_digest() and note.get("run_key") == self._run_key
+        return str(note["run_id"]) if same else None
+
+    def _store_digest(self) -> str:
+        # not the address itself: it may carry a password
+        return hashlib.sha256((self._uri or "default").encode()).hexdigest()[:16]
+
+
+def _not_from_tracking(record: logging.LogRecord) -> bool:
+    # while a server is down each attempt would print a line; the tracker says it once
+    return record.threadName != THREAD_NAME or record.levelno >= logging.ERROR
+
+
+def quiet_environment() -> None:
+    """Settings that MLflow reads when it is imported or at each request; what the user has set stays."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
