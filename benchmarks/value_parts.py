@@ -101,7 +101,7 @@ def of_shape(rows: int, outputs: int, inputs: int, copies: int, repeats: int) ->
         "plain": best(lambda: [functional.linear(x, w) for w in weights], repeats) / copies,
         "packed": best(lambda: [p.forward(x) for p in ready], repeats) / copies,
         "back": best(lambda: [g @ w for w in weights], repeats) / copies,
-        "packed_back": best(lambda: [p.back(g) for p in ready], repeats) / copies,
+        "packed_back": best(lambda: [p.backward(g) for p in ready], repeats) / copies,
         "pack": best(pack, repeats) / copies,
     }
 
