@@ -20,16 +20,17 @@ from typing import Any
 
 import ray
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from errata.actors.connection import LOST, unwrap
 from errata.actors.crew import Crew, Member
 from errata.actors.placement import unreserved
-from errata.actors.reduction import MOST_PIECES, BlockTree, Piece, Pieces, Sums, cut, fetch_mending
+from errata.actors.reduction import MOST_PIECES, BlockTree, Piece, Pieces, Sums, cut, fetch_repairing
 from errata.actors.runtime import WorkerGroup, make_actor
 from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
 from errata.actors.worker import VersionedModel, load_for, yield_to_others
+from errata.editing.closed import Closed
 from errata.editing.covariance import KeyCovariance, SampleRecord
 from errata.editing.errors import ErrataError
 from errata.editing.estimation.corpus import CorpusConfig, CorpusReader, check_digest, run_corpus_unit, second_pass
@@ -38,16 +39,14 @@ from errata.editing.estimation.served import run_served_unit
 
 logger = logging.getLogger(__name__)
 
-_MENDINGS = 3
+_REPAIRS = 3
 """Attempts to do again what was lost with a machine after it had been handed over."""
 _SAY_WAITING_SECONDS = 60.0
 """How often it is said that no worker is there yet."""
 
 
-class CorpusShare(BaseModel):
+class CorpusShare(Closed):
     """A corpus as an estimate was planned on it; a worker that finds another text there refuses to use it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     reading: CorpusConfig
     digest: str
@@ -55,10 +54,8 @@ class CorpusShare(BaseModel):
     """How many there are."""
 
 
-class EstimateJob(BaseModel):
+class EstimateJob(Closed):
     """One estimate: what is run, on which version, up to which budget."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     generation: SelfGenerationConfig = SelfGenerationConfig()
     corpus: CorpusShare | None = None
@@ -386,11 +383,11 @@ class CovarianceEstimator:
                         openings += info.openings
                     if took and progress is not None:
                         progress(_progress(run, time.perf_counter() - started))
-                found = fetch_mending(tree, lambda blocks: self._again(run, crew, blocks, stop), _MENDINGS)
+                found = fetch_repairing(tree, lambda blocks: self._again(run, crew, blocks, stop), _REPAIRS)
             finally:
                 crew.close()
             if found is None:
-                raise ErrataError(f"sums of finished blocks were lost with their machines {_MENDINGS + 1} times")
+                raise ErrataError(f"sums of finished blocks were lost with their machines {_REPAIRS + 1} times")
             tensors = {layer: torch.from_numpy(value) for layer, value in found.items()}
             covariance = KeyCovariance(tensors, run.tokens, job.source(self._spec.dtype))
             if job.tokens is not None and run.tokens < job.tokens:

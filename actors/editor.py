@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from errata.actors.connection import LOST, check_born, unwrap
+from errata.actors.connection import LOST, raise_if_init_failed, unwrap
 from errata.actors.runtime import kill, make_actor
 from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
 from errata.actors.sharded.stored import stored
@@ -273,7 +273,7 @@ class EditorClient:
             try:
                 return action()
             except LOST as error:
-                check_born(error)
+                raise_if_init_failed(error)
                 self._revive(error)
             except ray.exceptions.RayTaskError as error:
                 raise unwrap(error) from error

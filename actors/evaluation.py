@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from errata.actors.connection import LOST, check_born, unwrap
+from errata.actors.connection import LOST, raise_if_init_failed, unwrap
 from errata.actors.runtime import WorkerGroup, make_actor
 from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
 from errata.actors.worker import VersionedModel, load_for, yield_to_others
@@ -203,7 +203,7 @@ class EvaluationPool:
         self._workers.start()
         self._lock = threading.Lock()
         self._given_up = threading.Event()
-        self._turns = count()
+        self._next_slot = count()
         self._busy: set[int] = set()
 
     @property
@@ -279,7 +279,7 @@ class EvaluationPool:
         worker's part, not for the whole.
         """
         while not self._given_up.is_set():
-            slot = free_slot(next(self._turns), len(self.actors), self._busy)
+            slot = free_slot(next(self._next_slot), len(self.actors), self._busy)
             actor = self.actors[slot]
             try:
                 found: list[dict[Arm, ArmAnswer]] = ray.get(
@@ -290,7 +290,7 @@ class EvaluationPool:
             except LOST as error:
                 if self._given_up.is_set():
                     break
-                check_born(error)
+                raise_if_init_failed(error)
                 self._workers.replace(slot, actor, error)
             except ray.exceptions.RayTaskError as error:
                 raise unwrap(error) from error
@@ -330,7 +330,7 @@ class EvaluationPool:
                     except LOST as error:
                         if self._given_up.is_set():
                             raise ErrataError("the evaluation was given up") from error
-                        check_born(error)
+                        raise_if_init_failed(error)
                         self._workers.replace(slot, actor, error)
                         logger.warning("an evaluation worker died; its records are done again by a new one")
                         waiting.append((place, calls[place]))

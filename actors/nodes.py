@@ -46,7 +46,7 @@ def node_facts(config: RayConfig) -> list[NodeFacts]:
     ]
 
 
-def homeless(config: RayConfig, nodes: Sequence[NodeFacts], ranks: int = 1) -> list[str]:
+def unplaceable(config: RayConfig, nodes: Sequence[NodeFacts], ranks: int = 1) -> list[str]:
     """Actors that would find no place on empty nodes, roles with plain labels only; the order is that of the roles.
 
     First fit: with places of several sizes it may say so of what a cleverer order would place. With a model on several

@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from errata.actors.connection import LOST, check_born, unwrap
+from errata.actors.connection import LOST, raise_if_init_failed, unwrap
 from errata.actors.runtime import kill, make_actor
 from errata.actors.settings import RayConfig
 from errata.editing.errors import ErrataError
@@ -159,7 +159,7 @@ class MemoryClient:
             try:
                 return ray.get(call(), timeout=self._config.call_timeout_seconds)
             except LOST as error:
-                check_born(error)
+                raise_if_init_failed(error)
                 self._revive(actor, error)
             except ray.exceptions.RayTaskError as error:
                 raise unwrap(error) from error
@@ -167,7 +167,7 @@ class MemoryClient:
     def _revive(self, dead: Any, error: Exception) -> None:
         with self._reviving:
             if self._actor is not dead:
-                return  # somebody else met the same death and has mended it
+                return  # somebody else met the same death and has replaced it
             self._revivals += 1
             if self._revivals > self._config.max_revivals:
                 raise ErrataError(

@@ -25,10 +25,9 @@ from benchmarks.measuring import context, one_thread, store
 from errata.editing.checkpoint.load import load_model
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest
-from errata.orchestrator.history.log import JOURNAL
 from errata.orchestrator.history.rebuild import base_directory, base_maps, edited_layers, weights_at
 from errata.orchestrator.history.receipts import load_covariance, load_receipt, open_store
-from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal import JOURNAL_FILE, Journal
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -153,7 +152,7 @@ def check(run: Path, batches: int | None = None) -> dict[str, Any]:
     Raises:
         KeyError: the run's editor has no formula here.
     """
-    journal = Journal.open(run / JOURNAL, read_only=True)
+    journal = Journal.open(run / JOURNAL_FILE, read_only=True)
     try:
         return _check(journal, open_store(run), batches)
     finally:
@@ -224,7 +223,7 @@ def main() -> None:
     one_thread()
     result: dict[str, Any] = {"context": context(), "runs": {}}
     for run in options.runs:
-        if not (run / JOURNAL).is_file():
+        if not (run / JOURNAL_FILE).is_file():
             continue
         try:
             found = check(run, options.batches)

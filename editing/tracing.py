@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from errata.editing.closed import Closed
 from errata.editing.digest import digest_json
 from errata.editing.errors import UserError
 from errata.editing.model.adapter import EditableModel
@@ -42,10 +43,6 @@ CLASSES: tuple[TokenClass, ...] = (
     "further",
     "last",
 )
-
-
-class Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class TracingConfig(Closed):

@@ -28,9 +28,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from errata.editing.closed import Closed
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.decoder import Layout
 from errata.editing.model.kv import PrefixKV, RecordingKV
@@ -50,10 +51,8 @@ _PACKED_STEPS = 8
 """Packing weights for few rows takes about as long as it saves in so many steps."""
 
 
-class ValueConfig(BaseModel):
+class ValueConfig(Closed):
     """Settings of the value optimisation; the defaults are MEMIT's for GPT-J with ``lr`` .5."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     profile: Literal["exact", "fast"] = "exact"
     """``fast``: 4 contexts, 20 steps and lr .7 where they are not given; an approximation, see docs/performance.md."""

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from errata.editing.closed import Closed
 from errata.evaluation.endpoint import ChatEndpoint, EndpointConfig
 from errata.evaluation.metrics import answer_contains, answer_exact, answer_f1
 
@@ -33,10 +34,6 @@ class Judge(Protocol):
     def judge(self, cases: Sequence[Case]) -> list[bool]:
         """One verdict a case, in order."""
         ...
-
-
-class Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ExactJudgeConfig(Closed):

@@ -6,19 +6,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from errata.editing.closed import Closed
 from errata.editing.digest import digest_json
 from errata.editing.model.decode import extend
 from errata.editing.model.engine import LanguageEngine
 from errata.editing.model.kv import SlotKV
 
 
-class SamplingConfig(BaseModel):
+class SamplingConfig(Closed):
     """How a continuation is drawn."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     temperature: float = Field(1.0, ge=0)
     """0: the likeliest token, whatever else is set."""

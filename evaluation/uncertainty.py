@@ -15,8 +15,9 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from errata.editing.closed import Closed
 from errata.editing.errors import ErrataError
 from errata.editing.request import EditRequest
 from errata.evaluation.endpoint import ChatEndpoint, Messages
@@ -36,10 +37,8 @@ class Embedding(Protocol):
         """(n, D), one row a text."""
 
 
-class SpuqConfig(BaseModel):
+class SpuqConfig(Closed):
     """How a question is put."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     paraphrases: int = Field(LEVELS, ge=2)
     """M: at most this many wordings of a question."""

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from errata.editing.closed import Closed
 from errata.editing.digest import digest_json
 from errata.editing.errors import UserError
 from errata.editing.request import EditRequest
@@ -35,10 +36,9 @@ Vectors = NDArray[np.float32]
 _SLACK = 8
 
 
-class MemoryEntry(BaseModel):
+class MemoryEntry(Closed):
     """One statement in the memory."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     id: int = Field(ge=0, lt=1 << 62)
     """Number of the edit; of two entries about one fact the larger id is the newer."""
     request_id: str

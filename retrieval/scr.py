@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from errata.editing.closed import Closed
 from errata.editing.errors import UserError
 from errata.editing.model.engine import Answer, Continuation
 from errata.editing.model.text import TextCodec
@@ -54,10 +55,9 @@ _USED = (
 )
 
 
-class ScrConfig(BaseModel):
+class ScrConfig(Closed):
     """How a statement is chosen, and how it is used."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     k: int = Field(3, ge=1, le=100)
     """Statements considered for a question."""
     min_similarity: float = Field(0.2, ge=-1, le=1)

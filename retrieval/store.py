@@ -11,20 +11,17 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from errata.editing.closed import Closed
 from errata.editing.digest import digest_file
 from errata.editing.errors import DamagedFileError, UserError
 from errata.retrieval.index import VectorIndex
 
 MANIFEST = "memory.json"
 _PARTS = "parts"
-
-
-class Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class EmbedderRef(Closed):

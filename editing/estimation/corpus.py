@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from errata.editing.closed import Closed
 from errata.editing.covariance import MomentAccumulator
 from errata.editing.digest import digest_file, digest_json
 from errata.editing.errors import DamagedFileError, UserError
@@ -39,10 +40,8 @@ _BLOCK = 1024
 """Keys multiplied at once; with fewer, adding the products to the float64 sum costs as much as a third of them."""
 
 
-class CorpusReading(BaseModel):
+class CorpusReading(Closed):
     """How a text is read and run."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
     """``auto`` goes by the name: ``.jsonl``/``.json`` (also ``.gz``), ``.parquet``, anything else is plain text."""

@@ -34,8 +34,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from errata.editing.closed import Closed
 from errata.editing.errors import ErrataError, UserError
 
 logger = logging.getLogger(__name__)
@@ -48,10 +49,8 @@ _FIRST_USER = 0x70000000
 """User numbers that no system hands out; each run takes one of its own, so that processes are counted apart."""
 
 
-class SandboxConfig(BaseModel):
+class SandboxConfig(Closed):
     """Limits of one program."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     strength: Strength = "auto"
     """``namespaces`` and ``limits`` refuse to run where they cannot be had."""
@@ -71,7 +70,7 @@ class SandboxConfig(BaseModel):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ProgramResult:
     """How a program ended."""
 
     status: Literal["passed", "failed", "timeout"]
@@ -96,7 +95,7 @@ class Sandbox:
         self.config = config or SandboxConfig()
         self.strength, self.files_guarded = self._choose()
 
-    def run(self, program: str) -> Verdict:
+    def run(self, program: str) -> ProgramResult:
         """Run a Python program as ``__main__`` and say how it ended.
 
         Raises:
@@ -106,9 +105,9 @@ class Sandbox:
         found = self._ask(program, self.strength)
         if found["status"] == "unavailable":
             raise ErrataError(f"the sandbox ({self.strength}) could not be built: {found['detail']}")
-        return Verdict(found["status"], found["detail"], time.perf_counter() - started)
+        return ProgramResult(found["status"], found["detail"], time.perf_counter() - started)
 
-    def run_all(self, programs: Sequence[str], *, parallel: int = 1) -> list[Verdict]:
+    def run_all(self, programs: Sequence[str], *, parallel: int = 1) -> list[ProgramResult]:
         """``run`` for each, in order, ``parallel`` at a time."""
         with ThreadPoolExecutor(max_workers=max(1, parallel)) as pool:
             return list(pool.map(self.run, programs))

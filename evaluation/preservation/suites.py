@@ -7,8 +7,9 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from errata.editing.closed import Closed
 from errata.editing.digest import digest_json
 from errata.editing.errors import UserError
 from errata.editing.request import EditRequest
@@ -30,10 +31,8 @@ ABOUT_EDITS = ("edits", "fluency", "uncertainty")
 EDIT_SCORES = tuple(name for name in EditScores.__dataclass_fields__ if name != "request_id")
 
 
-class BatteryConfig(BaseModel):
+class BatteryConfig(Closed):
     """Which benchmarks, and how they are put."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     tasks: tuple[str, ...] = Field(min_length=1)
     """Names of lm-evaluation-harness, and `OWN`."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from errata.actors.covariance import Estimate, EstimateJob, EstimateProgress, KeyCheck
     from errata.editing.covariance import KeyCovariance
     from errata.orchestrator.config.run import RunConfig
-    from errata.orchestrator.covariance.compare import Comparison
+    from errata.orchestrator.covariance.compare import CovarianceComparison
 
 CHECK_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
 """Largest relative difference of fused keys from a second pass, by the dtype the model runs in."""
@@ -273,7 +273,7 @@ def _console() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
-def _spectrum_table(found: Comparison) -> Table:
+def _spectrum_table(found: CovarianceComparison) -> Table:
     table = Table()
     for column in ("covariance", "tokens", "layer", "trace", "effective rank"):
         table.add_column(column, justify="left" if column == "covariance" else "right")
@@ -289,7 +289,7 @@ def _spectrum_table(found: Comparison) -> Table:
     return table
 
 
-def _matrix(title: str, found: Comparison, rows: Sequence[Sequence[float | None]]) -> Table:
+def _matrix(title: str, found: CovarianceComparison, rows: Sequence[Sequence[float | None]]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for side in found.sides:

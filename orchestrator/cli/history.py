@@ -15,7 +15,7 @@ from errata.editing.errors import UserError
 from errata.orchestrator.progress import Display
 
 if TYPE_CHECKING:
-    from errata.orchestrator.journal import Journal
+    from errata.orchestrator.journal import JOURNAL_FILE, Journal
     from errata.orchestrator.journal.artifacts import ArtifactStore
 
 logger = logging.getLogger(__name__)
@@ -223,14 +223,14 @@ def bisect(
 
 @contextmanager
 def _opened(run: str | None) -> Iterator[tuple[Path, Journal, ArtifactStore]]:
-    from errata.orchestrator.history.log import JOURNAL, find_run
+    from errata.orchestrator.history.log import find_run
     from errata.orchestrator.history.receipts import open_store
     from errata.orchestrator.journal import Journal
 
     directory = find_run(run)
     if run is None:
         logger.info("run %s", directory)
-    with Journal.open(directory / JOURNAL, read_only=True) as journal:
+    with Journal.open(directory / JOURNAL_FILE, read_only=True) as journal:
         yield directory, journal, open_store(directory)
 
 

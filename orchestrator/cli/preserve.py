@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from errata.editing.request import EditRequest
     from errata.evaluation.preservation.battery import Suite
     from errata.evaluation.preservation.suites import BatteryConfig
-    from errata.orchestrator.journal import Journal
+    from errata.orchestrator.journal import JOURNAL_FILE, Journal
     from errata.orchestrator.journal.rows import RequestRow
     from errata.orchestrator.measuring.preserve import Ask, Asked
     from errata.orchestrator.measuring.retention import Lifetime
@@ -99,7 +99,7 @@ def preserve(
         sandbox=sandbox, seed=seed,
     )  # fmt: skip
     from errata.orchestrator.history import rebuild
-    from errata.orchestrator.history.log import JOURNAL, find_run
+    from errata.orchestrator.history.log import find_run
     from errata.orchestrator.history.receipts import open_store
     from errata.orchestrator.history.text import plain
     from errata.orchestrator.journal import Journal
@@ -108,7 +108,7 @@ def preserve(
     from errata.orchestrator.progress import Display
 
     directory = find_run(run)
-    with Journal.open(directory / JOURNAL, read_only=True) as journal, Display() as display:
+    with Journal.open(directory / JOURNAL_FILE, read_only=True) as journal, Display() as display:
         found = [journal.find_version(name) for name in versions or _DEFAULT]
         asked = list(dict.fromkeys(preserving.Asked(v.sequence, v.digest) for v in found))
         by_digest = {version.digest: version for version in found}

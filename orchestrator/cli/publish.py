@@ -11,7 +11,7 @@ from errata.editing.errors import UserError
 
 if TYPE_CHECKING:
     from errata.orchestrator.config.publish import PublishConfig
-    from errata.orchestrator.journal import Journal
+    from errata.orchestrator.journal import JOURNAL_FILE, Journal
 
 
 def register(app: typer.Typer) -> None:
@@ -41,12 +41,12 @@ def publish(
     ] = None,
 ) -> None:
     """Register a version, or send it to live servers, which are switched to it once it answers as it should."""
-    from errata.orchestrator.history.log import JOURNAL, find_run
+    from errata.orchestrator.history.log import find_run
     from errata.orchestrator.history.receipts import open_store
     from errata.orchestrator.journal import Journal
 
     directory = find_run(run)
-    with Journal.open(directory / JOURNAL) as journal:
+    with Journal.open(directory / JOURNAL_FILE) as journal:
         given = {"to": to or None, "served_name": served_name, "max_rank": max_rank, "max_error": max_error}
         config = _config(journal, {**given, "sample": sample})
         if alias is None and not config.to:

@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 from markupsafe import Markup
 
 from errata.orchestrator.experiments.labels import GROUP, SEED
-from errata.orchestrator.experiments.tables import Block, Column, Comparison, Figure, mean_of
+from errata.orchestrator.experiments.tables import Block, Column, Figure, RunComparison, mean_of
 from errata.orchestrator.report.charts import nice_ticks
 from errata.orchestrator.report.summary import TimelinePoint
 
@@ -59,7 +59,7 @@ class Panel:
     charts: tuple[Chart, ...]
 
 
-def panels_of(comparison: Comparison) -> list[Panel]:
+def panels_of(comparison: RunComparison) -> list[Panel]:
     """All panels that have something to show: ends over lengths first, then the timeline of every block."""
     found = [_panel("At the end of streams of different length", _ends(comparison), comparison)]
     for block in comparison.blocks:
@@ -68,7 +68,7 @@ def panels_of(comparison: Comparison) -> list[Panel]:
     return [panel for panel in found if panel is not None]
 
 
-def _panel(title: str, lines: Mapping[str, Sequence[Line]], comparison: Comparison) -> Panel | None:
+def _panel(title: str, lines: Mapping[str, Sequence[Line]], comparison: RunComparison) -> Panel | None:
     styles = styles_of(list(dict.fromkeys(line.label for found in lines.values() for line in found)))
     columns = {column.key: column for column in comparison.columns}
     charts = []
@@ -100,7 +100,7 @@ def _has_bands(lines: Mapping[str, Sequence[Line]]) -> bool:
     return any(point.figure.error is not None for found in lines.values() for line in found for point in line.points)
 
 
-def _ends(comparison: Comparison) -> dict[str, list[Line]]:
+def _ends(comparison: RunComparison) -> dict[str, list[Line]]:
     """Final figures by the length of the stream, where blocks differ in nothing else."""
     axes = [axis for axis in comparison.split if _numeric(axis, comparison.blocks)]
     if len(axes) != 1 or len(comparison.split) != 1:

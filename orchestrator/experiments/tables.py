@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from errata.editing.errors import UserError
-from errata.orchestrator.experiments.check import Finding, check_block
+from errata.evaluation.outcomes import Arm
+from errata.orchestrator.experiments.check import Mismatch, check_block
 from errata.orchestrator.experiments.collect import Collection, Run, changed_by
 from errata.orchestrator.experiments.labels import GROUP, SEED, title_of
-from errata.orchestrator.report.summary import Arm, ArmMetrics, Summary
+from errata.orchestrator.report.summary import ArmMetrics, Summary
 
 _REPEATED = (SEED, "covariance.seed")
 _AVERAGED = (GROUP, "stream.skip")
@@ -99,7 +100,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """Everything the writers need."""
 
     title: str
@@ -111,7 +112,7 @@ class Comparison:
     """Axes that make the blocks."""
 
 
-def compare(collection: Collection, *, by: Sequence[str] = (), anyway: bool = False) -> Comparison:
+def compare(collection: Collection, *, by: Sequence[str] = (), anyway: bool = False) -> RunComparison:
     """Make the tables.
 
     Args:
@@ -142,7 +143,7 @@ def compare(collection: Collection, *, by: Sequence[str] = (), anyway: bool = Fa
         blocks.append(Block(title, coordinates, _marked(rows)))
     used = {key for block in blocks for row in block.rows for key, figure in row.figures.items() if figure is not None}
     columns = tuple(column for column in all_columns(used) if column.key in used)
-    return Comparison(
+    return RunComparison(
         collection.title, collection.about, columns, tuple(blocks), tuple(dict.fromkeys(notes)), tuple(split)
     )
 
@@ -223,14 +224,14 @@ def _splits(axis: str, changed: set[str]) -> bool:
     return axis not in (*_REPEATED, *_AVERAGED) and bool(changed & set(_BLOCK_SETTINGS))
 
 
-def _settled(findings: Iterable[Finding], title: str, anyway: bool) -> list[str]:
+def _settled(mismatches: Iterable[Mismatch], title: str, anyway: bool) -> list[str]:
     """Findings as notes.
 
     Raises:
         UserError: one of them forbids the comparison, and it is not wanted anyway.
     """
     notes = []
-    for finding in findings:
+    for finding in mismatches:
         where = f"{title}: " if title else ""
         if finding.forbids and not anyway:
             raise UserError(f"{where}{finding.text}; split them with --by, or compare --anyway")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from errata.orchestrator.history.bisect import Probe
+from errata.orchestrator.history.bisect import RegressionProbe
 
 if TYPE_CHECKING:
     from errata.actors.evaluation import EvaluationPool
@@ -17,7 +17,7 @@ class PoolWatch:
     def __init__(self, pool: EvaluationPool) -> None:
         self._pool = pool
 
-    def answers(self, probes: Sequence[Probe], weights: Any) -> list[str]:
+    def answers(self, probes: Sequence[RegressionProbe], weights: Any) -> list[str]:
         """One call of the workers for each length and form of answer that the probes ask for."""
         found = [""] * len(probes)
         groups: dict[tuple[int, bool], list[int]] = {}

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from errata.editing.digest import digest_json
 from errata.editing.errors import UserError
@@ -50,6 +50,8 @@ __all__ = [
     "version_digest",
 ]
 
+JOURNAL_FILE: Final = "journal.sqlite"
+"""Its name in the directory of a run."""
 _UNREADABLE = "record:"
 """Prefix of the ids of records that are no valid request: they cannot collide with a client's ids."""
 

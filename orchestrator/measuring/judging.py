@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from errata.evaluation.judge import Agreement, Case, ContainsJudge, Judge, agreement
-from errata.orchestrator.report.summary import ARMS, Arm, FactRecord
+from errata.evaluation.outcomes import ARMS, Arm
+from errata.orchestrator.report.summary import FactRecord
 
 KINDS = {"reliability": "edit", "generalization_gen": "paraphrase", "portability": "portability"}
 """Figures that a judge decides, and the questions they are over. Locality is agreement with the unedited model."""

@@ -54,7 +54,7 @@ class VersionScores:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class VersionComparison:
     """A later version against the first one, on the same items."""
 
     version: Asked
@@ -73,7 +73,7 @@ class PreservationReport:
     limit: int | None
     seed: int
     versions: tuple[VersionScores, ...]
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[VersionComparison, ...]
     lifetimes: tuple[Any, ...] = ()
     """What became of the edits (`errata.orchestrator.measuring.retention.Lifetime`), where that was asked."""
 
@@ -147,7 +147,7 @@ def _report(
             parts = {m: edits.aggregate(m, outcomes[m]) for m in EDIT_PARTS if m in outcomes}
             parts["fluency_star"] = star
             s_e = edit_score(parts) if all(isfinite(value) and value >= 0 for value in parts.values()) else None
-        comparisons.append(Comparison(version, tuple(changes), steadiness, star, s_e))
+        comparisons.append(VersionComparison(version, tuple(changes), steadiness, star, s_e))
     return PreservationReport(limit, seed, tuple(tables), tuple(comparisons))
 
 

@@ -265,7 +265,7 @@ def _edit_routes(app: FastAPI, service: Service) -> None:
     ) -> Response:
         """Take an edit out of weights and memory, by a commit of its own; one that waits is withdrawn.
 
-        200 when that is done, 202 when it goes on: the wish is in the journal, and outlives the process.
+        200 when that is done, 202 when it goes on: the intent is in the journal, and outlives the process.
         """
         row = await run_in_threadpool(_row, service, id)
         if row.state == "reverted":
