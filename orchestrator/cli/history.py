@@ -15,7 +15,7 @@ from errata.editing.errors import UserError
 from errata.orchestrator.progress import Display
 
 if TYPE_CHECKING:
-    from errata.orchestrator.journal import JOURNAL_FILE, Journal
+    from errata.orchestrator.journal import Journal
     from errata.orchestrator.journal.artifacts import ArtifactStore
 
 logger = logging.getLogger(__name__)
@@ -225,7 +225,7 @@ def bisect(
 def _opened(run: str | None) -> Iterator[tuple[Path, Journal, ArtifactStore]]:
     from errata.orchestrator.history.log import find_run
     from errata.orchestrator.history.receipts import open_store
-    from errata.orchestrator.journal import Journal
+    from errata.orchestrator.journal import JOURNAL_FILE, Journal
 
     directory = find_run(run)
     if run is None:

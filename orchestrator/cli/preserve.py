@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from errata.editing.request import EditRequest
     from errata.evaluation.preservation.battery import Suite
     from errata.evaluation.preservation.suites import BatteryConfig
-    from errata.orchestrator.journal import JOURNAL_FILE, Journal
+    from errata.orchestrator.journal import Journal
     from errata.orchestrator.journal.rows import RequestRow
     from errata.orchestrator.measuring.preserve import Ask, Asked
     from errata.orchestrator.measuring.retention import Lifetime
@@ -102,7 +102,7 @@ def preserve(
     from errata.orchestrator.history.log import find_run
     from errata.orchestrator.history.receipts import open_store
     from errata.orchestrator.history.text import plain
-    from errata.orchestrator.journal import Journal
+    from errata.orchestrator.journal import JOURNAL_FILE, Journal
     from errata.orchestrator.measuring import preserve as preserving
     from errata.orchestrator.measuring.retention import lifetime_lines
     from errata.orchestrator.progress import Display

@@ -11,7 +11,7 @@ from errata.editing.errors import UserError
 
 if TYPE_CHECKING:
     from errata.orchestrator.config.publish import PublishConfig
-    from errata.orchestrator.journal import JOURNAL_FILE, Journal
+    from errata.orchestrator.journal import Journal
 
 
 def register(app: typer.Typer) -> None:
@@ -43,7 +43,7 @@ def publish(
     """Register a version, or send it to live servers, which are switched to it once it answers as it should."""
     from errata.orchestrator.history.log import find_run
     from errata.orchestrator.history.receipts import open_store
-    from errata.orchestrator.journal import Journal
+    from errata.orchestrator.journal import JOURNAL_FILE, Journal
 
     directory = find_run(run)
     with Journal.open(directory / JOURNAL_FILE) as journal:
