@@ -383,12 +383,12 @@ class CovarianceEstimator:
                         openings += info.openings
                     if took and progress is not None:
                         progress(_progress(run, time.perf_counter() - started))
-                found = fetch_repairing(tree, lambda blocks: self._again(run, crew, blocks, stop), _REPAIRS)
+                totals = fetch_repairing(tree, lambda blocks: self._again(run, crew, blocks, stop), _REPAIRS)
             finally:
                 crew.close()
-            if found is None:
+            if totals is None:
                 raise ErrataError(f"sums of finished blocks were lost with their machines {_REPAIRS + 1} times")
-            tensors = {layer: torch.from_numpy(value) for layer, value in found.items()}
+            tensors = {layer: torch.from_numpy(value) for layer, value in totals.items()}
             covariance = KeyCovariance(tensors, run.tokens, job.source(self._spec.dtype))
             if job.tokens is not None and run.tokens < job.tokens:
                 logger.warning("the corpus ended at %d of %d tokens", run.tokens, job.tokens)
@@ -409,10 +409,10 @@ class CovarianceEstimator:
             self.start()
             try:
                 sequences = min(job.per_unit, job.most or job.per_unit)
-                found: KeyCheck = ray.get(self._workers.actors[0].check.remote(job, sequences, weights))
+                verdict: KeyCheck = ray.get(self._workers.actors[0].check.remote(job, sequences, weights))
             except ray.exceptions.RayTaskError as error:
                 raise unwrap(error) from error
-            return found
+            return verdict
 
     def _step(self, run: _Run, crew: Crew, stop: threading.Event | None) -> bool:
         """Keep the workers busy and take in what is ready; whether a block was."""

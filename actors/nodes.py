@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import ray
 
+from errata.actors.connection import connect, disconnect
 from errata.actors.placement import bundle_of
 from errata.actors.settings import RayConfig, processes
 
@@ -27,8 +28,6 @@ def node_facts(config: RayConfig) -> list[NodeFacts]:
     Raises:
         UserError: its address cannot be reached.
     """
-    from errata.actors.connection import connect, disconnect
-
     joined = connect(config)
     try:
         alive = [node for node in ray.nodes() if node["Alive"]]

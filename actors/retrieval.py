@@ -138,8 +138,8 @@ class MemoryClient:
 
     def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
         """The k nearest active statements of each question, best first."""
-        found: list[list[Hit]] = self._guarded(lambda: self._actor.search.remote(list(questions), k))
-        return found
+        hits: list[list[Hit]] = self._guarded(lambda: self._actor.search.remote(list(questions), k))
+        return hits
 
     def search_seconds(self, questions: Sequence[str], k: int) -> float:
         """Mean wall seconds of embedding and searching one question alone."""

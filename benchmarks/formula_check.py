@@ -134,16 +134,16 @@ def states_at(model: EditableModel, requests: Sequence[EditRequest], layer: int,
 
     block = model.decoder.layers[layer]
     handle = (model.decoder.edited_map(layer) if of_map else block).register_forward_hook(hook)
-    found = []
+    states = []
     try:
         for request in requests:
             tokens, subject = model.text.encode_with_subject("", request.prompt, request.subject)
             with torch.no_grad():
                 model.hf(input_ids=torch.tensor([tokens]), use_cache=False, logits_to_keep=1)
-            found.append(caught.pop().reshape(len(tokens), -1)[subject].double().numpy())
+            states.append(caught.pop().reshape(len(tokens), -1)[subject].double().numpy())
     finally:
         handle.remove()
-    return np.stack(found, axis=1)
+    return np.stack(states, axis=1)
 
 
 def check(run: Path, batches: int | None = None) -> dict[str, Any]:
@@ -226,12 +226,12 @@ def main() -> None:
         if not (run / JOURNAL_FILE).is_file():
             continue
         try:
-            found = check(run, options.batches)
+            errors = check(run, options.batches)
         except KeyError as error:
             print(f"{run.name}: no formula for {error}", flush=True)
             continue
-        result["runs"][run.name] = found
-        print(run.name, found, flush=True)
+        result["runs"][run.name] = errors
+        print(run.name, errors, flush=True)
     print(store("formula_check", result, options.json))
 
 

@@ -49,7 +49,7 @@ def ways(model: EditableModel, problem: _Problem, repeats: int) -> dict[str, flo
     problem.losses(torch.zeros_like(delta))  # what the divergence is measured from
     for name, span, packed in WAYS:
         model.packed = PackedWeights()
-        found = problem.prepare(pack=packed)
+        prepared = problem.prepare(pack=packed)
         if not span:
             problem.span = None
 
@@ -60,7 +60,7 @@ def ways(model: EditableModel, problem: _Problem, repeats: int) -> dict[str, flo
             assert at.grad is not None
             return losses.detach(), at.grad
 
-        with multiplying(found):
+        with multiplying(prepared):
             got = step()
             wanted = got if wanted is None else wanted
             apart = max(float((a - b).norm() / b.norm()) for a, b in zip(got, wanted, strict=True))

@@ -136,12 +136,12 @@ class LlmJudge:
 
     def _read(self, reply: str, case: Case) -> bool:
         # the last verdict counts: reasoning models think aloud before they decide
-        found = _VERDICT.findall(reply)
-        if not found:
+        verdicts = _VERDICT.findall(reply)
+        if not verdicts:
             self.unreadable += 1
             logger.warning("judge %s gave no verdict (%r); the string judge decides", self.name, reply[:80])
             return self._fallback.judge([case])[0]
-        return bool(found[-1].lower() == "correct")
+        return bool(verdicts[-1].lower() == "correct")
 
 
 def build_judge(config: ExactJudgeConfig | ContainsJudgeConfig | F1JudgeConfig | LlmJudgeConfig) -> Judge:

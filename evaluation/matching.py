@@ -17,9 +17,9 @@ def words(text: str) -> list[str]:
     Case is folded and compatible characters are unified (NFKC); accents stay, because names differ by them.
     A text of articles only keeps them, so that "The" (the pronoun, the newspaper) is still something.
     """
-    found = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
-    kept = [word for word in found if word not in _ARTICLES]
-    return kept or found
+    every = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    kept = [word for word in every if word not in _ARTICLES]
+    return kept or every
 
 
 def exact_match(answer: str, expected: Sequence[str]) -> bool:

@@ -71,7 +71,7 @@ class SamplingEngine(LanguageEngine):
         rows = [tuple(prompt) for prompt in prompts]
         if any(not row for row in rows):
             raise ValueError("a prompt has no tokens; it must have at least one")
-        found: list[Sample] = [Sample("", (), ())] * len(rows)
+        samples: list[Sample] = [Sample("", (), ())] * len(rows)
         width = max((len(row) for row in rows), default=0) + config.max_new_tokens + 1
         for chunk in self._of_like_prompts(rows, self._most_rows(width)):
             own = list(dict.fromkeys(rows[i] for i in chunk))
@@ -80,8 +80,8 @@ class SamplingEngine(LanguageEngine):
             origin = torch.tensor([place[rows[i]] for i in chunk], device=last.device)
             stream = _Decoding(self, config, [seeds[i] for i in chunk], until)
             for i, sample in zip(chunk, stream.run(cache.copy_of_rows(origin), last[origin]), strict=True):
-                found[i] = sample
-        return found
+                samples[i] = sample
+        return samples
 
     def _of_like_prompts(self, rows: Sequence[tuple[int, ...]], most: int) -> Iterator[list[int]]:
         """Indices in batches; equal prompts side by side, prompts of like length together."""

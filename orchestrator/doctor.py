@@ -108,14 +108,14 @@ def versions() -> Answer:
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
-            found = version(requirement.name)
+            installed = version(requirement.name)
         except PackageNotFoundError:
             wrong.append(f"{requirement.name} is missing")
             continue
-        if not requirement.specifier.contains(found, prereleases=True):
-            wrong.append(f"{requirement.name} {found}, wants {requirement.specifier}")
+        if not requirement.specifier.contains(installed, prereleases=True):
+            wrong.append(f"{requirement.name} {installed}, wants {requirement.specifier}")
         if requirement.name in ("torch", "transformers", "ray", "mlflow"):
-            shown.append(f"{requirement.name} {found}")
+            shown.append(f"{requirement.name} {installed}")
     return ("fail", "; ".join(wrong)) if wrong else ("ok", ", ".join(shown))
 
 

@@ -210,9 +210,9 @@ def _resolve(model: str) -> str:
     """A directory given as such, the directory of a fetched model, or a name that the hub is asked for."""
     if Path(model).expanduser().is_dir():
         return str(Path(model).expanduser())
-    found = fetch.model_dir(model) if fetch.fetchable_name(model) else None
-    if found is not None:
-        return str(found)
+    directory = fetch.model_dir(model) if fetch.fetchable_name(model) else None
+    if directory is not None:
+        return str(directory)
     if "/" not in model or model.startswith((".", "/", "~")):  # not a hub name: asking it would only be slow
         raise UserError(f"embedder {model!r} is not there; {fetch.three_ways(model)}")
     return model

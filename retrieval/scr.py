@@ -199,14 +199,14 @@ class SelectiveReasoner:
         self, memory: FactMemory, questions: Sequence[str], *, max_new_tokens: int = 12
     ) -> tuple[list[ScrAnswer], ScrSeconds]:
         """All steps for a batch of questions."""
-        found = retrieve(memory, questions, self.config.k)
+        hits = retrieve(memory, questions, self.config.k)
         start = time.perf_counter()
-        choices = self.choose(questions, found.hits)
+        choices = self.choose(questions, hits.hits)
         chosen = time.perf_counter()
         prompts = [self.prompt_ids(q, c) for q, c in zip(questions, choices, strict=True)]
         answers = self.engine.generate(prompts, max_new_tokens=max_new_tokens)
-        seconds = ScrSeconds(found.embed_seconds, found.search_seconds, chosen - start, time.perf_counter() - chosen)
-        return [ScrAnswer(*row) for row in zip(questions, answers, found.hits, choices, strict=True)], seconds
+        seconds = ScrSeconds(hits.embed_seconds, hits.search_seconds, chosen - start, time.perf_counter() - chosen)
+        return [ScrAnswer(*row) for row in zip(questions, answers, hits.hits, choices, strict=True)], seconds
 
     # ---- choosing
 
@@ -220,28 +220,28 @@ class SelectiveReasoner:
     def _by_likelihood(self, questions: Sequence[str], near: Sequence[Sequence[Found]]) -> list[Choice]:
         rows: list[Row] = []
         alone = self.text.encode_prompt(_ABOUT.format(question=_NO_QUESTION))
-        for question, found in zip(questions, near, strict=True):
+        for question, statements in zip(questions, near, strict=True):
             # one prompt for all candidates of a question, so the engine reads it once
             prompt = self.text.encode_prompt(_ABOUT.format(question=question))
-            for hit in found:
+            for hit in statements:
                 subject = self.text.encode_target(subject_of(hit))
                 rows += [(prompt, subject), (alone, subject)]
         distinct = list(dict.fromkeys((tuple(p), tuple(c)) for p, c in rows))
         scored = dict(zip(distinct, self.engine.score(distinct), strict=True))
         pairs = iter([scored[tuple(p), tuple(c)] for p, c in rows])
-        return [self._best(found, [(next(pairs), next(pairs)) for _ in found]) for found in near]
+        return [self._best(statements, [(next(pairs), next(pairs)) for _ in statements]) for statements in near]
 
-    def _best(self, found: Sequence[Found], pairs: Sequence[tuple[Continuation, Continuation]]) -> Choice:
+    def _best(self, statements: Sequence[Found], pairs: Sequence[tuple[Continuation, Continuation]]) -> Choice:
         considered = []
-        for hit, (given, alone) in zip(found, pairs, strict=True):
+        for hit, (given, alone) in zip(statements, pairs, strict=True):
             mean = sum(given.logprobs) / max(1, len(given.logprobs))
             considered.append(Candidate(hit.id, hit.score, mean, explained_share(given, alone)))
         shares = [candidate.gain or 0.0 for candidate in considered]
         place = shares.index(max(shares))  # of equal shares the first, which is the most similar
-        detail = f"the question explains {shares[place]:.2f} of the subject {subject_of(found[place])!r}"
+        detail = f"the question explains {shares[place]:.2f} of the subject {subject_of(statements[place])!r}"
         if shares[place] < self.config.min_gain:
             return Choice(None, f"{detail}, below {self.config.min_gain:.2f}", tuple(considered))
-        return Choice(found[place], detail, tuple(considered))
+        return Choice(statements[place], detail, tuple(considered))
 
     def _by_instruction(self, questions: Sequence[str], near: Sequence[Sequence[Found]]) -> list[Choice]:
         prompts = [
@@ -250,17 +250,17 @@ class SelectiveReasoner:
                     {
                         "role": "user",
                         "content": _ASK.format(
-                            statements=numbered_list([hit.statement for hit in found]), question=question
+                            statements=numbered_list([hit.statement for hit in statements]), question=question
                         ),
                     }
                 ]
             )
-            for question, found in zip(questions, near, strict=True)
+            for question, statements in zip(questions, near, strict=True)
         ]
         answers = self.engine.generate(prompts, max_new_tokens=_ASK_TOKENS)
         choices = []
-        for found, answer in zip(near, answers, strict=True):
-            place, reason = read_number(answer.text, len(found))
-            considered = tuple(Candidate(hit.id, hit.score) for hit in found)
-            choices.append(Choice(None if place is None else found[place], reason, considered))
+        for statements, answer in zip(near, answers, strict=True):
+            place, reason = read_number(answer.text, len(statements))
+            considered = tuple(Candidate(hit.id, hit.score) for hit in statements)
+            choices.append(Choice(None if place is None else statements[place], reason, considered))
         return choices

@@ -165,9 +165,9 @@ def _verified(directory: Path, manifest: Manifest, role: str) -> Path:
     path = directory / _PARTS / _file_name(role, expected)
     if not path.is_file():
         raise DamagedFileError(f"{path} is missing")
-    found = digest_file(path)
-    if found != expected:
-        raise DamagedFileError(f"{path} is damaged: its digest is {found[:12]}, the manifest says {expected[:12]}")
+    actual = digest_file(path)
+    if actual != expected:
+        raise DamagedFileError(f"{path} is damaged: its digest is {actual[:12]}, the manifest says {expected[:12]}")
     return path
 
 

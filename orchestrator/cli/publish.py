@@ -51,12 +51,12 @@ def publish(
         config = _config(journal, {**given, "sample": sample})
         if alias is None and not config.to:
             raise UserError("publish to what? Give --alias NAME for the model registry, or --to vllm=URL for a server")
-        found = journal.find_version(version)
+        chosen = journal.find_version(version)
         store = open_store(directory)
         if alias is not None:
-            _register(journal, store, found, directory, alias, name, form, model)
+            _register(journal, store, chosen, directory, alias, name, form, model)
         if config.to and (to or alias is None):
-            _roll(journal, store, found, directory, config, model)
+            _roll(journal, store, chosen, directory, config, model)
 
 
 def _register(

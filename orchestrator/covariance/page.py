@@ -133,11 +133,11 @@ def _chart(
 
 
 def _bars(side: Side, title: str, place: int) -> Markup:
-    found = side.openings[place]
-    longest = max(item.share for item in found)
-    height = _BAR * len(found) + 6
-    svg = _svg(300.0, height, f"{title} of {side.name}: {found[0].word} {found[0].share:.1%}")
-    for index, item in enumerate(found):
+    shares = side.openings[place]
+    longest = max(item.share for item in shares)
+    height = _BAR * len(shares) + 6
+    svg = _svg(300.0, height, f"{title} of {side.name}: {shares[0].word} {shares[0].share:.1%}")
+    for index, item in enumerate(shares):
         y = _BAR * index + 4
         _el(svg, "text", item.word[:14], class_="tick y", x=104, y=y + 12)
         _el(svg, "rect", class_="bar", x=110, y=y, width=max(1.0, 130 * item.share / longest), height=_BAR - 6)

@@ -356,8 +356,8 @@ def _cell(config: SweepConfig, coordinates: Coordinates, settings: Settings, sou
     # of the paths as they are written: the same sweep started from elsewhere has the same cells
     key = digest_json({"run": checked.identity(), "limit": checked.stream.limit})
     slug = re.sub(r"[^A-Za-z0-9._]+", "-", f"{config.name} {title_of(coordinates)}").strip("-")[:80]
-    found = with_found_files(checked, source)
-    return Cell(coordinates, found.model_copy(update={"name": f"{slug}-{key[:6]}"}), key)
+    resolved = with_found_files(checked, source)
+    return Cell(coordinates, resolved.model_copy(update={"name": f"{slug}-{key[:6]}"}), key)
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:

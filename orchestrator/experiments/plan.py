@@ -225,10 +225,10 @@ def fresh_record(sweep: Sweep, layout: Layout, *, sweep_id: str, now: datetime) 
 
 def axes_of(cells: Iterable[Cell], named: list[str]) -> list[str]:
     """The named axes and then what included cells set besides."""
-    found = dict.fromkeys(named)
+    axes = dict.fromkeys(named)
     for cell in cells:
-        found |= dict.fromkeys(cell.coordinates)
-    return list(found)
+        axes |= dict.fromkeys(cell.coordinates)
+    return list(axes)
 
 
 def keep_other_cells(record: SweepRecord, old: SweepRecord) -> SweepRecord:

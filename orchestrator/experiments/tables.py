@@ -168,19 +168,19 @@ def figures_of(run: Run, arm: Arm) -> dict[str, float | None]:
     metrics = summary.arms.get(arm)
     if metrics is None:
         return {}
-    found: dict[str, float | None] = metrics.model_dump()
-    parts = [found.get(name) for name in _AVERAGE_OF]
+    figures: dict[str, float | None] = metrics.model_dump()
+    parts = [figures.get(name) for name in _AVERAGE_OF]
     given = [part for part in parts if part is not None]
-    found["average"] = sum(given) / len(given) if len(given) == len(parts) else None
+    figures["average"] = sum(given) / len(given) if len(given) == len(parts) else None
     if arm in ("base", "edited"):
-        found["perplexity"] = summary.perplexity.base if arm == "base" else summary.perplexity.edited
+        figures["perplexity"] = summary.perplexity.base if arm == "base" else summary.perplexity.edited
         for name, value in summary.perplexities.items():
-            found[_TEXT + name] = value.base if arm == "base" else value.edited
+            figures[_TEXT + name] = value.base if arm == "base" else value.edited
     if arm in ("edited", "edited_memory"):
-        found["edit_seconds"] = summary.edit_seconds_per_edit
+        figures["edit_seconds"] = summary.edit_seconds_per_edit
     if arm == "edited":
-        found["norm_growth"] = _norm_growth(summary)
-    return found
+        figures["norm_growth"] = _norm_growth(summary)
+    return figures
 
 
 def _norm_growth(summary: Summary) -> float | None:
@@ -203,8 +203,8 @@ def mean_of(values: Mapping[tuple[str, str], Sequence[float]]) -> Figure | None:
     if not values:
         return None
     groups: dict[str, list[float]] = {}
-    for (seed, _), found in values.items():
-        groups.setdefault(seed, []).append(sum(found) / len(found))
+    for (seed, _), by_group in values.items():
+        groups.setdefault(seed, []).append(sum(by_group) / len(by_group))
     seeds = [sum(means) / len(means) for means in groups.values()]
     sample = seeds if len(seeds) > 1 else next(iter(groups.values()))
     mean = sum(seeds) / len(seeds)
@@ -254,8 +254,8 @@ def _rows(runs: Sequence[Run], free: Sequence[str], changes: Mapping[str, set[st
                 if edited in run.summary.arms and _label("edited", run, free) == method:
                     label = method if edited == "edited" else f"{method} + memory"
                     rows.setdefault((edited, label), []).append(run)
-    for (arm, label), found in rows.items():
-        yield Row(label, arm, _figures(found, arm), tuple(found))
+    for (arm, label), row_runs in rows.items():
+        yield Row(label, arm, _figures(row_runs, arm), tuple(row_runs))
 
 
 def _reaches(arm: Arm, changed: set[str]) -> bool:
@@ -278,7 +278,7 @@ def _figures(runs: Sequence[Run], arm: Arm) -> dict[str, Figure | None]:
         for key, value in figures_of(run, arm).items():
             if value is not None:
                 values.setdefault(key, {}).setdefault((seed, group), []).append(value)
-    return {key: mean_of(found) for key, found in values.items()}
+    return {key: mean_of(measured) for key, measured in values.items()}
 
 
 def _marked(rows: Sequence[Row]) -> tuple[Row, ...]:
@@ -287,9 +287,9 @@ def _marked(rows: Sequence[Row]) -> tuple[Row, ...]:
     rivals = [row for row in rows if row.arm != "base"]
     used = {key for row in rows for key in row.figures}
     for column in all_columns(used):
-        found = [figure.mean for row in rivals if (figure := row.figures.get(column.key)) is not None]
-        if len({column.text(mean) for mean in found}) > 1:
-            best[column.key] = column.text(max(found) if column.higher else min(found))
+        means = [figure.mean for row in rivals if (figure := row.figures.get(column.key)) is not None]
+        if len({column.text(mean) for mean in means}) > 1:
+            best[column.key] = column.text(max(means) if column.higher else min(means))
     columns = {column.key: column for column in all_columns(used)}
 
     def mark(row: Row) -> Row:

@@ -28,10 +28,10 @@ def write_tables(paths: Sequence[Path], target: Path) -> list[Path]:
     Raises:
         UserError: no run is finished, or they cannot be compared.
     """
-    found = compare(collect(paths))
+    comparison = compare(collect(paths))
     written = []
     for suffix, kind in SUFFIXES.items():
         path = target / f"comparison{suffix}"
-        path.write_text(render(found, kind), encoding="utf-8")
+        path.write_text(render(comparison, kind), encoding="utf-8")
         written.append(path)
     return written

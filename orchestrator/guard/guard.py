@@ -228,27 +228,27 @@ class Guard:
             logger.error("guard: v%d could not be checked: %s", version.sequence, error)
             return
         assert self._base is not None
-        found = self._last = judge(self._config, self._probes, self._base, reading)
+        verdict = self._last = judge(self._config, self._probes, self._base, reading)
         # what is going to be done stands in the same event as what was found: a crash after it changes nothing
-        reason = f"v{version.sequence}: " + "; ".join(found.reasons)
-        acting = not found.good and self._config.revert and not reverted
+        reason = f"v{version.sequence}: " + "; ".join(verdict.reasons)
+        acting = not verdict.good and self._config.revert and not reverted
         data = {
             **place,
-            **asdict(found),
+            **asdict(verdict),
             "perplexity": reading.perplexity,
             "seconds": seconds,
             # a revert that has not helped leaves nothing to try, whatever the settings say
-            "paused": reason if not found.good and (self._config.pause or reverted) else None,
+            "paused": reason if not verdict.good and (self._config.pause or reverted) else None,
             "good_sequence": self._state.good,
             "reverting": self._since_good() if acting else (),
         }
         self._note("check", **data)
         _apply_check(self._state, data)
-        figures = {"guard.breach": float(not found.good)}
-        figures |= {} if found.kept is None else {"guard.sentinels_kept": found.kept}
-        figures |= {} if found.ratio is None else {"guard.perplexity_ratio": found.ratio}
+        figures = {"guard.breach": float(not verdict.good)}
+        figures |= {} if verdict.kept is None else {"guard.sentinels_kept": verdict.kept}
+        figures |= {} if verdict.ratio is None else {"guard.perplexity_ratio": verdict.ratio}
         self._metrics(figures, version.edits)
-        if not found.good:
+        if not verdict.good:
             self._breach(reason, data)
 
     # ---------------------------------------------------------------- acting

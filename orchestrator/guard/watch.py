@@ -19,7 +19,7 @@ class PoolWatch:
 
     def answers(self, probes: Sequence[RegressionProbe], weights: Any) -> list[str]:
         """One call of the workers for each length and form of answer that the probes ask for."""
-        found = [""] * len(probes)
+        texts = [""] * len(probes)
         groups: dict[tuple[int, bool], list[int]] = {}
         for number, probe in enumerate(probes):
             groups.setdefault((probe.max_new_tokens, probe.chat), []).append(number)
@@ -27,8 +27,8 @@ class PoolWatch:
             prompts = [probes[number].prompt for number in numbers]
             answers = self._pool.continuations(prompts, weights, length, chat)
             for number, answer in zip(numbers, answers, strict=True):
-                found[number] = answer
-        return found
+                texts[number] = answer
+        return texts
 
     def perplexity(self, text: str, weights: Any) -> float:
         return self._pool.perplexity(text, weights)

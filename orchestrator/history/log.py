@@ -170,10 +170,10 @@ def find_run(given: str | Path | None = None, *, runs: Path = RUNS) -> Path:
             if (directory / JOURNAL_FILE).is_file():
                 return directory
         raise UserError(f"there is no run in {str(given)!r}: want a directory that holds {JOURNAL_FILE}")
-    found = [path.parent for path in runs.glob(f"*/{JOURNAL_FILE}")]
-    if not found:
+    candidates = [path.parent for path in runs.glob(f"*/{JOURNAL_FILE}")]
+    if not candidates:
         raise UserError(f"there is no run under {str(runs)!r}; name the directory of one")
-    return max(found, key=_last_written)
+    return max(candidates, key=_last_written)
 
 
 def _last_written(directory: Path) -> float:

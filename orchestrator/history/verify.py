@@ -215,13 +215,13 @@ def _check_commits(history: History, store: ArtifactStore, report: Report, progr
 
 
 def _compare_norms(
-    where: str, what: str, recorded: Mapping[int, float | None], found: Mapping[int, float], report: Report
+    where: str, what: str, recorded: Mapping[int, float | None], actual: Mapping[int, float], report: Report
 ) -> None:
     for layer, norm in recorded.items():
-        if norm is None or layer not in found:
+        if norm is None or layer not in actual:
             report.add(where, f"layer {layer}: the {what} has no recorded norm, or no matrix to compare it with")
-        elif not math.isclose(norm, found[layer], rel_tol=_NORM_TOLERANCE):
-            report.add(where, f"layer {layer}: the {what} has norm {found[layer]:.9g}, recorded is {norm:.9g}")
+        elif not math.isclose(norm, actual[layer], rel_tol=_NORM_TOLERANCE):
+            report.add(where, f"layer {layer}: the {what} has norm {actual[layer]:.9g}, recorded is {norm:.9g}")
 
 
 def _short(digest: str | None) -> str:
@@ -280,11 +280,11 @@ def collect_garbage(run: Path, *, dry_run: bool = False) -> list[Garbage]:
     try:
         with Journal.open(path, read_only=True) as journal:
             store = open_store(run)
-            found = [Garbage(file, file.stat().st_size) for file in _unnamed(journal, store)]
+            garbage = [Garbage(file, file.stat().st_size) for file in _unnamed(journal, store)]
         if not dry_run:
-            for item in found:
+            for item in garbage:
                 item.path.unlink(missing_ok=True)
-        return found
+        return garbage
     finally:
         lock.release()
 

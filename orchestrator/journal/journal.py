@@ -383,8 +383,8 @@ class Journal(JournalReader):
     ) -> None:
         row = connection.execute("SELECT seq, state FROM requests WHERE id = ?", (name,)).fetchone()
         if row is None or row["state"] not in allowed:
-            found = "unknown" if row is None else row["state"]
-            raise ValueError(f"request {name!r} cannot become {state}: it is {found}, not {' or '.join(allowed)}")
+            state_now = "unknown" if row is None else row["state"]
+            raise ValueError(f"request {name!r} cannot become {state}: it is {state_now}, not {' or '.join(allowed)}")
         reason = None if reason is None else _printable(reason)
         connection.execute(
             f"UPDATE requests SET state = ?, reason = ?, {change} WHERE seq = ?",

@@ -34,12 +34,12 @@ class LocalEditor:
 
     def __init__(self, worker: EditorWorker, items: Iterable[HistoryItem]) -> None:
         self._worker = worker
-        found = iter(items)
-        first = next(found, None)
+        remaining = iter(items)
+        first = next(remaining, None)
         worker.start(first if isinstance(first, KeyCovariance) else None)
         if first is not None and not isinstance(first, KeyCovariance):
             worker.replay(first)
-        for item in found:
+        for item in remaining:
             worker.replay(item)
 
     def revert(self, order: RevertOrder, items: Callable[[], Iterable[HistoryItem]]) -> EditReceipt:
@@ -130,8 +130,8 @@ class OfflineRun:
         contexts: list[Any] = json.loads(self.store.get("contexts", head.contexts).read_text(encoding="utf-8"))
         given = self._config.contexts
         spec = ContextSpec(given.count, given.length, self._config.seed, tuple(contexts))
-        found = newest_snapshot(self.journal, self.store)
-        since = None if found is None else found[1]
+        newest = newest_snapshot(self.journal, self.store)
+        since = None if newest is None else newest[1]
         if self._spec.parallel is None:
             worker = EditorWorker(self._spec, self._config.ray.editor, self._config.editor, spec)
             return LocalEditor(worker, history(self.journal, self.store, since=since))

@@ -200,8 +200,8 @@ def listen(host: str, port: int) -> Iterator[socket.socket]:
         UserError: the address does not exist here, or is taken.
     """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-        family, kind, protocol, _, address = found[0]
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        family, kind, protocol, _, address = addresses[0]
         # with its protocol named, asyncio sends answers without delay; else each would wait 40 ms for a packet
         listener = socket.socket(family, kind, protocol)
     except (OSError, OverflowError) as error:
