@@ -16,7 +16,7 @@ from typing import Final
 import regex
 
 MATCHING_VERSION: Final = 2
-"""Of every metric that compares words. 1: runs of ``\\w``, which is no word in many scripts and drops marks and signs."""
+"""Of every metric that compares words. 1 took runs of ``\\w``: no words in many scripts, without marks and signs."""
 
 _ARTICLES = frozenset({"a", "an", "the"})
 UNSPACED: Final = (
