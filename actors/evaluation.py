@@ -54,7 +54,7 @@ class EvaluationWorker:
         model = self._versioned.model
         self._settings = settings
         engine = CachingEngine(model)
-        self._reasoner = SelectiveReasoner(engine, model.text, settings.scr)
+        self._reasoner = SelectiveReasoner(engine, model.text, settings.scr, capacity=model.capacity)
         self._evaluator = ArmEvaluator(
             model,
             self._reasoner,
@@ -235,7 +235,8 @@ class EvaluationPool:
         done: list[Evaluation] = found[-chunks:]
         by_id = {record.request_id: record for evaluation in done for record in evaluation.records}
         ordered = tuple(by_id[request.id] for request in requests)
-        together = Evaluation(ordered, done[0].arms, sum(evaluation.seconds for evaluation in done))
+        seconds = sum(evaluation.seconds for evaluation in done)
+        together = Evaluation(ordered, done[0].arms, seconds, sum(evaluation.skipped for evaluation in done))
         return together, found[0] if text is not None else None
 
     def query_seconds(
