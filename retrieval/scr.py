@@ -16,6 +16,7 @@ from pydantic import Field
 
 from errata.editing.closed import Closed
 from errata.editing.errors import UserError
+from errata.editing.model.capacity import Capacity
 from errata.editing.model.engine import Answer, Continuation
 from errata.editing.model.text import TextCodec
 from errata.retrieval.choosing import (
@@ -44,6 +45,7 @@ _ASK = (
     "Reply with its number only, or with 'none' if no statement does."
 )
 _ASK_TOKENS = 8
+_NO_ROOM = "the question leaves no room in the model's context for choosing a statement"
 _FACT = "Fact: {statement}\n{question}"
 _USE = "{statement}\n\nUsing the fact above, complete the sentence: {question}"
 _REPLY = "{statement}\n\nUsing the fact above, answer in a few words: {question}"
@@ -135,9 +137,20 @@ def retrieve(memory: FactMemory, questions: Sequence[str], k: int) -> Retrieval:
 class SelectiveReasoner:
     """Chooses and answers with whatever weights the engine's model has at the moment of the call."""
 
-    def __init__(self, engine: ScoringEngine, text: TextCodec, config: ScrConfig | None = None) -> None:
-        """Raises UserError where the configuration needs a chat template and the tokenizer has none."""
-        self.engine, self.text = engine, text
+    def __init__(
+        self,
+        engine: ScoringEngine,
+        text: TextCodec,
+        config: ScrConfig | None = None,
+        *,
+        capacity: Capacity | None = None,
+    ) -> None:
+        """``capacity``: of the model; a question that leaves no room for choosing gets no statement.
+
+        Raises:
+            UserError: the configuration needs a chat template and the tokenizer has none.
+        """
+        self.engine, self.text, self.capacity = engine, text, capacity or Capacity(None, None)
         self.config = config or ScrConfig()
         for setting, value in (("chooser", self.config.chooser), ("style", self.config.style)):
             if value in ("instruct", "chat") and not text.has_chat_template:
@@ -219,17 +232,22 @@ class SelectiveReasoner:
 
     def _by_likelihood(self, questions: Sequence[str], near: Sequence[Sequence[Found]]) -> list[Choice]:
         rows: list[Row] = []
+        fitting: list[bool] = []
         alone = self.text.encode_prompt(_ABOUT.format(question=_NO_QUESTION))
         for question, statements in zip(questions, near, strict=True):
             # one prompt for all candidates of a question, so the engine reads it once
             prompt = self.text.encode_prompt(_ABOUT.format(question=question))
-            for hit in statements:
-                subject = self.text.encode_target(subject_of(hit))
-                rows += [(prompt, subject), (alone, subject)]
+            subjects = [self.text.encode_target(subject_of(hit)) for hit in statements]
+            longest = max(subjects, key=len)
+            fitting.append(self.capacity.problem(self.text, [*prompt, *longest]) is None)
+            rows += [(context, subject) for subject in subjects for context in (prompt, alone)] if fitting[-1] else []
         distinct = list(dict.fromkeys((tuple(p), tuple(c)) for p, c in rows))
         scored = dict(zip(distinct, self.engine.score(distinct), strict=True))
         pairs = iter([scored[tuple(p), tuple(c)] for p, c in rows])
-        return [self._best(statements, [(next(pairs), next(pairs)) for _ in statements]) for statements in near]
+        return [
+            self._best(statements, [(next(pairs), next(pairs)) for _ in statements]) if fits else Choice(None, _NO_ROOM)
+            for statements, fits in zip(near, fitting, strict=True)
+        ]
 
     def _best(self, statements: Sequence[Found], pairs: Sequence[tuple[Continuation, Continuation]]) -> Choice:
         considered = []
@@ -257,10 +275,16 @@ class SelectiveReasoner:
             )
             for question, statements in zip(questions, near, strict=True)
         ]
-        answers = self.engine.generate(prompts, max_new_tokens=_ASK_TOKENS)
+        fitting = [self.capacity.problem(self.text, prompt) is None for prompt in prompts]
+        asked = [prompt for prompt, fits in zip(prompts, fitting, strict=True) if fits]
+        answers = iter(self.engine.generate(asked, max_new_tokens=_ASK_TOKENS))
         choices = []
-        for statements, answer in zip(near, answers, strict=True):
-            place, reason = read_number(answer.text, len(statements))
-            considered = tuple(Candidate(hit.id, hit.score) for hit in statements)
-            choices.append(Choice(None if place is None else statements[place], reason, considered))
+        for found, fits in zip(near, fitting, strict=True):
+            if not fits:
+                choices.append(Choice(None, _NO_ROOM))
+                continue
+            answer = next(answers)
+            place, reason = read_number(answer.text, len(found))
+            considered = tuple(Candidate(hit.id, hit.score) for hit in found)
+            choices.append(Choice(None if place is None else found[place], reason, considered))
         return choices
