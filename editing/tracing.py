@@ -31,7 +31,7 @@ from errata.editing.model.adapter import EditableModel
 from errata.editing.model.decoder import Layout, plain_layout
 from errata.editing.model.kv import PrefixKV, RecordingKV
 from errata.editing.model.text import TextCodec
-from errata.editing.request import SLOT
+from errata.editing.texts import fill, split_slot
 
 TokenClass = Literal["subject_first", "subject_middle", "subject_last", "first_after", "further", "last"]
 CLASSES: tuple[TokenClass, ...] = (
@@ -182,8 +182,10 @@ def class_effects(prompts: Sequence[PromptTrace]) -> dict[TokenClass, ClassEffec
 def subject_span(codec: TextCodec, template: str, subject: str) -> tuple[list[int], int, int]:
     """Tokens of the filled template and the positions of the subject's first and last one."""
     ids, last = codec.encode_with_subject("", template, subject)
-    before, after = template.split(SLOT)
-    encoded = codec.tokenizer(before + subject + after, add_special_tokens=False, return_offsets_mapping=True)
+    before, after = split_slot(template)
+    encoded = codec.tokenizer(
+        before + subject + after, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+    )
     offsets: list[tuple[int, int]] = encoded["offset_mapping"]
     first = len(codec.bos) + next(i for i, (_, stop) in enumerate(offsets) if stop > len(before))
     return ids, min(first, last), last
@@ -292,7 +294,7 @@ def _trace_prompt(
             effects.append(tuple((p - p_corrupt) / drop for p in restored))
     return PromptTrace(
         id=prompt.id,
-        prompt=prompt.template.replace(SLOT, prompt.subject),
+        prompt=fill(prompt.template, prompt.subject),
         subject=prompt.subject,
         answer=prompt.answer,
         tokens=tuple(str(model.text.tokenizer.decode([i])) for i in ids),

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from errata.evaluation.arms import ArmEvaluator, ChoiceLike, HitLike
+from errata.evaluation.arms import TOO_LONG, ArmEvaluator, ChoiceLike, HitLike, NoChoice
 from errata.evaluation.outcomes import ARMS, MEMORY_ARMS, Arm, Retrieved
 
 Messages = Sequence[Mapping[str, str]]
@@ -50,12 +50,6 @@ class ArmAnswer:
     reason: str | None = None
     """Why that was chosen, or nothing was; None in arms without memory."""
     retrieved: tuple[Retrieved, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Nothing:
-    hit: HitLike | None = None
-    reason: str = ""
 
 
 def answer(
@@ -103,11 +97,22 @@ def _ask(
     near = [list(hits.get(question.text, ())) for question in questions]
     remembers = arm in MEMORY_ARMS
     choices: Sequence[ChoiceLike]
-    choices = chooser.choose([question.text for question in questions], near) if remembers else [_Nothing()] * len(near)
-    prompts = [
-        chooser.chat_ids(question.messages, choice) if question.messages else chooser.prompt_ids(question.text, choice)
-        for question, choice in zip(questions, choices, strict=True)
-    ]
+    choices = chooser.choose([question.text for question in questions], near) if remembers else [NoChoice()] * len(near)
+
+    def prompt_of(question: Question, choice: ChoiceLike) -> list[int]:
+        if question.messages:
+            return chooser.chat_ids(question.messages, choice)
+        return chooser.prompt_ids(question.text, choice)
+
+    model = evaluator.model
+    prompts, used = [], []
+    for question, choice in zip(questions, choices, strict=True):
+        ids = prompt_of(question, choice)
+        if choice.hit is not None and model.capacity.problem(model.text, ids) is not None:
+            choice = TOO_LONG
+            ids = prompt_of(question, choice)
+        prompts.append(ids)
+        used.append(choice)
     chat = any(question.messages for question in questions)
     replies = evaluator.engine.generate(
         prompts,
@@ -123,7 +128,7 @@ def _ask(
             choice.reason if remembers else None,
             tuple(kept for hit in row if (kept := _plain(hit)) is not None) if remembers else (),
         )
-        for reply, prompt, choice, row in zip(replies, prompts, choices, near, strict=True)
+        for reply, prompt, choice, row in zip(replies, prompts, used, near, strict=True)
     ]
 
 

@@ -74,6 +74,12 @@ class SamplingEngine(LanguageEngine):
             raise ValueError("a prompt has no tokens; it must have at least one")
         found: list[Sample] = [Sample("", (), ())] * len(rows)
         width = max((len(row) for row in rows), default=0) + config.max_new_tokens + 1
+        positions = self.model.capacity.positions
+        if positions is not None and width - 1 > positions:
+            raise ValueError(
+                f"a prompt of {width - 1 - config.max_new_tokens} tokens and max_new_tokens {config.max_new_tokens}: "
+                f"the model has {positions} positions"
+            )
         for chunk in self._of_like_prompts(rows, self._most_rows(width)):
             own = list(dict.fromkeys(rows[i] for i in chunk))
             cache, last, own = self._prefill(own, config.max_new_tokens + 1)

@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from errata.editing.errors import UserError
+from errata.editing.model.capacity import Capacity
 from errata.editing.model.engine import Answer, Continuation
 from errata.editing.model.text import TextCodec
 from errata.retrieval.choosing import (
@@ -43,6 +44,7 @@ _ASK = (
     "Reply with its number only, or with 'none' if no statement does."
 )
 _ASK_TOKENS = 8
+_NO_ROOM = "the question leaves no room in the model's context for choosing a statement"
 _FACT = "Fact: {statement}\n{question}"
 _USE = "{statement}\n\nUsing the fact above, complete the sentence: {question}"
 _REPLY = "{statement}\n\nUsing the fact above, answer in a few words: {question}"
@@ -135,9 +137,20 @@ def retrieve(memory: FactMemory, questions: Sequence[str], k: int) -> Retrieval:
 class SelectiveReasoner:
     """Chooses and answers with whatever weights the engine's model has at the moment of the call."""
 
-    def __init__(self, engine: ScoringEngine, text: TextCodec, config: ScrConfig | None = None) -> None:
-        """Raises UserError where the configuration needs a chat template and the tokenizer has none."""
-        self.engine, self.text = engine, text
+    def __init__(
+        self,
+        engine: ScoringEngine,
+        text: TextCodec,
+        config: ScrConfig | None = None,
+        *,
+        capacity: Capacity | None = None,
+    ) -> None:
+        """``capacity``: of the model; a question that leaves no room for choosing gets no statement.
+
+        Raises:
+            UserError: the configuration needs a chat template and the tokenizer has none.
+        """
+        self.engine, self.text, self.capacity = engine, text, capacity or Capacity(None, None)
         self.config = config or ScrConfig()
         for setting, value in (("chooser", self.config.chooser), ("style", self.config.style)):
             if value in ("instruct", "chat") and not text.has_chat_template:
@@ -219,17 +232,22 @@ class SelectiveReasoner:
 
     def _by_likelihood(self, questions: Sequence[str], near: Sequence[Sequence[Found]]) -> list[Choice]:
         rows: list[Row] = []
+        fitting: list[bool] = []
         alone = self.text.encode_prompt(_ABOUT.format(question=_NO_QUESTION))
         for question, found in zip(questions, near, strict=True):
             # one prompt for all candidates of a question, so the engine reads it once
             prompt = self.text.encode_prompt(_ABOUT.format(question=question))
-            for hit in found:
-                subject = self.text.encode_target(subject_of(hit))
-                rows += [(prompt, subject), (alone, subject)]
+            subjects = [self.text.encode_target(subject_of(hit)) for hit in found]
+            longest = max(subjects, key=len)
+            fitting.append(self.capacity.problem(self.text, [*prompt, *longest]) is None)
+            rows += [(context, subject) for subject in subjects for context in (prompt, alone)] if fitting[-1] else []
         distinct = list(dict.fromkeys((tuple(p), tuple(c)) for p, c in rows))
         scored = dict(zip(distinct, self.engine.score(distinct), strict=True))
         pairs = iter([scored[tuple(p), tuple(c)] for p, c in rows])
-        return [self._best(found, [(next(pairs), next(pairs)) for _ in found]) for found in near]
+        return [
+            self._best(found, [(next(pairs), next(pairs)) for _ in found]) if fits else Choice(None, _NO_ROOM)
+            for found, fits in zip(near, fitting, strict=True)
+        ]
 
     def _best(self, found: Sequence[Found], pairs: Sequence[tuple[Continuation, Continuation]]) -> Choice:
         considered = []
@@ -257,9 +275,15 @@ class SelectiveReasoner:
             )
             for question, found in zip(questions, near, strict=True)
         ]
-        answers = self.engine.generate(prompts, max_new_tokens=_ASK_TOKENS)
+        fitting = [self.capacity.problem(self.text, prompt) is None for prompt in prompts]
+        asked = [prompt for prompt, fits in zip(prompts, fitting, strict=True) if fits]
+        answers = iter(self.engine.generate(asked, max_new_tokens=_ASK_TOKENS))
         choices = []
-        for found, answer in zip(near, answers, strict=True):
+        for found, fits in zip(near, fitting, strict=True):
+            if not fits:
+                choices.append(Choice(None, _NO_ROOM))
+                continue
+            answer = next(answers)
             place, reason = read_number(answer.text, len(found))
             considered = tuple(Candidate(hit.id, hit.score) for hit in found)
             choices.append(Choice(None if place is None else found[place], reason, considered))

@@ -126,6 +126,11 @@ def run_unit(
     device = model.device
     waiting = seed_sequences(model, unit, config)
     longest = max(len(s) for s in waiting)
+    if model.capacity.positions is not None and longest + config.max_new_tokens > model.capacity.positions:
+        raise UserError(
+            f"covariance.max_new_tokens {config.max_new_tokens} after {longest} tokens of the seed: the model has "
+            f"{model.capacity.positions} positions"
+        )
     slots = min(config.slots, len(waiting))
     generator = torch.Generator(device=device).manual_seed(unit.seed ^ 0x5DEECE66D)
     sampler = config.sampler or default_sampler(int(model.hf.config.vocab_size))

@@ -69,8 +69,9 @@ class EngineLM(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids; BOS as the tokenizer does by itself, unless the text brings it or it is not wanted."""
         text = self.engine.model.text
-        ids = text.encode_prompt(string)
-        bare = ids[len(text.bos) :]
+        # a template that the harness has filled is read as such
+        bare = text.encode_marked(string)
+        ids = text.bos + bare
         if add_special_tokens is False:
             return bare
         return bare if text.bos and bare[: len(text.bos)] == text.bos else ids
