@@ -31,9 +31,7 @@ def read_records(config: RunConfig) -> list[StreamRecord]:
     if config.stream.endless:
         return []
     if not config.stream.path:
-        raise UserError(
-            "stream.path is empty: a run needs a file of updates, stream.redis or stream.kafka"
-        )
+        raise UserError("stream.path is empty: a run needs a file of updates, stream.redis or stream.kafka")
     records = list(
         open_stream(
             config.stream.path,
