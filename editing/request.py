@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
+from errata.editing.closed import Closed
 from errata.editing.digest import digest_json
 from errata.editing.errors import UserError
 from errata.editing.scripts import joined, sentence
@@ -13,11 +14,7 @@ from errata.editing.texts import SLOT, clean, clean_all, fact_identity, fill, fi
 from errata.editing.texts import split_slot as _split_slot
 from errata.editing.texts import template_of as _template_of
 
-__all__ = ["SLOT", "Closed", "EditBatch", "EditRequest", "NeighborhoodProbe", "PortabilityProbe", "Provenance"]
-
-
-class Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=False)
+__all__ = ["SLOT", "EditBatch", "EditRequest", "NeighborhoodProbe", "PortabilityProbe", "Provenance"]
 
 
 class Provenance(Closed):

@@ -75,15 +75,15 @@ def answer(
     Returns:
         Per question the answers by arm, in the order of ``ARMS``.
     """
-    found: dict[Arm, list[ArmAnswer]] = {}
+    by_arm: dict[Arm, list[ArmAnswer]] = {}
     for pair, weights in ((("base", "memory"), None), (("edited", "edited_memory"), edited)):
         wanted: list[Arm] = [arm for arm in ARMS if arm in pair and arm in arms]
         if not wanted:
             continue
         with evaluator.loaded(base, edited=weights, digest=base_digest, remember=weights is None):
             for arm in wanted:
-                found[arm] = _ask(evaluator, chooser, questions, arm, hits, max_new_tokens)
-    return [{arm: found[arm][i] for arm in ARMS if arm in found} for i in range(len(questions))]
+                by_arm[arm] = _ask(evaluator, chooser, questions, arm, hits, max_new_tokens)
+    return [{arm: by_arm[arm][i] for arm in ARMS if arm in by_arm} for i in range(len(questions))]
 
 
 def _ask(

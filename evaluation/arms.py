@@ -176,22 +176,22 @@ class ArmEvaluator:
         skipped = sum(map(len, asked)) - sum(map(len, probes))
         questions = list(dict.fromkeys(probe.prompt for group in probes for probe in group))
         rows = list(dict.fromkeys((probe.prompt, probe.teacher or "") for group in probes for probe in group))
-        found = hits or {}
+        by_question = hits or {}
         replies: dict[Arm, dict[tuple[str, str], _Reply]] = {}
         # base first: its plain replies are the yardstick of locality for every arm
         with self.loaded(base, edited=None, digest=base_digest):
             replies["base"] = self._plain(rows)
             if "memory" in arms:
-                replies["memory"] = self._with_memory(rows, questions, found, replies["base"])
+                replies["memory"] = self._with_memory(rows, questions, by_question, replies["base"])
         if {"edited", "edited_memory"} & set(arms):
             # before the first edit the edited model is the unedited one, whose replies are at hand
             same = all(torch.equal(weight, base[layer]) for layer, weight in edited.items() if layer in base)
             with self.loaded(base, edited=edited, digest=base_digest, remember=same):
                 replies["edited"] = self._plain(rows)
                 if "edited_memory" in arms:
-                    replies["edited_memory"] = self._with_memory(rows, questions, found, replies["edited"])
+                    replies["edited_memory"] = self._with_memory(rows, questions, by_question, replies["edited"])
         wanted = tuple(arm for arm in ARMS if arm in arms)
-        outcomes = {arm: self._outcomes(probes, replies[arm], replies["base"], found) for arm in wanted}
+        outcomes = {arm: self._outcomes(probes, replies[arm], replies["base"], by_question) for arm in wanted}
         records = tuple(
             RecordResult(
                 request.id,
@@ -219,17 +219,17 @@ class ArmEvaluator:
         """
         if not questions:
             raise ValueError("query_seconds needs at least one question")
-        found, times = hits or {}, dict[Arm, float]()
+        by_question, times = hits or {}, dict[Arm, float]()
         for plain, memory, weights in (("base", "memory", None), ("edited", "edited_memory", edited)):
             pair: tuple[Arm, ...] = tuple(arm for arm in ARMS if arm in (plain, memory) and arm in arms)
             if not pair:
                 continue
             with self.loaded(base, edited=weights, digest=None, remember=False):
                 for arm in pair:
-                    self._ask_alone(questions[0], arm, found, max_new_tokens=1)
+                    self._ask_alone(questions[0], arm, by_question, max_new_tokens=1)
                     start = time.perf_counter()
                     for question in questions:
-                        self._ask_alone(question, arm, found, max_new_tokens=self.max_new_tokens)
+                        self._ask_alone(question, arm, by_question, max_new_tokens=self.max_new_tokens)
                     times[arm] = (time.perf_counter() - start) / len(questions)
                     if arm in MEMORY_ARMS:
                         times[arm] += search_seconds
@@ -361,11 +361,11 @@ class ArmEvaluator:
                 strict=True,
             )
         )
-        found: dict[Probe, ProbeOutcome] = {}
+        outcomes: dict[Probe, ProbeOutcome] = {}
         for probe in distinct:
             reply, plain = replies[rows[probe]], unedited[rows[probe]]
             choice = reply.choice
-            found[probe] = ProbeOutcome(
+            outcomes[probe] = ProbeOutcome(
                 answer=reply.answer.text.strip(),
                 ok=verdicts[probe] if probe.in_scope else locality_exact(reply.answer.text, plain.answer.text),
                 accuracy=token_accuracy(reply.continuation.hits) if reply.continuation.hits else None,
@@ -378,7 +378,7 @@ class ArmEvaluator:
                 if choice is not None
                 else (),
             )
-        return found
+        return outcomes
 
 
 def base_weights_digest(model: EditableModel, base: Mapping[int, Tensor]) -> str:

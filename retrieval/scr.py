@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from errata.editing.closed import Closed
 from errata.editing.errors import UserError
 from errata.editing.model.capacity import Capacity
 from errata.editing.model.engine import Answer, Continuation
@@ -56,10 +57,9 @@ _USED = (
 )
 
 
-class ScrConfig(BaseModel):
+class ScrConfig(Closed):
     """How a statement is chosen, and how it is used."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     k: int = Field(3, ge=1, le=100)
     """Statements considered for a question."""
     min_similarity: float = Field(0.2, ge=-1, le=1)
@@ -212,14 +212,14 @@ class SelectiveReasoner:
         self, memory: FactMemory, questions: Sequence[str], *, max_new_tokens: int = 12
     ) -> tuple[list[ScrAnswer], ScrSeconds]:
         """All steps for a batch of questions."""
-        found = retrieve(memory, questions, self.config.k)
+        hits = retrieve(memory, questions, self.config.k)
         start = time.perf_counter()
-        choices = self.choose(questions, found.hits)
+        choices = self.choose(questions, hits.hits)
         chosen = time.perf_counter()
         prompts = [self.prompt_ids(q, c) for q, c in zip(questions, choices, strict=True)]
         answers = self.engine.generate(prompts, max_new_tokens=max_new_tokens)
-        seconds = ScrSeconds(found.embed_seconds, found.search_seconds, chosen - start, time.perf_counter() - chosen)
-        return [ScrAnswer(*row) for row in zip(questions, answers, found.hits, choices, strict=True)], seconds
+        seconds = ScrSeconds(hits.embed_seconds, hits.search_seconds, chosen - start, time.perf_counter() - chosen)
+        return [ScrAnswer(*row) for row in zip(questions, answers, hits.hits, choices, strict=True)], seconds
 
     # ---- choosing
 
@@ -234,10 +234,10 @@ class SelectiveReasoner:
         rows: list[Row] = []
         fitting: list[bool] = []
         alone = self.text.encode_prompt(_ABOUT.format(question=_NO_QUESTION))
-        for question, found in zip(questions, near, strict=True):
+        for question, statements in zip(questions, near, strict=True):
             # one prompt for all candidates of a question, so the engine reads it once
             prompt = self.text.encode_prompt(_ABOUT.format(question=question))
-            subjects = [self.text.encode_target(subject_of(hit)) for hit in found]
+            subjects = [self.text.encode_target(subject_of(hit)) for hit in statements]
             longest = max(subjects, key=len)
             fitting.append(self.capacity.problem(self.text, [*prompt, *longest]) is None)
             rows += [(context, subject) for subject in subjects for context in (prompt, alone)] if fitting[-1] else []
@@ -245,21 +245,21 @@ class SelectiveReasoner:
         scored = dict(zip(distinct, self.engine.score(distinct), strict=True))
         pairs = iter([scored[tuple(p), tuple(c)] for p, c in rows])
         return [
-            self._best(found, [(next(pairs), next(pairs)) for _ in found]) if fits else Choice(None, _NO_ROOM)
-            for found, fits in zip(near, fitting, strict=True)
+            self._best(statements, [(next(pairs), next(pairs)) for _ in statements]) if fits else Choice(None, _NO_ROOM)
+            for statements, fits in zip(near, fitting, strict=True)
         ]
 
-    def _best(self, found: Sequence[Found], pairs: Sequence[tuple[Continuation, Continuation]]) -> Choice:
+    def _best(self, statements: Sequence[Found], pairs: Sequence[tuple[Continuation, Continuation]]) -> Choice:
         considered = []
-        for hit, (given, alone) in zip(found, pairs, strict=True):
+        for hit, (given, alone) in zip(statements, pairs, strict=True):
             mean = sum(given.logprobs) / max(1, len(given.logprobs))
             considered.append(Candidate(hit.id, hit.score, mean, explained_share(given, alone)))
         shares = [candidate.gain or 0.0 for candidate in considered]
         place = shares.index(max(shares))  # of equal shares the first, which is the most similar
-        detail = f"the question explains {shares[place]:.2f} of the subject {subject_of(found[place])!r}"
+        detail = f"the question explains {shares[place]:.2f} of the subject {subject_of(statements[place])!r}"
         if shares[place] < self.config.min_gain:
             return Choice(None, f"{detail}, below {self.config.min_gain:.2f}", tuple(considered))
-        return Choice(found[place], detail, tuple(considered))
+        return Choice(statements[place], detail, tuple(considered))
 
     def _by_instruction(self, questions: Sequence[str], near: Sequence[Sequence[Found]]) -> list[Choice]:
         prompts = [
@@ -268,12 +268,12 @@ class SelectiveReasoner:
                     {
                         "role": "user",
                         "content": _ASK.format(
-                            statements=numbered_list([hit.statement for hit in found]), question=question
+                            statements=numbered_list([hit.statement for hit in statements]), question=question
                         ),
                     }
                 ]
             )
-            for question, found in zip(questions, near, strict=True)
+            for question, statements in zip(questions, near, strict=True)
         ]
         fitting = [self.capacity.problem(self.text, prompt) is None for prompt in prompts]
         asked = [prompt for prompt, fits in zip(prompts, fitting, strict=True) if fits]

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from errata.editing.closed import Closed
 from errata.editing.errors import UserError
 from errata.editing.estimation.sampler import Sampler, default_sampler, draw
 from errata.editing.estimation.sampling_server import SamplingServerConfig
@@ -34,10 +35,8 @@ _OPENING_TOKENS = 32
 """Enough for three words of any language but the longest compounds."""
 
 
-class SelfGenerationConfig(BaseModel):
+class SelfGenerationConfig(Closed):
     """How the model is made to speak."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed_mode: Literal["rand", "bos"] = "rand"
     """``rand``: uniform vocabulary tokens; ``bos``: the beginning-of-sequence (or end-of-text) token alone."""

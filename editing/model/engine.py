@@ -302,9 +302,9 @@ def _spans_of_like_length(lengths: Sequence[int], spare: int) -> list[tuple[int,
     borders = [i for i, length in enumerate(lengths) if i == 0 or length != lengths[i - 1]] + [len(lengths)]
     cost, since = [0], [0]
     for j in range(1, len(borders)):
-        found = [cost[i] + spare + (borders[j] - borders[i]) * lengths[borders[i]] for i in range(j)]
-        cost.append(min(found))
-        since.append(found.index(cost[j]))
+        costs = [cost[i] + spare + (borders[j] - borders[i]) * lengths[borders[i]] for i in range(j)]
+        cost.append(min(costs))
+        since.append(costs.index(cost[j]))
     spans, j = [], len(borders) - 1
     while j > 0:
         spans.append((borders[since[j]], borders[j]))
@@ -339,10 +339,10 @@ def _branches(prompts: Sequence[tuple[int, ...]], stem: int, *, least: int) -> l
     shared = [group for group in groups if len(group[1]) > 1]
     if sum((length - stem) * (len(members) - 1) for length, members in shared) < least:
         return [_Branch(stem, tuple(range(len(prompts))))]
-    found = [_Branch(length, tuple(members)) for length, members in shared]
+    branches = [_Branch(length, tuple(members)) for length, members in shared]
     alone = tuple(i for _, members in groups if len(members) == 1 for i in members)
-    found.sort(key=lambda branch: -branch.length)
-    return [*found, _Branch(stem, alone)] if alone else found
+    branches.sort(key=lambda branch: -branch.length)
+    return [*branches, _Branch(stem, alone)] if alone else branches
 
 
 def _size_class(length: int) -> int:

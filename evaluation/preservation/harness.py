@@ -106,9 +106,9 @@ class EngineLM(TemplateLM):
                 max_seq_len=self.max_length,
                 context_len=1,
             )
-            found = [(None, *make_disjoint_window(window)) for window in rolling]
-            windows += found
-            owners += [number] * len(found)
+            mine = [(None, *make_disjoint_window(window)) for window in rolling]
+            windows += mine
+            owners += [number] * len(mine)
         totals = [0.0] * len(requests)
         for number, (value, _greedy) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
             totals[number] += value
@@ -193,7 +193,7 @@ class HarnessSuite:
             task._instances = None  # the harness adds to what an earlier call left
         # its progress bars cannot be turned off otherwise; what goes through logging is heard
         with contextlib.redirect_stderr(io.StringIO()):
-            found = evaluate(
+            results = evaluate(
                 EngineLM(engine, seed=seed),
                 {"tasks": tasks, "groups": {}, "group_map": {}},
                 samples=dict(chosen),
@@ -201,9 +201,9 @@ class HarnessSuite:
                 log_samples=True,
                 apply_chat_template=self.chat,
             )
-        assert found is not None
+        assert results is not None
         values: dict[str, dict[Item, Any]] = defaultdict(dict)
-        for sub, logged in found["samples"].items():
+        for sub, logged in results["samples"].items():
             for sample in logged:
                 for metric in sample["metrics"]:
                     name = metric if sample["filter"] == "none" else f"{metric},{sample['filter']}"
