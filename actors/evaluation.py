@@ -22,8 +22,11 @@ from errata.editing.request import EditRequest
 from errata.evaluation.answering import ArmAnswer, Question, answer
 from errata.evaluation.arms import ArmEvaluator, Evaluation
 from errata.evaluation.caching import CachingEngine
+from errata.evaluation.free_text import FreeText, free_texts
 from errata.evaluation.outcomes import Arm
 from errata.evaluation.perplexity import paragraphs_of, perplexity, windows_of
+from errata.evaluation.reasoning import ReasoningMarks
+from errata.evaluation.sampling import SamplingConfig, SamplingEngine
 from errata.retrieval.memory import Hit
 from errata.retrieval.scr import ScrConfig, SelectiveReasoner
 
@@ -42,6 +45,7 @@ class EvaluationSettings:
     arms: tuple[Arm, ...]
     max_new_tokens: int = 12
     stop_at_newline: bool = True
+    reasoning: ReasoningMarks | None = None
 
 
 class EvaluationWorker:
@@ -61,6 +65,7 @@ class EvaluationWorker:
             engine=engine,
             max_new_tokens=settings.max_new_tokens,
             stop_at_newline=settings.stop_at_newline,
+            reasoning=settings.reasoning,
         )
 
     def evaluate(self, requests: Sequence[EditRequest], weights: Mapping[int, Tensor], hits: Hits) -> Evaluation:
@@ -109,6 +114,16 @@ class EvaluationWorker:
             rows = [model.text.encode_chat([{"role": "user", "content": p}]) if chat else encode(p) for p in prompts]
             return [answer.text for answer in self._evaluator.engine.generate(rows, max_new_tokens=max_new_tokens)]
 
+    def free_texts(
+        self, openings: Mapping[str, Sequence[str]], weights: Mapping[int, Tensor], sampling: SamplingConfig
+    ) -> dict[str, FreeText]:
+        """Sampled continuations of each fact's openings by the version; no weights for the base."""
+        self._versioned.show_base()
+        model = self._versioned.model
+        with model.patched(sorted(weights)):
+            model.set_weights(weights)
+            return free_texts(SamplingEngine(model), openings, sampling=sampling)
+
     def answer(
         self,
         questions: Sequence[Question],
@@ -156,6 +171,11 @@ class EvaluationActor:
     ) -> list[str]:
         return self._worker.continuations(prompts, weights, max_new_tokens, chat)
 
+    def free_texts(
+        self, openings: Mapping[str, Sequence[str]], weights: Mapping[int, Tensor], sampling: SamplingConfig
+    ) -> dict[str, FreeText]:
+        return self._worker.free_texts(openings, weights, sampling)
+
     def answer(
         self,
         questions: Sequence[Question],
@@ -173,6 +193,10 @@ def _ask(part: Sequence[EditRequest], weights: Any, hits: Any, actor: Any) -> An
 
 def _read(documents: Sequence[str], weights: Any, actor: Any) -> Any:
     return actor.perplexity.remote(documents, weights)
+
+
+def _continue(openings: Mapping[str, Sequence[str]], weights: Any, sampling: SamplingConfig, actor: Any) -> Any:
+    return actor.free_texts.remote(openings, weights, sampling)
 
 
 def free_slot(turn: int, count: int, busy: Collection[int]) -> int:
@@ -264,6 +288,18 @@ class EvaluationPool:
             [lambda actor: actor.continuations.remote(given, weights, max_new_tokens, chat)]
         )
         return found[0]
+
+    def free_texts(
+        self, openings: Mapping[str, Sequence[str]], weights: Any, sampling: SamplingConfig
+    ) -> dict[str, FreeText]:
+        """Sampled continuations by a version; the facts go over the workers, and no other changes what one says."""
+        names = list(openings)
+        parts = [names[i :: len(self.actors)] for i in range(min(len(names), len(self.actors)))]
+        calls = [partial(_continue, {name: list(openings[name]) for name in part}, weights, sampling) for part in parts]
+        found: dict[str, FreeText] = {}
+        for part in self._spread(calls):
+            found |= part
+        return {name: found[name] for name in names}
 
     def answer(
         self,

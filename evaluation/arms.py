@@ -365,7 +365,7 @@ class ArmEvaluator:
         return found
 
     def _agreement(self, scored: Continuation, plain: Continuation) -> float:
-        """`locality_tf`, by the tokens' texts: in a chat template an answer begins without the space it has elsewhere."""
+        """`locality_tf`, by the tokens' texts: in a chat template an answer begins without a space."""
         own, other = (
             [self.model.text.decode([token]).strip() or token for token in part.argmax] for part in (scored, plain)
         )

@@ -45,13 +45,13 @@ def edit_score(scores: Mapping[str, float]) -> float:
 
 @metric("average_true", version=1, source="revisiting, tables 3 and 29-32 (Avg.)")
 def average_true(scores: Mapping[str, float]) -> float:
-    """Mean of reliability, generalisation, locality against the true answer and portability, all of generated answers."""
+    """Mean of reliability, generalisation, locality against the true answer and portability (generated answers)."""
     return sum(_parts(AVERAGE_PARTS, scores)) / len(AVERAGE_PARTS)
 
 
 @metric("overall", version=1, source="rose, table 1 (Overall)")
 def overall(scores: Mapping[str, float]) -> float:
-    """Mean of efficacy, paraphrase and locality as RoSE has them: generated answers, locality against the true answer."""
+    """Mean of RoSE's efficacy, paraphrase and locality: generated answers, locality against the true answer."""
     return sum(_parts(OVERALL_PARTS, scores)) / len(OVERALL_PARTS)
 
 

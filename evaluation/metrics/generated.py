@@ -34,7 +34,7 @@ def answer_f1(answer: str, expected: Sequence[str]) -> float:
 
 @metric("locality_true", version=MATCHING_VERSION, source="revisiting C.1 (its Locality: before any edit 14, not 100)")
 def locality_true(answer: str, true: Sequence[str]) -> bool:
-    """Whether the generated answer to a neighbourhood prompt contains the *true* answer, whatever the unedited model says.
+    """Whether the generated answer to a neighbourhood prompt contains the *true* one, whatever the unedited model says.
 
     A run's own judge decides it, as it decides reliability.
     """

@@ -113,6 +113,11 @@ def with_found_files(config: RunConfig, source: Path | None = None) -> RunConfig
         evaluation = update.get("evaluation", config.evaluation)
         texts = {name: text.found(beside) for name, text in evaluation.texts.items()}
         update["evaluation"] = evaluation.model_copy(update={"texts": texts})
+    if (free := config.evaluation.free_text) is not None:
+        evaluation = update.get("evaluation", config.evaluation)
+        named = {key: path for key in ("openings", "references") if (path := getattr(free, key)) is not None}
+        free = free.model_copy(update={key: find_data(path, beside) for key, path in named.items()})
+        update["evaluation"] = evaluation.model_copy(update={"free_text": free})
     if config.covariance.corpus is not None:
         text = config.covariance.corpus
         text = text.model_copy(update={"path": find_data(text.path, beside)})
