@@ -8,77 +8,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
 import ray
 from torch import Tensor
 
-from errata.actors.connection import LOST, check_born, unwrap
+from errata.actors.connection import LOST, raise_if_init_failed, unwrap
 from errata.actors.runtime import kill, make_actor
 from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
 from errata.actors.sharded.stored import stored
-from errata.actors.worker import load_for
-from errata.editing.contexts import sample_contexts
+from errata.actors.workers.editor import ContextSpec, EditorWorker
 from errata.editing.covariance import KeyCovariance
-from errata.editing.editors import make_editor
 from errata.editing.errors import ErrataError
 from errata.editing.request import EditBatch
-from errata.editing.reverting import HistoryItem, RevertOrder, revert
-from errata.editing.session import EditReceipt, EditSession, Snapshot
+from errata.editing.reverting import HistoryItem, RevertOrder
+from errata.editing.session import EditReceipt, Snapshot
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ContextSpec:
-    """Context prefixes: given, or sampled from the base model."""
-
-    count: int
-    length: int
-    seed: int
-    given: tuple[str, ...] | None = None
-
-
-class EditorWorker:
-    """An `EditSession` over a model loaded in this process. Plain class; `EditorActor` is its shell."""
-
-    def __init__(self, spec: ModelSpec, role: RoleConfig, editor_config: Any, contexts: ContextSpec) -> None:
-        self._model = load_for(role, spec)
-        self._editor = make_editor(editor_config)
-        self._model.check_layers(self._editor.layers)
-        self.contexts = contexts.given or sample_contexts(
-            self._model, count=contexts.count, length=contexts.length, seed=contexts.seed
-        )
-        self._session: EditSession | None = None
-
-    def start(self, covariance: KeyCovariance | None) -> None:
-        """Begin the lifetime on its first covariance."""
-        self._session = EditSession(self._model, self._editor, covariance, self.contexts)
-
-    def map_widths(self) -> dict[int, int]:
-        """d_in of every edited map."""
-        return {layer: int(self._model.weight(layer).shape[1]) for layer in self._editor.layers}
-
-    def session(self) -> EditSession:
-        """The session; raises before ``start``."""
-        if self._session is None:
-            raise ErrataError("the editor has not been started with a covariance yet")
-        return self._session
-
-    def replay(self, item: HistoryItem) -> None:
-        """Take over one item of history."""
-        if isinstance(item, KeyCovariance):
-            self.session().swap_covariance(item)
-        elif isinstance(item, Snapshot):
-            self.session().resume(item)
-        else:
-            self.session().replay(item)
-
-    def revert(self, order: RevertOrder, items: Iterable[HistoryItem]) -> EditReceipt:
-        """Take edits out; ``items`` are the history as far as computing without them needs it."""
-        return revert(self.session(), order, items)
 
 
 @ray.remote
@@ -167,14 +114,14 @@ class EditorClient:
 
     def contexts(self) -> tuple[str, ...]:
         """The context prefixes in use; fixes them for every later revival."""
-        found: tuple[str, ...] = self._call("contexts")
-        self._contexts = ContextSpec(self._contexts.count, self._contexts.length, self._contexts.seed, found)
-        return found
+        contexts: tuple[str, ...] = self._call("contexts")
+        self._contexts = ContextSpec(self._contexts.count, self._contexts.length, self._contexts.seed, contexts)
+        return contexts
 
     def map_widths(self) -> dict[int, int]:
         """d_in of every edited map."""
-        found: dict[int, int] = self._call("map_widths")
-        return found
+        widths: dict[int, int] = self._call("map_widths")
+        return widths
 
     def restore(self) -> None:
         """Replay the whole history into a fresh actor."""
@@ -214,10 +161,10 @@ class EditorClient:
         self._limit = None
 
         def once() -> EditReceipt:
-            found: EditReceipt = self._get(
+            answered: EditReceipt = self._get(
                 self._actor.revert.remote(order, [ray.put(stored(item)) for item in items()])
             )
-            return found
+            return answered
 
         receipt: EditReceipt = self._guarded(once)
         self._last = receipt
@@ -225,8 +172,8 @@ class EditorClient:
 
     def snapshot(self) -> Snapshot:
         """The editor as it stands."""
-        found: Snapshot = self._call("snapshot")
-        return found
+        taken: Snapshot = self._call("snapshot")
+        return taken
 
     def weights(self) -> Any:
         """A reference to the edited maps by layer as they are now; pass it on without fetching it."""
@@ -241,8 +188,8 @@ class EditorClient:
 
     def norms(self) -> dict[int, float]:
         """Frobenius norms of the edited matrices."""
-        found: dict[int, float] = self._call("norms")
-        return found
+        norms: dict[int, float] = self._call("norms")
+        return norms
 
     def close(self) -> None:
         """End the actor."""
@@ -273,7 +220,7 @@ class EditorClient:
             try:
                 return action()
             except LOST as error:
-                check_born(error)
+                raise_if_init_failed(error)
                 self._revive(error)
             except ray.exceptions.RayTaskError as error:
                 raise unwrap(error) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import Any
@@ -13,138 +12,23 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from errata.actors.connection import LOST, check_born, unwrap
+from errata.actors.connection import LOST, raise_if_init_failed, unwrap
 from errata.actors.runtime import WorkerGroup, make_actor
 from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
-from errata.actors.worker import VersionedModel, load_for, yield_to_others
+from errata.actors.workers.evaluation import EvaluationSettings, EvaluationWorker, Hits
+from errata.actors.workers.model import yield_to_others
 from errata.editing.errors import ErrataError
 from errata.editing.request import EditRequest
-from errata.evaluation.answering import ArmAnswer, Question, answer
-from errata.evaluation.arms import ArmEvaluator, Evaluation
-from errata.evaluation.caching import CachingEngine
-from errata.evaluation.free_text import FreeText, free_texts
+from errata.evaluation.answering import ArmAnswer, Question
+from errata.evaluation.arms import Evaluation
+from errata.evaluation.free_text import FreeText
 from errata.evaluation.outcomes import Arm
-from errata.evaluation.perplexity import paragraphs_of, perplexity, windows_of
-from errata.evaluation.reasoning import ReasoningMarks
-from errata.evaluation.sampling import SamplingConfig, SamplingEngine
-from errata.retrieval.memory import Hit
-from errata.retrieval.scr import ScrConfig, SelectiveReasoner
+from errata.evaluation.sampling import SamplingConfig
 
 logger = logging.getLogger(__name__)
 
-Hits = Mapping[str, Sequence[Hit]]
 _CHUNKS_PER_WORKER = 2
 """The workers end at nearly the same time, and what a chunk's questions have in common is still run together."""
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """How questions are put."""
-
-    scr: ScrConfig
-    arms: tuple[Arm, ...]
-    max_new_tokens: int = 12
-    stop_at_newline: bool = True
-    reasoning: ReasoningMarks | None = None
-
-
-class EvaluationWorker:
-    """An `ArmEvaluator` on a model loaded in this process. Plain class; `EvaluationActor` is its shell."""
-
-    def __init__(
-        self, spec: ModelSpec, role: RoleConfig, settings: EvaluationSettings, versioned: VersionedModel | None = None
-    ) -> None:
-        self._versioned = versioned or VersionedModel(load_for(role, spec))
-        model = self._versioned.model
-        self._settings = settings
-        engine = CachingEngine(model)
-        self._reasoner = SelectiveReasoner(engine, model.text, settings.scr)
-        self._evaluator = ArmEvaluator(
-            model,
-            self._reasoner,
-            engine=engine,
-            max_new_tokens=settings.max_new_tokens,
-            stop_at_newline=settings.stop_at_newline,
-            reasoning=settings.reasoning,
-        )
-
-    def evaluate(self, requests: Sequence[EditRequest], weights: Mapping[int, Tensor], hits: Hits) -> Evaluation:
-        """Every probe of every request on every arm; ``weights`` are the edited maps of the version."""
-        self._versioned.show_base()
-        return self._evaluator.evaluate(
-            requests,
-            base=self._versioned.base(tuple(weights)),
-            edited=weights,
-            hits=hits,
-            arms=self._settings.arms,
-            base_digest=self._versioned.model.digest,
-        )
-
-    def query_seconds(
-        self, questions: Sequence[str], weights: Mapping[int, Tensor], hits: Hits, search_seconds: float
-    ) -> dict[Arm, float]:
-        """Mean wall seconds of one question asked alone, by arm."""
-        self._versioned.show_base()
-        return self._evaluator.query_seconds(
-            questions,
-            base=self._versioned.base(tuple(weights)),
-            edited=weights,
-            hits=hits,
-            arms=self._settings.arms,
-            search_seconds=search_seconds,
-        )
-
-    def perplexity(self, text: str | Sequence[str], weights: Mapping[int, Tensor]) -> float:
-        """Perplexity of the version on held-out text, or documents; no weights for the base."""
-        self._versioned.show_base()
-        model = self._versioned.model
-        with model.patched(sorted(weights)):
-            model.set_weights(weights)
-            return perplexity(self._evaluator.engine, windows_of(model.text, paragraphs_of(text))).value
-
-    def continuations(
-        self, prompts: Sequence[str], weights: Mapping[int, Tensor], max_new_tokens: int, chat: bool
-    ) -> list[str]:
-        """What the version says after each prompt, greedily, or to it as a chat message; no weights for the base."""
-        self._versioned.show_base()
-        model = self._versioned.model
-        with model.patched(sorted(weights)):
-            model.set_weights(weights)
-            encode = model.text.encode_prompt
-            rows = [model.text.encode_chat([{"role": "user", "content": p}]) if chat else encode(p) for p in prompts]
-            return [answer.text for answer in self._evaluator.engine.generate(rows, max_new_tokens=max_new_tokens)]
-
-    def free_texts(
-        self, openings: Mapping[str, Sequence[str]], weights: Mapping[int, Tensor], sampling: SamplingConfig
-    ) -> dict[str, FreeText]:
-        """Sampled continuations of each fact's openings by the version; no weights for the base."""
-        self._versioned.show_base()
-        model = self._versioned.model
-        with model.patched(sorted(weights)):
-            model.set_weights(weights)
-            return free_texts(SamplingEngine(model), openings, sampling=sampling)
-
-    def answer(
-        self,
-        questions: Sequence[Question],
-        weights: Mapping[int, Tensor],
-        hits: Hits,
-        arms: Sequence[Arm],
-        max_new_tokens: int | None,
-    ) -> list[dict[Arm, ArmAnswer]]:
-        """What the arms say to free questions."""
-        self._versioned.show_base()
-        return answer(
-            self._evaluator,
-            self._reasoner,
-            questions,
-            base=self._versioned.base(tuple(weights)),
-            edited=weights,
-            hits=hits,
-            arms=arms,
-            base_digest=self._versioned.model.digest,
-            max_new_tokens=max_new_tokens,
-        )
 
 
 @ray.remote
@@ -227,7 +111,7 @@ class EvaluationPool:
         self._workers.start()
         self._lock = threading.Lock()
         self._given_up = threading.Event()
-        self._turns = count()
+        self._next_slot = count()
         self._busy: set[int] = set()
 
     @property
@@ -255,26 +139,27 @@ class EvaluationPool:
         calls: list[Callable[[Any], Any]] = [partial(_ask, part, weights, reference) for part in parts]
         if text is not None:
             calls.insert(0, lambda actor: actor.perplexity.remote(text, weights))
-        found = self._spread(calls)
-        done: list[Evaluation] = found[-chunks:]
+        results = self._spread(calls)
+        done: list[Evaluation] = results[-chunks:]
         by_id = {record.request_id: record for evaluation in done for record in evaluation.records}
         ordered = tuple(by_id[request.id] for request in requests)
-        together = Evaluation(ordered, done[0].arms, sum(evaluation.seconds for evaluation in done))
-        return together, found[0] if text is not None else None
+        seconds = sum(evaluation.seconds for evaluation in done)
+        together = Evaluation(ordered, done[0].arms, seconds, sum(evaluation.skipped for evaluation in done))
+        return together, results[0] if text is not None else None
 
     def query_seconds(
         self, questions: Sequence[str], weights: Any, hits: Hits, search_seconds: float
     ) -> dict[Arm, float]:
         """Mean wall seconds of one question asked alone, by arm, on one worker."""
-        found: list[dict[Arm, float]] = self._spread(
+        seconds: list[dict[Arm, float]] = self._spread(
             [lambda actor: actor.query_seconds.remote(list(questions), weights, dict(hits), search_seconds)]
         )
-        return found[0]
+        return seconds[0]
 
     def perplexity(self, text: str, weights: Any) -> float:
         """Perplexity of a version on held-out text."""
-        found: list[float] = self._spread([lambda actor: actor.perplexity.remote(text, weights)])
-        return found[0]
+        values: list[float] = self._spread([lambda actor: actor.perplexity.remote(text, weights)])
+        return values[0]
 
     def perplexities(self, texts: Mapping[str, Sequence[str]], weights: Any) -> dict[str, float]:
         """Perplexity of a version on each of several texts, given as documents; the texts go over the workers."""
@@ -284,10 +169,10 @@ class EvaluationPool:
     def continuations(self, prompts: Sequence[str], weights: Any, max_new_tokens: int, chat: bool) -> list[str]:
         """What a version says after each prompt, on one worker."""
         given = list(prompts)
-        found: list[list[str]] = self._spread(
+        texts: list[list[str]] = self._spread(
             [lambda actor: actor.continuations.remote(given, weights, max_new_tokens, chat)]
         )
-        return found[0]
+        return texts[0]
 
     def free_texts(
         self, openings: Mapping[str, Sequence[str]], weights: Any, sampling: SamplingConfig
@@ -315,18 +200,18 @@ class EvaluationPool:
         worker's part, not for the whole.
         """
         while not self._given_up.is_set():
-            slot = free_slot(next(self._turns), len(self.actors), self._busy)
+            slot = free_slot(next(self._next_slot), len(self.actors), self._busy)
             actor = self.actors[slot]
             try:
-                found: list[dict[Arm, ArmAnswer]] = ray.get(
+                answers: list[dict[Arm, ArmAnswer]] = ray.get(
                     actor.answer.remote(list(questions), weights, dict(hits), tuple(arms), max_new_tokens),
                     timeout=self._timeout,
                 )
-                return found
+                return answers
             except LOST as error:
                 if self._given_up.is_set():
                     break
-                check_born(error)
+                raise_if_init_failed(error)
                 self._workers.replace(slot, actor, error)
             except ray.exceptions.RayTaskError as error:
                 raise unwrap(error) from error
@@ -366,7 +251,7 @@ class EvaluationPool:
                     except LOST as error:
                         if self._given_up.is_set():
                             raise ErrataError("the evaluation was given up") from error
-                        check_born(error)
+                        raise_if_init_failed(error)
                         self._workers.replace(slot, actor, error)
                         logger.warning("an evaluation worker died; its records are done again by a new one")
                         waiting.append((place, calls[place]))

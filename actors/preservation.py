@@ -9,10 +9,11 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from errata.actors.evaluation import EvaluationPool, EvaluationSettings
+from errata.actors.evaluation import EvaluationPool
 from errata.actors.runtime import WorkerGroup, make_actor
 from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
-from errata.actors.worker import VersionedModel, load_for, yield_to_others
+from errata.actors.workers.evaluation import EvaluationSettings
+from errata.actors.workers.model import VersionedModel, load_for, yield_to_others
 from errata.editing.request import EditRequest
 from errata.evaluation.preservation.battery import Item, Outcomes, Suite, merged
 from errata.evaluation.preservation.suites import BatteryConfig, build_suites
@@ -89,7 +90,7 @@ class PreservationPool(EvaluationPool):
         shares = max(1, min(len(items), len(self.actors) * _SHARES_PER_WORKER))
         parts = [list(items[at::shares]) for at in range(shares)]
         reference = ray.put(dict(weights))
-        found = self._spread([partial(_ask, suite, part, version, reference) for part in parts])
-        together = merged(found)
+        outcomes = self._spread([partial(_ask, suite, part, version, reference) for part in parts])
+        together = merged(outcomes)
         place = {item: at for at, item in enumerate(item for part in parts for item in part)}
         return {metric: [values[place[item]] for item in items] for metric, values in together.items()}

@@ -25,18 +25,19 @@ from errata.editing.contexts import sample_contexts
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.packed import Packed, PackedWeights, multiplying
 from errata.editing.request import EditRequest
-from errata.editing.values import PLAIN, ValueConfig, _Problem, edit_segments
+from errata.editing.value_problem import Problem
+from errata.editing.values import PLAIN, ValueConfig, edit_segments
 
 WAYS = (("general", False, False), ("general_packed", False, True), ("span", True, False), ("span_packed", True, True))
 
 
-def problem_of(model: EditableModel, requests: Sequence[EditRequest], contexts: Sequence[str]) -> _Problem:
+def problem_of(model: EditableModel, requests: Sequence[EditRequest], contexts: Sequence[str]) -> Problem:
     """What does not change from step to step."""
     edits = [edit_segments(model, request, contexts) for request in requests]
-    return _Problem(model, edits, LAYERS[-1], ValueConfig(), "block", PLAIN)
+    return Problem(model, edits, LAYERS[-1], ValueConfig(), "block", PLAIN)
 
 
-def ways(model: EditableModel, problem: _Problem, repeats: int) -> dict[str, float]:
+def ways(model: EditableModel, problem: Problem, repeats: int) -> dict[str, float]:
     """CPU seconds of a step in each of the four ways.
 
     Raises:
@@ -49,7 +50,7 @@ def ways(model: EditableModel, problem: _Problem, repeats: int) -> dict[str, flo
     problem.losses(torch.zeros_like(delta))  # what the divergence is measured from
     for name, span, packed in WAYS:
         model.packed = PackedWeights()
-        found = problem.prepare(pack=packed)
+        prepared = problem.prepare(pack=packed)
         if not span:
             problem.span = None
 
@@ -60,7 +61,7 @@ def ways(model: EditableModel, problem: _Problem, repeats: int) -> dict[str, flo
             assert at.grad is not None
             return losses.detach(), at.grad
 
-        with multiplying(found):
+        with multiplying(prepared):
             got = step()
             wanted = got if wanted is None else wanted
             apart = max(float((a - b).norm() / b.norm()) for a, b in zip(got, wanted, strict=True))
@@ -70,7 +71,7 @@ def ways(model: EditableModel, problem: _Problem, repeats: int) -> dict[str, flo
     return seconds
 
 
-def products(model: EditableModel, problem: _Problem, repeats: int) -> dict[str, float]:
+def products(model: EditableModel, problem: Problem, repeats: int) -> dict[str, float]:
     """CPU seconds of a step's products by shape, each weight read from memory; ``pack`` is what packing costs once,
     both ways."""
     sums = dict.fromkeys(("plain", "packed", "back", "packed_back", "pack"), 0.0)
@@ -101,7 +102,7 @@ def of_shape(rows: int, outputs: int, inputs: int, copies: int, repeats: int) ->
         "plain": best(lambda: [functional.linear(x, w) for w in weights], repeats) / copies,
         "packed": best(lambda: [p.forward(x) for p in ready], repeats) / copies,
         "back": best(lambda: [g @ w for w in weights], repeats) / copies,
-        "packed_back": best(lambda: [p.back(g) for p in ready], repeats) / copies,
+        "packed_back": best(lambda: [p.backward(g) for p in ready], repeats) / copies,
         "pack": best(pack, repeats) / copies,
     }
 

@@ -111,10 +111,10 @@ def record_means(
     """The means that `record_mean` is over, one for each record with such a probe."""
     means = []
     for record in records:
-        found = [
+        measured = [
             value(result.arms[arm]) for result in record.probes if result.probe.kind == kind and arm in result.arms
         ]
-        values = [float(item) for item in found if item is not None]
+        values = [float(item) for item in measured if item is not None]
         if values:
             means.append(sum(values) / len(values))
     return means
@@ -153,7 +153,7 @@ def portability_by_kind(
 ) -> dict[str, float]:
     """Portability of each kind of question, by `record_mean`; ``value`` of an outcome is the judge's verdict."""
     kinds = {r.probe.detail for record in records for r in record.probes if r.probe.kind == "portability"}
-    found = {}
+    by_kind = {}
     for kind in sorted(kinds):
         part = [
             RecordResult(record.request_id, tuple(r for r in record.probes if r.probe.detail == kind))
@@ -161,8 +161,8 @@ def portability_by_kind(
         ]
         mean = record_mean(part, arm, "portability", value)
         if mean is not None:
-            found[kind] = mean
-    return found
+            by_kind[kind] = mean
+    return by_kind
 
 
 def locality_match_ratio_of(records: Sequence[RecordResult], arm: Arm) -> float | None:

@@ -8,7 +8,6 @@ The index is a cache: its owner can build it again at any time.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import math
 from pathlib import Path
@@ -16,12 +15,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from errata.editing.closed import Closed
+from errata.editing.extras import Later
 
 logger = logging.getLogger(__name__)
 
-# Any: the library's type hints come and go between releases and miss members that are there
-faiss: Any = importlib.import_module("faiss")
+# Any: the library's type hints come and go between releases and miss members that are there. Imported when an index
+# is made: reading a run's history needs none
+faiss: Any = Later("faiss")
 
 Vectors = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -40,10 +43,9 @@ _TRAIN_POINTS_PER_LIST = 64
 _FLAT, _LISTS = "flat.faiss", "lists.faiss"
 
 
-class IndexConfig(BaseModel):
+class IndexConfig(Closed):
     """When the search stops being exhaustive, and how far it looks then."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     exact_limit: int = Field(200_000, ge=1)
     """Up to this many vectors every search looks at all of them."""
     nprobe: int = Field(16, ge=1)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from errata.editing.errors import ErrataError, UserError
+from errata.editing.extras import lacking
 from errata.orchestrator.cli.change import register as register_change
 from errata.orchestrator.cli.covariance import register as register_covariance
 from errata.orchestrator.cli.doctor import register as register_doctor
@@ -122,7 +123,8 @@ def list_models() -> None:
 
 
 def _print_result(output: Path) -> None:
-    from errata.orchestrator.report.summary import ARMS, read_summary
+    from errata.evaluation.outcomes import ARMS
+    from errata.orchestrator.report.summary import read_summary
 
     summary = read_summary(output / "summary.json")
     console = Console()
@@ -147,6 +149,11 @@ def main() -> None:
         app()
     except UserError as error:
         print(f"errata: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if (told := lacking(error)) is None:
+            raise
+        print(f"errata: {told}", file=sys.stderr)
         sys.exit(2)
     except ErrataError as error:
         print(f"errata: error: {error}", file=sys.stderr)

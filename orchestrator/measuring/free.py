@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from errata.actors.evaluation import EvaluationPool
+from errata.actors.parts import EvaluationPart
 from errata.editing.errors import UserError
 from errata.editing.request import EditRequest
 from errata.evaluation.datasets import counterfact
@@ -44,7 +44,7 @@ class FreeTexts:
                     "and samples"
                 ) from error
 
-    def measure(self, pool: EvaluationPool, requests: Sequence[EditRequest], weights: Any) -> dict[Arm, Figures]:
+    def measure(self, pool: EvaluationPart, requests: Sequence[EditRequest], weights: Any) -> dict[Arm, Figures]:
         """``fluency``, ``fluency_star`` and ``consistency`` of base and version; ``requests`` oldest first."""
         chosen = [requests[at] for at in by_age([request.id for request in requests], self._config.facts)]
         openings = {name: self._openings.get(name) or own for name, own in prompts_of(chosen).items()}

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from errata.actors.evaluation import EvaluationPool, Hits
-from errata.actors.retrieval import MemoryClient
+from errata.actors.parts import EvaluationPart, MemoryPart
+from errata.actors.workers.evaluation import Hits
 from errata.editing.errors import UserError
 from errata.editing.request import EditRequest
 from errata.evaluation.arms import Evaluation
@@ -69,8 +69,8 @@ class Measurer:
 
     def __init__(
         self,
-        pool: EvaluationPool,
-        memory: MemoryClient,
+        pool: EvaluationPart,
+        memory: MemoryPart,
         config: EvaluationConfig,
         mem: MemoryConfig,
         base: str,
@@ -140,8 +140,8 @@ class Measurer:
             done: called in the background with the result.
         """
         questions = questions_of(requests)
-        found = self._memory.search(questions, self._mem.scr.k) if remembered else [[] for _ in questions]
-        hits: Hits = dict(zip(questions, found, strict=True))
+        near = self._memory.search(questions, self._mem.scr.k) if remembered else [[] for _ in questions]
+        hits: Hits = dict(zip(questions, near, strict=True))
 
         def work() -> Measurement:
             started = time.perf_counter()

@@ -9,7 +9,7 @@ import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
-from errata.actors.cluster import Cluster
+from errata.actors.parts import Parts
 from errata.evaluation.strata import by_age
 from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.journal import Journal
@@ -35,7 +35,7 @@ class RunLoop:
         config: RunConfig,
         journal: Journal,
         store: ArtifactStore,
-        cluster: Cluster,
+        cluster: Parts,
         *,
         output: Path,
         model_digest: str,

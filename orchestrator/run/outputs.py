@@ -116,7 +116,7 @@ def _intervals(final: Measurement) -> Any:
 
 def _by_kind(final: Measurement, value: Callable[[ProbeOutcome], float | None]) -> Any:
     kinds = {arm: portability_by_kind(final.evaluation.records, arm, value) for arm in final.evaluation.arms}
-    return {arm: found for arm, found in kinds.items() if found}
+    return {arm: figures for arm, figures in kinds.items() if figures}
 
 
 def _choices(rates: dict[str, dict[str, float | None]]) -> Any:

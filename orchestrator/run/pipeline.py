@@ -16,10 +16,9 @@ from datetime import UTC, datetime
 from itertools import chain, pairwise
 from typing import Final
 
-from errata.actors.cluster import Cluster
-from errata.actors.editor import ContextSpec, EditorClient
-from errata.actors.evaluation import EvaluationSettings
-from errata.actors.retrieval import MemoryClient
+from errata.actors.parts import EditorPart, EvaluationPart, MemoryPart, Parts
+from errata.actors.workers.editor import ContextSpec
+from errata.actors.workers.evaluation import EvaluationSettings
 from errata.editing.covariance import KeyCovariance
 from errata.editing.editors import make_editor
 from errata.editing.errors import UserError
@@ -84,7 +83,7 @@ class Pipeline:
         config: RunConfig,
         journal: Journal,
         store: ArtifactStore,
-        cluster: Cluster,
+        cluster: Parts,
         *,
         tracker: Tracker | NullTracker,
         display: Display,
@@ -96,12 +95,12 @@ class Pipeline:
         self._config, self._tracker, self._display = config, tracker, display
         self.after_commit: list[Callable[[Version], None]] = []
         estimator = cluster.estimator()
-        self.editor: EditorClient = cluster.editor(
+        self.editor: EditorPart = cluster.editor(
             config.editor,
             ContextSpec(config.contexts.count, config.contexts.length, config.seed),
             self._history,
         )
-        self.memory: MemoryClient = cluster.memory(
+        self.memory: MemoryPart = cluster.memory(
             config.memory.embedder,
             config.memory.index,
             lambda: memory_entries(journal, config.memory.statement),
@@ -114,7 +113,7 @@ class Pipeline:
             config.evaluation.stop_at_newline,
             config.evaluation.reasoning,
         )
-        self.evaluators = cluster.evaluators(settings)
+        self.evaluators: EvaluationPart = cluster.evaluators(settings)
         self.measurer = Measurer(
             self.evaluators,
             self.memory,
@@ -257,8 +256,8 @@ class Pipeline:
             self.timeline.begin(self.editor.norms())
             return
         versions = self.journal.versions()
-        found = newest_snapshot(self.journal, self.store, before=self._first_to_visit(versions))
-        self._since = None if found is None else found[1]
+        newest = newest_snapshot(self.journal, self.store, before=self._first_to_visit(versions))
+        self._since = None if newest is None else newest[1]
         start = 0 if self._since is None else self._since.sequence
         self._display.say(
             f"resuming after {head.edits} edits in {head.sequence} batches"
@@ -308,8 +307,8 @@ class Pipeline:
     def _history(self) -> Iterator[HistoryItem]:
         """For an editor that is made anew: from where the restoration began, or from the newest snapshot."""
         if self._since is None and not self._restoring:
-            found = newest_snapshot(self.journal, self.store)
-            return history(self.journal, self.store, since=None if found is None else found[1])
+            newest = newest_snapshot(self.journal, self.store)
+            return history(self.journal, self.store, since=None if newest is None else newest[1])
         return history(self.journal, self.store, since=self._since)
 
     # --- one batch ---
