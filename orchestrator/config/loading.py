@@ -101,7 +101,8 @@ def with_found_files(config: RunConfig, source: Path | None = None) -> RunConfig
     beside = source.parent if source else None
     update: dict[str, Any] = {}
     if config.stream.path:
-        update["stream"] = config.stream.model_copy(update={"path": find_data(config.stream.path, beside)})
+        streams = {k: find_data(v, beside) for k in ("path", "portability") if (v := getattr(config.stream, k))}
+        update["stream"] = config.stream.model_copy(update=streams)
     named = {key: path for key in ("sentinels", "held_out") if (path := getattr(config.guard, key)) is not None}
     if named:
         found_files = {key: find_data(path, beside) for key, path in named.items()}

@@ -180,7 +180,8 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
         kept["model"] = {key: value for key, value in model.items() if key != "parallel" or value}
     stream = kept.get("stream")
     if isinstance(stream, Mapping):
-        left_out = ("limit", "follow", "redis", "kafka", *(() if stream.get("probes") else ("probes",)))
+        unused = [key for key in ("probes", "portability") if not stream.get(key)]
+        left_out = ("limit", "follow", "redis", "kafka", *unused)
         kept["stream"] = {key: value for key, value in stream.items() if key not in left_out}
     batching = kept.get("batching")
     if isinstance(batching, Mapping):
