@@ -11,6 +11,7 @@ from typing import Any
 
 from errata.actors.cluster import Cluster
 from errata.editing.checkpoint.load import checkpoint_digest, resolve_model
+from errata.editing.checkpoint.sound import check_checkpoint, check_numbers, told_of_tokens
 from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.guard.rules import read_guard
 from errata.orchestrator.history.receipts import open_store
@@ -43,6 +44,7 @@ def run_experiment(config: RunConfig, output: Path, *, resume: bool, display: Di
     """
     directory = resolve_model(config.model.name)
     check_layers(config, directory)
+    rows = check_checkpoint(directory, config.model.name)
     config = for_model(config, directory)
     check_embedder(config.memory.embedder)
     check_evaluation(config.evaluation)
@@ -51,6 +53,8 @@ def run_experiment(config: RunConfig, output: Path, *, resume: bool, display: Di
     admission = Admission.of(config.model.name, context_tokens=config.contexts.length if config.contexts.count else 0)
     check_output(config, output, resume=resume)
     model_digest = checkpoint_digest(directory)
+    check_numbers(directory, config.model.name, digest=model_digest)
+    told_of_tokens(admission.text, rows, display.warn)
     with termination_as_interrupt(), open_journal(config, output, model_digest) as journal:
         store = open_store(output)
         store.sweep()

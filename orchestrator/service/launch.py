@@ -14,6 +14,7 @@ from typing import Any
 
 from errata.actors.cluster import Cluster
 from errata.editing.checkpoint.load import checkpoint_digest, resolve_model
+from errata.editing.checkpoint.sound import check_checkpoint, check_numbers, told_of_tokens
 from errata.editing.errors import ErrataError, UserError
 from errata.orchestrator.config.loading import apply_override, build_config, read_composed
 from errata.orchestrator.config.presets import find_config
@@ -93,6 +94,7 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
     check_host(host, tokens)
     directory = resolve_model(config.model.name)
     check_layers(config, directory)
+    rows = check_checkpoint(directory, config.model.name)
     config = for_model(config, directory)
     check_embedder(config.memory.embedder)
     check_evaluation(config.evaluation)
@@ -101,6 +103,8 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
     admission = Admission.of(config.model.name, context_tokens=config.contexts.length if config.contexts.count else 0)
     check_output(config, output, resume=Journal.exists(output / JOURNAL_FILE))
     digest = checkpoint_digest(directory)
+    check_numbers(directory, config.model.name, digest=digest)
+    told_of_tokens(admission.text, rows, display.warn)
     with ExitStack() as stack:
         listener = stack.enter_context(listen(host, port))
         # from here on a signal ends the service, at whatever point its start has come to
