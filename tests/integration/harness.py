@@ -38,6 +38,7 @@ from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.history.receipts import open_store
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.progress import Display
+from errata.orchestrator.run.assembly import make_pipeline
 from errata.orchestrator.run.launch import run_experiment
 from errata.orchestrator.run.pipeline import Pipeline
 from errata.orchestrator.tracking.tracker import NullTracker
@@ -358,7 +359,7 @@ def opened(settings: RunConfig, output: Path) -> Iterator[Pipeline]:
         store = open_store(output)
         store.sweep()
         with PlainCluster(settings.ray, settings.model_spec(digest)) as cluster:
-            pipeline = Pipeline(
+            pipeline = make_pipeline(
                 settings,
                 journal,
                 store,
