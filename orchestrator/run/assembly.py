@@ -11,7 +11,7 @@ from errata.orchestrator.covariance.schedule import Refreshing
 from errata.orchestrator.history.receipts import memory_entries
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
-from errata.orchestrator.measuring.measurer import Measurer
+from errata.orchestrator.measuring.measurer import JUDGEMENTS, Measurer
 from errata.orchestrator.measuring.timeline import Timeline
 from errata.orchestrator.progress import Display
 from errata.orchestrator.publish.sampling import LiveSampling
@@ -53,9 +53,17 @@ def make_pipeline(
             config.evaluation.arms,
             config.evaluation.max_new_tokens,
             config.evaluation.stop_at_newline,
+            config.evaluation.reasoning,
         )
     )
-    measurer = Measurer(evaluators, memory, config.evaluation, config.memory, journal.base().digest)
+    measurer = Measurer(
+        evaluators,
+        memory,
+        config.evaluation,
+        config.memory,
+        journal.base().digest,
+        judgements=store.root / JUDGEMENTS,
+    )
     timeline = Timeline(
         config.evaluation,
         journal,

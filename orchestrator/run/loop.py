@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from errata.evaluation.strata import by_age
+from errata.orchestrator.config.evaluation import EvaluationConfig
 from errata.orchestrator.journal.rows import RequestRow
 from errata.orchestrator.measuring.measurer import Measurement
 from errata.orchestrator.measuring.timeline import FINAL
@@ -42,7 +44,7 @@ class RunLoop:
     Args:
         source: the stream, where it goes on.
         write: called at the end with what there is to be written.
-        arms: how many the final evaluation asks, for what it says of itself.
+        evaluation: which facts and arms the final evaluation asks.
     """
 
     def __init__(
@@ -52,12 +54,12 @@ class RunLoop:
         source: Source | None,
         write: Callable[[Ending], None],
         *,
-        arms: int,
+        evaluation: EvaluationConfig,
         display: Display,
     ) -> None:
         self.pipeline, self.attached = pipeline, attached
         self._journal, self._source, self._write = pipeline.journal, source, write
-        self._arms, self._display = arms, display
+        self._evaluation, self._display = evaluation, display
 
     def run(self) -> None:
         """Go on from the journal until nothing waits, then measure and write what comes out."""
@@ -104,13 +106,21 @@ class RunLoop:
     def _finish(self) -> None:
         head = self.pipeline.head()
         rows = self._journal.requests("applied")
-        requests = [row.request for row in rows]
         final: Measurement | None = None
         timeline = self.pipeline.timeline
-        if requests:
-            self._display.say(f"final evaluation of {len(requests)} facts on {self._arms} arms")
-            final = timeline.measure(requests, head, FINAL, latency=True).result()
-            timeline.close_with(final, head)
+        if rows:
+            wanted = self._evaluation.final
+            by_time = sorted(rows, key=lambda row: (row.applied_in or 0, row.seq))
+            chosen = by_age([row.id for row in by_time], None if wanted == "all" else wanted)
+            counted = {by_time[at].id for at in chosen}
+            # the timeline's last point is read off this evaluation, so its facts are asked too
+            also = {request.id for request in timeline.sample()} if self._evaluation.every else set()
+            requests = [row.request for row in rows if row.id in counted | also]
+            of = "" if len(counted) == len(rows) else f" of {len(rows)}"
+            self._display.say(f"final evaluation of {len(counted)}{of} facts on {len(self._evaluation.arms)} arms")
+            everything = timeline.measure(requests, head, FINAL, latency=True, counted=counted).result()
+            timeline.close_with(everything, head)
+            final = everything.only(counted)
         self._write(
             Ending(
                 final,

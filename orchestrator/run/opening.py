@@ -24,7 +24,7 @@ from errata.orchestrator.history.receipts import open_store
 from errata.orchestrator.journal import JOURNAL_FILE, Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.rows import JournalMeta
-from errata.orchestrator.measuring.measurer import read_held_out
+from errata.orchestrator.measuring.measurer import check_evaluation
 from errata.orchestrator.progress import Display
 from errata.orchestrator.run.attached import open_source
 from errata.orchestrator.run.outputs import errata_version
@@ -51,6 +51,7 @@ def read_records(config: RunConfig) -> list[StreamRecord]:
             limit=config.stream.limit,
             skip=config.stream.skip,
             probes=config.stream.probes,
+            portability=config.stream.portability,
         )
     )
     if not any(record.request for record in records):
@@ -191,7 +192,7 @@ def check_run(config: RunConfig, output: Path, *, resume: bool | None, needs_str
     check_layers(config, directory)
     config = for_model(config, directory)
     check_embedder(config.memory.embedder)
-    read_held_out(config.evaluation.held_out)
+    check_evaluation(config.evaluation)
     read_guard(config.guard, config.evaluation.held_out)
     has_stream = needs_stream or config.stream.path or config.stream.endless
     records = read_records(config) if has_stream else []
