@@ -29,14 +29,14 @@ from errata.editing.linalg import nearest_orthogonal
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest
 from errata.editing.state import LifelongState
-from errata.editing.values import TargetValue, ValueConfig, Variant, optimise_values
+from errata.editing.values import TargetValue, ValueConfig, Variant, optimize_values
 
 MAX_DRIFT = 1e-6
 """Root mean square of the entries of ``Q^T Q - I`` per row, from which the accumulated Q is made orthogonal again."""
 
 
 class MoseValues(ValueConfig):
-    """ROME's settings of the value optimisation, on which MOSE builds."""
+    """ROME's settings of the value optimization, on which MOSE builds."""
 
     steps: int = Field(20, ge=1)
     clamp: float | None = Field(4.0, gt=0)
@@ -49,13 +49,13 @@ class MoseConfig(LocateConfig):
 
     type: Literal["mose"] = "mose"
     values: MoseValues = MoseValues()
-    """How target values are optimised."""
+    """How target values are optimized."""
     preservation: float = Field(10.0, gt=0)
     """lam: weight of the preserved second moment, a mean per token. The paper gives neither a value nor a grid."""
     selection: Literal["neighbours", "single", "predefined"] = "neighbours"
     """Edit the chosen layer and the two beside it, the chosen one alone, or (an ablation) all of ``layers``."""
     candidates: int = Field(5, ge=1)
-    """Layers with the largest keys among which the score decides; each costs a value optimisation."""
+    """Layers with the largest keys among which the score decides; each costs a value optimization."""
 
 
 class Mose(LocateEditor):
@@ -106,7 +106,7 @@ class Mose(LocateEditor):
         """The layers to edit for a batch, ascending, and the target values at the last of them."""
 
         def values_at(layer: int) -> list[TargetValue]:
-            return optimise_values(
+            return optimize_values(
                 model,
                 requests,
                 layer=layer,
@@ -126,7 +126,7 @@ class Mose(LocateEditor):
         scores: dict[int, float] = {}
         for layer in sorted(strongest[: self.config.candidates]):
             by_layer[layer] = values_at(layer)
-            # V - W K is what the value optimisation adds to the map's output
+            # V - W K is what the value optimization adds to the map's output
             missing = torch.stack([value.delta.norm() for value in by_layer[layer]]) / sizes[layer]
             score = float(missing.norm() / state.memory[f"spectral.{layer}"])
             scores[layer] = score if math.isfinite(score) else math.inf

@@ -11,7 +11,7 @@ from errata.orchestrator.covariance.schedule import Refreshing
 from errata.orchestrator.history.receipts import memory_entries
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
-from errata.orchestrator.measuring.measurer import JUDGEMENTS, Measurer
+from errata.orchestrator.measuring.measurer import JUDGMENTS, Measurer
 from errata.orchestrator.measuring.timeline import Timeline
 from errata.orchestrator.progress import Display
 from errata.orchestrator.publish.sampling import LiveSampling
@@ -62,7 +62,7 @@ def make_pipeline(
         config.evaluation,
         config.memory,
         journal.base().digest,
-        judgements=store.root / JUDGEMENTS,
+        judgments=store.root / JUDGMENTS,
     )
     timeline = Timeline(
         config.evaluation,

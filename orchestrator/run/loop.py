@@ -72,7 +72,7 @@ class RunLoop:
         self._finish()
 
     def close(self) -> None:
-        """Stop what runs in the background; nothing journalled is lost."""
+        """Stop what runs in the background; nothing journaled is lost."""
         self.attached.close()
         self.pipeline.close()
 

@@ -256,7 +256,7 @@ class Pipeline:
         self.timeline.wait()
 
     def close(self) -> None:
-        """Stop what runs in the background; nothing journalled is lost."""
+        """Stop what runs in the background; nothing journaled is lost."""
         self.refreshing.close()
         self.measurer.close()
 

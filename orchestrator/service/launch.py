@@ -61,7 +61,7 @@ def serve(config: RunConfig, output: Path, *, host: str, port: int, display: Dis
     try:
         serve_until_stopped(config, output, host=host, port=port, display=display)
     except KeyboardInterrupt:
-        display.say("stopped before it was serving; what was journalled is kept")
+        display.say("stopped before it was serving; what was journaled is kept")
 
 
 def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int, display: Display) -> None:
@@ -71,7 +71,7 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
 
     Raises:
         UserError: something the user can put right; nothing was written then.
-        ErrataError: the service could not go on; what was journalled is kept.
+        ErrataError: the service could not go on; what was journaled is kept.
     """
     tokens = load_tokens(config.service.tokens_file)
     check_host(host, tokens)

@@ -100,7 +100,7 @@ def refused(
     return directory, weights, said
 
 
-def test_a_bad_refresh_is_refused_journalled_and_said(refused):
+def test_a_bad_refresh_is_refused_journaled_and_said(refused):
     directory, _, said = refused
     result = outcome(directory)
     assert result.swaps == result.swaps[:1] and result.swaps[0][0] == 0, "the first covariance stays in force"
