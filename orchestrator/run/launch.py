@@ -67,4 +67,4 @@ def make_loop(run: OpenRun, display: Display) -> RunLoop:
         for name in ("summary.json", "report.html", "resolved.yaml", "facts.jsonl"):
             run.tracker.log_artifact(run.output / name)
 
-    return RunLoop(pipeline, attached, run.source, write, evaluation=config.evaluation, display=display)
+    return RunLoop(pipeline, attached, run.source, run.intake, write, evaluation=config.evaluation, display=display)

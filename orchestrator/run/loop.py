@@ -18,6 +18,7 @@ from errata.orchestrator.progress import Display
 from errata.orchestrator.run.attached import Attached
 from errata.orchestrator.run.pipeline import Pipeline
 from errata.orchestrator.sources import Pump, Source
+from errata.orchestrator.sources.base import TakesRequests
 
 _IDLE_SECONDS = 0.5
 """How long an idle stream is waited for before the clock is looked at again: a batch may be due by its age."""
@@ -43,6 +44,7 @@ class RunLoop:
 
     Args:
         source: the stream, where it goes on.
+        intake: takes what comes of it into the journal.
         write: called at the end with what there is to be written.
         evaluation: which facts and arms the final evaluation asks.
     """
@@ -52,13 +54,15 @@ class RunLoop:
         pipeline: Pipeline,
         attached: Attached,
         source: Source | None,
+        intake: TakesRequests,
         write: Callable[[Ending], None],
         *,
         evaluation: EvaluationConfig,
         display: Display,
     ) -> None:
         self.pipeline, self.attached = pipeline, attached
-        self._journal, self._source, self._write = pipeline.journal, source, write
+        self._journal, self._write = pipeline.journal, write
+        self._source, self._intake = source, intake
         self._evaluation, self._display = evaluation, display
 
     def run(self) -> None:
@@ -82,7 +86,7 @@ class RunLoop:
         pump = (
             None
             if self._source is None
-            else Pump(self._source, self._journal, wake=lambda _: woken.set(), say=self._display.say)
+            else Pump(self._source, self._intake, wake=lambda _: woken.set(), say=self._display.warn)
         )
         try:
             while True:

@@ -23,12 +23,14 @@ from errata.orchestrator.guard.rules import read_guard
 from errata.orchestrator.history.receipts import open_store
 from errata.orchestrator.journal import JOURNAL_FILE, Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
+from errata.orchestrator.journal.intake import Admission, Intake
 from errata.orchestrator.journal.rows import JournalMeta
 from errata.orchestrator.measuring.measurer import check_evaluation
 from errata.orchestrator.progress import Display
 from errata.orchestrator.run.attached import open_source
 from errata.orchestrator.run.outputs import errata_version
 from errata.orchestrator.sources import Source
+from errata.orchestrator.sources.base import TakesRequests
 from errata.orchestrator.sources.streams import StreamRecord, open_stream
 from errata.orchestrator.tracking.tracker import Tracker
 from errata.retrieval.embedder import check_embedder
@@ -137,18 +139,15 @@ def open_journal(config: RunConfig, output: Path, model_digest: str) -> Journal:
     )
 
 
-def take_in_records(journal: Journal, records: list[StreamRecord], display: Display) -> None:
+def take_in_records(intake: TakesRequests, records: list[StreamRecord], display: Display) -> None:
     """Accept the stream; from here nothing is lost. Doing it again on resume changes nothing."""
     good = [record for record in records if record.request is not None]
-    accepted = journal.accept([record.request for record in good if record.request is not None])
-    for record, answer in zip(good, accepted, strict=True):
-        if answer.refused:
-            journal.reject(record.position, answer.refused)
-            display.say(f"{record.position}: {answer.refused}")
-    for record in records:
-        if record.problem is not None:
-            journal.reject(record.position, record.problem)
-            display.say(f"{record.position}: {record.problem}")
+    accepted = intake.accept([record.request for record in good if record.request is not None])
+    refused = [(r.position, answer.refused) for r, answer in zip(good, accepted, strict=True) if answer.refused]
+    refused += [(record.position, record.problem) for record in records if record.problem is not None]
+    for position, reason in refused:
+        intake.reject(position, reason)
+        display.warn(f"{position}: {reason}")
 
 
 @dataclass(frozen=True)
@@ -161,6 +160,8 @@ class Checked:
     model_digest: str
     records: list[StreamRecord]
     """Of a stream that is read once."""
+    admission: Admission
+    """What the model can take in."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,9 @@ class OpenRun:
     output: Path
     model_digest: str
     journal: Journal
+    intake: Intake
+    """What accepts requests for the journal."""
+    admission: Admission
     store: ArtifactStore
     source: Source | None
     """The stream, where it goes on."""
@@ -196,8 +200,10 @@ def check_run(config: RunConfig, output: Path, *, resume: bool | None, needs_str
     read_guard(config.guard, config.evaluation.held_out)
     has_stream = needs_stream or config.stream.path or config.stream.endless
     records = read_records(config) if has_stream else []
+    context_tokens = config.contexts.length if config.contexts.count else 0
+    admission = Admission.of(config.model.name, context_tokens=context_tokens)
     check_output(config, output, resume=Journal.exists(output / JOURNAL_FILE) if resume is None else resume)
-    return Checked(config, output, checkpoint_digest(directory), records)
+    return Checked(config, output, checkpoint_digest(directory), records, admission)
 
 
 @contextmanager
@@ -215,7 +221,8 @@ def open_run(checked: Checked, display: Display, *, completed: Status, patience:
     with open_journal(config, output, checked.model_digest) as journal:
         store = open_store(output)
         store.sweep()
-        take_in_records(journal, checked.records, display)
+        intake = Intake(journal, checked.admission)
+        take_in_records(intake, checked.records, display)
         source = open_source(config.stream, journal)
         (output / "resolved.yaml").write_text(config.to_yaml(), encoding="utf-8")
         tracker = Tracker(
@@ -230,7 +237,18 @@ def open_run(checked: Checked, display: Display, *, completed: Status, patience:
         status: Status = "FAILED"
         try:
             with Cluster(config.ray, config.model_spec(checked.model_digest)) as cluster:
-                yield OpenRun(config, output, checked.model_digest, journal, store, source, tracker, cluster)
+                yield OpenRun(
+                    config=config,
+                    output=output,
+                    model_digest=checked.model_digest,
+                    journal=journal,
+                    intake=intake,
+                    admission=checked.admission,
+                    store=store,
+                    source=source,
+                    tracker=tracker,
+                    cluster=cluster,
+                )
             status = completed
         except KeyboardInterrupt:
             status = "KILLED"

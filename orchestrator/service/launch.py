@@ -23,8 +23,9 @@ from errata.orchestrator.run.attached import attach
 from errata.orchestrator.run.opening import check_run, open_run
 from errata.orchestrator.run.outputs import errata_version
 from errata.orchestrator.service.app import Service, make_app
-from errata.orchestrator.service.asking import Asking
-from errata.orchestrator.service.auth import Tokens, load_tokens
+from errata.orchestrator.service.asking import Asking, Bounds
+from errata.orchestrator.service.auth import Tokens, watched_tokens
+from errata.orchestrator.service.connections import ConnectionGuard, protocol
 from errata.orchestrator.service.core import ServiceCore
 from errata.orchestrator.service.metrics import Metrics
 from errata.orchestrator.service.publishing import publishing_of
@@ -73,7 +74,7 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
         UserError: something the user can put right; nothing was written then.
         ErrataError: the service could not go on; what was journaled is kept.
     """
-    tokens = load_tokens(config.service.tokens_file)
+    tokens = watched_tokens(config.service.tokens_file)
     check_host(host, tokens)
     checked = check_run(config, output, resume=None, needs_stream=False)
     with ExitStack() as stack:
@@ -81,7 +82,7 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
         # from here on a signal ends the service, at whatever point its start has come to
         stopper = stack.enter_context(_Stopper())
         run = stack.enter_context(open_run(checked, display, completed="KILLED", patience=30.0))
-        config, journal, store, tracker = run.config, run.journal, run.store, run.tracker
+        config, journal, store, tracker, admission = run.config, run.journal, run.store, run.tracker, run.admission
         pipeline = make_pipeline(config, journal, store, run.cluster, tracker=tracker, display=display)
         publishing = publishing_of(config, journal, store, output, alone=lambda: attached.wait_published())
         stack.callback(publishing.close)
@@ -96,7 +97,7 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
             may_publish=lambda: not publishing.busy,
         )
         reader = stack.enter_context(Journal.open(output / JOURNAL_FILE, read_only=True))
-        core = ServiceCore(pipeline, config.service, guard=attached.guard, closing=attached.close)
+        core = ServiceCore(pipeline, config.service, guard=attached.guard, closing=attached.close, admit=admission)
         stack.callback(core.stop)
         asking = Asking(
             lambda: core.live,
@@ -105,16 +106,17 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
             k=config.memory.scr.k,
             arms=config.evaluation.arms,
             limit=config.service.max_queries,
+            bounds=Bounds(admission.text, admission.capacity, config.service.max_question_tokens),
         )
         stack.callback(asking.close)
         pump = None
         if run.source is not None:
             pump = Pump(
                 run.source,
-                journal,
+                run.intake,
                 wake=lambda _: core.wake(),
                 room=lambda: reader.waiting() < config.service.max_waiting,
-                say=display.say,
+                say=display.warn,
             )
             stack.callback(pump.close)
         guard = attached.guard
@@ -210,6 +212,7 @@ class _Stopper:
 def _run(service: Service, listener: socket.socket, stopper: _Stopper) -> None:
     import uvicorn
 
+    settings = service.core.config
     server = uvicorn.Server(
         uvicorn.Config(
             make_app(service),
@@ -218,6 +221,7 @@ def _run(service: Service, listener: socket.socket, stopper: _Stopper) -> None:
             server_header=False,
             lifespan="off",
             timeout_graceful_shutdown=_GRACE_SECONDS,
+            http=protocol(ConnectionGuard(settings.max_connections, settings.head_seconds)),
         )
     )
 
