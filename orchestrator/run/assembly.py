@@ -39,7 +39,9 @@ def make_pipeline(
     past = Past(journal, store)
     estimator = cluster.estimator()
     editor = cluster.editor(
-        config.editor, ContextSpec(config.contexts.count, config.contexts.length, config.seed), past
+        config.editor,
+        ContextSpec(config.contexts.count, config.contexts.length, config.seed, further=config.contexts.further),
+        past,
     )
     memory = cluster.memory(
         config.memory.embedder,
