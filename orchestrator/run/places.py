@@ -49,7 +49,7 @@ def _require_writable(path: Path, what: str) -> None:
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir():
-        raise UserError(f"{what}: {str(place)!r} is no directory")
+        raise UserError(f"{what} is a file; give a directory" if place == path else f"{what}: {str(place)!r} is a file")
     beyond = "" if place == path else f"; {str(path)!r} cannot be made"
     if not os.access(place, os.W_OK | os.X_OK) or str(place).startswith("/proc"):
         raise UserError(f"{what}: {str(place)!r} cannot be written{beyond}; give a directory that can")

@@ -34,7 +34,7 @@ def test_an_output_that_ends_an_address(name: str, tmp_path: Path) -> None:
 
 def test_an_output_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is no directory"):
+    with pytest.raises(UserError, match="file' is a file"):
         check_output_place(tmp_path / "file" / "run")
     with pytest.raises(UserError, match=r"cannot be written; '/proc/self/none' cannot be made"):
         check_output_place(Path("/proc/self/none"))
