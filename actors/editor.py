@@ -7,7 +7,8 @@ call; applying a batch is idempotent by its sequence number.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
@@ -24,6 +25,7 @@ from errata.editing.errors import ErrataError
 from errata.editing.request import EditBatch
 from errata.editing.reverting import HistoryItem, RevertOrder
 from errata.editing.session import EditReceipt, Snapshot
+from errata.editing.state import OldKeys
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +49,11 @@ class EditorActor:
     def replay(self, item: HistoryItem) -> None:
         self._worker.replay(item)
 
-    def apply(self, batch: EditBatch) -> EditReceipt:
-        return self._worker.session().apply(batch)
+    def keys_wanted(self, fact_keys: tuple[str, ...]) -> tuple[str, ...]:
+        return self._worker.session().keys_wanted(fact_keys)
+
+    def apply(self, batch: EditBatch, old_keys: OldKeys) -> EditReceipt:
+        return self._worker.session().apply(batch, old_keys=old_keys)
 
     def swap(self, covariance: KeyCovariance) -> None:
         self._worker.session().swap_covariance(covariance)
@@ -140,10 +145,17 @@ class EditorClient:
         if self._limit is not None:
             self._limit += 1
 
-    def apply(self, batch: EditBatch) -> EditReceipt:
+    def keys_wanted(self, fact_keys: Sequence[str]) -> tuple[str, ...]:
+        """Requests whose keys ``apply`` must be told if a batch writes these facts."""
+        wanted: tuple[str, ...] = self._call("keys_wanted", tuple(fact_keys))
+        return wanted
+
+    def apply(self, batch: EditBatch, old_keys: OldKeys | None = None) -> EditReceipt:
         """Write a batch; the weights have changed when this returns."""
         self._limit = None
-        receipt: EditReceipt = self._call("apply", batch)
+        receipt: EditReceipt = self._call("apply", batch, old_keys or {})
+        # a revival that takes this batch over from here has to know what leaves with it
+        receipt = replace(receipt, old_keys=old_keys or {})
         self._last = receipt
         return receipt
 
@@ -204,6 +216,7 @@ class EditorClient:
                 "contexts": self._actor.contexts,
                 "map_widths": self._actor.map_widths,
                 "apply": self._actor.apply,
+                "keys_wanted": self._actor.keys_wanted,
                 "swap": self._actor.swap,
                 "norms": self._actor.norms,
                 "snapshot": self._actor.snapshot,

@@ -16,6 +16,7 @@ from errata.editing.covariance import KeyCovariance
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.reverting import HistoryItem, RevertOrder
 from errata.editing.session import EditReceipt, Snapshot
+from errata.editing.state import OldKeys
 from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.arms import Evaluation
 from errata.evaluation.outcomes import Arm
@@ -41,7 +42,10 @@ class EditorPart(Protocol):
     def replay(self, item: HistoryItem) -> None:
         """The next item of such a restoration."""
 
-    def apply(self, batch: EditBatch) -> EditReceipt:
+    def keys_wanted(self, fact_keys: Sequence[str]) -> tuple[str, ...]:
+        """Requests whose keys ``apply`` must be told if a batch writes these facts."""
+
+    def apply(self, batch: EditBatch, old_keys: OldKeys | None = None) -> EditReceipt:
         """Write a batch; the weights have changed when this returns."""
 
     def swap(self, covariance: KeyCovariance) -> None:

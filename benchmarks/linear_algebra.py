@@ -77,10 +77,10 @@ def measure_lifelong(
     """CPU seconds and memory of batches of each size after ``past`` edits."""
     held = some_keys(width, past, generator)
     started, system = timed(lambda: GrowingSystem.start(base, base.restrict(held.double()), width))
-    parts = (system.past, system.solved, system.factor, system.inverse)
+    parts = system.form.tensors().values()
     row: dict[str, Any] = {
         "start_s": started,
-        "state_MiB": sum(t.numel() * t.element_size() for t in parts if t is not None) / MIB,
+        "state_MiB": sum(t.numel() * t.element_size() for t in parts) / MIB,
     }
     for size in batches:
         fresh = iter([some_keys(width, size, generator) for _ in range(repeats + 1)])

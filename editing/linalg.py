@@ -165,9 +165,7 @@ class GrowingSystem:
             places = (among == key[:, None]).all(dim=0).nonzero().flatten().tolist()
             place = next((i for i in places if i not in taken), None)
             if place is None:
-                raise ErrataError(
-                    f"key {number} of those that are to leave is not among the {among.shape[1]} past keys"
-                )
+                raise ErrataError(f"key {number} of those to leave is not among the {among.shape[1]} past keys")
             taken.append(place)
         return taken
 

@@ -22,7 +22,7 @@ from errata.editing.editors.base import Computation, Editor, Progress
 from errata.editing.errors import DependentKeysError, ErrataError, NumericalError, UserError
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditBatch, EditRequest
-from errata.editing.state import LifelongState
+from errata.editing.state import LifelongState, OldKeys
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,9 @@ class EditReceipt:
     whole: bool = False
     """Of a revert: ``keys`` and ``memory`` are all that the editor remembers, not what joins it."""
     memory: Mapping[str, Tensor] = field(default_factory=dict)
+    old_keys: OldKeys = field(default_factory=dict)
+    """Keys that leave with this commit, of an editor that does not hold them any more (``EditSession.keys_wanted``);
+    read from the receipts of the commits that wrote them, never stored twice."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,15 @@ class EditSession:
         self.base = {layer: weight.cpu() for layer, weight in model.weights(editor.layers).items()}
         """The maps at the beginning; a revert computes from there."""
 
-    def apply(self, batch: EditBatch, progress: Progress | None = None) -> EditReceipt:
+    def keys_wanted(self, fact_keys: Sequence[str]) -> tuple[str, ...]:
+        """Requests whose keys ``apply`` must be told if a batch writes these facts: they leave, and are not held."""
+        return tuple(self.state.holding(fact_keys)) if self.state.wants_keys else ()
+
+    def apply(self, batch: EditBatch, progress: Progress | None = None, old_keys: OldKeys | None = None) -> EditReceipt:
         """Write a batch into the weights.
+
+        Args:
+            old_keys: of the requests that ``keys_wanted`` names.
 
         Raises:
             ErrataError: the sequence number neither follows the last one nor repeats it.
@@ -122,7 +132,7 @@ class EditSession:
         started = time.perf_counter()
         good, refused = self._check(batch.requests)
         superseded = tuple(self.state.holding([r.fact_key for r in good]))
-        state = self.state.without(superseded)
+        state = self.state.without(superseded, old_keys)
         computation: Computation | None = None
         while good:
             try:
@@ -131,7 +141,7 @@ class EditSession:
                 refused |= error.reasons
                 good = [r for r in good if r.id not in error.reasons]
                 superseded = tuple(self.state.holding([r.fact_key for r in good]))
-                state = self.state.without(superseded)
+                state = self.state.without(superseded, old_keys)
                 continue
             bad = [i for i, value in enumerate(computation.values) if not value.finite]
             if not bad:
@@ -142,7 +152,7 @@ class EditSession:
             computation = None
             # what a refused request would have superseded stays
             superseded = tuple(self.state.holding([r.fact_key for r in good]))
-            state = self.state.without(superseded)
+            state = self.state.without(superseded, old_keys)
         if computation is not None:
             self._require_finite(computation.delta)
         receipt = self._receipt(batch, good, refused, superseded, computation)
@@ -165,7 +175,7 @@ class EditSession:
                     f"commit {receipt.sequence} was made on covariance {str(receipt.covariance_digest)[:12]}, "
                     f"the editor holds {str(self.state.covariance_digest)[:12]}"
                 )
-            self._advance(receipt, self.state.without(receipt.superseded))
+            self._advance(receipt, self.state.without(receipt.superseded, receipt.old_keys))
         self.sequence, self.last = receipt.sequence, receipt
 
     def take_out(self, sequence: int, revert: Callable[[EditSession], EditReceipt]) -> EditReceipt:
@@ -274,7 +284,7 @@ class EditSession:
             advanced = state.rebuilt(receipt.request_ids, receipt.fact_keys, receipt.keys, receipt.memory)
         elif receipt.kind == "revert":
             # a batch that lost a request was computed again: its other keys come in as they are without it
-            left = state.without((*receipt.taken_out, *receipt.request_ids))
+            left = state.without((*receipt.taken_out, *receipt.request_ids), receipt.old_keys)
             advanced = left.appended(receipt.keys, receipt.request_ids, receipt.fact_keys) if receipt.keys else left
         else:
             assert receipt.delta is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from errata.editing.digest import digest_json, digest_tensors
 from errata.editing.errors import DamagedFileError
 from errata.editing.reverting import HistoryItem
 from errata.editing.session import EditReceipt, Part, RequestResult, Snapshot
+from errata.editing.state import OldKeys
 from errata.orchestrator.history.snapshots import snapshot_digest
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.fail_points import reach
@@ -161,9 +162,52 @@ def history(
     for version in journal.versions():
         if version.sequence <= start or (upto is not None and version.sequence > upto):
             continue
-        yield load_receipt(store, version)
+        yield with_old_keys(journal, store, load_receipt(store, version), version)
         if version.sequence in swaps:
             yield load_covariance(store, swaps[version.sequence])
+
+
+def with_old_keys(journal: JournalReader, store: ArtifactStore, receipt: EditReceipt, version: Version) -> EditReceipt:
+    """The receipt with the keys that leave by it, where the editor may not hold them any more."""
+    widths = [keys.shape[0] for keys in receipt.keys.values()]
+    # an editor gives raw keys up when it has d_in of them, which takes as many edits
+    if receipt.whole or not widths or version.edits < min(widths):
+        return receipt
+    leaving = receipt.superseded if receipt.kind != "revert" else (*receipt.taken_out, *receipt.request_ids)
+    if not leaving:
+        return receipt
+    return replace(receipt, old_keys=old_keys(journal, store, leaving, before=version.sequence))
+
+
+def old_keys(journal: JournalReader, store: ArtifactStore, names: Iterable[str], *, before: int) -> OldKeys:
+    """The keys that requests have in the editor's state just before commit ``before``, from their receipts.
+
+    A request's key is that of the commit that wrote it last, or of a later revert that computed its batch again.
+
+    Raises:
+        DamagedFileError, FileNotFoundError: a receipt is damaged or gone.
+    """
+    places: dict[int, list[str]] = {}
+    for name in names:
+        wrote = [f.sequence for f in journal.fates(name) if f.state == "applied" and f.sequence is not None]
+        wrote = [sequence for sequence in wrote if sequence < before]
+        if wrote:
+            places.setdefault(wrote[-1], []).append(name)
+    found: dict[str, dict[int, Tensor]] = {}
+    for sequence, members in sorted(places.items()):
+        missing = set(members)
+        for other in (*reversed(journal.reverts(sequence, before)), sequence):
+            if not missing:
+                break
+            version = journal.version(other)
+            metadata, tensors = _read(store.get("keys", version.keys or ""))
+            held = json.loads(metadata["request_ids"])
+            keys = {int(n.split(".")[1]): t for n, t in tensors.items() if n.startswith("keys.")}
+            for name in missing.intersection(held):
+                column = held.index(name)
+                found[name] = {layer: matrix[:, column].clone() for layer, matrix in keys.items()}
+                missing.discard(name)
+    return found
 
 
 def load_covariance(store: ArtifactStore, digest: str) -> KeyCovariance:

@@ -28,6 +28,9 @@ from errata.orchestrator.journal.rows import (
     version_digest,
 )
 
+_NEWEST = 2**62
+"""More than any sequence number."""
+
 
 class JournalReader:
     """The queries of a journal. Safe to use from several threads.
@@ -131,6 +134,33 @@ class JournalReader:
     def next_sequence(self) -> int:
         """Number of the next batch: 1 for the first, without gaps."""
         return self.head().sequence + 1
+
+    def version(self, sequence: int) -> Version:
+        """One version by its number; 0 is the base.
+
+        Raises:
+            UserError: there is none of that number.
+        """
+        if sequence == 0:
+            return self.base()
+        found = self._commits("WHERE c.sequence = ?", sequence)
+        if not found:
+            raise UserError(f"there is no version v{sequence}; the newest is v{self.head().sequence}")
+        return found[0]
+
+    def versions_between(self, after: int, upto: int | None = None) -> list[Version]:
+        """Commits ``after + 1`` to ``upto`` (the newest by default), in order."""
+        return self._commits("WHERE c.sequence > ? AND c.sequence <= ?", after, upto if upto is not None else _NEWEST)
+
+    def reverts(self, after: int, before: int) -> list[int]:
+        """Numbers of the commits between two, both left out, that took something out of the weights."""
+        rows = self._rows(
+            "SELECT sequence FROM batches WHERE kind IN ('revert', 'erase') AND sequence > ? AND sequence < ?"
+            " ORDER BY sequence",
+            after,
+            before,
+        )
+        return [row["sequence"] for row in rows]
 
     def versions(self) -> list[Version]:
         """The base and every commit, in order."""
@@ -269,7 +299,7 @@ class JournalReader:
             for row in self._rows(query, *values, -1 if limit is None else limit)
         ]
 
-    def _commits(self, where: str) -> list[Version]:
+    def _commits(self, where: str, *values: object) -> list[Version]:
         return [
             Version(
                 sequence=row["sequence"],
@@ -292,7 +322,8 @@ class JournalReader:
             )
             for row in self._rows(
                 "SELECT c.*, b.kind, b.request_ids FROM commits c JOIN batches b ON b.sequence = c.sequence"
-                f" {where} ORDER BY c.sequence"
+                f" {where} ORDER BY c.sequence",
+                *values,
             )
         ]
 

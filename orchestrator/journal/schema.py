@@ -146,6 +146,7 @@ ALTER TABLE commits ADD COLUMN sweeps INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE commits ADD COLUMN parts TEXT NOT NULL DEFAULT '{}';
 ALTER TABLE commits ADD COLUMN figures TEXT;
 CREATE INDEX commits_by_edits ON commits (edits);
+CREATE INDEX batches_by_kind ON batches (kind, sequence);
 
 CREATE TABLE attempts (
     number      INTEGER PRIMARY KEY,

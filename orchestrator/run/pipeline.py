@@ -37,6 +37,7 @@ from errata.orchestrator.history.receipts import (
     load_receipt,
     memory_entries,
     memory_entry,
+    old_keys,
     store_receipt,
 )
 from errata.orchestrator.history.snapshots import newest_snapshot, store_snapshot
@@ -309,7 +310,9 @@ class Pipeline:
         """Apply, store, commit, remember: the order is what makes a crash harmless."""
         batch = plan.batch(self.journal.next_sequence())
         reach("after_batch_planned")
-        receipt = self.editor.apply(batch)
+        wanted = self.editor.keys_wanted([request.fact_key for request in batch.requests])
+        leaving = old_keys(self.journal, self.store, wanted, before=batch.sequence)
+        receipt = self.editor.apply(batch, leaving)
         reach("after_batch_applied")
         with self._undone_on_error():
             version = self._commit(receipt, plan.superseded)

@@ -8,7 +8,7 @@ submits it again.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from errata.editing.delta import WeightDelta
@@ -17,7 +17,7 @@ from errata.editing.errors import DamagedFileError, UserError
 from errata.editing.reverting import HistoryItem, RevertOrder, contribution
 from errata.editing.session import EditReceipt
 from errata.orchestrator.config.run import RunConfig
-from errata.orchestrator.history.receipts import commit_data, history, load_receipt, store_receipt
+from errata.orchestrator.history.receipts import commit_data, history, load_receipt, old_keys, store_receipt
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.fail_points import reach
@@ -29,6 +29,8 @@ class RevertingEditor(Protocol):
     """What a revert asks of an editor's client."""
 
     def revert(self, order: RevertOrder, items: Callable[[], Iterable[HistoryItem]]) -> EditReceipt: ...
+
+    def keys_wanted(self, fact_keys: Sequence[str]) -> tuple[str, ...]: ...
 
     def norms(self) -> dict[int, float]: ...
 
@@ -139,7 +141,14 @@ def commit_revert(
     def items() -> Iterator[HistoryItem]:
         return history(journal, store, upto=plan.upto)
 
-    receipt = editor.revert(plan.order, items)
+    asked = plan.order.requests.values()
+    wanted = editor.keys_wanted([request.fact_key for request in asked])
+    order = (
+        replace(plan.order, old_keys=old_keys(journal, store, wanted, before=plan.order.sequence))
+        if wanted
+        else plan.order
+    )
+    receipt = editor.revert(order, items)
     reach("after_revert_applied")
     delta, keys = store_receipt(store, receipt)
     reach("after_delta_stored")

@@ -189,8 +189,11 @@ class PlainEditor:
     def replay(self, item: Any) -> None:
         self._worker.replay(item)
 
-    def apply(self, batch: Any) -> Any:
-        return self._worker.session().apply(batch)
+    def keys_wanted(self, fact_keys: Any) -> tuple[str, ...]:
+        return self._worker.session().keys_wanted(fact_keys)
+
+    def apply(self, batch: Any, old_keys: Any = None) -> Any:
+        return self._worker.session().apply(batch, old_keys=old_keys)
 
     def swap(self, covariance: KeyCovariance) -> None:
         self._worker.session().swap_covariance(covariance)

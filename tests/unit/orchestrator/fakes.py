@@ -87,7 +87,10 @@ class FakeEditor:
     def swap(self, covariance: KeyCovariance) -> None:
         self.covariance = covariance.digest
 
-    def apply(self, batch: EditBatch) -> EditReceipt:
+    def keys_wanted(self, fact_keys: Sequence[str]) -> tuple[str, ...]:
+        return ()
+
+    def apply(self, batch: EditBatch, old_keys: object = None) -> EditReceipt:
         if batch.sequence == self.sequence:
             return self.last
         good = [request for request in batch.requests if request.target_new != "bad"]
