@@ -42,6 +42,8 @@ class RevertOrder:
     """The first batch that lost a request, now or earlier."""
     requests: Mapping[str, EditRequest]
     """By id, at least those that were applied by the batches to be computed again."""
+    written_last: Mapping[str, int] = field(default_factory=dict)
+    """By request, the commit that wrote it last, where that is not the first: a repair. Its key is of that commit."""
     old_keys: OldKeys = field(default_factory=dict)
     """Keys as they are in the state now, of those that leave it: needed once the editor does not hold them any more."""
 
@@ -112,7 +114,12 @@ def _batches_again(
                 state = walk.session().state.without(item.superseded, item.old_keys)
                 changes, found = editor.write(live.model, requests, item.targets[kept], state, live.contexts)
                 # a request that was overwritten meanwhile stays in the weights, but its key has left
-                back = [i for i, request in enumerate(requests) if request.id in held]
+                last = order.written_last
+                back = [
+                    i
+                    for i, request in enumerate(requests)
+                    if request.id in held and last.get(request.id, item.sequence) == item.sequence
+                ]
                 names += [requests[i].id for i in back]
                 for layer, change in changes.items():
                     lefts[layer].append(change.left)

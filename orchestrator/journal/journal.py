@@ -21,6 +21,7 @@ from errata.editing.errors import UserError
 from errata.editing.request import EditRequest
 from errata.orchestrator.journal.chain import append_link, new_salt
 from errata.orchestrator.journal.connection import WriterLock, connect_reader, connect_writer
+from errata.orchestrator.journal.derived import MARK_ROW, REFRESH_ROW, SETTLED, TAG_ROW
 from errata.orchestrator.journal.fail_points import reach
 from errata.orchestrator.journal.reading import JournalReader
 from errata.orchestrator.journal.rows import (
@@ -74,9 +75,8 @@ class Journal(JournalReader):
         super().__init__(connection)
         self._writer_lock = lock
         self._clock = clock
-        self._hash = VersionHash(self.meta.base_digest)
-        for row in self._rows("SELECT delta, parts FROM commits ORDER BY sequence"):
-            self._hash = self._hash.then(row["delta"], VersionParts.load(json.loads(row["parts"])))
+        self._hash: VersionHash | None = None
+        """Of the newest version; made when the first commit needs it."""
 
     # ---------------------------------------------------------------- opening and closing
 
@@ -251,8 +251,10 @@ class Journal(JournalReader):
         at: str,
     ) -> None:
         cursor = connection.execute(
-            "INSERT INTO fates (seq, state, sequence, reason, at) VALUES (?, ?, ?, ?, ?)",
-            (seq, state, sequence, reason, at),
+            "INSERT INTO fates (seq, state, sequence, reason, at, settled) SELECT ?, ?, ?, ?, ?, "
+            + SETTLED
+            + " FROM requests WHERE seq = ?",
+            (seq, state, sequence, reason, at, seq),
         )
         append_link(connection, "fate", int(cursor.lastrowid or 0))
 
@@ -274,7 +276,7 @@ class Journal(JournalReader):
                 return head  # the same commit again
             if data.sequence != head.sequence + 1:
                 raise ValueError(f"the next commit has sequence {head.sequence + 1}, got {data.sequence}")
-            hash_ = self._hash.then(data.delta, data.parts)
+            hash_ = self._head_hash().then(data.delta, data.parts)
             applied = {outcome.id for outcome in data.outcomes if outcome.applied}
             self._insert_commit(connection, data, head, hash_.digest, head.edits + len(applied))
             for outcome in data.outcomes:
@@ -307,6 +309,15 @@ class Journal(JournalReader):
         self._hash = hash_
         reach("after_commit")
         return self.head()
+
+    def _head_hash(self) -> VersionHash:
+        if self._hash is None:
+            found = VersionHash(self.meta.base_digest)
+            for row in self._rows("SELECT delta, parts FROM commits ORDER BY sequence"):
+                parts = None if row["parts"] == "{}" else VersionParts.load(json.loads(row["parts"]))
+                found.add(row["delta"], parts)
+            self._hash = found
+        return self._hash
 
     def _insert_commit(
         self, connection: sqlite3.Connection, data: CommitData, head: Version, digest: str, edits: int
@@ -404,7 +415,9 @@ class Journal(JournalReader):
             self._time(),
         )
         with self._transaction() as connection:
-            connection.execute("INSERT OR IGNORE INTO covariances VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            cursor = connection.execute("INSERT OR IGNORE INTO covariances VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            if cursor.rowcount:
+                append_link(connection, "covariance", int(cursor.lastrowid or 0))
 
     def record_swap(self, after_sequence: int, covariance: str, edits: int) -> None:
         """From batch ``after_sequence + 1`` on, ``covariance`` is in force; after ``edits`` edits.
@@ -462,6 +475,7 @@ class Journal(JournalReader):
                     "at": self._time(),
                 },
             )
+            self._note(connection, "refresh", connection.execute(REFRESH_ROW, (triggered_at,)).fetchone())
 
     # ---------------------------------------------------------------- evaluations and events
 
@@ -518,6 +532,7 @@ class Journal(JournalReader):
                 " at = excluded.at",
                 (name, sequence, self._time()),
             )
+            self._note(connection, "tag", connection.execute(TAG_ROW, (name,)).fetchone())
 
     def mark(self, sequence: int, state: MarkState, reason: str) -> None:
         """Say that something of a version was dropped; ``unprovable`` is never taken back."""
@@ -527,8 +542,16 @@ class Journal(JournalReader):
                 " reason = excluded.reason, at = excluded.at WHERE state <> 'unprovable'",
                 (sequence, state, _printable(reason), self._time()),
             )
+            self._note(connection, "mark", connection.execute(MARK_ROW, (sequence,)).fetchone())
 
     # ---------------------------------------------------------------- inside
+
+    def _note(self, connection: sqlite3.Connection, kind: str, row: sqlite3.Row) -> None:
+        """Chain what a row that changes says now, as an event."""
+        cursor = connection.execute(
+            "INSERT INTO events (kind, data, at) VALUES (?, ?, ?)", (kind, dump_json(dict(row)), self._time())
+        )
+        append_link(connection, "event", int(cursor.lastrowid or 0))
 
     def _time(self) -> str:
         return self._clock().isoformat()
