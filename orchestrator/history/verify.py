@@ -16,11 +16,11 @@ from torch import Tensor
 from errata.editing.delta import WeightDelta
 from errata.editing.digest import digest_json
 from errata.editing.errors import DamagedFileError, UserError
-from errata.orchestrator.history.log import JOURNAL, History
+from errata.orchestrator.history.log import History
 from errata.orchestrator.history.rebuild import BaseCheckpoint, advance, edited_layers, load_delta, weights_digest
 from errata.orchestrator.history.receipts import load_receipt, open_store
 from errata.orchestrator.history.snapshots import snapshots, superfluous
-from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal import JOURNAL_FILE, Journal
 from errata.orchestrator.journal.artifacts import KINDS, ArtifactStore
 from errata.orchestrator.journal.chain import check_chain
 from errata.orchestrator.journal.connection import WriterLock, connect_reader
@@ -109,14 +109,14 @@ def verify(run: Path, base: BaseCheckpoint | None, progress: Progress = _silent)
     report = Report()
     try:
         store = open_store(run)
-        journal = Journal.open(run / JOURNAL, read_only=True)
+        journal = Journal.open(run / JOURNAL_FILE, read_only=True)
     except Exception as error:
         report.add("journal", f"cannot be opened: {_told(error)}")
         return report
     with journal:
         # what is damaged can raise anything: each part is looked at by itself, and says so where it cannot be
         with _told_in(report, "journal"):
-            _check_database(run / JOURNAL, report, progress)
+            _check_database(run / JOURNAL_FILE, report, progress)
         with _told_in(report, "journal"):
             history = History(journal)
             report.versions, report.requests = len(history.versions), len(history.rows)
@@ -262,13 +262,13 @@ def _check_commits(history: History, store: ArtifactStore, report: Report, progr
 
 
 def _compare_norms(
-    where: str, what: str, recorded: Mapping[int, float | None], found: Mapping[int, float], report: Report
+    where: str, what: str, recorded: Mapping[int, float | None], actual: Mapping[int, float], report: Report
 ) -> None:
     for layer, norm in recorded.items():
-        if norm is None or layer not in found:
+        if norm is None or layer not in actual:
             report.add(where, f"layer {layer}: the {what} has no recorded norm, or no matrix to compare it with")
-        elif not math.isclose(norm, found[layer], rel_tol=_NORM_TOLERANCE):
-            report.add(where, f"layer {layer}: the {what} has norm {found[layer]:.9g}, recorded is {norm:.9g}")
+        elif not math.isclose(norm, actual[layer], rel_tol=_NORM_TOLERANCE):
+            report.add(where, f"layer {layer}: the {what} has norm {actual[layer]:.9g}, recorded is {norm:.9g}")
 
 
 def _short(digest: str | None) -> str:
@@ -323,7 +323,7 @@ def collect_garbage(run: Path, *, dry_run: bool = False) -> list[Garbage]:
         UserError: the run is being written: what it has stored may be named a moment later; or it is not sound: what
             looks like garbage may be what a damaged row no longer names.
     """
-    path = run / JOURNAL
+    path = run / JOURNAL_FILE
     lock = WriterLock(path)
     try:
         report = verify(run, None)
@@ -335,11 +335,11 @@ def collect_garbage(run: Path, *, dry_run: bool = False) -> list[Garbage]:
             )
         with Journal.open(path, read_only=True) as journal:
             store = open_store(run)
-            found = [Garbage(file, file.stat().st_size) for file in _unnamed(journal, store)]
+            garbage = [Garbage(file, file.stat().st_size) for file in _unnamed(journal, store)]
         if not dry_run:
-            for item in found:
+            for item in garbage:
                 item.path.unlink(missing_ok=True)
-        return found
+        return garbage
     finally:
         lock.release()
 

@@ -156,13 +156,13 @@ class JournalReader:
     def counts(self) -> Counts:
         """How much of everything there is."""
         kept = self.counters()
-        found = {state: kept.get(f"state.{state}", 0) for state in STATES}
+        by_state = {state: kept.get(f"state.{state}", 0) for state in STATES}
         sizes = {
             table: int(self._rows(f"SELECT COUNT(*) FROM {table}")[0][0])
             for table in ("batches", "swaps", "refreshes", "evaluations")
         }
         outcomes = {name: kept.get(f"outcome.{name}", 0) for name in ("landed", "weak")}
-        return Counts(**found, **sizes, **outcomes)
+        return Counts(**by_state, **sizes, **outcomes)
 
     def counters(self) -> dict[str, int]:
         """Counts that are kept in the transactions that change them: ``state.<state>`` and ``outcome.<outcome>``."""

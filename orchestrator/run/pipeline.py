@@ -309,8 +309,8 @@ class Pipeline:
     def _history(self) -> Iterator[HistoryItem]:
         """For an editor that is made anew: from where the restoration began, or from the newest snapshot."""
         if self._since is None and not self._restoring:
-            found = newest_snapshot(self.journal, self.store)
-            return history(self.journal, self.store, since=None if found is None else found[1])
+            newest = newest_snapshot(self.journal, self.store)
+            return history(self.journal, self.store, since=None if newest is None else newest[1])
         return history(self.journal, self.store, since=self._since)
 
     # --- one batch ---

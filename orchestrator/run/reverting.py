@@ -129,11 +129,11 @@ def gone(rows: Iterable[RequestRow], also: Sequence[str] = ()) -> set[str]:
         also: take these for reverted as well.
     """
     applied = sorted((row for row in rows if row.applied_in is not None), key=_batch, reverse=True)
-    found = {row.id for row in applied if row.state == "reverted"} | set(also)
+    names = {row.id for row in applied if row.state == "reverted"} | set(also)
     for row in applied:  # the one that overwrote comes before the overwritten
-        if row.state == "superseded" and row.superseded_by in found:
-            found.add(row.id)
-    return found
+        if row.state == "superseded" and row.superseded_by in names:
+            names.add(row.id)
+    return names
 
 
 def contributions(journal: JournalReader, store: ArtifactStore, batches: Sequence[int]) -> dict[int, WeightDelta]:
