@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
@@ -22,12 +21,13 @@ from errata.actors.sharded.stored import stored
 from errata.actors.workers.editor import ContextSpec, EditorWorker
 from errata.editing.covariance import KeyCovariance
 from errata.editing.errors import ErrataError
-from errata.editing.request import EditBatch
+from errata.editing.request import EditBatch, EditRequest
 from errata.editing.reverting import HistoryItem, RevertOrder
 from errata.editing.session import EditReceipt, Snapshot
-from errata.editing.state import OldKeys
 
 logger = logging.getLogger(__name__)
+
+Died = Callable[[Exception], None]
 
 
 @ray.remote
@@ -52,8 +52,11 @@ class EditorActor:
     def keys_wanted(self, fact_keys: tuple[str, ...]) -> tuple[str, ...]:
         return self._worker.session().keys_wanted(fact_keys)
 
-    def apply(self, batch: EditBatch, old_keys: OldKeys) -> EditReceipt:
-        return self._worker.session().apply(batch, old_keys=old_keys)
+    def apply(self, batch: EditBatch) -> EditReceipt:
+        return self._worker.session().apply(batch)
+
+    def rehearse(self, requests: Sequence[EditRequest]) -> None:
+        self._worker.rehearse(requests)
 
     def swap(self, covariance: KeyCovariance) -> None:
         self._worker.session().swap_covariance(covariance)
@@ -90,6 +93,8 @@ class EditorClient:
         self._config, self._spec, self._editor_config = config, spec, editor_config
         self._contexts, self._history = contexts, history
         self._revivals = 0
+        self._counted = 0
+        """Deaths that count towards ``ray.max_revivals``."""
         self._begun = False
         self._limit: int | None = None
         """Items of the history taken so far in a restoration item by item; None: all there are."""
@@ -146,18 +151,25 @@ class EditorClient:
             self._limit += 1
 
     def keys_wanted(self, fact_keys: Sequence[str]) -> tuple[str, ...]:
-        """Requests whose keys ``apply`` must be told if a batch writes these facts."""
+        """Requests whose keys a batch must tell if it writes these facts."""
         wanted: tuple[str, ...] = self._call("keys_wanted", tuple(fact_keys))
         return wanted
 
-    def apply(self, batch: EditBatch, old_keys: OldKeys | None = None) -> EditReceipt:
-        """Write a batch; the weights have changed when this returns."""
+    def apply(self, batch: EditBatch, died: Died | None = None) -> EditReceipt:
+        """Write a batch; the weights have changed when this returns.
+
+        Args:
+            died: told of every death of the actor while it had the batch, once another one stands where it stood; what
+                it raises ends the call. Such deaths do not count towards ``ray.max_revivals``: who is told decides.
+        """
         self._limit = None
-        receipt: EditReceipt = self._call("apply", batch, old_keys or {})
-        # a revival that takes this batch over from here has to know what leaves with it
-        receipt = replace(receipt, old_keys=old_keys or {})
+        receipt: EditReceipt = self._call("apply", batch, died=died)
         self._last = receipt
         return receipt
+
+    def rehearse(self, requests: Sequence[EditRequest], died: Died | None = None) -> None:
+        """Compute a batch and forget it; ``died`` as for `apply`."""
+        self._call("rehearse", list(requests), died=died)
 
     def swap(self, covariance: KeyCovariance) -> None:
         """Continue on another covariance. Journal the swap first: a revival replays it from there."""
@@ -209,7 +221,7 @@ class EditorClient:
 
     # --- fault handling ---
 
-    def _call(self, method: str, *args: Any) -> Any:
+    def _call(self, method: str, *args: Any, died: Died | None = None) -> Any:
         def once() -> Any:
             # each name is a method of EditorActor above; a table of bound methods would go stale with the actor
             call = {
@@ -217,32 +229,36 @@ class EditorClient:
                 "map_widths": self._actor.map_widths,
                 "apply": self._actor.apply,
                 "keys_wanted": self._actor.keys_wanted,
+                "rehearse": self._actor.rehearse,
                 "swap": self._actor.swap,
                 "norms": self._actor.norms,
                 "snapshot": self._actor.snapshot,
             }[method]
             return self._get(call.remote(*args))
 
-        return self._guarded(once)
+        return self._guarded(once, died)
 
     def _get(self, reference: Any) -> Any:
         return ray.get(reference, timeout=self._config.call_timeout_seconds)
 
-    def _guarded(self, action: Callable[[], Any]) -> Any:
+    def _guarded(self, action: Callable[[], Any], died: Died | None = None) -> Any:
         while True:
             try:
                 return action()
             except LOST as error:
                 raise_if_init_failed(error)
-                self._revive(error)
+                self._revive(error, counted=died is None)
+                if died is not None:
+                    died(error)
             except ray.exceptions.RayTaskError as error:
                 raise unwrap(error) from error
 
-    def _revive(self, error: Exception) -> None:
+    def _revive(self, error: Exception, *, counted: bool = True) -> None:
         self._revivals += 1
-        if self._revivals > self._config.max_revivals:
+        self._counted += counted
+        if self._counted > self._config.max_revivals:
             raise ErrataError(
-                f"the editor died {self._revivals} times; allowed: ray.max_revivals {self._config.max_revivals}"
+                f"the editor died {self._counted} times; allowed: ray.max_revivals {self._config.max_revivals}"
             ) from error
         logger.warning("the editor died (%s); starting a new one from the journal", type(error).__name__)
         kill(self._actor)

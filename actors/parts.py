@@ -16,10 +16,11 @@ from errata.editing.covariance import KeyCovariance
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.reverting import HistoryItem, RevertOrder
 from errata.editing.session import EditReceipt, Snapshot
-from errata.editing.state import OldKeys
 from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.arms import Evaluation
+from errata.evaluation.free_text import FreeText
 from errata.evaluation.outcomes import Arm
+from errata.evaluation.sampling import SamplingConfig
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import Hit, MemoryEntry
 
@@ -43,10 +44,13 @@ class EditorPart(Protocol):
         """The next item of such a restoration."""
 
     def keys_wanted(self, fact_keys: Sequence[str]) -> tuple[str, ...]:
-        """Requests whose keys ``apply`` must be told if a batch writes these facts."""
+        """Requests whose keys a batch must tell if it writes these facts."""
 
-    def apply(self, batch: EditBatch, old_keys: OldKeys | None = None) -> EditReceipt:
-        """Write a batch; the weights have changed when this returns."""
+    def apply(self, batch: EditBatch, died: Callable[[Exception], None] | None = None) -> EditReceipt:
+        """Write a batch; the weights have changed when this returns. ``died`` is told of deaths with it in hand."""
+
+    def rehearse(self, requests: Sequence[EditRequest], died: Callable[[Exception], None] | None = None) -> None:
+        """Compute a batch and forget it, to see whether the editor outlives that."""
 
     def swap(self, covariance: KeyCovariance) -> None:
         """Continue on another covariance."""
@@ -110,6 +114,11 @@ class EvaluationPart(Protocol):
 
     def continuations(self, prompts: Sequence[str], weights: Any, max_new_tokens: int, chat: bool) -> list[str]:
         """What a version says after each prompt."""
+
+    def free_texts(
+        self, openings: Mapping[str, Sequence[str]], weights: Any, sampling: SamplingConfig
+    ) -> dict[str, FreeText]:
+        """Sampled continuations of each fact's openings by a version; no weights for the base."""
 
     def answer(
         self,

@@ -45,9 +45,10 @@ from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.fail_points import reach
 from errata.orchestrator.journal.rows import RequestRow, Version
-from errata.orchestrator.measuring.measurer import Measurement, Measurer
+from errata.orchestrator.measuring.measurer import JUDGEMENTS, Measurement, Measurer
 from errata.orchestrator.measuring.timeline import Timeline
 from errata.orchestrator.progress import Display
+from errata.orchestrator.run.attempts import Attempts
 from errata.orchestrator.run.batcher import Batcher, BatchPlan
 from errata.orchestrator.run.reverting import commit_revert, forgotten
 from errata.orchestrator.tracking.tracker import NullTracker, Tracker
@@ -112,9 +113,17 @@ class Pipeline:
             config.evaluation.arms,
             config.evaluation.max_new_tokens,
             config.evaluation.stop_at_newline,
+            config.evaluation.reasoning,
         )
         self.evaluators: EvaluationPart = cluster.evaluators(settings)
-        self.measurer = Measurer(self.evaluators, self.memory, config.evaluation, config.memory, journal.base().digest)
+        self.measurer = Measurer(
+            self.evaluators,
+            self.memory,
+            config.evaluation,
+            config.memory,
+            journal.base().digest,
+            judgements=store.root / JUDGEMENTS,
+        )
         self.base_perplexity: Future[float | None] = self.measurer.base_perplexity()
         self.timeline = Timeline(
             config.evaluation,
@@ -129,6 +138,7 @@ class Pipeline:
         self._batcher = Batcher(
             config.batching.size, config.batching.max_age_seconds, config.batching.distinct_subjects
         )
+        self._attempts = Attempts(journal, self.editor, display.say)
         self._contexts_digest: str | None = None
         self._edits_before = 0
         self._restoring = False
@@ -170,6 +180,8 @@ class Pipeline:
         if plan is None:
             return None
         version = self._write(plan)
+        if version is None:
+            return self.write_next(ended=ended)
         self._settle(version)
         return version
 
@@ -315,16 +327,25 @@ class Pipeline:
 
     # --- one batch ---
 
-    def _write(self, plan: BatchPlan) -> Version:
-        """Apply, store, commit, remember: the order is what makes a crash harmless."""
+    def _write(self, plan: BatchPlan) -> Version | None:
+        """Apply, store, commit, remember: the order is what makes a crash harmless.
+
+        Returns:
+            None where every request of the plan was set aside.
+        """
         batch = plan.batch(self.journal.next_sequence())
         reach("after_batch_planned")
         wanted = self.editor.keys_wanted([request.fact_key for request in batch.requests])
-        leaving = old_keys(self.journal, self.store, wanted, before=batch.sequence)
-        receipt = self.editor.apply(batch, leaving)
+        if wanted:
+            leaving = old_keys(self.journal, self.store, wanted, before=batch.sequence)
+            batch = batch.model_copy(update={"old_keys": leaving})
+        receipt = self._attempts.apply(batch)
+        if receipt is None:
+            return None
         reach("after_batch_applied")
         with self._undone_on_error():
             version = self._commit(receipt, plan.superseded)
+        self._attempts.committed()
         applied = {result.request_id for result in receipt.results if result.applied}
         for result in receipt.results:
             if not result.applied:

@@ -192,8 +192,11 @@ class PlainEditor:
     def keys_wanted(self, fact_keys: Any) -> tuple[str, ...]:
         return self._worker.session().keys_wanted(fact_keys)
 
-    def apply(self, batch: Any, old_keys: Any = None) -> Any:
-        return self._worker.session().apply(batch, old_keys=old_keys)
+    def rehearse(self, requests: Any, died: Any = None) -> None:
+        self._worker.rehearse(requests)
+
+    def apply(self, batch: Any, died: Any = None) -> Any:
+        return self._worker.session().apply(batch)
 
     def swap(self, covariance: KeyCovariance) -> None:
         self._worker.session().swap_covariance(covariance)
@@ -247,6 +250,10 @@ class PlainEvaluators(EvaluationWorker):
     def continuations(self, prompts: Any, weights: Any, max_new_tokens: int, chat: bool) -> list[str]:
         with self._turn:
             return super().continuations(prompts, weights, max_new_tokens, chat)
+
+    def free_texts(self, openings: Any, weights: Any, sampling: Any) -> Any:
+        with self._turn:
+            return super().free_texts(openings, weights, sampling)
 
     def evaluate_with_text(self, requests: Any, weights: Any, hits: Any, text: str | None) -> Any:
         return self.evaluate(requests, weights, hits), None if text is None else self.perplexity(text, weights)

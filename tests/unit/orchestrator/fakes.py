@@ -13,7 +13,7 @@ from torch import Tensor
 from errata.actors.workers.covariance import Estimate
 from errata.editing.covariance import KeyCovariance
 from errata.editing.delta import LayerDelta, WeightDelta, apply_delta
-from errata.editing.request import EditBatch
+from errata.editing.request import EditBatch, EditRequest
 from errata.editing.reverting import HistoryItem, RevertOrder
 from errata.editing.session import EditReceipt, Part, RequestResult, Snapshot
 from errata.retrieval.memory import MemoryEntry
@@ -90,7 +90,10 @@ class FakeEditor:
     def keys_wanted(self, fact_keys: Sequence[str]) -> tuple[str, ...]:
         return ()
 
-    def apply(self, batch: EditBatch, old_keys: object = None) -> EditReceipt:
+    def rehearse(self, requests: Sequence[EditRequest], died: Callable[[Exception], None] | None = None) -> None:
+        pass
+
+    def apply(self, batch: EditBatch, died: Callable[[Exception], None] | None = None) -> EditReceipt:
         if batch.sequence == self.sequence:
             return self.last
         good = [request for request in batch.requests if request.target_new != "bad"]

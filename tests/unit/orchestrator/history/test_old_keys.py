@@ -49,10 +49,11 @@ class Life:
 
     def edit(self, requests: Sequence[EditRequest]) -> EditReceipt:
         self.journal.accept(requests)
-        batch = EditBatch(sequence=self.journal.next_sequence(), requests=tuple(requests))
+        sequence = self.journal.next_sequence()
         wanted = self.session.keys_wanted([request.fact_key for request in requests])
-        leaving = old_keys(self.journal, self.store, wanted, before=batch.sequence)
-        receipt = self.session.apply(batch, old_keys=leaving)
+        leaving = old_keys(self.journal, self.store, wanted, before=sequence)
+        batch = EditBatch(sequence=sequence, requests=tuple(requests), old_keys=leaving)
+        receipt = self.session.apply(batch)
         delta, keys = store_receipt(self.store, receipt)
         self.journal.commit(commit_data(receipt, delta=delta, keys=keys, contexts=None, norms=self.session.norms()))
         return receipt
