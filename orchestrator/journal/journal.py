@@ -66,7 +66,7 @@ class Journal(JournalRecords):
     """
 
     def __init__(
-        self, connection: sqlite3.Connection, lock: WriterLock | None, clock: Callable[[], datetime] = _now
+        self, connection: sqlite3.Connection, lock: WriterLock | None, clock: Callable[[], datetime] = now
     ) -> None:
         super().__init__(connection, lock, clock)
         self._hash: VersionHash | None = None
