@@ -139,7 +139,7 @@ class VersionStory:
     version: Version
     commit: CommitEntry | None
     facts: tuple[Fact, ...]
-    """Or the first of them, where fewer were asked for."""
+    """Or those written last, where fewer were asked for."""
     holds: int = 0
     """How many there are."""
 

@@ -116,14 +116,19 @@ class JournalReader:
         return self._requests_by("seq", [row[0]["seq"] for row in rows if row])
 
     def held(self, sequence: int, limit: int | None = None) -> list[RequestRow]:
-        """Requests whose fact is in the weights at the version after batch ``sequence``, in the order of acceptance."""
-        # in the order of acceptance, so that a limit ends the search; else by the index of what was applied
-        column = "applied_in" if limit is None else "+applied_in"
+        """Requests whose fact is in the weights at the version after batch ``sequence``, in the order of acceptance.
+
+        Args:
+            limit: those written last, so many at most.
+        """
         where = (
-            f"WHERE {column} <= ? AND (SELECT f.state FROM fates f WHERE f.seq = requests.seq"
+            "applied_in <= ? AND (SELECT f.state FROM fates f WHERE f.seq = requests.seq"
             " AND f.sequence <= ? ORDER BY f.number DESC LIMIT 1) = 'applied'"
         )
-        return self._requests(where, (sequence, sequence), limit)
+        if limit is None:
+            return self._requests(f"WHERE {where}", (sequence, sequence))
+        newest = f"SELECT seq FROM requests WHERE {where} ORDER BY applied_in DESC, seq DESC LIMIT ?"
+        return self._requests_by("seq", [row["seq"] for row in self._rows(newest, sequence, sequence, limit)])
 
     def held_count(self, sequence: int) -> int:
         """How many requests `held` gives, counted in the indexes alone."""
