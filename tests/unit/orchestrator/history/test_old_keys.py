@@ -59,7 +59,7 @@ class Life:
         return receipt
 
     def take_out(self, *names: str) -> None:
-        commit_revert(self.config, self.journal, self.store, self, names, contexts=None)
+        commit_revert(self.journal, self.store, self, names, commutes=True, contexts=None)
 
     def revert(self, order: RevertOrder, items: Callable[[], Iterable[HistoryItem]]) -> EditReceipt:
         return revert(self.session, order, items())
