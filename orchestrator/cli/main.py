@@ -66,6 +66,10 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override one dotted key; repeatable."),
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The model's settings, laid over: models/gemma-3-270m, or a file."),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Directory of the run; runs/NAME by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the directory.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
@@ -74,7 +78,7 @@ def run(
     """Run a lifelong-editing experiment: edit, remember, measure, report."""
     from errata.orchestrator.config.loading import load_config
 
-    resolved = load_config(config, overrides or [])
+    resolved = load_config(config, overrides or [], preset)
     if dry_run:
         typer.echo(resolved.to_yaml(), nl=False)
         return
@@ -87,7 +91,8 @@ def run(
         with display:
             run_experiment(resolved, target, resume=resume, display=display)
     except KeyboardInterrupt:
-        again = f"errata run {config}" + "".join(f" --set {o}" for o in overrides or [])
+        again = f"errata run {config}" + (f" --preset {preset}" if preset else "")
+        again += "".join(f" --set {o}" for o in overrides or [])
         display.console.print(
             f"stopped; what was committed is kept. Go on with: {again} --output {target} --resume",
             highlight=False,
