@@ -76,7 +76,7 @@ def test_a_preset_names_its_sources_and_only_what_belongs_to_a_model(path):
     first, last, depth = LAYERS[path.stem]
     layers = preset["editor"]["layers"]
     assert layers == list(range(layers[0], layers[-1] + 1)) and layers[0] >= 0 and layers[-1] < depth
-    if path.stem != "smollm2-135m":  # traced by the project itself
+    if "matches" not in preset:  # the others are measured by the project itself
         assert (layers[0], layers[-1]) == (first, last)
 
 
