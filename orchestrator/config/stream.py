@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from errata.editing.closed import Closed
 from errata.editing.estimation.corpus import HUB
@@ -13,10 +13,8 @@ PASSWORD: Final = "ERRATA_REDIS_PASSWORD"
 """Environment variable with the server's password: it belongs neither in a configuration nor in a log."""
 
 
-class RedisConfig(BaseModel):
+class RedisConfig(Closed):
     """A Redis stream of updates. The password, if any, is taken from ERRATA_REDIS_PASSWORD."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: str = "redis://127.0.0.1:6379/0"
     """Server and database; ``rediss://`` for TLS."""
@@ -74,7 +72,7 @@ class StreamConfig(Closed):
     probes: int | None = Field(None, ge=1)
     """At most this many paraphrases, neighbourhood and portability questions of each record; null for all."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     @property
     def endless(self) -> bool:
