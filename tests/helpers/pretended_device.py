@@ -1,8 +1,8 @@
 """A pretended accelerator: tensors that lie in the host's memory and say that they are on ``pretend:0``.
 
-For tests on machines without an accelerator: code that mixes devices fails here as it would on one. Every operator checks
-that all its tensors are on one device (zero-dimensional ones and indices may be on the host, as on a real one) and
-``.numpy()`` is refused. Half precision, kernels and speed it says nothing about.
+For tests on machines without an accelerator: code that mixes devices fails here as it would on one. Every operator
+checks that all its tensors are on one device (zero-dimensional ones and indices may be on the host, as on a real one),
+and ``.numpy()`` is refused. Half precision, kernels and speed it says nothing about.
 
 Importing this replaces ``torch.Generator`` and some factories, for good: use it in a process of its own, through
 `tests.helpers.accelerator_run`.

@@ -1,6 +1,6 @@
 """Accelerators without one: everything that computes gives the CPU's results on a pretended device, and mixes none.
 
-Each group of families is a process of its own, as the device replaces parts of torch (`tests.helpers.pretended_device`).
+Each group of families is a process of its own, as the device replaces parts of torch.
 """
 
 from __future__ import annotations
