@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from errata.editing.checkpoint.importing import imported_dir
 from errata.editing.checkpoint.stage import checkpoint_digest, fetched, recorded_digest, staged
 from errata.editing.errors import UserError
 from errata.editing.model.adapter import EditableModel
@@ -40,6 +41,7 @@ def resolve_model(name_or_path: str) -> Path:
             raise UserError(f"model directory {name_or_path!r} has no config.json; it must hold a checkpoint")
         return path
     kept = fetch.model_dir(name_or_path) if fetch.fetchable_name(name_or_path) else None
+    kept = kept or imported_dir(name_or_path)
     if kept is not None:
         return kept
     ways = (

@@ -21,6 +21,7 @@ from errata.orchestrator.cli.doctor import register as register_doctor
 from errata.orchestrator.cli.history import register as register_history
 from errata.orchestrator.cli.judge import register as register_judge
 from errata.orchestrator.cli.locate import register as register_locate
+from errata.orchestrator.cli.models import register as register_models
 from errata.orchestrator.cli.preserve import register as register_preserve
 from errata.orchestrator.cli.publish import register as register_publish
 from errata.orchestrator.cli.serve import register as register_serve
@@ -34,14 +35,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-models = typer.Typer(help="Models that a package registry carries.", no_args_is_help=True)
-app.add_typer(models, name="models")
 register_history(app)
 register_doctor(app)
 register_change(app)
 register_covariance(app)
 register_judge(app)
 register_locate(app)
+register_models(app)
 register_preserve(app)
 register_publish(app)
 register_serve(app)
@@ -100,31 +100,6 @@ def run(
         )
         raise typer.Exit(INTERRUPTED) from None
     _print_result(target)
-
-
-@models.command("fetch")
-def fetch_model(
-    name: Annotated[str, typer.Argument(help="A name that `errata models list` shows.")],
-) -> None:
-    """Fetch a model into the local store; does nothing if it is there."""
-    from errata.editing.checkpoint import fetch
-
-    console = Console(stderr=True)
-    directory = fetch.model_dir(name)
-    if directory is None:
-        with console.status(f"fetching {name}"):
-            directory = fetch.fetch(name)
-    typer.echo(str(directory))
-
-
-@models.command("list")
-def list_models() -> None:
-    """List the models that can be fetched, and which are there."""
-    from errata.editing.checkpoint import fetch
-
-    for name in sorted(fetch.MODELS):
-        directory = fetch.model_dir(name)
-        typer.echo(f"{name}\t{directory if directory is not None else 'not fetched'}")
 
 
 def _print_result(output: Path) -> None:

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from errata.editing.checkpoint.fetch import fetchable_name, model_dir
 from errata.editing.checkpoint.fingerprint import Fingerprint, fingerprint
+from errata.editing.checkpoint.importing import imported_dir
 from errata.editing.errors import UserError
 from errata.orchestrator.config.presets import configs_root, find_config
 
@@ -70,7 +71,7 @@ def local_directory(model: str) -> Path | None:
     path = Path(model).expanduser()
     if (path / "config.json").is_file():
         return path
-    return model_dir(model) if fetchable_name(model) else None
+    return model_dir(model) if fetchable_name(model) else imported_dir(model)
 
 
 def preset_of(model: str, read: Reader) -> str | None:
