@@ -29,7 +29,7 @@ def read_records(config: RunConfig) -> list[StreamRecord]:
     if config.stream.endless:
         return []
     if not config.stream.path:
-        raise UserError("stream.path is empty: a run needs a file of updates, stream.follow or stream.redis")
+        raise UserError("stream.path is empty: a run needs a file of updates, stream.redis or stream.kafka")
     records = list(
         open_stream(
             config.stream.path,

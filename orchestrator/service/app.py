@@ -28,7 +28,7 @@ from errata.evaluation.answering import Question
 from errata.evaluation.outcomes import Arm
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.rows import RequestRow, RequestState
-from errata.orchestrator.service import openai
+from errata.orchestrator.service import cloudevents, openai
 from errata.orchestrator.service.asking import Answers, Asking
 from errata.orchestrator.service.auth import Caller, Role, Tokens
 from errata.orchestrator.service.core import ServiceCore
@@ -230,8 +230,11 @@ def _edit_routes(app: FastAPI, service: Service) -> None:
         `duplicate` of one that is known, is in `conflict` with one of the same id, or `invalid`.
         """
         started = time.perf_counter()
+        body = await request.body()
+        if cloudevents.is_event(request.headers):
+            body = cloudevents.edits_of(request.headers, body)
         parsed = parse_edits(
-            await request.body(),
+            body,
             most=core.config.max_edits_per_request,
             key=request.headers.get("idempotency-key"),
             by=None if caller is _LOCAL else caller.label,
