@@ -27,13 +27,12 @@ from errata.editing.checkpoint.gguf import convert_gguf
 from errata.editing.checkpoint.kept import (
     RECORD,
     Progress,
-    cache_root,
-    damage_of,
+    imported_dir,
+    imported_root,
     install,
     made_directory,
     make_record,
     only_one,
-    read_record,
     remove_stale,
 )
 from errata.editing.checkpoint.slices import INDEX
@@ -48,31 +47,6 @@ _TEXT_PREFIXES = ("model.language_model.", "language_model.model.", "language_mo
 _HUB_FILES = ["*.safetensors", "pytorch_model*.bin", *(f"*{suffix}" for suffix in _BESIDE)]
 
 Tensors = Callable[[], dict[str, Tensor]]
-
-
-def imported_root() -> Path:
-    """Where imported models lie."""
-    return cache_root() / "imported"
-
-
-def imported_models() -> dict[str, tuple[Path, Mapping[str, Any]]]:
-    """Whole imported models by name: directory and record."""
-    found: dict[str, tuple[Path, Mapping[str, Any]]] = {}
-    for directory in sorted(imported_root().glob("*")):
-        record = read_record(directory)
-        if record is not None and damage_of(directory, record, verify=False) is None:
-            found[directory.name] = (directory, record)
-    return found
-
-
-def imported_dir(name: str) -> Path | None:
-    """The directory of an imported model by its name, or by its name on the hub; None where there is none."""
-    if not imported_root().is_dir():
-        return None
-    for key, (directory, record) in imported_models().items():
-        if name == key or (record.get("hub_id") is not None and name.lower() == str(record["hub_id"]).lower()):
-            return directory
-    return None
 
 
 def import_model(path: Path, name: str, progress: Progress | None = None, *, hub_id: str | None = None) -> Path:

@@ -137,3 +137,28 @@ def remove_stale(home: Path, key: str) -> None:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def imported_root() -> Path:
+    """Where imported models lie."""
+    return cache_root() / "imported"
+
+
+def imported_models() -> dict[str, tuple[Path, Mapping[str, Any]]]:
+    """Whole imported models by name: directory and record."""
+    found: dict[str, tuple[Path, Mapping[str, Any]]] = {}
+    for directory in sorted(imported_root().glob("*")):
+        record = read_record(directory)
+        if record is not None and damage_of(directory, record, verify=False) is None:
+            found[directory.name] = (directory, record)
+    return found
+
+
+def imported_dir(name: str) -> Path | None:
+    """The directory of an imported model by its name, or by its name on the hub; None where there is none."""
+    if not imported_root().is_dir():
+        return None
+    for key, (directory, record) in imported_models().items():
+        if name == key or (record.get("hub_id") is not None and name.lower() == str(record["hub_id"]).lower()):
+            return directory
+    return None

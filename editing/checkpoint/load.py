@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from errata.editing.checkpoint.importing import imported_dir
+from errata.editing.checkpoint.kept import imported_dir
 from errata.editing.checkpoint.stage import checkpoint_digest, fetched, recorded_digest, staged
 from errata.editing.errors import UserError
 from errata.editing.model.adapter import EditableModel

@@ -62,7 +62,7 @@ def import_model(
 def list_models() -> None:
     """List the models that can be fetched and those that were imported, where they are, and their presets."""
     from errata.editing.checkpoint import fetch
-    from errata.editing.checkpoint.importing import imported_models
+    from errata.editing.checkpoint.kept import imported_models
     from errata.orchestrator.config.loading import read_composed
     from errata.orchestrator.config.model_presets import preset_of
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from errata.editing.checkpoint.fetch import fetchable_name, model_dir
 from errata.editing.checkpoint.fingerprint import Fingerprint, fingerprint
-from errata.editing.checkpoint.importing import imported_dir
+from errata.editing.checkpoint.kept import imported_dir
 from errata.editing.errors import UserError
 from errata.orchestrator.config.presets import configs_root, find_config
 

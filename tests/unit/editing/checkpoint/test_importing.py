@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from errata.editing.checkpoint.importing import fetch_from_hub, import_model, imported_dir, imported_root
+from errata.editing.checkpoint.importing import fetch_from_hub, import_model
+from errata.editing.checkpoint.kept import imported_dir, imported_root
 from errata.editing.checkpoint.load import load_model, resolve_model
 from errata.editing.errors import UserError
 from errata.orchestrator.cli.main import app
