@@ -19,7 +19,7 @@ from errata.editing.checkpoint.fetch import fetchable_name, model_dir
 from errata.editing.checkpoint.fingerprint import Fingerprint, fingerprint
 from errata.editing.checkpoint.kept import imported_dir
 from errata.editing.errors import UserError
-from errata.orchestrator.config.presets import configs_root, find_config
+from errata.orchestrator.config.presets import configs_root
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +36,11 @@ def find_preset(name_or_path: str) -> Path:
     Raises:
         UserError: neither; the message lists the shipped ones.
     """
-    for name in (name_or_path, f"{_FOLDER}/{name_or_path}"):
-        try:
-            return find_config(name)
-        except UserError:
-            continue
-    raise UserError(f"--preset {name_or_path!r} is not there; give a file or one of: {', '.join(shipped())}")
+    path, known = Path(name_or_path).expanduser(), shipped()
+    found = path if path.is_file() else known.get(name_or_path) or known.get(f"{_FOLDER}/{name_or_path}")
+    if found is not None:
+        return found
+    raise UserError(f"--preset {name_or_path!r} is not there; give a file or one of: {', '.join(known)}")
 
 
 def shipped() -> dict[str, Path]:

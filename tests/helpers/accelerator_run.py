@@ -36,10 +36,12 @@ from errata.evaluation.perplexity import perplexity, windows_of
 from tests.helpers.tiny import tiny_hf, tiny_tokenizer
 from tests.unit.editing.editors.common import CONTEXTS, NAMES, config_of, covariance_of
 
+# subjects near the end: in families with a window of six tokens the others get no gradient but rounding, and the step
+# of Adam is as long for that
 REQUESTS = (
     EditRequest(id="1", subject="Danielle Darrieux", prompt="The mother tongue of {} is", target_new="English"),
     EditRequest(id="2", subject="Rome", prompt="{} lies in", target_new="Canada and more"),
-    EditRequest(id="3", subject="Angola", prompt="Where is {}? The answer is", target_new="football"),
+    EditRequest(id="3", subject="Angola", prompt="{} is", target_new="football"),
 )
 TEXTS = ["The sport that Thierry Henry plays is football.", "Alice Munro works as a writer in Canada. Rome lies in."]
 Outcome = dict[str, Any]
@@ -60,9 +62,17 @@ def sharded_on(family: str, device: str) -> EditableModel:
     return ShardedEditableModel(hf, tiny_tokenizer(), name=family, digest=family, group=group, plan=plan)
 
 
+def settings_for(model: EditableModel, editor: str) -> Any:
+    """The editor's small configuration, on maps that the family has."""
+    if editor != "ultraedit":
+        return config_of(editor)
+    known = [name for name in ("gate_proj", "up_proj", "down_proj") if name in {"down_proj", *model.decoder.input_maps}]
+    return config_of(editor, maps=tuple(known[:2]))
+
+
 def edited(model: EditableModel, editor: str) -> Outcome:
     """Two batches, the second of which replaces a fact of the first; what is kept, and what a snapshot holds."""
-    session = EditSession(model, make_editor(config_of(editor)), covariance_of(model), CONTEXTS)
+    session = EditSession(model, make_editor(settings_for(model, editor)), covariance_of(model), CONTEXTS)
     first = session.apply(EditBatch(sequence=1, requests=REQUESTS[:2]))
     again = REQUESTS[0].model_copy(update={"id": "4", "target_new": "yes"})
     second = session.apply(EditBatch(sequence=2, requests=(again, REQUESTS[2])))
