@@ -15,6 +15,7 @@ from rich.table import Table
 
 from errata.editing.errors import ErrataError, UserError
 from errata.editing.extras import lacking
+from errata.orchestrator.cli.calibrate import register as register_calibrate
 from errata.orchestrator.cli.change import register as register_change
 from errata.orchestrator.cli.covariance import register as register_covariance
 from errata.orchestrator.cli.doctor import register as register_doctor
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 register_history(app)
 register_doctor(app)
+register_calibrate(app)
 register_change(app)
 register_covariance(app)
 register_judge(app)
