@@ -105,7 +105,7 @@ def test_settings_are_a_section_of_a_configuration() -> None:
 
 
 def test_windows_come_from_the_effects() -> None:
-    effects = [0.0, 0.1, 0.2, 0.5, 0.9, 0.4, 0.1, 0.0, 0.0, 5.0, 5.0]
+    effects = [0.0, 0.0, 0.2, 0.5, 0.9, 0.4, 0.1, 0.0, 0.0, 5.0, 5.0]
     windows = windows_from(effects)
     assert windows[0] == [2, 3, 4, 5, 6] and [4] in windows and [3, 4, 5] in windows
     assert all(max(window) < 9 for window in windows), "the last two layers are left out"
