@@ -1,6 +1,6 @@
 """Seconds per edit on one accelerator, split, with an 8B-shaped Llama of random weights in bfloat16.
 
-    python -m benchmarks.gpu_edit                        # Llama-3-8B's shape, batches of 1, 10 and 100: under four minutes
+    python -m benchmarks.gpu_edit                        # Llama-3-8B's shape, batches of 1, 10, 100: four minutes
     python -m benchmarks.gpu_edit --device cpu --layers 2 --hidden 64 --inner 128 --vocabulary 512 --batches 1 2
 
 The time does not depend on the values of the weights; with random ones no edit converges, so all 25 steps are made. The

@@ -142,13 +142,15 @@ class Kept:
 
     def _read_trials(self) -> list[tuple[str, TrialResult]]:
         path = self.root / TRIALS
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        if text and not text.endswith("\n"):
+            # the line that was being written when the process ended
+            text = text[: text.rfind("\n") + 1]
+            path.write_text(text, encoding="utf-8")
+        lines = text.splitlines()
         found = []
         for line in lines:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue  # the line that was being written when the process ended
+            entry = json.loads(line)
             found.append((str(entry["key"]), TrialResult.model_validate(entry["result"])))
         return found
 
@@ -183,9 +185,17 @@ class Kept:
         temporary.replace(path)
         return made
 
+    @staticmethod
+    def _key(candidate: Candidate, facts: Sequence[str]) -> str:
+        return digest_json({"candidate": dict(candidate), "facts": list(facts)})
+
+    def knows(self, candidate: Candidate, facts: Sequence[str]) -> bool:
+        """Whether a trial has a result."""
+        return self._key(candidate, facts) in self._trials
+
     def trial(self, candidate: Candidate, facts: Sequence[str], attempt: Any) -> TrialResult:
         """The result of a trial, tried once."""
-        key = digest_json({"candidate": dict(candidate), "facts": list(facts)})
+        key = self._key(candidate, facts)
         if key not in self._trials:
             result: TrialResult = attempt()
             with (self.root / TRIALS).open("a", encoding="utf-8") as file:
@@ -260,7 +270,7 @@ class _Search:
         self._display.say(
             f"{len(points)} settings on {self._rungs[0]} facts ({per_edit:.1f} s an edit), then fewer on more"
         )
-        ranked = halve(points, self._rungs, self._attempt, stop=lambda: self._left(1 - _REFINING) <= 0)
+        ranked = halve(points, self._rungs, self._attempt, stop=self._over)
         return self._refined(space, ranked)
 
     def _refined(self, space: Any, ranked: list[Ranked]) -> list[Ranked]:
@@ -279,6 +289,11 @@ class _Search:
             found.sort(key=lambda one: (-one.edits, -one.result.score))
             better = found[0].candidate != best.candidate
         return found
+
+    def _over(self, candidate: Candidate, edits: int) -> bool:
+        """Whether the time for halving is over; what was measured before costs none."""
+        known = self._kept.knows(candidate, [f.request.id for f in self._facts[:edits]])
+        return not known and self._left(1 - _REFINING) <= 0
 
     def _left(self, share: float) -> float:
         """Seconds left of that share of the whole time; earlier calls count with what their trials took."""

@@ -27,13 +27,13 @@ def halve(
     attempt: Try,
     *,
     keep: int = 3,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[Candidate, int], bool] = lambda *_: False,
 ) -> list[Ranked]:
     """Try all on the first rung's edits, the best one of ``keep`` on the next rung's, and so on.
 
     Args:
         rungs: edits of each rung, ascending.
-        stop: asked before each trial; the rung it stops in counts with what was tried.
+        stop: asked before each trial, with what it would be; the rung it stops in counts with what was tried.
 
     Returns:
         Every candidate that was tried, best first: by the rung it came to, then by its score there.
@@ -43,7 +43,7 @@ def halve(
     for edits in rungs:
         tried = []
         for number in alive:
-            if stop():
+            if stop(candidates[number], edits):
                 break
             found[number] = Ranked(candidates[number], edits, attempt(candidates[number], edits))
             tried.append(number)

@@ -31,7 +31,7 @@ def differences(kind: str, *families: str) -> dict[str, float | str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1700,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, float | str] = json.loads(done.stdout.splitlines()[-1])
@@ -46,6 +46,7 @@ def test_every_family_is_run() -> None:
     assert sorted(family for group in GROUPS for family in group) == sorted(FAMILIES)
 
 
+@pytest.mark.timeout(1800)  # half a minute of an idle core
 @pytest.mark.parametrize("families", GROUPS, ids="+".join)
 def test_every_editor_gives_the_cpus_weights(families: tuple[str, ...]) -> None:
     found = differences("edit", *families)
@@ -53,6 +54,7 @@ def test_every_editor_gives_the_cpus_weights(families: tuple[str, ...]) -> None:
     assert not failed(found)
 
 
+@pytest.mark.timeout(1800)  # half a minute of an idle core
 @pytest.mark.parametrize("families", GROUPS, ids="+".join)
 def test_estimation_evaluation_and_a_rank_give_the_cpus_numbers(families: tuple[str, ...]) -> None:
     found = differences("rest", *families)

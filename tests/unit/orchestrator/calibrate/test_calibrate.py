@@ -72,10 +72,10 @@ def test_halving_ends_when_it_is_told_to() -> None:
         [{"x": i} for i in range(9)],
         (4, 8),
         lambda c, e: spent.append(e) or result(c["x"] / 9, e),  # type: ignore[func-returns-value]
-        stop=lambda: len(spent) >= 10,
+        stop=lambda *_: len(spent) >= 10,
     )
     assert spent == [4] * 9 + [8] and ranked[0].candidate == {"x": 8} and ranked[0].edits == 8
-    assert halve([{"x": 0}], (4,), lambda c, e: result(1.0), stop=lambda: True) == []
+    assert halve([{"x": 0}], (4,), lambda c, e: result(1.0), stop=lambda *_: True) == []
 
 
 @pytest.mark.parametrize("seconds, per_edit", [(100.0, 0.5), (3600.0, 1.0), (1.0, 5.0)])
