@@ -8,7 +8,7 @@ choose, answer. Each stage is timed.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -217,7 +217,19 @@ class SelectiveReasoner:
         best = max(c.similarity for c in considered)
         return Choice(None, f"similarity {best:.2f} is below {self.config.min_similarity:.2f}", considered)
 
+    def shares(self, questions: Sequence[str], candidates: Sequence[Sequence[Found]]) -> list[list[float]]:
+        """Share of each candidate's subject that its question explains to the model, all in one batch."""
+        pairs = self._subject_scores(questions, candidates)
+        return [[explained_share(*next(pairs)) for _ in row] for row in candidates]
+
     def _by_likelihood(self, questions: Sequence[str], near: Sequence[Sequence[Found]]) -> list[Choice]:
+        pairs = self._subject_scores(questions, near)
+        return [self._best(found, [next(pairs) for _ in found]) for found in near]
+
+    def _subject_scores(
+        self, questions: Sequence[str], near: Sequence[Sequence[Found]]
+    ) -> Iterator[tuple[Continuation, Continuation]]:
+        """Of each candidate in order its subject's score given the question, and given none."""
         rows: list[Row] = []
         alone = self.text.encode_prompt(_ABOUT.format(question=_NO_QUESTION))
         for question, found in zip(questions, near, strict=True):
@@ -228,8 +240,8 @@ class SelectiveReasoner:
                 rows += [(prompt, subject), (alone, subject)]
         distinct = list(dict.fromkeys((tuple(p), tuple(c)) for p, c in rows))
         scored = dict(zip(distinct, self.engine.score(distinct), strict=True))
-        pairs = iter([scored[tuple(p), tuple(c)] for p, c in rows])
-        return [self._best(found, [(next(pairs), next(pairs)) for _ in found]) for found in near]
+        told = [scored[tuple(p), tuple(c)] for p, c in rows]
+        return zip(told[::2], told[1::2], strict=True)
 
     def _best(self, found: Sequence[Found], pairs: Sequence[tuple[Continuation, Continuation]]) -> Choice:
         considered = []

@@ -1,0 +1,232 @@
+"""Fitting a router: the made-up facts are put beside a memory's statements, and the questions about them are decided.
+
+Its own statements are what a memory's growth does harm with: a neighbour's question finds something near among ten
+thousand statements that it does not find among a hundred. So they stand beside the facts when the threshold is set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from errata.editing.digest import digest_json
+from errata.retrieval.evidence import Candidate, EvidenceFinder, entries_of
+from errata.retrieval.memory import FactMemory
+from errata.retrieval.router import (
+    CHEAP,
+    FULL,
+    CurvePoint,
+    Features,
+    FittedRouter,
+    Logistic,
+    Router,
+    Shares,
+    cheap_features,
+    full_features,
+)
+from errata.retrieval.router_facts import (
+    IN_SCOPE,
+    OUT_OF_SCOPE,
+    FittingFact,
+    FittingQuestion,
+    fitting_facts,
+)
+
+_FIRST_ID = 1 << 60
+"""Ids of the fitting facts, beyond any edit's."""
+_POINTS = 80
+"""Thresholds of the curve: quantiles of the probabilities that occur, so that none falls between two of them."""
+_MENTIONED = 0.2
+"""Share of ordinary texts that name some subject, with room: 2 to 5 in a hundred did of a thousand statements. A share
+of ``mention`` weighs so much among the false alarms."""
+_CLEAR_SHARE = 0.25
+"""Part of the false alarms allowed, and the share of edit prompts that may be lost, where the features decide at
+once."""
+_LOST = 0.003
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A question with its candidates, and which of them are right."""
+
+    question: FittingQuestion
+    candidates: tuple[Candidate, ...]
+    right: tuple[bool, ...]
+
+
+def trials_of(
+    memory: FactMemory, facts: Sequence[FittingFact], questions: Sequence[FittingQuestion], k: int
+) -> list[Trial]:
+    """Put the facts beside what a memory holds and find the candidates of every question; the memory is unchanged."""
+    entries = entries_of([(fact.subject, fact.relation, fact.statement) for fact in facts], _FIRST_ID)
+    together = FactMemory(memory.embedder)
+    held = memory.active()
+    together.add(held, memory.vectors([entry.id for entry in held]))
+    together.add(entries)
+    texts = [question.text for question in questions]
+    rows = EvidenceFinder(together).candidates(texts, memory.embedder.embed(texts), k)
+    found = []
+    for question, row in zip(questions, rows, strict=True):
+        # of another statement with the same subject it is open whether it bears on the question
+        right = tuple(question.kind in IN_SCOPE and hit.id == _FIRST_ID + (question.fact or 0) for hit in row)
+        found.append(Trial(question, tuple(row), right))
+    return found
+
+
+def fit_router(
+    memory: FactMemory,
+    *,
+    max_false_alarms: float,
+    shares: Shares | None = None,
+    model: str | None = None,
+    k: int = 3,
+    facts: tuple[Sequence[FittingFact], Sequence[FittingQuestion]] | None = None,
+) -> FittedRouter:
+    """Fit a router for a memory as it is now.
+
+    Args:
+        memory: its embedder and statements; may be empty.
+        max_false_alarms: share of the worst class of out-of-scope questions that may be touched.
+        shares: the base model's opinion; without it the features decide alone.
+        model: digest of that model.
+        facts: what it is fitted on; the shipped ones by default.
+    """
+    given = facts if facts is not None else fitting_facts()
+    trials = [t for t in trials_of(memory, *given, k) if t.candidates]
+    cheap_rows = [cheap_features(trial.candidates) for trial in trials]
+    cheap = _logistic(trials, cheap_rows, len(CHEAP))
+    cheap_p = [cheap(row) for row in cheap_rows]
+    full: Logistic | None = None
+    full_p = cheap_p
+    if shares is not None:
+        asked = [sorted(range(len(p)), key=lambda i, p=p: (-p[i], i))[:3] for p in cheap_p]  # type: ignore[misc]
+        chosen = [[t.candidates[i] for i in places] for t, places in zip(trials, asked, strict=True)]
+        opinions = shares([t.question.text for t in trials], chosen)
+        full_rows = [
+            full_features(row[places], np.asarray(opinion))
+            for row, places, opinion in zip(cheap_rows, asked, opinions, strict=True)
+        ]
+        seen = [
+            Trial(t.question, tuple(t.candidates[i] for i in places), tuple(t.right[i] for i in places))
+            for t, places in zip(trials, asked, strict=True)
+        ]
+        full = _logistic(seen, full_rows, len(FULL))
+        full_p = [np.full(len(t.candidates), -1.0) for t in trials]
+        for p, places, row in zip(full_p, asked, full_rows, strict=True):
+            p[places] = full(row)
+    below, above = _clear(trials, cheap_p, max_false_alarms) if full is not None else (-1.0, 2.0)
+    levels = np.quantile([row.max() for row in full_p], np.linspace(0, 1, _POINTS)) * (1 + 1e-9)
+    curve = tuple(_point(trials, cheap_p, full_p, below, above, t) for t in np.unique(np.round(levels, 6)))
+    allowed = [point for point in curve if point.false_alarms <= max_false_alarms]
+    chosen_point = min(allowed, key=lambda p: (p.misses, -p.threshold)) if allowed else curve[-1]
+    if full is None:
+        below = above = chosen_point.threshold
+    return FittedRouter(
+        cheap=cheap,
+        full=full,
+        below=below,
+        above=above,
+        threshold=chosen_point.threshold,
+        max_false_alarms=max_false_alarms,
+        statements=len(memory),
+        facts=digest_json([[vars(fact) for fact in given[0]], [vars(question) for question in given[1]]]),
+        embedder=memory.embedder.digest,
+        model=model if full is not None else None,
+        rates=_rates(trials, cheap_p, full_p, below, above, chosen_point.threshold),
+        curve=curve,
+    )
+
+
+def _logistic(trials: Sequence[Trial], rows: Sequence[Features], width: int) -> Logistic:
+    """Over all candidates; those of a question weigh one together, both sides alike; other relations are left out."""
+    from sklearn.linear_model import LogisticRegression
+
+    x: list[Any] = []
+    y: list[bool] = []
+    weight: list[float] = []
+    for trial, row in zip(trials, rows, strict=True):
+        if trial.question.kind == "other_relation":
+            continue
+        rare = 0.2 if trial.question.kind == "mention" else 1.0
+        for features, right in zip(row, trial.right, strict=True):
+            x.append(features)
+            y.append(right)
+            weight.append(rare / len(row))
+    labels, weights = np.asarray(y), np.asarray(weight)
+    for side in (True, False):
+        weights[labels == side] /= max(weights[labels == side].sum(), 1e-9)
+    # a ridge of a hundredth of the data: classes are nearly separable, and the probabilities must stay finite
+    fitted = LogisticRegression(C=1.0, max_iter=2000).fit(np.asarray(x), labels, sample_weight=weights * 300)
+    return Logistic(weights=tuple(map(float, fitted.coef_[0])), bias=float(fitted.intercept_[0]))
+
+
+def _clear(trials: Sequence[Trial], p: Sequence[Features], max_false_alarms: float) -> tuple[float, float]:
+    """Probabilities below and above which the features decide at once."""
+    inside = np.sort([row.max() for t, row in zip(trials, p, strict=True) if t.question.kind in IN_SCOPE])
+    below = float(inside[int(_LOST * len(inside))]) * 0.999
+    above = 0.0
+    for kind, share in _allowed(_CLEAR_SHARE * max_false_alarms).items():
+        outside = np.sort([row.max() for t, row in zip(trials, p, strict=True) if t.question.kind == kind])
+        if len(outside):
+            keep = min(len(outside) - 1, int(np.ceil((1 - share) * len(outside))))
+            above = max(above, float(outside[keep]) * 1.001)
+    below = min(below, above)
+    return below, min(above, 1.0)
+
+
+def _allowed(max_false_alarms: float) -> dict[str, float]:
+    """Largest share of each class that may be touched."""
+    return {**dict.fromkeys(OUT_OF_SCOPE, max_false_alarms), "mention": min(1.0, max_false_alarms / _MENTIONED)}
+
+
+def _chosen(cheap: Features, full: Features, below: float, above: float, threshold: float) -> int | None:
+    """Index of the statement that would be chosen, as `Router` does it."""
+    best = int(np.argmax(cheap))
+    if cheap[best] >= above:
+        return best
+    if cheap[best] <= below:
+        return None
+    best = int(np.argmax(full))
+    return best if full[best] >= threshold else None
+
+
+def _by_class(
+    trials: Sequence[Trial], cheap: Sequence[Features], full: Sequence[Features], *at: float
+) -> dict[str, list[bool]]:
+    found: dict[str, list[bool]] = {}
+    for trial, p, q in zip(trials, cheap, full, strict=True):
+        place = _chosen(p, q, *at)
+        right = place is not None and (trial.question.kind not in IN_SCOPE or trial.right[place])
+        found.setdefault(trial.question.kind, []).append(right)
+    return found
+
+
+def _rates(
+    trials: Sequence[Trial], cheap: Sequence[Features], full: Sequence[Features], *at: float
+) -> dict[str, float]:
+    return {kind: sum(hits) / len(hits) for kind, hits in sorted(_by_class(trials, cheap, full, *at).items())}
+
+
+def _point(
+    trials: Sequence[Trial],
+    cheap: Sequence[Features],
+    full: Sequence[Features],
+    below: float,
+    above: float,
+    threshold: float,
+) -> CurvePoint:
+    # the curve moves the threshold of the doubtful; where features decide alone there are no others
+    rates = _rates(trials, cheap, full, below, above, float(threshold))
+    return CurvePoint(
+        threshold=float(threshold),
+        false_alarms=max(*(rates.get(kind, 0.0) for kind in OUT_OF_SCOPE), rates.get("mention", 0.0) * _MENTIONED),
+        misses=1.0 - rates.get("paraphrase", 0.0),
+    )
+
+
+def share_of_model(router: Router, rows: Sequence[Sequence[Candidate]]) -> float:
+    """Share of questions about which the model has to be asked."""
+    return sum(router.doubtful(row) for row in rows) / len(rows) if rows else 0.0
