@@ -9,13 +9,15 @@ from typing import Any, Self, TypeVar
 
 from errata.actors.connection import connect, disconnect
 from errata.actors.covariance import CovarianceEstimator
-from errata.actors.editor import ContextSpec, EditorClient, HistoryItem
-from errata.actors.evaluation import EvaluationPool, EvaluationSettings
+from errata.actors.editor import EditorClient, HistoryItem
+from errata.actors.evaluation import EvaluationPool
 from errata.actors.placement import Reservation
 from errata.actors.retrieval import MemoryClient
 from errata.actors.settings import ModelSpec, RayConfig
 from errata.actors.sharded.places import RankReservation
 from errata.actors.shared import evaluators_on, shared_workers
+from errata.actors.workers.editor import ContextSpec
+from errata.actors.workers.evaluation import EvaluationSettings
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import MemoryEntry
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
@@ -19,66 +18,14 @@ from errata.actors.connection import LOST, check_born, unwrap
 from errata.actors.runtime import kill, make_actor
 from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
 from errata.actors.sharded.stored import stored
-from errata.actors.worker import load_for
-from errata.editing.contexts import sample_contexts
+from errata.actors.workers.editor import ContextSpec, EditorWorker
 from errata.editing.covariance import KeyCovariance
-from errata.editing.editors import make_editor
 from errata.editing.errors import ErrataError
 from errata.editing.request import EditBatch
-from errata.editing.reverting import HistoryItem, RevertOrder, revert
-from errata.editing.session import EditReceipt, EditSession, Snapshot
+from errata.editing.reverting import HistoryItem, RevertOrder
+from errata.editing.session import EditReceipt, Snapshot
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ContextSpec:
-    """Context prefixes: given, or sampled from the base model."""
-
-    count: int
-    length: int
-    seed: int
-    given: tuple[str, ...] | None = None
-
-
-class EditorWorker:
-    """An `EditSession` over a model loaded in this process. Plain class; `EditorActor` is its shell."""
-
-    def __init__(self, spec: ModelSpec, role: RoleConfig, editor_config: Any, contexts: ContextSpec) -> None:
-        self._model = load_for(role, spec)
-        self._editor = make_editor(editor_config)
-        self._model.check_layers(self._editor.layers)
-        self.contexts = contexts.given or sample_contexts(
-            self._model, count=contexts.count, length=contexts.length, seed=contexts.seed
-        )
-        self._session: EditSession | None = None
-
-    def start(self, covariance: KeyCovariance | None) -> None:
-        """Begin the lifetime on its first covariance."""
-        self._session = EditSession(self._model, self._editor, covariance, self.contexts)
-
-    def map_widths(self) -> dict[int, int]:
-        """d_in of every edited map."""
-        return {layer: int(self._model.weight(layer).shape[1]) for layer in self._editor.layers}
-
-    def session(self) -> EditSession:
-        """The session; raises before ``start``."""
-        if self._session is None:
-            raise ErrataError("the editor has not been started with a covariance yet")
-        return self._session
-
-    def replay(self, item: HistoryItem) -> None:
-        """Take over one item of history."""
-        if isinstance(item, KeyCovariance):
-            self.session().swap_covariance(item)
-        elif isinstance(item, Snapshot):
-            self.session().resume(item)
-        else:
-            self.session().replay(item)
-
-    def revert(self, order: RevertOrder, items: Iterable[HistoryItem]) -> EditReceipt:
-        """Take edits out; ``items`` are the history as far as computing without them needs it."""
-        return revert(self.session(), order, items)
 
 
 @ray.remote

@@ -9,10 +9,11 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from errata.actors.evaluation import EvaluationPool, EvaluationSettings
+from errata.actors.evaluation import EvaluationPool
 from errata.actors.runtime import WorkerGroup, make_actor
 from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
-from errata.actors.worker import VersionedModel, load_for, yield_to_others
+from errata.actors.workers.evaluation import EvaluationSettings
+from errata.actors.workers.model import VersionedModel, load_for, yield_to_others
 from errata.editing.request import EditRequest
 from errata.evaluation.preservation.battery import Item, Outcomes, Suite, merged
 from errata.evaluation.preservation.suites import BatteryConfig, build_suites

@@ -18,11 +18,10 @@ import numpy as np
 import ray
 import ray.exceptions
 
+from errata.actors.workers.covariance import Array, Sums
+
 logger = logging.getLogger(__name__)
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
-Sums = dict[int, Array]
-"""By layer, float64 (d_in, d_in), symmetric."""
 Piece = dict[tuple[int, int], Array]
 """By layer and first row: the rows (n, first + n) of that layer's sum from there on, up to the diagonal."""
 

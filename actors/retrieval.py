@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,63 +13,12 @@ import ray
 from errata.actors.connection import LOST, check_born, unwrap
 from errata.actors.runtime import kill, make_actor
 from errata.actors.settings import RayConfig
+from errata.actors.workers.retrieval import RetrievalWorker
 from errata.editing.errors import ErrataError
-from errata.retrieval.embedder import build_embedder
 from errata.retrieval.index import IndexConfig
-from errata.retrieval.memory import FactMemory, Hit, MemoryEntry
-from errata.retrieval.vectors import KeptVectors
+from errata.retrieval.memory import Hit, MemoryEntry
 
 logger = logging.getLogger(__name__)
-
-_MOST_QUESTIONS = 20_000
-"""Questions whose vectors are kept."""
-
-
-class RetrievalWorker:
-    """A `FactMemory` with its embedder. Plain class; `RetrievalActor` is its shell."""
-
-    def __init__(self, embedder_config: Any, index_config: IndexConfig, kept_in: Path | None = None) -> None:
-        """``kept_in`` is where vectors of statements are kept, so that a restart embeds nothing."""
-        self._embedder = build_embedder(embedder_config)
-        self._memory = FactMemory(self._embedder, index_config)
-        self._statements = KeptVectors(self._embedder, kept_in) if kept_in is not None else self._embedder
-        self._questions: dict[str, Any] = {}
-
-    def add(self, entries: Sequence[MemoryEntry]) -> int:
-        """Add statements that are not there yet; returns how many are active."""
-        new = [entry for entry in entries if self._memory.get(entry.id) is None]
-        self._memory.add(new, self._statements.embed([entry.statement for entry in new]))
-        return len(self._memory)
-
-    def remove(self, ids: Sequence[int]) -> int:
-        """Forget statements; an older one that was superseded by them holds again."""
-        self._memory.remove(ids, missing_ok=True)
-        return len(self._memory)
-
-    def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
-        """The k nearest active statements of each question, best first. Questions are embedded once."""
-        if not questions:
-            return []
-        if len(self._questions) > _MOST_QUESTIONS:  # a service is asked new ones for months
-            self._questions.clear()
-        unknown = [q for q in dict.fromkeys(questions) if q not in self._questions]
-        if unknown:
-            self._questions.update(zip(unknown, self._embedder.embed(unknown), strict=True))
-        import numpy as np
-
-        return self._memory.search_vectors(np.stack([self._questions[q] for q in questions]), k)
-
-    def search_seconds(self, questions: Sequence[str], k: int) -> float:
-        """Mean wall seconds of embedding and searching one question alone, after one to warm up."""
-        self._memory.search(questions[:1], k)
-        started = time.perf_counter()
-        for question in questions:
-            self._memory.search([question], k)
-        return (time.perf_counter() - started) / max(1, len(questions))
-
-    def digest(self) -> str:
-        """Digest of the active content."""
-        return self._memory.digest
 
 
 @ray.remote

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 import ray
 from torch import Tensor
 
-from errata.actors.covariance import BLOCK_RETURNS, BlockInfo, EstimateJob, KeyCheck, UnitWorker, handed_over
-from errata.actors.evaluation import EvaluationPool, EvaluationSettings, EvaluationWorker, Hits
+from errata.actors.covariance import BLOCK_RETURNS, handed_over
+from errata.actors.evaluation import EvaluationPool
 from errata.actors.reduction import Piece
 from errata.actors.runtime import WorkerGroup, make_actor
 from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
-from errata.actors.worker import VersionedModel, load_for, yield_to_others
+from errata.actors.workers.covariance import BlockInfo, EstimateJob, KeyCheck, UnitWorker
+from errata.actors.workers.evaluation import EvaluationSettings, EvaluationWorker, Hits
+from errata.actors.workers.model import VersionedModel, load_for, yield_to_others
 from errata.editing.request import EditRequest
 from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.arms import Evaluation

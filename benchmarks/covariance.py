@@ -121,8 +121,9 @@ def scaling(model_name: str, layers: tuple[int, ...], counts: Sequence[int], *, 
     """Wall-clock tokens/s of one self-generated estimate by number of workers, models loaded beforehand."""
     import ray
 
-    from errata.actors.covariance import CovarianceEstimator, EstimateJob
+    from errata.actors.covariance import CovarianceEstimator
     from errata.actors.settings import ModelSpec, RayConfig
+    from errata.actors.workers.covariance import EstimateJob
 
     result: dict[str, Any] = {}
     digests = set()

@@ -196,7 +196,7 @@ def _load_sentence_model(model: str, device: str) -> Any:
     except ImportError as error:
         raise UserError(
             f"embedder {model!r} needs sentence-transformers, which is not installed; "
-            "install it, or set the embedder's type to 'hash'"
+            "pip install 'errata-llm[memory]', or set the embedder's type to 'hash'"
         ) from error
     try:
         return SentenceTransformer(path, device=device)

@@ -8,7 +8,6 @@ The index is a cache: its owner can build it again at any time.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import math
 from pathlib import Path
@@ -18,10 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from errata.editing.extras import Later
+
 logger = logging.getLogger(__name__)
 
-# Any: the library's type hints come and go between releases and miss members that are there
-faiss: Any = importlib.import_module("faiss")
+# Any: the library's type hints come and go between releases and miss members that are there. Imported when an index
+# is made: reading a run's history needs none
+faiss: Any = Later("faiss")
 
 Vectors = NDArray[np.float32]
 Ids = NDArray[np.int64]

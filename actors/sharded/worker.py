@@ -13,7 +13,7 @@ from torch import Tensor
 from errata.actors.settings import ModelSpec, RoleConfig
 from errata.actors.sharded.export import write_checkpoint
 from errata.actors.sharded.model import BlockMoments, ShardedEditableModel
-from errata.actors.worker import load_for
+from errata.actors.workers.model import load_for
 from errata.editing.checkpoint.load import resolve_model
 from errata.editing.covariance import MomentAccumulator
 from errata.editing.delta import WeightDelta, apply_delta

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import log, log2, sqrt
 
+import regex
+
+from errata.evaluation.matching import UNSPACED
 from errata.evaluation.metrics.card import metric
 
-_WORD = re.compile(r"\w+|[^\w\s]")
+_WORD = regex.compile(rf"(?=[{UNSPACED}])\X|[[\w\p{{M}}]--[{UNSPACED}]]+|[^\w\s]", regex.VERSION1)
+_TERM = regex.compile(rf"(?=[{UNSPACED}])\X|[[\w\p{{M}}]--[{UNSPACED}]]{{2,}}", regex.VERSION1)
 _WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 
 
@@ -25,13 +28,13 @@ def ngram_entropy(text: str, n: int) -> float:
     return -sum(count / total * log2(count / total) for count in counts.values())
 
 
-@metric("fluency", version=1, source="Zhang et al. 2018; ROME's `n_gram_entropy`; EasyEdit")
+@metric("fluency", version=2, source="Zhang et al. 2018; ROME's `n_gram_entropy`; EasyEdit")
 def fluency(text: str) -> float:
     """Mean of the weighted entropies of the text's bigrams (2/3) and trigrams (4/3), in bits.
 
-    Falls when a model repeats itself. Words and single punctuation marks are the tokens (the published code
-    uses NLTK's word tokenizer, which splits contractions differently: compare values of this project with
-    each other).
+    Falls when a model repeats itself. Words and single punctuation marks are the tokens, in scripts that do not
+    write words apart characters with their marks (the published code uses NLTK's word tokenizer, which splits
+    contractions differently: compare values of this project with each other).
     """
     return sum(weight * ngram_entropy(text, n) for n, weight in _WEIGHTS.items()) / len(_WEIGHTS)
 
@@ -65,8 +68,9 @@ class TfIdf:
 
     @staticmethod
     def _terms(text: str) -> list[str]:
-        # words of two letters and more: scikit-learn's default, on which the published scores rest
-        return re.findall(r"\b\w\w+\b", text.lower())
+        # words of two letters and more: scikit-learn's default, on which the published scores rest; characters where
+        # a script does not write words apart
+        return _TERM.findall(text.lower())
 
     def vector(self, text: str) -> dict[str, float]:
         """Unit vector of a text over the corpus's terms; empty if it has none of them."""
@@ -75,7 +79,7 @@ class TfIdf:
         return {t: w / norm for t, w in weights.items()} if norm else {}
 
 
-@metric("consistency", version=1, source="ROME's reference score (RS); EasyEdit")
+@metric("consistency", version=2, source="ROME's reference score (RS); EasyEdit")
 def consistency(generated: Sequence[str], references: Sequence[str], tfidf: TfIdf) -> float | None:
     """Cosine of the tf-idf vectors of the generated texts joined and of the reference texts joined.
 

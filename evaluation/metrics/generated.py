@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from errata.evaluation.matching import best_f1, contains, exact_match
+from errata.evaluation.matching import MATCHING_VERSION, best_f1, contains, exact_match
 from errata.evaluation.metrics.card import metric
 
 _REVISITING = "revisiting, section 2 and C.1"
 
 
-@metric("answer_contains", version=1, source=f"{_REVISITING} (judged there by a language model)")
+@metric("answer_contains", version=MATCHING_VERSION, source=f"{_REVISITING} (judged there by a language model)")
 def answer_contains(answer: str, expected: Sequence[str]) -> bool:
     """Whether the generated answer contains an expected one, word by word (no case, no articles).
 
@@ -20,13 +20,13 @@ def answer_contains(answer: str, expected: Sequence[str]) -> bool:
     return contains(answer, expected)
 
 
-@metric("answer_exact", version=1, source="SQuAD, Rajpurkar et al. 2016 (exact match)")
+@metric("answer_exact", version=MATCHING_VERSION, source="SQuAD, Rajpurkar et al. 2016 (exact match)")
 def answer_exact(answer: str, expected: Sequence[str]) -> bool:
     """Whether the generated answer equals an expected one after the same normalisation."""
     return exact_match(answer, expected)
 
 
-@metric("answer_f1", version=1, source="SQuAD, Rajpurkar et al. 2016; rose D.2 (LoCoMo-Edit)")
+@metric("answer_f1", version=MATCHING_VERSION, source="SQuAD, Rajpurkar et al. 2016; rose D.2 (LoCoMo-Edit)")
 def answer_f1(answer: str, expected: Sequence[str]) -> float:
     """Largest word-level F1 of the generated answer against the expected ones."""
     return best_f1(answer, expected)

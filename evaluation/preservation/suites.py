@@ -113,7 +113,7 @@ class FluencySuite:
     def fingerprint(self) -> str:
         """Of the prompts and the sampling."""
         settings = self._sampling.model_dump(mode="json")
-        return digest_json(["fluency", 1, [[r.id, r.text] for r in self._requests], settings])
+        return digest_json(["fluency", 2, [[r.id, r.text] for r in self._requests], settings])
 
     def run(self, engine: SamplingEngine, items: Sequence[Item], *, seed: int = 0) -> Outcomes:
         """``fluency`` by item, and ``mean_logprob`` as (sum, tokens)."""

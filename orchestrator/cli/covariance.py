@@ -14,7 +14,7 @@ from rich.table import Table
 from errata.editing.errors import ErrataError, UserError
 
 if TYPE_CHECKING:
-    from errata.actors.covariance import Estimate, EstimateJob, EstimateProgress, KeyCheck
+    from errata.actors.workers.covariance import Estimate, EstimateJob, EstimateProgress, KeyCheck
     from errata.editing.covariance import KeyCovariance
     from errata.orchestrator.config.run import RunConfig
     from errata.orchestrator.covariance.compare import Comparison

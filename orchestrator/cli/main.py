@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from errata.editing.errors import ErrataError, UserError
+from errata.editing.extras import lacking
 from errata.orchestrator.cli.change import register as register_change
 from errata.orchestrator.cli.covariance import register as register_covariance
 from errata.orchestrator.cli.doctor import register as register_doctor
@@ -147,6 +148,11 @@ def main() -> None:
         app()
     except UserError as error:
         print(f"errata: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if (told := lacking(error)) is None:
+            raise
+        print(f"errata: {told}", file=sys.stderr)
         sys.exit(2)
     except ErrataError as error:
         print(f"errata: error: {error}", file=sys.stderr)

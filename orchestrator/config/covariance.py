@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from errata.actors.covariance import CorpusShare, EstimateJob
+from errata.actors.workers.covariance import CorpusShare, EstimateJob
 from errata.editing.estimation.corpus import HUB, CorpusConfig, survey
 from errata.editing.estimation.mixture import MixtureConfig
 from errata.editing.estimation.selfgen import SelfGenerationConfig

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from errata.actors.covariance import Estimate, EstimateJob
+from errata.actors.workers.covariance import Estimate, EstimateJob
 from errata.editing.covariance import KeyCovariance
 from errata.editing.estimation.diagnostics import energy_basis, energy_outside, nll_shift
 from errata.orchestrator.config.refresh import DriftConfig

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from errata.actors.covariance import Estimate, EstimateJob, EstimateProgress
+from errata.actors.workers.covariance import Estimate, EstimateJob, EstimateProgress
 from errata.editing.covariance import KeyCovariance
 from errata.editing.estimation.diagnostics import Documents, sanity
 from errata.orchestrator.covariance.drift import Look, Looked

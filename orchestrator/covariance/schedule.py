@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from errata.actors.covariance import CovarianceEstimator, Estimate, EstimateProgress
-from errata.actors.editor import EditorClient
+from errata.actors.parts import EditorPart, EstimatorPart
+from errata.actors.workers.covariance import Estimate, EstimateProgress
 from errata.editing.covariance import KeyCovariance
 from errata.editing.editors import make_editor
 from errata.editing.errors import ErrataError, UserError
@@ -34,8 +34,8 @@ class Refreshing:
         config: RunConfig,
         journal: Journal,
         store: ArtifactStore,
-        editor: EditorClient,
-        estimator: CovarianceEstimator,
+        editor: EditorPart,
+        estimator: EstimatorPart,
         *,
         tracker: Tracker | NullTracker,
         display: Display,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from errata.actors.covariance import Estimate, EstimateJob, EstimateProgress
+from errata.actors.workers.covariance import Estimate, EstimateJob, EstimateProgress
 from errata.editing.checkpoint.fetch import cache_root
 from errata.editing.covariance import KeyCovariance
 from errata.editing.digest import digest_json

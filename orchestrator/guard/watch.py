@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from errata.actors.parts import EvaluationPart
 from errata.orchestrator.history.bisect import Probe
-
-if TYPE_CHECKING:
-    from errata.actors.evaluation import EvaluationPool
 
 
 class PoolWatch:
     """The guard's `Watch`."""
 
-    def __init__(self, pool: EvaluationPool) -> None:
+    def __init__(self, pool: EvaluationPart) -> None:
         self._pool = pool
 
     def answers(self, probes: Sequence[Probe], weights: Any) -> list[str]:

@@ -1,5 +1,5 @@
 """Content-addressed files next to the journal: ``deltas/``, ``keys/``, ``covariances/``,
-``contexts/``, ``snapshots/``.
+``contexts/``, ``snapshots/``, ``modules/``, ``pieces/``, ``routers/``.
 
 A file is complete before it carries its name (temporary file, fsync, rename, fsync of the directory), and its
 name is its digest, checked whenever it is read. So a crash leaves at worst a temporary file, and nothing
@@ -23,7 +23,7 @@ from errata.orchestrator.journal.fail_points import reach
 
 logger = logging.getLogger(__name__)
 
-KINDS: Final = ("deltas", "keys", "covariances", "contexts", "snapshots")
+KINDS: Final = ("deltas", "keys", "covariances", "contexts", "snapshots", "modules", "pieces", "routers")
 Digester = Callable[[Path], str]
 
 _TEMPORARY: Final = ".tmp-"

@@ -19,20 +19,24 @@ from typing import Any, Self
 from errata.editing.digest import digest_json
 from errata.editing.errors import UserError
 from errata.editing.request import EditRequest
+from errata.orchestrator.journal.chain import append_link, new_salt
 from errata.orchestrator.journal.connection import WriterLock, connect_reader, connect_writer
 from errata.orchestrator.journal.fail_points import reach
 from errata.orchestrator.journal.reading import JournalReader
 from errata.orchestrator.journal.rows import (
     Accepted,
+    AttemptOutcome,
     CommitData,
     CovarianceRow,
     JournalMeta,
+    MarkState,
     RefreshState,
     RequestOutcome,
     RequestRow,
     RequestState,
     Version,
     VersionHash,
+    VersionParts,
     dump_json,
     version_digest,
 )
@@ -70,8 +74,9 @@ class Journal(JournalReader):
         super().__init__(connection)
         self._writer_lock = lock
         self._clock = clock
-        deltas = self._rows("SELECT delta FROM commits WHERE delta IS NOT NULL ORDER BY sequence")
-        self._hash = VersionHash(self.meta.base_digest, (row["delta"] for row in deltas))
+        self._hash = VersionHash(self.meta.base_digest)
+        for row in self._rows("SELECT delta, parts FROM commits ORDER BY sequence"):
+            self._hash = self._hash.then(row["delta"], VersionParts.load(json.loads(row["parts"])))
 
     # ---------------------------------------------------------------- opening and closing
 
@@ -85,14 +90,15 @@ class Journal(JournalReader):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = WriterLock(path)
+        connection: sqlite3.Connection | None = None
         try:
             connection = connect_writer(path)
             # a crash between the tables and this row leaves a file without meta: nothing happened in it, so
             # go on
             migrate(connection)
             if connection.execute("SELECT 1 FROM meta").fetchone():
-                connection.close()
                 raise UserError(f"{path} already holds the journal of a run")
+            connection.execute("BEGIN IMMEDIATE")
             connection.execute(
                 "INSERT INTO meta VALUES (1, ?, ?, ?, ?, ?, ?)",
                 (
@@ -104,8 +110,12 @@ class Journal(JournalReader):
                     (meta.created_at or clock()).isoformat(),
                 ),
             )
+            append_link(connection, "begin", 1)
+            connection.execute("COMMIT")
             return cls(connection, lock, clock)
         except BaseException:
+            if connection is not None:
+                connection.close()
             lock.release()
             raise
 
@@ -223,12 +233,28 @@ class Journal(JournalReader):
     ) -> int:
         now = self._time()
         seq = connection.execute(
-            "INSERT INTO requests (id, fact_key, payload, payload_digest, accepted_at, state, reason)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING seq",
-            (name, fact_key, payload, digest, now, state, reason),
+            "INSERT INTO requests (id, fact_key, payload, payload_digest, accepted_at, state, reason, salt)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq",
+            (name, fact_key, payload, digest, now, state, reason, new_salt()),
         ).fetchone()["seq"]
-        connection.execute("INSERT INTO fates (seq, state, reason, at) VALUES (?, ?, ?, ?)", (seq, state, reason, now))
+        append_link(connection, "acceptance", seq)
+        self._insert_fate(connection, seq, state, None, reason, now)
         return int(seq)
+
+    def _insert_fate(
+        self,
+        connection: sqlite3.Connection,
+        seq: int,
+        state: RequestState,
+        sequence: int | None,
+        reason: str | None,
+        at: str,
+    ) -> None:
+        cursor = connection.execute(
+            "INSERT INTO fates (seq, state, sequence, reason, at) VALUES (?, ?, ?, ?, ?)",
+            (seq, state, sequence, reason, at),
+        )
+        append_link(connection, "fate", int(cursor.lastrowid or 0))
 
     # ---------------------------------------------------------------- versions
 
@@ -244,11 +270,11 @@ class Journal(JournalReader):
         """
         with self._transaction() as connection:
             head = self.head()
-            if data.sequence == head.sequence and data.delta == head.delta:
+            if data.sequence == head.sequence and data.delta == head.delta and data.parts == head.parts:
                 return head  # the same commit again
             if data.sequence != head.sequence + 1:
                 raise ValueError(f"the next commit has sequence {head.sequence + 1}, got {data.sequence}")
-            hash_ = self._hash.then(data.delta)
+            hash_ = self._hash.then(data.delta, data.parts)
             applied = {outcome.id for outcome in data.outcomes if outcome.applied}
             self._insert_commit(connection, data, head, hash_.digest, head.edits + len(applied))
             for outcome in data.outcomes:
@@ -264,6 +290,19 @@ class Journal(JournalReader):
             for name in data.restores:
                 change = "ended_in = NULL, superseded_by = NULL, applied_in = COALESCE(applied_in, ?)"
                 self._move(connection, name, ("superseded",), "applied", data.sequence, change, data.sequence)
+            for outcome in data.remeasured:
+                values = (outcome.outcome, _figures(outcome))
+                self._move(
+                    connection,
+                    outcome.id,
+                    ("applied",),
+                    "applied",
+                    data.sequence,
+                    "outcome = ?, figures = ?",
+                    *values,
+                    reason=outcome.reason,
+                )
+            append_link(connection, "commit", data.sequence)
             reach("commit_in_transaction")
         self._hash = hash_
         reach("after_commit")
@@ -274,9 +313,10 @@ class Journal(JournalReader):
     ) -> None:
         now = self._time()
         names = [*(outcome.id for outcome in data.outcomes), *data.reverts, *data.restores]
+        names += [outcome.id for outcome in data.remeasured]
         connection.execute("INSERT INTO batches VALUES (?, ?, ?, ?)", (data.sequence, data.kind, now, dump_json(names)))
         connection.execute(
-            "INSERT INTO commits VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO commits VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 data.sequence,
                 digest,
@@ -290,12 +330,16 @@ class Journal(JournalReader):
                 dump_json(data.delta_norms),
                 data.seconds,
                 now,
+                data.sweeps,
+                dump_json(data.parts.dump()),
+                None if data.figures is None else dump_json(data.figures),
             ),
         )
 
     def _settle_outcome(self, connection: sqlite3.Connection, sequence: int, outcome: RequestOutcome) -> None:
         if outcome.applied:
-            change, values = "applied_in = ?, result = ?", (sequence, dump_json(outcome.result))
+            change = "applied_in = ?, result = ?, outcome = ?, figures = ?"
+            values = (sequence, dump_json(outcome.result), outcome.outcome, _figures(outcome))
             self._move(connection, outcome.id, ("accepted",), "applied", sequence, change, *values)
             older = connection.execute(
                 "SELECT o.id FROM requests o JOIN requests n ON o.fact_key = n.fact_key AND o.id <> n.id"
@@ -305,7 +349,8 @@ class Journal(JournalReader):
             for row in older:
                 self._supersede(connection, sequence, row["id"], outcome.id, "applied")
         else:
-            change, values = "ended_in = ?, result = ?", (sequence, dump_json(outcome.result))
+            change = "ended_in = ?, result = ?, figures = ?"
+            refused = (sequence, dump_json(outcome.result), _figures(outcome))
             self._move(
                 connection,
                 outcome.id,
@@ -313,7 +358,7 @@ class Journal(JournalReader):
                 "rejected",
                 sequence,
                 change,
-                *values,
+                *refused,
                 reason=outcome.reason,
             )
 
@@ -331,7 +376,7 @@ class Journal(JournalReader):
         state: RequestState,
         sequence: int | None,
         change: str,
-        *values: int | str,
+        *values: int | str | None,
         reason: str | None = None,
     ) -> None:
         row = connection.execute("SELECT seq, state FROM requests WHERE id = ?", (name,)).fetchone()
@@ -343,10 +388,7 @@ class Journal(JournalReader):
             f"UPDATE requests SET state = ?, reason = ?, {change} WHERE seq = ?",
             (state, reason, *values, row["seq"]),
         )
-        connection.execute(
-            "INSERT INTO fates (seq, state, sequence, reason, at) VALUES (?, ?, ?, ?, ?)",
-            (row["seq"], state, sequence, reason, self._time()),
-        )
+        self._insert_fate(connection, row["seq"], state, sequence, reason, self._time())
 
     # ---------------------------------------------------------------- covariances and refreshes
 
@@ -381,6 +423,7 @@ class Journal(JournalReader):
             connection.execute(
                 "INSERT INTO swaps VALUES (?, ?, ?, ?)", (after_sequence, covariance, edits, self._time())
             )
+            append_link(connection, "swap", after_sequence)
             reach("swap_in_transaction")
         reach("after_swap")
 
@@ -429,7 +472,9 @@ class Journal(JournalReader):
                 "INSERT INTO evaluations (version, edits, kind, metrics, at) VALUES (?, ?, ?, ?, ?)",
                 (version, edits, kind, dump_json(metrics), self._time()),
             )
-        return int(cursor.lastrowid or 0)
+            number = int(cursor.lastrowid or 0)
+            append_link(connection, "evaluation", number)
+        return number
 
     def record_event(self, kind: str, data: Mapping[str, Any]) -> int:
         """Keep anything else worth knowing: a guard's action, a publication; returns its number."""
@@ -437,7 +482,51 @@ class Journal(JournalReader):
             cursor = connection.execute(
                 "INSERT INTO events (kind, data, at) VALUES (?, ?, ?)", (kind, dump_json(data), self._time())
             )
+            number = int(cursor.lastrowid or 0)
+            append_link(connection, "event", number)
+        return number
+
+    # ---------------------------------------------------------------- attempts, tags, marks
+
+    def begin_attempt(self, sequence: int, request_ids: Sequence[str]) -> int:
+        """Say, before the editor is given a batch, which one it is; returns the attempt's number.
+
+        An attempt that stays without an end is a process that died in it. Attempts decide nothing about what a
+        version is, so they are in no digest.
+        """
+        with self._transaction() as connection:
+            cursor = connection.execute(
+                "INSERT INTO attempts (sequence, request_ids, started_at) VALUES (?, ?, ?)",
+                (sequence, dump_json(list(request_ids)), self._time()),
+            )
         return int(cursor.lastrowid or 0)
+
+    def end_attempt(self, number: int, outcome: AttemptOutcome, reason: str | None = None) -> None:
+        """Say how an attempt ended. Again, it changes nothing."""
+        reason = None if reason is None else _printable(reason)
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE attempts SET ended_at = ?, outcome = ?, reason = ? WHERE number = ? AND ended_at IS NULL",
+                (self._time(), outcome, reason, number),
+            )
+
+    def tag(self, name: str, sequence: int) -> None:
+        """Name a version; a name that is in use moves."""
+        with self._transaction() as connection:
+            connection.execute(
+                "INSERT INTO tags VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET sequence = excluded.sequence,"
+                " at = excluded.at",
+                (name, sequence, self._time()),
+            )
+
+    def mark(self, sequence: int, state: MarkState, reason: str) -> None:
+        """Say that something of a version was dropped; ``unprovable`` is never taken back."""
+        with self._transaction() as connection:
+            connection.execute(
+                "INSERT INTO marks VALUES (?, ?, ?, ?) ON CONFLICT (sequence) DO UPDATE SET state = excluded.state,"
+                " reason = excluded.reason, at = excluded.at WHERE state <> 'unprovable'",
+                (sequence, state, _printable(reason), self._time()),
+            )
 
     # ---------------------------------------------------------------- inside
 
@@ -457,6 +546,10 @@ class Journal(JournalReader):
                 if self._connection.in_transaction:  # a full disk rolls back by itself
                     self._connection.execute("ROLLBACK")
                 raise
+
+
+def _figures(outcome: RequestOutcome) -> str | None:
+    return None if outcome.figures is None else dump_json(outcome.figures)
 
 
 def _printable(text: str) -> str:

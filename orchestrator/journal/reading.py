@@ -11,17 +11,20 @@ from typing import Any
 from errata.editing.errors import UserError
 from errata.orchestrator.journal.rows import (
     STATES,
+    AttemptRow,
     Counts,
     CovarianceRow,
     EvaluationRow,
     EventRow,
     Fate,
     JournalMeta,
+    MarkRow,
     RefreshRow,
     RequestRow,
     RequestState,
     SwapRow,
     Version,
+    VersionParts,
     version_digest,
 )
 
@@ -46,7 +49,7 @@ class JournalReader:
 
     def waiting(self) -> int:
         """How many requests wait to be applied; cheap however long the journal is."""
-        return int(self._rows("SELECT COUNT(*) FROM requests WHERE state = 'accepted'")[0][0])
+        return self.counters().get("state.accepted", 0)
 
     def requests(self, state: RequestState | None = None) -> list[RequestRow]:
         """All requests, or those in one state, in the order of acceptance."""
@@ -72,12 +75,46 @@ class JournalReader:
 
     def counts(self) -> Counts:
         """How much of everything there is."""
-        found = {row[0]: row[1] for row in self._rows("SELECT state, COUNT(*) FROM requests GROUP BY state")}
+        kept = self.counters()
+        found = {state: kept.get(f"state.{state}", 0) for state in STATES}
         sizes = {
             table: int(self._rows(f"SELECT COUNT(*) FROM {table}")[0][0])
             for table in ("batches", "swaps", "refreshes", "evaluations")
         }
-        return Counts(**{state: found.get(state, 0) for state in STATES}, **sizes)
+        outcomes = {name: kept.get(f"outcome.{name}", 0) for name in ("landed", "weak")}
+        return Counts(**found, **sizes, **outcomes)
+
+    def counters(self) -> dict[str, int]:
+        """Counts that are kept in the transactions that change them: ``state.<state>`` and ``outcome.<outcome>``."""
+        return {row["name"]: row["value"] for row in self._rows("SELECT name, value FROM counters")}
+
+    def attempts(self, sequence: int | None = None) -> list[AttemptRow]:
+        """Times that the editor was given a batch, oldest first; those of one sequence number, or all."""
+        return [
+            AttemptRow(
+                number=row["number"],
+                sequence=row["sequence"],
+                request_ids=tuple(json.loads(row["request_ids"])),
+                started_at=_time(row["started_at"]),
+                ended_at=None if row["ended_at"] is None else _time(row["ended_at"]),
+                outcome=row["outcome"],
+                reason=row["reason"],
+            )
+            for row in self._rows(
+                "SELECT * FROM attempts WHERE ? IS NULL OR sequence = ? ORDER BY number", sequence, sequence
+            )
+        ]
+
+    def tags(self) -> dict[str, int]:
+        """Names that were given to versions, with their sequence numbers."""
+        return {row["name"]: row["sequence"] for row in self._rows("SELECT name, sequence FROM tags ORDER BY name")}
+
+    def marks(self) -> list[MarkRow]:
+        """Versions of which something was dropped, oldest first."""
+        return [
+            MarkRow(row["sequence"], row["state"], row["reason"], _time(row["at"]))
+            for row in self._rows("SELECT * FROM marks ORDER BY sequence")
+        ]
 
     # ---------------------------------------------------------------- versions
 
@@ -224,6 +261,10 @@ class JournalReader:
                 ended_in=row["ended_in"],
                 superseded_by=row["superseded_by"],
                 result=None if row["result"] is None else json.loads(row["result"]),
+                outcome=row["outcome"],
+                figures=None if row["figures"] is None else json.loads(row["figures"]),
+                event_at=None if row["event_at"] is None else _time(row["event_at"]),
+                erased_at=None if row["erased_at"] is None else _time(row["erased_at"]),
             )
             for row in self._rows(query, *values, -1 if limit is None else limit)
         ]
@@ -245,6 +286,9 @@ class JournalReader:
                 seconds=row["seconds"],
                 request_ids=tuple(json.loads(row["request_ids"])),
                 at=_time(row["at"]),
+                sweeps=row["sweeps"],
+                parts=VersionParts.load(json.loads(row["parts"])),
+                figures=None if row["figures"] is None else json.loads(row["figures"]),
             )
             for row in self._rows(
                 "SELECT c.*, b.kind, b.request_ids FROM commits c JOIN batches b ON b.sequence = c.sequence"

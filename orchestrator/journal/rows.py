@@ -5,34 +5,72 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Final, Literal
 
 from errata.editing.request import EditRequest
 
 RequestState = Literal["accepted", "applied", "rejected", "superseded", "reverted"]
-BatchKind = Literal["edit", "revert"]
+BatchKind = Literal["edit", "revert", "repair", "module", "erase"]
+Outcome = Literal["landed", "weak"]
+AttemptOutcome = Literal["committed", "failed", "died"]
+MarkState = Literal["compacted", "unprovable"]
 RefreshState = Literal["started", "done", "refused", "swapped"]
 
 STATES: Final[tuple[RequestState, ...]] = ("accepted", "applied", "rejected", "superseded", "reverted")
 
 
+@dataclass(frozen=True, slots=True)
+class VersionParts:
+    """What a commit adds to a version beside its weight delta, by digest. See docs/decisions/0009-commit-format.md."""
+
+    modules: tuple[str, ...] = ()
+    """Modules that it installs, in their order."""
+    removed: tuple[str, ...] = ()
+    """Modules of earlier commits that it takes out."""
+    pieces: str | None = None
+    """File with the low-rank pieces of its edits, for the regime ``retrieved``."""
+    router: str | None = None
+    """Router that takes force with it; None where the one of its parent stays."""
+
+    def lines(self) -> Iterator[str]:
+        """What enters the version's digest, one line each; nothing for a commit that has no parts."""
+        yield from (f"module:{digest}" for digest in self.modules)
+        yield from (f"removed:{digest}" for digest in self.removed)
+        for name, digest in (("pieces", self.pieces), ("router", self.router)):
+            if digest is not None:
+                yield f"{name}:{digest}"
+
+    def dump(self) -> dict[str, Any]:
+        """As a column of the journal holds it: empty parts left out."""
+        return {name: value for name, value in asdict(self).items() if value}
+
+    @classmethod
+    def load(cls, plain: Mapping[str, Any]) -> VersionParts:
+        """The inverse of `dump`."""
+        lists = {name: tuple(plain.get(name, ())) for name in ("modules", "removed")}
+        return cls(**lists, pieces=plain.get("pieces"), router=plain.get("router"))
+
+
 class VersionHash:
-    """Running digest of a version: sha256 over the base's digest and the deltas' digests, in their order."""
+    """Running digest of a version: sha256 over the base's digest and, commit by commit, the digests of its delta and
+    its parts."""
 
     def __init__(self, base_digest: str, delta_digests: Iterable[str] = ()) -> None:
         self._sha = hashlib.sha256(f"errata version 1\n{base_digest}\n".encode())
         for digest in delta_digests:
             self._sha.update(f"{digest}\n".encode())
 
-    def then(self, delta_digest: str | None) -> VersionHash:
-        """The version after one more delta; after no delta, the same version."""
+    def then(self, delta_digest: str | None, parts: VersionParts | None = None) -> VersionHash:
+        """The version after one more commit; after one with neither delta nor parts, the same version."""
         other = VersionHash.__new__(VersionHash)
         other._sha = self._sha.copy()
         if delta_digest is not None:
             other._sha.update(f"{delta_digest}\n".encode())
+        for line in () if parts is None else parts.lines():
+            other._sha.update(f"{line}\n".encode())
         return other
 
     @property
@@ -89,6 +127,14 @@ class RequestRow:
     superseded_by: str | None = None
     result: Mapping[str, Any] | None = None
     """The editor's figures: loss, steps, converged, clamped."""
+    outcome: Outcome | None = None
+    """Of an applied request: whether the model says it (``landed``) or not yet (``weak``); None where nobody asked."""
+    figures: Mapping[str, Any] | None = None
+    """What the closed loop measured: share of the wanted change reached, cosine, P(target), argmax, contexts."""
+    event_at: datetime | None = None
+    """When the fact became true, where the request says so."""
+    erased_at: datetime | None = None
+    """When its content was erased; id and payload are then those of a tombstone."""
 
     @property
     def request(self) -> EditRequest:
@@ -115,6 +161,10 @@ class RequestOutcome:
     reason: str | None = None
     """Why it was not applied."""
     result: Mapping[str, Any] = field(default_factory=dict)
+    outcome: Outcome | None = None
+    """Of an applied request, where the closed loop has asked: ``landed`` or ``weak``."""
+    figures: Mapping[str, Any] | None = None
+    """What the closed loop measured, of an applied or of a refused request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +194,13 @@ class CommitData:
     none: a revert takes older values of the fact out of the weights as well."""
     reason: str | None = None
     """For kind ``revert``: why, and who asked."""
+    sweeps: int = 1
+    """Times the batch's residuals were written: the first write and its corrections."""
+    parts: VersionParts = VersionParts()
+    figures: Mapping[str, Any] | None = None
+    """Of the batch as a whole: what moved on held probes, seconds of the check."""
+    remeasured: tuple[RequestOutcome, ...] = ()
+    """For kind ``repair``: requests that stay applied and were written again, with their new outcomes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +222,9 @@ class Version:
     seconds: float = 0.0
     request_ids: tuple[str, ...] = ()
     at: datetime | None = None
+    sweeps: int = 1
+    parts: VersionParts = VersionParts()
+    figures: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +282,29 @@ class EventRow:
 
 
 @dataclass(frozen=True, slots=True)
+class AttemptRow:
+    """One time that the editor was given a batch. Without an end, the process died before it could say so."""
+
+    number: int
+    sequence: int
+    request_ids: tuple[str, ...]
+    started_at: datetime
+    ended_at: datetime | None
+    outcome: AttemptOutcome | None
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class MarkRow:
+    """A version of which something was dropped: its digest stays as a name."""
+
+    sequence: int
+    state: MarkState
+    reason: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
     """How many requests are in each state, and how many rows the other tables hold."""
 
@@ -235,6 +318,8 @@ class Counts:
     swaps: int
     refreshes: int
     evaluations: int
+    landed: int = 0
+    weak: int = 0
 
     @property
     def requests(self) -> int:

@@ -1,17 +1,20 @@
 """The journal's tables, and how an older journal becomes a newer one.
 
 ``PRAGMA user_version`` holds the number of migrations a file has been through. A migration is never edited
-once journals made by it exist: a change of the schema is one more entry at the end of ``MIGRATIONS``.
+once journals of a release made by it exist: a change of the schema is one more entry at the end of ``MIGRATIONS``.
+What the tables of schema 2 are for is settled in docs/decisions/0009-commit-format.md.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from errata.editing.errors import UserError
+from errata.orchestrator.journal.chain import chain_existing
 
 V1: Final = """
 CREATE TABLE meta (
@@ -118,7 +121,102 @@ CREATE TABLE events (
 );
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (V1,)
+V2: Final = """
+ALTER TABLE requests ADD COLUMN salt BLOB;
+ALTER TABLE requests ADD COLUMN outcome TEXT CHECK (outcome IN ('landed', 'weak'));
+ALTER TABLE requests ADD COLUMN figures TEXT;
+ALTER TABLE requests ADD COLUMN event_at TEXT;
+ALTER TABLE requests ADD COLUMN erased_at TEXT;
+CREATE INDEX requests_by_application ON requests (applied_in) WHERE applied_in IS NOT NULL;
+CREATE INDEX requests_by_ending ON requests (ended_in) WHERE ended_in IS NOT NULL;
+CREATE INDEX requests_by_outcome ON requests (outcome, seq) WHERE outcome IS NOT NULL;
+CREATE INDEX fates_by_batch ON fates (sequence) WHERE sequence IS NOT NULL;
+
+CREATE TABLE batches_2 (
+    sequence    INTEGER PRIMARY KEY,
+    kind        TEXT NOT NULL CHECK (kind IN ('edit', 'revert', 'repair', 'module', 'erase')),
+    created_at  TEXT NOT NULL,
+    request_ids TEXT NOT NULL
+);
+INSERT INTO batches_2 SELECT sequence, kind, created_at, request_ids FROM batches;
+DROP TABLE batches;
+ALTER TABLE batches_2 RENAME TO batches;
+
+ALTER TABLE commits ADD COLUMN sweeps INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE commits ADD COLUMN parts TEXT NOT NULL DEFAULT '{}';
+ALTER TABLE commits ADD COLUMN figures TEXT;
+CREATE INDEX commits_by_edits ON commits (edits);
+
+CREATE TABLE attempts (
+    number      INTEGER PRIMARY KEY,
+    sequence    INTEGER NOT NULL,
+    request_ids TEXT NOT NULL,
+    started_at  TEXT NOT NULL,
+    ended_at    TEXT,
+    outcome     TEXT CHECK (outcome IN ('committed', 'failed', 'died')),
+    reason      TEXT
+);
+CREATE INDEX attempts_by_batch ON attempts (sequence, number);
+
+CREATE TABLE marks (
+    sequence    INTEGER PRIMARY KEY REFERENCES batches (sequence),
+    state       TEXT NOT NULL CHECK (state IN ('compacted', 'unprovable')),
+    reason      TEXT NOT NULL,
+    at          TEXT NOT NULL
+);
+
+CREATE TABLE tags (
+    name        TEXT PRIMARY KEY,
+    sequence    INTEGER NOT NULL REFERENCES batches (sequence),
+    at          TEXT NOT NULL
+);
+
+CREATE TABLE tombstones (
+    seq         INTEGER PRIMARY KEY REFERENCES requests (seq),
+    sequence    INTEGER REFERENCES batches (sequence),
+    content     BLOB NOT NULL,
+    reason      TEXT NOT NULL,
+    at          TEXT NOT NULL
+);
+
+CREATE TABLE chain (
+    number      INTEGER PRIMARY KEY,
+    kind        TEXT NOT NULL,
+    ref         INTEGER NOT NULL,
+    content     BLOB NOT NULL,
+    digest      BLOB NOT NULL
+);
+CREATE UNIQUE INDEX chain_by_row ON chain (kind, ref);
+
+CREATE TABLE counters (
+    name        TEXT PRIMARY KEY,
+    value       INTEGER NOT NULL
+) WITHOUT ROWID;
+INSERT INTO counters SELECT 'state.' || state, COUNT(*) FROM requests GROUP BY state;
+CREATE TRIGGER requests_counted_in AFTER INSERT ON requests BEGIN
+    INSERT INTO counters VALUES ('state.' || NEW.state, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1;
+END;
+CREATE TRIGGER requests_counted_on AFTER UPDATE OF state ON requests WHEN OLD.state <> NEW.state BEGIN
+    UPDATE counters SET value = value - 1 WHERE name = 'state.' || OLD.state;
+    INSERT INTO counters VALUES ('state.' || NEW.state, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1;
+END;
+CREATE TRIGGER outcomes_counted AFTER UPDATE OF outcome ON requests WHEN OLD.outcome IS NOT NEW.outcome BEGIN
+    UPDATE counters SET value = value - 1 WHERE name = 'outcome.' || OLD.outcome;
+    INSERT INTO counters SELECT 'outcome.' || NEW.outcome, 1 WHERE NEW.outcome IS NOT NULL
+        ON CONFLICT (name) DO UPDATE SET value = value + 1;
+END;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One step: a script, and what SQL cannot compute, in the same transaction."""
+
+    script: str
+    fill: Callable[[sqlite3.Connection], None] | None = None
+
+
+MIGRATIONS: Final[tuple[Migration, ...]] = (Migration(V1), Migration(V2, chain_existing))
 
 
 def schema_version(connection: sqlite3.Connection) -> int:
@@ -141,7 +239,7 @@ def schema_of(path: Path) -> int:
         connection.close()
 
 
-def migrate(connection: sqlite3.Connection, migrations: Sequence[str] = MIGRATIONS) -> int:
+def migrate(connection: sqlite3.Connection, migrations: Sequence[Migration] = MIGRATIONS) -> int:
     """Bring the tables up to date, each migration in a transaction of its own; returns how many were run.
 
     Raises:
@@ -152,12 +250,31 @@ def migrate(connection: sqlite3.Connection, migrations: Sequence[str] = MIGRATIO
         raise UserError(
             f"the journal has schema {have}, this release knows up to {len(migrations)}: use a newer release"
         )
-    for number, script in enumerate(migrations[have:], start=have + 1):
-        # one script, so that tables and version number arrive together or not at all
-        try:
-            connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
+    if have == len(migrations):
+        return 0
+    # a table that others refer to is made anew without its rows counting as gone; checked before each step ends
+    enforced = bool(connection.execute("PRAGMA foreign_keys").fetchone()[0])
+    connection.execute("PRAGMA foreign_keys = OFF")
+    try:
+        for number, migration in enumerate(migrations[have:], start=have + 1):
+            _run(connection, number, migration)
+    finally:
+        connection.execute(f"PRAGMA foreign_keys = {'ON' if enforced else 'OFF'}")
     return len(migrations) - have
+
+
+def _run(connection: sqlite3.Connection, number: int, migration: Migration) -> None:
+    """One migration: tables, what is filled in, and the version number arrive together or not at all."""
+    try:
+        connection.executescript(f"BEGIN IMMEDIATE;\n{migration.script}")
+        if migration.fill is not None:
+            migration.fill(connection)
+        broken = connection.execute("PRAGMA foreign_key_check").fetchone()
+        if broken is not None:
+            raise UserError(f"the journal cannot become schema {number}: a row of {broken[0]} needs one that is gone")
+        connection.execute(f"PRAGMA user_version = {number}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from errata.actors.evaluation import EvaluationPool, Hits
-from errata.actors.retrieval import MemoryClient
+from errata.actors.parts import EvaluationPart, MemoryPart
+from errata.actors.workers.evaluation import Hits
 from errata.editing.errors import UserError
 from errata.editing.request import EditRequest
 from errata.evaluation.arms import Evaluation
@@ -49,7 +49,7 @@ class Measurer:
     """Puts questions to frozen versions, one evaluation at a time, in a thread of its own."""
 
     def __init__(
-        self, pool: EvaluationPool, memory: MemoryClient, config: EvaluationConfig, mem: MemoryConfig, base: str
+        self, pool: EvaluationPart, memory: MemoryPart, config: EvaluationConfig, mem: MemoryConfig, base: str
     ) -> None:
         """``base`` is the digest of the version without edits."""
         self._pool, self._memory, self._config, self._mem = pool, memory, config, mem

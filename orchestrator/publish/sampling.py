@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any, Final, Protocol
 
-from errata.actors.covariance import Estimate, EstimateJob, EstimateProgress
+from errata.actors.workers.covariance import Estimate, EstimateJob, EstimateProgress
 from errata.editing.estimation.sampling_server import SamplingServerConfig
 from errata.orchestrator.config.publish import PublishConfig
 from errata.orchestrator.history.log import History

@@ -9,7 +9,7 @@ import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
-from errata.actors.cluster import Cluster
+from errata.actors.parts import Parts
 from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
@@ -34,7 +34,7 @@ class RunLoop:
         config: RunConfig,
         journal: Journal,
         store: ArtifactStore,
-        cluster: Cluster,
+        cluster: Parts,
         *,
         output: Path,
         model_digest: str,

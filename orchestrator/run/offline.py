@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from errata.actors.cluster import Cluster
-from errata.actors.editor import ContextSpec, EditorClient, EditorWorker
+from errata.actors.parts import EditorPart
+from errata.actors.workers.editor import ContextSpec, EditorWorker
 from errata.editing.checkpoint.load import checkpoint_digest
 from errata.editing.covariance import KeyCovariance
 from errata.editing.editors import make_editor
@@ -124,7 +124,7 @@ class OfflineRun:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _editor(self) -> LocalEditor | EditorClient:
+    def _editor(self) -> LocalEditor | EditorPart:
         head = self.journal.head()
         if head.contexts is None:
             raise UserError("the run's newest commit names no context prefixes; nothing can be computed again")
@@ -137,6 +137,8 @@ class OfflineRun:
             worker = EditorWorker(self._spec, self._config.ray.editor, self._config.editor, spec)
             return LocalEditor(worker, history(self.journal, self.store, since=since))
         # of the run's actors only the editor is made, so that room for all of them need not be there
+        from errata.actors.cluster import Cluster
+
         ray = self._config.ray.model_copy(update={"reserve": False})
         cluster = self._stack.enter_context(Cluster(ray, self._spec))
         editor = cluster.editor(self._config.editor, spec, lambda: history(self.journal, self.store, since=since))

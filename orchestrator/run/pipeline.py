@@ -16,10 +16,9 @@ from datetime import UTC, datetime
 from itertools import chain, pairwise
 from typing import Final
 
-from errata.actors.cluster import Cluster
-from errata.actors.editor import ContextSpec, EditorClient
-from errata.actors.evaluation import EvaluationSettings
-from errata.actors.retrieval import MemoryClient
+from errata.actors.parts import EditorPart, EvaluationPart, MemoryPart, Parts
+from errata.actors.workers.editor import ContextSpec
+from errata.actors.workers.evaluation import EvaluationSettings
 from errata.editing.covariance import KeyCovariance
 from errata.editing.editors import make_editor
 from errata.editing.errors import UserError
@@ -84,7 +83,7 @@ class Pipeline:
         config: RunConfig,
         journal: Journal,
         store: ArtifactStore,
-        cluster: Cluster,
+        cluster: Parts,
         *,
         tracker: Tracker | NullTracker,
         display: Display,
@@ -96,12 +95,12 @@ class Pipeline:
         self._config, self._tracker, self._display = config, tracker, display
         self.after_commit: list[Callable[[Version], None]] = []
         estimator = cluster.estimator()
-        self.editor: EditorClient = cluster.editor(
+        self.editor: EditorPart = cluster.editor(
             config.editor,
             ContextSpec(config.contexts.count, config.contexts.length, config.seed),
             self._history,
         )
-        self.memory: MemoryClient = cluster.memory(
+        self.memory: MemoryPart = cluster.memory(
             config.memory.embedder,
             config.memory.index,
             lambda: memory_entries(journal, config.memory.statement),
@@ -113,7 +112,7 @@ class Pipeline:
             config.evaluation.max_new_tokens,
             config.evaluation.stop_at_newline,
         )
-        self.evaluators = cluster.evaluators(settings)
+        self.evaluators: EvaluationPart = cluster.evaluators(settings)
         self.measurer = Measurer(self.evaluators, self.memory, config.evaluation, config.memory, journal.base().digest)
         self.base_perplexity: Future[float | None] = self.measurer.base_perplexity()
         self.timeline = Timeline(

@@ -22,11 +22,11 @@ import pytest
 import torch
 
 import errata.orchestrator.run.launch
-from errata.actors.covariance import Estimate, EstimateJob, UnitWorker
-from errata.actors.editor import ContextSpec, EditorWorker
-from errata.actors.evaluation import EvaluationSettings, EvaluationWorker
-from errata.actors.retrieval import RetrievalWorker
 from errata.actors.settings import ModelSpec, RayConfig
+from errata.actors.workers.covariance import Estimate, EstimateJob, UnitWorker
+from errata.actors.workers.editor import ContextSpec, EditorWorker
+from errata.actors.workers.evaluation import EvaluationSettings, EvaluationWorker
+from errata.actors.workers.retrieval import RetrievalWorker
 from errata.editing.checkpoint.load import checkpoint_digest
 from errata.editing.covariance import KeyCovariance
 from errata.editing.errors import ErrataError

@@ -16,11 +16,14 @@ import pytest
 import ray
 import torch
 
-from errata.actors.covariance import CovarianceEstimator, Estimate, EstimateJob
-from errata.actors.editor import ContextSpec, EditorClient
-from errata.actors.evaluation import EvaluationPool, EvaluationSettings
+from errata.actors.covariance import CovarianceEstimator
+from errata.actors.editor import EditorClient
+from errata.actors.evaluation import EvaluationPool
 from errata.actors.retrieval import MemoryClient
 from errata.actors.settings import ModelSpec, RayConfig
+from errata.actors.workers.covariance import Estimate, EstimateJob
+from errata.actors.workers.editor import ContextSpec
+from errata.actors.workers.evaluation import EvaluationSettings
 from errata.editing.checkpoint.load import load_model
 from errata.editing.contexts import sample_contexts
 from errata.editing.covariance import KeyCovariance

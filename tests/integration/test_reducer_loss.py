@@ -13,9 +13,10 @@ import pytest
 import ray
 
 import errata.actors.reduction
-from errata.actors.covariance import CovarianceEstimator, EstimateJob
-from errata.actors.reduction import BlockTree, Piece, Sums, add_pieces, cut, fetch_mending
+from errata.actors.covariance import CovarianceEstimator
+from errata.actors.reduction import BlockTree, Piece, add_pieces, cut, fetch_mending
 from errata.actors.settings import ModelSpec, RayConfig
+from errata.actors.workers.covariance import EstimateJob, Sums
 from errata.editing.estimation.selfgen import SelfGenerationConfig
 from tests.integration.harness import PlainEstimator, tree_sum
 

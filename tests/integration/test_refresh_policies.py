@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import errata.orchestrator.run.launch
-from errata.actors.covariance import Estimate
+from errata.actors.workers.covariance import Estimate
 from errata.editing.request import EditRequest
 from errata.orchestrator.config.loading import build_config
 from errata.orchestrator.config.run import RunConfig

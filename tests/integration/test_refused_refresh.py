@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import errata.orchestrator.run.launch
-from errata.actors.covariance import Estimate
+from errata.actors.workers.covariance import Estimate
 from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.progress import Display

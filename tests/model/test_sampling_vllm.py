@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.actors.covariance import BlockInfo, Estimate, EstimateJob
+from errata.actors.workers.covariance import BlockInfo, Estimate, EstimateJob
 from errata.editing.checkpoint.load import load_model
 from errata.editing.covariance import KeyCovariance
 from errata.editing.estimation.diagnostics import effective_rank, eigenspectrum, jensen_shannon, per_token_nll

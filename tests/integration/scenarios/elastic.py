@@ -16,8 +16,9 @@ import ray
 from ray._private import state
 from ray.cluster_utils import Cluster
 
-from errata.actors.covariance import CovarianceEstimator, EstimateJob, EstimateProgress
+from errata.actors.covariance import CovarianceEstimator
 from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
+from errata.actors.workers.covariance import EstimateJob, EstimateProgress
 from errata.editing.estimation.selfgen import SelfGenerationConfig
 
 SEQUENCES = 40

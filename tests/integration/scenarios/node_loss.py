@@ -11,8 +11,9 @@ import sys
 import ray
 from ray.cluster_utils import Cluster
 
-from errata.actors.covariance import CovarianceEstimator, EstimateJob, EstimateProgress
+from errata.actors.covariance import CovarianceEstimator
 from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
+from errata.actors.workers.covariance import EstimateJob, EstimateProgress
 from errata.editing.estimation.selfgen import SelfGenerationConfig
 
 SEQUENCES = 24

@@ -195,7 +195,7 @@ def test_the_weights_are_those_that_the_journal_rebuilds_from_the_base(soak: Soa
 
 
 def test_the_memory_holds_the_applied_edits_that_were_not_taken_back_or_overwritten(soak: Soak) -> None:
-    from errata.actors.retrieval import RetrievalWorker
+    from errata.actors.workers.retrieval import RetrievalWorker
     from errata.retrieval.embedder import HashEmbedderConfig
     from errata.retrieval.index import IndexConfig
 

@@ -16,8 +16,9 @@ import ray
 import torch
 from typer.testing import CliRunner
 
-from errata.actors.editor import ContextSpec, EditorClient
+from errata.actors.editor import EditorClient
 from errata.actors.settings import ModelSpec, ParallelConfig, RayConfig, RoleConfig
+from errata.actors.workers.editor import ContextSpec
 from errata.editing.checkpoint.load import load_model
 from errata.editing.covariance import KeyCovariance
 from errata.editing.editors.memit import MemitConfig

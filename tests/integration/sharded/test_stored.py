@@ -9,10 +9,11 @@ import pytest
 import ray
 import torch
 
-from errata.actors.editor import ContextSpec, EditorClient
+from errata.actors.editor import EditorClient
 from errata.actors.settings import ModelSpec, ParallelConfig, RayConfig, RoleConfig
 from errata.actors.sharded import stored as storing
 from errata.actors.sharded.stored import StoredCovariance, stored
+from errata.actors.workers.editor import ContextSpec
 from errata.editing.covariance import KeyCovariance, SampleRecord
 from errata.editing.editors.memit import MemitConfig
 from errata.editing.errors import UserError

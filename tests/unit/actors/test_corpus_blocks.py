@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from errata.actors.covariance import BlockInfo, CorpusShare, EstimateJob, UnitWorker, _Run
+from errata.actors.covariance import _Run
 from errata.actors.settings import ModelSpec, RoleConfig
+from errata.actors.workers.covariance import BlockInfo, CorpusShare, EstimateJob, UnitWorker
 from errata.editing.errors import DamagedFileError, ErrataError
 from errata.editing.estimation.corpus import CorpusConfig, survey
 from errata.editing.estimation.selfgen import SelfGenerationConfig
@@ -103,6 +104,6 @@ def test_fused_keys_are_checked_against_a_second_pass(worker: UnitWorker, text: 
 
 
 def test_a_second_pass_that_counts_otherwise_is_an_error(worker: UnitWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("errata.actors.covariance.second_pass", lambda *_: ({}, 3))
+    monkeypatch.setattr("errata.actors.workers.covariance.second_pass", lambda *_: ({}, 3))
     with pytest.raises(ErrataError, match="keys, a second pass 3"):
         worker.check(EstimateJob(layers=LAYERS, tokens=50, version="v"), 2, {})

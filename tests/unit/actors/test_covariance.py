@@ -11,8 +11,9 @@ import torch
 from pydantic import ValidationError
 
 import errata.actors.reduction
-from errata.actors.covariance import BlockInfo, EstimateJob, UnitWorker, _progress, _Run
+from errata.actors.covariance import _progress, _Run
 from errata.actors.reduction import BlockTree, Pieces, Subtree, add_pieces, cut, fetch_mending, joined
+from errata.actors.workers.covariance import BlockInfo, EstimateJob, UnitWorker
 from errata.editing.checkpoint.load import load_model
 from errata.editing.estimation.selfgen import SelfGenerationConfig, run_unit, unit_of
 

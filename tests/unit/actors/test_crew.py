@@ -8,11 +8,12 @@ import pytest
 import ray.exceptions
 
 from errata.actors import crew as module
-from errata.actors.covariance import BlockInfo, EstimateJob, _Run
+from errata.actors.covariance import _Run
 from errata.actors.crew import Crew, Member
 from errata.actors.placement import PlacedRole, actor_options, unreserved
 from errata.actors.runtime import WorkerGroup
 from errata.actors.settings import RayConfig, RoleConfig
+from errata.actors.workers.covariance import BlockInfo, EstimateJob
 from errata.editing.errors import ErrataError, UserError
 from errata.editing.estimation.selfgen import SelfGenerationConfig
 

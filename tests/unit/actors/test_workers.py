@@ -10,13 +10,14 @@ import ray.exceptions
 import torch
 
 from errata.actors.connection import _own_sigterm, check_born, first_line, unwrap
-from errata.actors.covariance import EstimateJob, UnitWorker
-from errata.actors.editor import ContextSpec, EditorWorker
-from errata.actors.evaluation import EvaluationSettings, EvaluationWorker, free_slot
-from errata.actors.retrieval import RetrievalWorker
+from errata.actors.evaluation import free_slot
 from errata.actors.runtime import WorkerGroup
 from errata.actors.settings import ModelSpec, RayConfig
-from errata.actors.worker import VersionedModel, load_for
+from errata.actors.workers.covariance import EstimateJob, UnitWorker
+from errata.actors.workers.editor import ContextSpec, EditorWorker
+from errata.actors.workers.evaluation import EvaluationSettings, EvaluationWorker
+from errata.actors.workers.model import VersionedModel, load_for
+from errata.actors.workers.retrieval import RetrievalWorker
 from errata.editing.checkpoint.load import load_model
 from errata.editing.covariance import KeyCovariance
 from errata.editing.editors import REGISTRY

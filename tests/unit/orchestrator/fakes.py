@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.actors.covariance import Estimate
+from errata.actors.workers.covariance import Estimate
 from errata.editing.covariance import KeyCovariance
 from errata.editing.delta import LayerDelta, WeightDelta, apply_delta
 from errata.editing.request import EditBatch

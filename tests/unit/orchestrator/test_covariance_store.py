@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from errata.actors.covariance import Estimate, EstimateJob
+from errata.actors.workers.covariance import Estimate, EstimateJob
 from errata.editing.covariance import KeyCovariance, SampleRecord
 from errata.editing.errors import UserError
 from errata.orchestrator.config.covariance import CovarianceConfig

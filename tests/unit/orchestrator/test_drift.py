@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from errata.actors.covariance import Estimate, EstimateJob
+from errata.actors.workers.covariance import Estimate, EstimateJob
 from errata.editing.covariance import KeyCovariance, SampleRecord
 from errata.editing.errors import UserError
 from errata.editing.estimation.diagnostics import energy_basis

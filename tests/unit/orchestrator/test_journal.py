@@ -24,7 +24,7 @@ from errata.orchestrator.journal.rows import (
     RequestOutcome,
     version_digest,
 )
-from errata.orchestrator.journal.schema import MIGRATIONS, V1, migrate, schema_version
+from errata.orchestrator.journal.schema import MIGRATIONS, V1, Migration, migrate, schema_version
 
 META = JournalMeta(run_id="run-1", base_digest="b" * 64, editor_digest="e" * 64, config={"editor": {"type": "memit"}})
 
@@ -136,12 +136,12 @@ def test_the_lock_is_free_when_its_process_is_killed(path):
 
 def test_migrations_run_once_in_order_and_entirely_or_not_at_all(path):
     connection = sqlite3.connect(path, isolation_level=None)
-    steps = [*MIGRATIONS, "ALTER TABLE meta ADD COLUMN motto TEXT; UPDATE meta SET motto = 'none';"]
+    steps = [*MIGRATIONS, Migration("ALTER TABLE meta ADD COLUMN motto TEXT; UPDATE meta SET motto = 'none';")]
     assert migrate(connection, MIGRATIONS) == len(MIGRATIONS)
     assert migrate(connection, steps) == 1
     assert migrate(connection, steps) == 0
     with pytest.raises(sqlite3.OperationalError):
-        migrate(connection, [*steps, "CREATE TABLE half (x); SELECT * FROM nowhere;"])
+        migrate(connection, [*steps, Migration("CREATE TABLE half (x); SELECT * FROM nowhere;")])
     assert schema_version(connection) == len(steps)
     assert not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'half'").fetchone()
     connection.close()

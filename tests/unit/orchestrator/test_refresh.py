@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from errata.actors.covariance import EstimateJob
+from errata.actors.workers.covariance import EstimateJob
 from errata.editing.covariance import KeyCovariance
 from errata.editing.errors import ErrataError
 from errata.orchestrator.covariance.refresh import PendingRefresh, Refresher, blend, crossed

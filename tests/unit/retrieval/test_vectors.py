@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from errata.actors.retrieval import RetrievalWorker
+from errata.actors.workers.retrieval import RetrievalWorker
 from errata.retrieval.embedder import HashEmbedder, HashEmbedderConfig, Vectors
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import MemoryEntry

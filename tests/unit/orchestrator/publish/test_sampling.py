@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from errata.actors.covariance import Estimate, EstimateJob
+from errata.actors.workers.covariance import Estimate, EstimateJob
 from errata.editing.covariance import KeyCovariance
 from errata.editing.errors import ErrataError, UserError
 from errata.editing.estimation.sampling_server import SamplingServerConfig

@@ -1,0 +1,119 @@
+"""The evaluator of one process: every arm of a record, on a model whose maps are set to frozen versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from errata.actors.settings import ModelSpec, RoleConfig
+from errata.actors.workers.model import VersionedModel, load_for
+from errata.editing.request import EditRequest
+from errata.evaluation.answering import ArmAnswer, Question, answer
+from errata.evaluation.arms import ArmEvaluator, Evaluation
+from errata.evaluation.caching import CachingEngine
+from errata.evaluation.outcomes import Arm
+from errata.evaluation.perplexity import paragraphs_of, perplexity, windows_of
+from errata.retrieval.memory import Hit
+from errata.retrieval.scr import ScrConfig, SelectiveReasoner
+
+Hits = Mapping[str, Sequence[Hit]]
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How questions are put."""
+
+    scr: ScrConfig
+    arms: tuple[Arm, ...]
+    max_new_tokens: int = 12
+    stop_at_newline: bool = True
+
+
+class EvaluationWorker:
+    """An `ArmEvaluator` on a model loaded in this process. Plain class; `EvaluationActor` is its shell."""
+
+    def __init__(
+        self, spec: ModelSpec, role: RoleConfig, settings: EvaluationSettings, versioned: VersionedModel | None = None
+    ) -> None:
+        self._versioned = versioned or VersionedModel(load_for(role, spec))
+        model = self._versioned.model
+        self._settings = settings
+        engine = CachingEngine(model)
+        self._reasoner = SelectiveReasoner(engine, model.text, settings.scr)
+        self._evaluator = ArmEvaluator(
+            model,
+            self._reasoner,
+            engine=engine,
+            max_new_tokens=settings.max_new_tokens,
+            stop_at_newline=settings.stop_at_newline,
+        )
+
+    def evaluate(self, requests: Sequence[EditRequest], weights: Mapping[int, Tensor], hits: Hits) -> Evaluation:
+        """Every probe of every request on every arm; ``weights`` are the edited maps of the version."""
+        self._versioned.show_base()
+        return self._evaluator.evaluate(
+            requests,
+            base=self._versioned.base(tuple(weights)),
+            edited=weights,
+            hits=hits,
+            arms=self._settings.arms,
+            base_digest=self._versioned.model.digest,
+        )
+
+    def query_seconds(
+        self, questions: Sequence[str], weights: Mapping[int, Tensor], hits: Hits, search_seconds: float
+    ) -> dict[Arm, float]:
+        """Mean wall seconds of one question asked alone, by arm."""
+        self._versioned.show_base()
+        return self._evaluator.query_seconds(
+            questions,
+            base=self._versioned.base(tuple(weights)),
+            edited=weights,
+            hits=hits,
+            arms=self._settings.arms,
+            search_seconds=search_seconds,
+        )
+
+    def perplexity(self, text: str | Sequence[str], weights: Mapping[int, Tensor]) -> float:
+        """Perplexity of the version on held-out text, or documents; no weights for the base."""
+        self._versioned.show_base()
+        model = self._versioned.model
+        with model.patched(sorted(weights)):
+            model.set_weights(weights)
+            return perplexity(self._evaluator.engine, windows_of(model.text, paragraphs_of(text))).value
+
+    def continuations(
+        self, prompts: Sequence[str], weights: Mapping[int, Tensor], max_new_tokens: int, chat: bool
+    ) -> list[str]:
+        """What the version says after each prompt, greedily, or to it as a chat message; no weights for the base."""
+        self._versioned.show_base()
+        model = self._versioned.model
+        with model.patched(sorted(weights)):
+            model.set_weights(weights)
+            encode = model.text.encode_prompt
+            rows = [model.text.encode_chat([{"role": "user", "content": p}]) if chat else encode(p) for p in prompts]
+            return [answer.text for answer in self._evaluator.engine.generate(rows, max_new_tokens=max_new_tokens)]
+
+    def answer(
+        self,
+        questions: Sequence[Question],
+        weights: Mapping[int, Tensor],
+        hits: Hits,
+        arms: Sequence[Arm],
+        max_new_tokens: int | None,
+    ) -> list[dict[Arm, ArmAnswer]]:
+        """What the arms say to free questions."""
+        self._versioned.show_base()
+        return answer(
+            self._evaluator,
+            self._reasoner,
+            questions,
+            base=self._versioned.base(tuple(weights)),
+            edited=weights,
+            hits=hits,
+            arms=arms,
+            base_digest=self._versioned.model.digest,
+            max_new_tokens=max_new_tokens,
+        )

@@ -1,0 +1,56 @@
+"""What a plain installation does not bring: which extra brings which library, and the one line that says so."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+from errata.editing.errors import UserError
+
+EXTRAS = {
+    "cluster": ("ray",),
+    "memory": ("faiss", "sentence_transformers"),
+    "tracking": ("mlflow",),
+    "serve": ("fastapi", "starlette", "uvicorn", "prometheus_client"),
+    "report": ("matplotlib", "jinja2"),
+    "redis": ("redis",),
+    "eval": ("lm_eval", "httpx"),
+    "deepspeed": ("deepspeed",),
+    "peft": ("peft",),
+    "hub": ("datasets", "fsspec", "huggingface_hub"),
+}
+"""Libraries by the extra of the distribution that brings them; `test_packaging` compares it with pyproject.toml."""
+
+_EXTRA_OF = {library: extra for extra, libraries in EXTRAS.items() for library in libraries}
+
+
+def lacking(error: ModuleNotFoundError) -> UserError | None:
+    """The one line about a library that an extra brings; None for any other module."""
+    library = (error.name or "").split(".")[0]
+    extra = _EXTRA_OF.get(library)
+    if extra is None:
+        return None
+    return UserError(f"this needs {library}, which is not installed; pip install 'errata-llm[{extra}]'")
+
+
+def require(library: str) -> ModuleType:
+    """Import a library that an extra brings.
+
+    Raises:
+        UserError: it is not installed; the message names the extra.
+    """
+    try:
+        return importlib.import_module(library)
+    except ModuleNotFoundError as error:
+        raise lacking(error) or error from error
+
+
+class Later:
+    """A module that is imported when something of it is asked for first, and a UserError where it is not installed."""
+
+    def __init__(self, library: str) -> None:
+        self._library = library
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(require(self._library), name)
