@@ -124,7 +124,7 @@ class EvaluationPool:
         """As ``evaluate``, with the version's perplexity on a text measured beside it where one is given."""
         chunks = min(len(requests), len(self.actors) * _CHUNKS_PER_WORKER)
         parts = [list(requests[i::chunks]) for i in range(chunks)]
-        reference = ray.put(dict(hits))
+        reference = ray.put(hits)
         calls: list[Callable[[Any], Any]] = [partial(_ask, part, weights, reference) for part in parts]
         if text is not None:
             calls.insert(0, lambda actor: actor.perplexity.remote(text, weights))
@@ -140,7 +140,7 @@ class EvaluationPool:
     ) -> dict[Arm, float]:
         """Mean wall seconds of one question asked alone, by arm, on one worker."""
         found: list[dict[Arm, float]] = self._spread(
-            [lambda actor: actor.query_seconds.remote(list(questions), weights, dict(hits), search_seconds)]
+            [lambda actor: actor.query_seconds.remote(list(questions), weights, hits, search_seconds)]
         )
         return found[0]
 
@@ -180,7 +180,7 @@ class EvaluationPool:
             actor = self.actors[slot]
             try:
                 found: list[dict[Arm, ArmAnswer]] = ray.get(
-                    actor.answer.remote(list(questions), weights, dict(hits), tuple(arms), max_new_tokens),
+                    actor.answer.remote(list(questions), weights, hits, tuple(arms), max_new_tokens),
                     timeout=self._timeout,
                 )
                 return found

@@ -21,6 +21,7 @@ from errata.evaluation.arms import Evaluation
 from errata.evaluation.outcomes import Arm
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import Hit, MemoryEntry
+from errata.retrieval.router import FittedRouter, RouterConfig, Routing
 
 
 class EditorPart(Protocol):
@@ -74,6 +75,18 @@ class MemoryPart(Protocol):
 
     def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
         """The k nearest active statements of each question, best first."""
+
+    def route(self, questions: Sequence[str], k: int) -> Routing:
+        """The router in force and each question's candidates."""
+
+    def router(self) -> FittedRouter:
+        """The router in force."""
+
+    def set_router(self, fitted: FittedRouter) -> None:
+        """Route with this from now on."""
+
+    def refit_router(self, k: int) -> FittedRouter:
+        """The router as it should be beside the statements held now."""
 
     def search_seconds(self, questions: Sequence[str], k: int) -> float:
         """Mean wall seconds of embedding and searching one question alone."""
@@ -149,6 +162,7 @@ class Parts(Protocol):
         index_config: IndexConfig,
         entries: Callable[[], Sequence[MemoryEntry]],
         kept_in: Path | None = None,
+        router: RouterConfig | None = None,
     ) -> MemoryPart: ...
 
     def evaluators(self, settings: EvaluationSettings) -> EvaluationPart: ...

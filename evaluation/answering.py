@@ -1,4 +1,4 @@
-"""Free questions to the four arms: what each of them says, what the memory found for it, and what was chosen and why.
+"""Free questions to the arms: what each of them says, what the memory found for it, and what was chosen and why.
 
 Nothing is scored here; `ArmEvaluator` is lent for its engine, its chooser and the loading of weights.
 """
@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from errata.evaluation.arms import ArmEvaluator, ChoiceLike, HitLike
+from errata.evaluation.arms import ArmEvaluator, ChoiceLike, HitLike, RouterLike
 from errata.evaluation.outcomes import ARMS, MEMORY_ARMS, Arm, Retrieved
 
 Messages = Sequence[Mapping[str, str]]
@@ -69,6 +69,7 @@ def answer(
     arms: Sequence[Arm],
     base_digest: str | None = None,
     max_new_tokens: int | None = None,
+    router: RouterLike | None = None,
 ) -> list[dict[Arm, ArmAnswer]]:
     """Ask every arm every question, greedily; the model's weights are left as they were.
 
@@ -77,11 +78,18 @@ def answer(
         hits: per question text what the memory found, best first; for the memory arms.
         base_digest: names the weights of ``base``, so that their answers are remembered.
         max_new_tokens: end of an answer; the evaluator's by default.
+        router: decides for the routed arm.
 
     Returns:
         Per question the answers by arm, in the order of ``ARMS``.
     """
     found: dict[Arm, list[ArmAnswer]] = {}
+    if "routed" in arms:
+        if router is None:
+            raise ValueError("the arm 'routed' needs a router")
+        found["routed"] = _ask_routed(
+            evaluator, chooser, questions, router, base, edited, hits, base_digest, max_new_tokens
+        )
     for pair, weights in ((("base", "memory"), None), (("edited", "edited_memory"), edited)):
         wanted: list[Arm] = [arm for arm in ARMS if arm in pair and arm in arms]
         if not wanted:
@@ -90,6 +98,40 @@ def answer(
             for arm in wanted:
                 found[arm] = _ask(evaluator, chooser, questions, arm, hits, max_new_tokens)
     return [{arm: found[arm][i] for arm in ARMS if arm in found} for i in range(len(questions))]
+
+
+def _ask_routed(
+    evaluator: ArmEvaluator,
+    chooser: ChatChooser,
+    questions: Sequence[Question],
+    router: RouterLike,
+    base: Mapping[int, Tensor],
+    edited: Mapping[int, Tensor],
+    hits: Mapping[str, Sequence[HitLike]],
+    base_digest: str | None,
+    max_new_tokens: int | None,
+) -> list[ArmAnswer]:
+    """Out of scope the base's own answer, in scope that with the statement; both in one batch of their weights."""
+    found: dict[int, ArmAnswer] = {}
+
+    def say(places: Sequence[int], routes: Sequence[ChoiceLike]) -> None:
+        told = [routes[i] for i in places] if router.answer != "edited" else [_Nothing()] * len(places)
+        asked = [questions[i] for i in places]
+        near = [list(hits.get(question.text, ())) for question in asked]
+        answers = _generate(evaluator, chooser, asked, told, [routes[i] for i in places], near, max_new_tokens)
+        found.update(zip(places, answers, strict=True))
+
+    with evaluator.loaded(base, edited=None, digest=base_digest):
+        routes = list(router.route([question.text for question in questions]))
+        outside = [i for i, route in enumerate(routes) if route.hit is None]
+        inside = [i for i, route in enumerate(routes) if route.hit is not None]
+        say(outside, routes)
+        if router.answer == "memory":
+            say(inside, routes)
+    if router.answer != "memory" and inside:
+        with evaluator.loaded(base, edited=edited, digest=base_digest, remember=False):
+            say(inside, routes)
+    return [found[i] for i in range(len(questions))]
 
 
 def _ask(
@@ -104,10 +146,26 @@ def _ask(
     remembers = arm in MEMORY_ARMS
     choices: Sequence[ChoiceLike]
     choices = chooser.choose([question.text for question in questions], near) if remembers else [_Nothing()] * len(near)
+    return _generate(evaluator, chooser, questions, choices, choices if remembers else None, near, max_new_tokens)
+
+
+def _generate(
+    evaluator: ArmEvaluator,
+    chooser: ChatChooser,
+    questions: Sequence[Question],
+    told: Sequence[ChoiceLike],
+    choices: Sequence[ChoiceLike] | None,
+    near: Sequence[Sequence[HitLike]],
+    max_new_tokens: int | None,
+) -> list[ArmAnswer]:
+    """Answer with the live weights; ``told`` makes the prompts, ``choices`` are what the answers say was chosen."""
+    if not questions:
+        return []
     prompts = [
         chooser.chat_ids(question.messages, choice) if question.messages else chooser.prompt_ids(question.text, choice)
-        for question, choice in zip(questions, choices, strict=True)
+        for question, choice in zip(questions, told, strict=True)
     ]
+    said: Sequence[ChoiceLike | None] = choices if choices is not None else [None] * len(near)
     chat = any(question.messages for question in questions)
     replies = evaluator.engine.generate(
         prompts,
@@ -119,11 +177,11 @@ def _ask(
             reply.text.strip(),
             len(prompt),
             len(reply.ids),
-            _plain(choice.hit),
-            choice.reason if remembers else None,
-            tuple(kept for hit in row if (kept := _plain(hit)) is not None) if remembers else (),
+            _plain(choice.hit) if choice is not None else None,
+            choice.reason if choice is not None else None,
+            tuple(kept for hit in row if (kept := _plain(hit)) is not None) if choice is not None else (),
         )
-        for reply, prompt, choice, row in zip(replies, prompts, choices, near, strict=True)
+        for reply, prompt, choice, row in zip(replies, prompts, said, near, strict=True)
     ]
 
 

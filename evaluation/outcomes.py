@@ -10,9 +10,11 @@ from typing import Any, Literal
 from errata.editing.request import EditRequest
 from errata.evaluation.probes import Probe, ProbeKind
 
-Arm = Literal["base", "edited", "memory", "edited_memory"]
-ARMS: tuple[Arm, ...] = ("base", "edited", "memory", "edited_memory")
-MEMORY_ARMS: frozenset[Arm] = frozenset({"memory", "edited_memory"})
+Arm = Literal["base", "edited", "memory", "edited_memory", "routed"]
+ARMS: tuple[Arm, ...] = ("base", "edited", "memory", "edited_memory", "routed")
+"""Unedited and edited weights, each without and with the memory, and the one that the router makes of them."""
+MEMORY_ARMS: frozenset[Arm] = frozenset({"memory", "edited_memory", "routed"})
+"""Arms for which the memory is searched."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 _WORD = re.compile(r"[^\W_]+(?:[’'`][^\W_]+)*", re.UNICODE)
 _POSSESSIVE = re.compile(r"[’'`]s?$")
+_STRAIGHT = str.maketrans("’‘`", "'''")
 _ENDS = ".!?\n"
 _OF = frozenset({"of", "de", "di", "von"})
 _NO_NAMES = frozenset(
@@ -65,8 +66,8 @@ def words_of(text: str) -> list[Word]:
 
 
 def fold(word: str) -> str:
-    """One word without case and accents."""
-    plain = unicodedata.normalize("NFKD", word.casefold())
+    """One word without case and accents, its apostrophes straight."""
+    plain = unicodedata.normalize("NFKD", word.casefold().translate(_STRAIGHT))
     return "".join(c for c in plain if not unicodedata.combining(c))
 
 

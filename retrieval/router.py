@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from errata.editing.digest import digest_json
 from errata.editing.errors import UserError
 from errata.retrieval.evidence import Candidate
+from errata.retrieval.memory import Hit
 
 Features = NDArray[np.float64]
 CHEAP = (
@@ -35,6 +36,7 @@ FULL = (*CHEAP, "share", "named_share")
 _MOST_ASKED = 3
 """Candidates of a doubtful question that the model is asked about."""
 
+Answering = Literal["edited_memory", "memory", "edited"]
 Decision = Literal["in", "out"]
 Stage = Literal["nothing", "cheap", "model"]
 Shares = Callable[[Sequence[str], Sequence[Sequence[Candidate]]], Sequence[Sequence[float]]]
@@ -53,7 +55,7 @@ class RouterConfig(BaseModel):
     one that is fitted without the model when it is first needed."""
     refit: bool = True
     """Fit the threshold anew, beside the memory's own statements, each time their number has doubled."""
-    answer: Literal["edited_memory", "memory", "edited"] = "edited_memory"
+    answer: Answering = "edited_memory"
     """What answers a question in scope: the edited weights with the statement, the base with it, or the edited weights
     alone. Which is best is a property of the model."""
 
@@ -152,6 +154,22 @@ class Route:
     def decision(self) -> Decision:
         """In scope or out of it."""
         return "in" if self.hit is not None else "out"
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What the memory knows for routing some questions: the router in force, and each question's candidates."""
+
+    fitted: FittedRouter
+    candidates: Mapping[str, Sequence[Candidate]] = field(default_factory=dict)
+
+
+class Findings(dict[str, Sequence[Hit]]):
+    """Per question the nearest statements, best first, and beside them what routing needs."""
+
+    def __init__(self, hits: Mapping[str, Sequence[Hit]] | None = None, routing: Routing | None = None) -> None:
+        super().__init__(hits or {})
+        self.routing = routing
 
 
 class Router:

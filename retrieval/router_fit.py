@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from errata.editing.digest import digest_json
+from errata.editing.errors import UserError
 from errata.retrieval.evidence import Candidate, EvidenceFinder, entries_of
 from errata.retrieval.memory import FactMemory
 from errata.retrieval.router import (
@@ -23,6 +25,7 @@ from errata.retrieval.router import (
     FittedRouter,
     Logistic,
     Router,
+    RouterConfig,
     Shares,
     cheap_features,
     full_features,
@@ -118,10 +121,7 @@ def fit_router(
         for p, places, row in zip(full_p, asked, full_rows, strict=True):
             p[places] = full(row)
     below, above = _clear(trials, cheap_p, max_false_alarms) if full is not None else (-1.0, 2.0)
-    levels = np.quantile([row.max() for row in full_p], np.linspace(0, 1, _POINTS)) * (1 + 1e-9)
-    curve = tuple(_point(trials, cheap_p, full_p, below, above, t) for t in np.unique(np.round(levels, 6)))
-    allowed = [point for point in curve if point.false_alarms <= max_false_alarms]
-    chosen_point = min(allowed, key=lambda p: (p.misses, -p.threshold)) if allowed else curve[-1]
+    curve, chosen_point = _operating_point(trials, cheap_p, full_p, below, above, max_false_alarms)
     if full is None:
         below = above = chosen_point.threshold
     return FittedRouter(
@@ -138,6 +138,83 @@ def fit_router(
         rates=_rates(trials, cheap_p, full_p, below, above, chosen_point.threshold),
         curve=curve,
     )
+
+
+def refitted(fitted: FittedRouter, memory: FactMemory, k: int = 3) -> FittedRouter:
+    """The same router with what its features decide alone set anew beside a memory's present statements.
+
+    The regressions and the threshold of the doubtful stay: neither knows how large the memory is.
+    """
+    given = fitting_facts()
+    trials = [t for t in trials_of(memory, *given, k) if t.candidates]
+    p = [fitted.cheap(cheap_features(trial.candidates)) for trial in trials]
+    if fitted.full is not None:
+        below, above = _clear(trials, p, fitted.max_false_alarms)
+        return fitted.model_copy(update={"below": below, "above": above, "statements": len(memory)})
+    curve, point = _operating_point(trials, p, p, -1.0, 2.0, fitted.max_false_alarms)
+    at = point.threshold
+    rates = _rates(trials, p, p, at, at, at)
+    changed = {"below": at, "above": at, "threshold": at, "statements": len(memory), "rates": rates, "curve": curve}
+    return fitted.model_copy(update=changed)
+
+
+def _operating_point(
+    trials: Sequence[Trial],
+    cheap: Sequence[Features],
+    full: Sequence[Features],
+    below: float,
+    above: float,
+    max_false_alarms: float,
+) -> tuple[tuple[CurvePoint, ...], CurvePoint]:
+    """The curve, and its point with the fewest misses among those that are allowed; of equal ones the strictest."""
+    levels = np.quantile([row.max() for row in full], np.linspace(0, 1, _POINTS)) * (1 + 1e-9)
+    curve = tuple(_point(trials, cheap, full, below, above, t) for t in np.unique(np.round(levels, 6)))
+    allowed = [point for point in curve if point.false_alarms <= max_false_alarms]
+    return curve, min(allowed, key=lambda p: (p.misses, -p.threshold)) if allowed else curve[-1]
+
+
+def router_for(config: RouterConfig, memory: FactMemory) -> FittedRouter:
+    """The router of a configuration: the file it names, the shipped one of the memory's embedder, or one fitted here.
+
+    A shipped one was fitted with one base model's opinion, which is a share and compares between models;
+    docs/routed.md has what it does with others.
+
+    Raises:
+        UserError: the file is none, or was fitted with another embedder.
+    """
+    if config.path is not None:
+        found = FittedRouter.load(Path(config.path))
+        if found.embedder != memory.embedder.digest:
+            raise UserError(
+                f"router.path {config.path!r} was fitted with the embedder {found.embedder[:12]}, the memory's is "
+                f"{memory.embedder.digest[:12]}: fit one with `errata router fit`"
+            )
+    else:
+        found = next((one for one in shipped() if one.embedder == memory.embedder.digest), None) or fit_router(
+            FactMemory(memory.embedder), max_false_alarms=config.max_false_alarms
+        )
+    if found.max_false_alarms != config.max_false_alarms:
+        found = at_operating_point(found, config.max_false_alarms)
+    return found
+
+
+def at_operating_point(fitted: FittedRouter, max_false_alarms: float) -> FittedRouter:
+    """The same regressions at another share of false alarms, by the router's own curve."""
+    allowed = [point for point in fitted.curve if point.false_alarms <= max_false_alarms]
+    point = (
+        min(allowed, key=lambda p: (p.misses, -p.threshold))
+        if allowed
+        else max(fitted.curve, key=lambda p: p.threshold)
+    )
+    update: dict[str, float] = {"threshold": point.threshold, "max_false_alarms": max_false_alarms}
+    if fitted.full is None:
+        update |= {"below": point.threshold, "above": point.threshold}
+    return fitted.model_copy(update=update)
+
+
+def shipped() -> list[FittedRouter]:
+    """The routers that come with the package, one an embedder."""
+    return [FittedRouter.load(path) for path in sorted((Path(__file__).parent / "routers").glob("*.json"))]
 
 
 def _logistic(trials: Sequence[Trial], rows: Sequence[Features], width: int) -> Logistic:

@@ -16,9 +16,11 @@ from errata.evaluation.caching import CachingEngine
 from errata.evaluation.outcomes import Arm
 from errata.evaluation.perplexity import paragraphs_of, perplexity, windows_of
 from errata.retrieval.memory import Hit
+from errata.retrieval.router import Answering, Findings, Route, Router, Routing
 from errata.retrieval.scr import ScrConfig, SelectiveReasoner
 
 Hits = Mapping[str, Sequence[Hit]]
+"""What the memory found per question; `errata.retrieval.router.Findings` where questions are routed too."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,20 @@ class EvaluationSettings:
     arms: tuple[Arm, ...]
     max_new_tokens: int = 12
     stop_at_newline: bool = True
+    routed: Answering = "edited_memory"
+    """What answers a question that is routed to a statement."""
+
+
+class BoundRouter:
+    """A router with the candidates of some questions and a model to ask about the doubtful."""
+
+    def __init__(self, routing: Routing, reasoner: SelectiveReasoner, answer: Answering) -> None:
+        self.answer, self.digest = answer, routing.fitted.digest
+        self._router, self._candidates, self._reasoner = Router(routing.fitted), routing.candidates, reasoner
+
+    def route(self, questions: Sequence[str]) -> list[Route]:
+        """One decision a question; call it while the base's weights are live."""
+        return self._router.route(questions, [self._candidates.get(q, ()) for q in questions], self._reasoner.shares)
 
 
 class EvaluationWorker:
@@ -60,7 +76,12 @@ class EvaluationWorker:
             hits=hits,
             arms=self._settings.arms,
             base_digest=self._versioned.model.digest,
+            router=self._bound(hits),
         )
+
+    def _bound(self, hits: Hits) -> BoundRouter | None:
+        routing = hits.routing if isinstance(hits, Findings) else None
+        return None if routing is None else BoundRouter(routing, self._reasoner, self._settings.routed)
 
     def query_seconds(
         self, questions: Sequence[str], weights: Mapping[int, Tensor], hits: Hits, search_seconds: float
@@ -74,6 +95,7 @@ class EvaluationWorker:
             hits=hits,
             arms=self._settings.arms,
             search_seconds=search_seconds,
+            router=self._bound(hits),
         )
 
     def perplexity(self, text: str | Sequence[str], weights: Mapping[int, Tensor]) -> float:
@@ -116,4 +138,5 @@ class EvaluationWorker:
             arms=arms,
             base_digest=self._versioned.model.digest,
             max_new_tokens=max_new_tokens,
+            router=self._bound(hits),
         )

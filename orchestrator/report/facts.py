@@ -1,4 +1,4 @@
-"""The facts of a run as the report shows them: each question with the four arms' actual answers."""
+"""The facts of a run as the report shows them: each question with the arms' actual answers."""
 
 from __future__ import annotations
 
@@ -144,8 +144,9 @@ def _tags(main: ProbeView | None, others: list[ProbeView]) -> list[str]:
     tags = []
     if main is not None:
         verdicts = {answer.style: answer.ok for answer in main.answers}
-        tags += [f"{arm}-wrong" for arm in ("edited", "memory", "edited_memory") if verdicts[arm] is False]
-        if len({verdicts[arm] for arm in ("edited", "memory", "edited_memory")} - {None}) > 1:
+        updated = ("routed", "edited", "memory", "edited_memory")
+        tags += [f"{arm}-wrong" for arm in updated if verdicts[arm] is False]
+        if len({verdicts[arm] for arm in updated} - {None}) > 1:
             tags.append("disagree")
     edited = next(index for index, arm in enumerate(ARMS) if arm.key == "edited")
     if any(probe.kind == "neighborhood" and probe.answers[edited].ok is False for probe in others):

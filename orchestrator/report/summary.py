@@ -17,11 +17,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from errata.editing.errors import UserError
 
-Arm = Literal["base", "edited", "memory", "edited_memory"]
-MemoryArm = Literal["memory", "edited_memory"]
+Arm = Literal["base", "edited", "memory", "edited_memory", "routed"]
+MemoryArm = Literal["memory", "edited_memory", "routed"]
 ProbeKind = Literal["edit", "paraphrase", "neighborhood", "portability"]
 
-ARMS: Final[tuple[Arm, ...]] = ("base", "edited", "memory", "edited_memory")
+ARMS: Final[tuple[Arm, ...]] = ("routed", "base", "edited", "memory", "edited_memory")
+"""In the order in which they are shown; runs of before have no routed one."""
 
 
 def _number_or_none(value: object) -> object:

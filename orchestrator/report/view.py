@@ -45,7 +45,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One metric for the four arms."""
+    """One metric for the arms."""
 
     name: str
     key: str
@@ -94,7 +94,7 @@ def lead(summary: Mapping[str, Any]) -> str:
     refreshes = number(summary.get("refreshes"))
     if refreshes:
         text += f", while what must be preserved was estimated anew {_times(refreshes)}"
-    return text + ". The same updates entered a retrieval memory. All four ways to ask were put to the same questions."
+    return text + ". The same updates entered a retrieval memory. All ways to ask were put to the same questions."
 
 
 def _times(value: float) -> str:
@@ -130,7 +130,7 @@ def verdict(summary: Mapping[str, Any]) -> list[Cell]:
 
 
 def groups(summary: Mapping[str, Any], facts: Sequence[Mapping[str, Any]]) -> list[Group]:
-    """The four arms side by side: generated answers, teacher-forced tokens, time."""
+    """The arms side by side: generated answers, teacher-forced tokens, time."""
     asked = kind_counts(facts)
 
     def row(metric: Metric) -> Row:

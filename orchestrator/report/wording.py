@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Arm:
-    """One of the four ways to ask; `short` is the name where room is scarce, such as line ends."""
+    """One of the ways to ask; `short` is the name where room is scarce, such as line ends."""
 
     key: str
     name: str
@@ -26,12 +26,13 @@ class Metric:
 
 
 ARMS = (
+    Arm("routed", "Routed", "Routed", "a statement bears on it: edited weights with it; none does: the base itself"),
     Arm("base", "Base", "Base", "the model before any update"),
     Arm("edited", "Edited", "Edited", "updates written into the weights"),
     Arm("memory", "Memory", "Memory", "untouched weights, updates retrieved"),
     Arm("edited_memory", "Edited + memory", "Both", "edited weights, updates retrieved"),
 )
-MEMORY_ARMS = ("memory", "edited_memory")
+MEMORY_ARMS = ("routed", "memory", "edited_memory")
 
 GENERATED = (
     Metric("reliability", "Reliability", "The updated question itself is answered with the new fact.", "edit"),
@@ -87,9 +88,10 @@ EDITORS = {
 
 OUTCOMES = (
     ("", "All facts"),
+    ("routed-wrong", "Routed arm wrong"),
     ("edited-wrong", "Edited arm wrong"),
     ("memory-wrong", "Memory arm wrong"),
     ("edited_memory-wrong", "Edited + memory wrong"),
-    ("disagree", "The three updated arms disagree"),
+    ("disagree", "The updated arms disagree"),
     ("side-effect", "A neighbour changed in the edited arm"),
 )

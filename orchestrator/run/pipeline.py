@@ -105,12 +105,14 @@ class Pipeline:
             config.memory.index,
             lambda: memory_entries(journal, config.memory.statement),
             kept_in=(store.root / "memory").absolute(),
+            router=config.router,
         )
         settings = EvaluationSettings(
             config.memory.scr,
             config.evaluation.arms,
             config.evaluation.max_new_tokens,
             config.evaluation.stop_at_newline,
+            config.router.answer,
         )
         self.evaluators: EvaluationPart = cluster.evaluators(settings)
         self.measurer = Measurer(self.evaluators, self.memory, config.evaluation, config.memory, journal.base().digest)

@@ -15,12 +15,15 @@ from errata.evaluation.outcomes import MEMORY_ARMS, Arm
 from errata.orchestrator.journal.rows import Version
 from errata.orchestrator.service.core import Live
 from errata.orchestrator.service.errors import busy, unavailable
+from errata.retrieval.router import Findings, Routing
 
 
 class Finder(Protocol):
     """The memory, as `errata.actors.retrieval.MemoryClient` is."""
 
     def search(self, questions: Sequence[str], k: int) -> Sequence[Sequence[Any]]: ...
+
+    def route(self, questions: Sequence[str], k: int) -> Routing: ...
 
 
 class Answerer(Protocol):
@@ -84,7 +87,8 @@ class Asking:
         texts = list(dict.fromkeys(question.text for question in questions))
         try:
             found = self._memory.search(texts, self._k) if MEMORY_ARMS & set(arms) else [[] for _ in texts]
-            hits = dict(zip(texts, found, strict=True))
+            routing = self._memory.route(texts, self._k) if "routed" in arms else None
+            hits = Findings(dict(zip(texts, found, strict=True)), routing)
             answers = self._evaluators.answer(questions, live.weights, hits, arms, limit)
         except ErrataError as error:
             raise unavailable(f"the question could not be answered: {error}") from error
