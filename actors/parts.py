@@ -79,6 +79,9 @@ class MemoryPart(Protocol):
     def route(self, questions: Sequence[str], k: int) -> Routing:
         """The router in force and each question's candidates."""
 
+    def resolved(self, turns: Sequence[str]) -> str:
+        """The last turn of a conversation, with what it refers to."""
+
     def router(self) -> FittedRouter:
         """The router in force."""
 

@@ -43,6 +43,9 @@ class RetrievalActor:
     def route(self, questions: Sequence[str], k: int) -> Routing:
         return self._worker.route(questions, k)
 
+    def resolved(self, turns: Sequence[str]) -> str:
+        return self._worker.resolved(turns)
+
     def router(self) -> FittedRouter:
         return self._worker.router()
 
@@ -111,6 +114,10 @@ class MemoryClient:
         """The router in force and each question's candidates."""
         found: Routing = self._guarded(lambda: self._actor.route.remote(list(questions), k))
         return found
+
+    def resolved(self, turns: Sequence[str]) -> str:
+        """The last turn of a conversation, with what it refers to."""
+        return str(self._guarded(lambda: self._actor.resolved.remote(list(turns))))
 
     def router(self) -> FittedRouter:
         """The router in force."""

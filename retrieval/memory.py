@@ -26,7 +26,7 @@ from errata.editing.request import EditRequest
 from errata.retrieval import store
 from errata.retrieval.embedder import Embedder, unit_rows
 from errata.retrieval.index import SCAN_ERROR, IndexConfig, VectorIndex
-from errata.retrieval.naming import Mention, SubjectIndex
+from errata.retrieval.naming import Mention, SubjectIndex, resolved
 
 logger = logging.getLogger(__name__)
 
@@ -300,6 +300,10 @@ class FactMemory:
     def named(self, text: str) -> dict[int, Mention]:
         """Active entries whose subject the text names, with its last mention; longer subjects first, then newer."""
         return self._subjects.named(text)
+
+    def resolved(self, turns: Sequence[str]) -> str:
+        """The last turn of a conversation, with the subject it refers to in place of its first referring word."""
+        return resolved(turns, self._subjects)
 
     def hits(self, query: Vectors, ids: Sequence[int]) -> list[Hit]:
         """Entries by id with the cosine to an embedded query (dim,), scored as by a search, best first."""

@@ -23,6 +23,8 @@ _NO_NAMES = frozenset(
      "on", "or", "our", "she", "that", "the", "their", "this", "to", "was")
 )  # fmt: skip
 """Words that are no part of a name although a text may capitalise them."""
+_SHORT_TURN = 6
+"""Words of a turn that is taken for a continuation of the one before although nothing in it refers."""
 _LONGEST = 16
 """Words of a subject that are compared; the rest of a longer one is taken as named with them."""
 
@@ -166,6 +168,48 @@ class SubjectIndex:
                         return mentions
                     mentions[id] = Mention(start, stop, extended, plain and self._capitals[id])
         return mentions
+
+
+_REFERRING = frozenset(
+    ("he", "she", "it", "they", "him", "her", "them", "his", "hers", "its", "their", "theirs", "there", "this", "that")
+)
+_POSSESSIVES = frozenset(("his", "its", "their", "hers", "theirs"))
+
+
+def resolved(turns: Sequence[str], index: SubjectIndex) -> str:
+    """The last turn of a conversation with what it refers to in place of its first referring word.
+
+    A turn that names a subject, or refers to nothing, stays as it is. Otherwise the subject that the latest earlier
+    turn names last stands where "he", "its" or "there" stood ("its capital" becomes "France's capital"), or in front
+    of the turn where it has no such word but is short ("And the capital?").
+
+    Args:
+        turns: what was said, oldest first; the last one is the user's.
+    """
+    text = turns[-1]
+    if index.named(text):
+        return text
+    spoken = words_of(text)
+    word = next((word for word in spoken if word.folded in _REFERRING), None)
+    if word is None and len(spoken) > _SHORT_TURN:
+        return text
+    for earlier in reversed(turns[:-1]):
+        named = [mention for mention in index.named(earlier).values() if not mention.extended]
+        if not named:
+            continue
+        last = max(named, key=lambda mention: (mention.stop, mention.stop - mention.start))
+        name = earlier[last.start : last.stop]
+        if word is None:
+            return f"{name}: {text}"
+        own = word.folded in _POSSESSIVES or (word.folded == "her" and _followed(text, word))
+        before, behind = text[: word.start], text[word.stop :]
+        return f"{before}{'in ' if word.folded == 'there' else ''}{name}{chr(39) + 's' if own else ''}{behind}"
+    return text
+
+
+def _followed(text: str, word: Word) -> bool:
+    """Whether another word follows, so that "her" is a possessive."""
+    return any(other.start > word.start for other in words_of(text))
 
 
 def mention_of(text: str, subject: str) -> Mention | None:

@@ -59,6 +59,10 @@ class RetrievalWorker:
         found = self._evidence.candidates(distinct, self._embedded(distinct), k) if distinct else []
         return Routing(self.router(), dict(zip(distinct, found, strict=True)))
 
+    def resolved(self, turns: Sequence[str]) -> str:
+        """The last turn of a conversation, with what it refers to."""
+        return self._memory.resolved(turns)
+
     def router(self) -> FittedRouter:
         """The router in force: what was set, else the configuration's, found or fitted when it is first needed."""
         if self._router is None:

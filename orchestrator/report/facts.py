@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from errata.orchestrator.report.formats import DASH, fixed, mapping, number, percent, sequence
-from errata.orchestrator.report.wording import ARMS, KIND_SHORT, KINDS, MEMORY_ARMS
+from errata.orchestrator.report.wording import ARMS, KIND_SHORT, KINDS, MEMORY_ARMS, shown
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def probe_view(probe: Mapping[str, Any]) -> ProbeView:
         label=KINDS.get(kind, kind),
         prompt=_text(probe.get("prompt")),
         expected=" / ".join(dict.fromkeys(item for item in listed if item)),
-        answers=tuple(_answer(kind, arm.key, arm.name, mapping(arms.get(arm.key))) for arm in ARMS),
+        answers=tuple(_answer(kind, arm.key, arm.name, mapping(arms.get(arm.key))) for arm in shown(arms)),
     )
 
 
@@ -132,7 +132,8 @@ def _answer(kind: str, key: str, name: str, answer: Mapping[str, Any]) -> Answer
 def _tallies(others: list[ProbeView], index: int) -> tuple[TallyView, ...]:
     rows = []
     for kind in KINDS:
-        marks = tuple(p.answers[index].ok is True for p in others if p.kind == kind and p.answers[index].ok is not None)
+        answers = [p.answers[index] for p in others if p.kind == kind and index < len(p.answers)]
+        marks = tuple(answer.ok is True for answer in answers if answer.ok is not None)
         if marks:
             good = "unchanged" if kind == "neighborhood" else "right"
             rows.append(TallyView(kind, marks, f"{KIND_SHORT[kind]}: {sum(marks)} of {len(marks)} {good}"))
@@ -145,11 +146,11 @@ def _tags(main: ProbeView | None, others: list[ProbeView]) -> list[str]:
     if main is not None:
         verdicts = {answer.style: answer.ok for answer in main.answers}
         updated = ("routed", "edited", "memory", "edited_memory")
-        tags += [f"{arm}-wrong" for arm in updated if verdicts[arm] is False]
-        if len({verdicts[arm] for arm in updated} - {None}) > 1:
+        tags += [f"{arm}-wrong" for arm in updated if verdicts.get(arm) is False]
+        if len({verdicts.get(arm) for arm in updated} - {None}) > 1:
             tags.append("disagree")
-    edited = next(index for index, arm in enumerate(ARMS) if arm.key == "edited")
-    if any(probe.kind == "neighborhood" and probe.answers[edited].ok is False for probe in others):
+    neighbors = [answer for probe in others if probe.kind == "neighborhood" for answer in probe.answers]
+    if any(answer.style == "edited" and answer.ok is False for answer in neighbors):
         tags.append("side-effect")
     return tags
 

@@ -20,7 +20,7 @@ from errata.orchestrator.report.formats import (
     sequence,
     short_digest,
 )
-from errata.orchestrator.report.wording import ARMS, EDITORS, GENERATED, MEMORY_ARMS, TEACHER_FORCED, Arm, Metric
+from errata.orchestrator.report.wording import EDITORS, GENERATED, MEMORY_ARMS, TEACHER_FORCED, Arm, Metric, shown
 
 
 @dataclass(frozen=True)
@@ -143,11 +143,11 @@ def groups(summary: Mapping[str, Any], facts: Sequence[Mapping[str, Any]]) -> li
             _cells(summary, metric.key),
         )
 
-    seconds = {arm.key: number(_arm(summary, arm.key).get("query_seconds")) for arm in ARMS}
+    seconds = {arm.key: number(_arm(summary, arm.key).get("query_seconds")) for arm in _shown(summary)}
     longest = max((value for value in seconds.values() if value is not None), default=0.0)
     time_cells = tuple(
         Cell(arm, duration(value), value / longest if value is not None and longest > 0 else None)
-        for arm, value in ((arm, seconds[arm.key]) for arm in ARMS)
+        for arm, value in ((arm, seconds[arm.key]) for arm in _shown(summary))
     )
     time_row = Row(
         "Time per question", "query_seconds", "Mean time to answer, with retrieval and choice.", "", time_cells
@@ -161,13 +161,17 @@ def groups(summary: Mapping[str, Any], facts: Sequence[Mapping[str, Any]]) -> li
     ]
 
 
+def _shown(summary: Mapping[str, Any]) -> tuple[Arm, ...]:
+    return shown(mapping(summary.get("arms")))
+
+
 def _arm(summary: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return mapping(mapping(summary.get("arms")).get(key))
 
 
 def _cells(summary: Mapping[str, Any], metric: str) -> tuple[Cell, ...]:
     cells = []
-    for arm in ARMS:
+    for arm in _shown(summary):
         share = number(_arm(summary, arm.key).get(metric))
         own = metric == "locality" and arm.key == "base" and share is not None
         cells.append(Cell(arm, percent(share), share, "by definition" if own else ""))
@@ -185,7 +189,7 @@ def choice_rows(summary: Mapping[str, Any]) -> list[Row]:
             "The memory has nothing to say: choosing nothing is right. High is good.",
         ),
     )
-    arms = [arm for arm in ARMS if arm.key in MEMORY_ARMS]
+    arms = [arm for arm in _shown(summary) if arm.key in MEMORY_ARMS]
     rows = []
     for key, name, definition in texts:
         shares = [(arm, number(mapping(choice.get(arm.key)).get(key))) for arm in arms]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 
@@ -32,6 +33,13 @@ ARMS = (
     Arm("memory", "Memory", "Memory", "untouched weights, updates retrieved"),
     Arm("edited_memory", "Edited + memory", "Both", "edited weights, updates retrieved"),
 )
+
+
+def shown(asked: Container[str]) -> tuple[Arm, ...]:
+    """The arms of a run, of which ``asked`` are the keys: runs of before have no routed one."""
+    return tuple(arm for arm in ARMS if arm.key != "routed" or arm.key in asked)
+
+
 MEMORY_ARMS = ("routed", "memory", "edited_memory")
 
 GENERATED = (

