@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from errata.evaluation.arms import ArmEvaluator, ChoiceLike, HitLike, RouterLike
+from errata.evaluation.arms import TOO_LONG, ArmEvaluator, ChoiceLike, HitLike, NoChoice, RouterLike
 from errata.evaluation.outcomes import ARMS, MEMORY_ARMS, Arm, Retrieved
 
 Messages = Sequence[Mapping[str, str]]
@@ -52,12 +52,6 @@ class ArmAnswer:
     retrieved: tuple[Retrieved, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Nothing:
-    hit: HitLike | None = None
-    reason: str = ""
-
-
 def answer(
     evaluator: ArmEvaluator,
     chooser: ChatChooser,
@@ -83,11 +77,11 @@ def answer(
     Returns:
         Per question the answers by arm, in the order of ``ARMS``.
     """
-    found: dict[Arm, list[ArmAnswer]] = {}
+    by_arm: dict[Arm, list[ArmAnswer]] = {}
     if "routed" in arms:
         if router is None:
             raise ValueError("the arm 'routed' needs a router")
-        found["routed"] = _ask_routed(
+        by_arm["routed"] = _ask_routed(
             evaluator, chooser, questions, router, base, edited, hits, base_digest, max_new_tokens
         )
     for pair, weights in ((("base", "memory"), None), (("edited", "edited_memory"), edited)):
@@ -96,8 +90,8 @@ def answer(
             continue
         with evaluator.loaded(base, edited=weights, digest=base_digest, remember=weights is None):
             for arm in wanted:
-                found[arm] = _ask(evaluator, chooser, questions, arm, hits, max_new_tokens)
-    return [{arm: found[arm][i] for arm in ARMS if arm in found} for i in range(len(questions))]
+                by_arm[arm] = _ask(evaluator, chooser, questions, arm, hits, max_new_tokens)
+    return [{arm: by_arm[arm][i] for arm in ARMS if arm in by_arm} for i in range(len(questions))]
 
 
 def _ask_routed(
@@ -115,10 +109,11 @@ def _ask_routed(
     found: dict[int, ArmAnswer] = {}
 
     def say(places: Sequence[int], routes: Sequence[ChoiceLike]) -> None:
-        told = [routes[i] for i in places] if router.answer != "edited" else [_Nothing()] * len(places)
+        told: list[ChoiceLike] = [NoChoice() if router.answer == "edited" else routes[i] for i in places]
         asked = [questions[i] for i in places]
         near = [list(hits.get(question.text, ())) for question in asked]
-        answers = _generate(evaluator, chooser, asked, told, [routes[i] for i in places], near, max_new_tokens)
+        said = [routes[i] for i in places]
+        answers = _generate(evaluator, chooser, asked, told, near, max_new_tokens, said=said)
         found.update(zip(places, answers, strict=True))
 
     with evaluator.loaded(base, edited=None, digest=base_digest):
@@ -145,8 +140,8 @@ def _ask(
     near = [list(hits.get(question.text, ())) for question in questions]
     remembers = arm in MEMORY_ARMS
     choices: Sequence[ChoiceLike]
-    choices = chooser.choose([question.text for question in questions], near) if remembers else [_Nothing()] * len(near)
-    return _generate(evaluator, chooser, questions, choices, choices if remembers else None, near, max_new_tokens)
+    choices = chooser.choose([question.text for question in questions], near) if remembers else [NoChoice()] * len(near)
+    return _generate(evaluator, chooser, questions, choices, near, max_new_tokens, said=choices if remembers else None)
 
 
 def _generate(
@@ -154,18 +149,23 @@ def _generate(
     chooser: ChatChooser,
     questions: Sequence[Question],
     told: Sequence[ChoiceLike],
-    choices: Sequence[ChoiceLike] | None,
     near: Sequence[Sequence[HitLike]],
     max_new_tokens: int | None,
+    *,
+    said: Sequence[ChoiceLike] | None,
 ) -> list[ArmAnswer]:
-    """Answer with the live weights; ``told`` makes the prompts, ``choices`` are what the answers say was chosen."""
+    """Answer with the live weights; ``told`` makes the prompts, ``said`` is what the answers say was chosen, if any.
+
+    A statement for which the model has no room is left out, and the answer says so.
+    """
     if not questions:
         return []
-    prompts = [
-        chooser.chat_ids(question.messages, choice) if question.messages else chooser.prompt_ids(question.text, choice)
-        for question, choice in zip(questions, told, strict=True)
-    ]
-    said: Sequence[ChoiceLike | None] = choices if choices is not None else [None] * len(near)
+    prompts: list[list[int]] = []
+    used: list[ChoiceLike | None] = []
+    for place, (question, choice) in enumerate(zip(questions, told, strict=True)):
+        ids, choice_used = prompt_with_room(evaluator, chooser, question, choice)
+        prompts.append(ids)
+        used.append(None if said is None else said[place] if choice_used is choice else choice_used)
     chat = any(question.messages for question in questions)
     replies = evaluator.engine.generate(
         prompts,
@@ -181,8 +181,24 @@ def _generate(
             choice.reason if choice is not None else None,
             tuple(kept for hit in row if (kept := _plain(hit)) is not None) if choice is not None else (),
         )
-        for reply, prompt, choice, row in zip(replies, prompts, said, near, strict=True)
+        for reply, prompt, choice, row in zip(replies, prompts, used, near, strict=True)
     ]
+
+
+def prompt_with_room(
+    evaluator: ArmEvaluator, chooser: ChatChooser, question: Question, choice: ChoiceLike
+) -> tuple[list[int], ChoiceLike]:
+    """Tokens to answer from, and the choice that they were made with: none where its statement leaves no room."""
+
+    def tokens(made_with: ChoiceLike) -> list[int]:
+        if question.messages:
+            return chooser.chat_ids(question.messages, made_with)
+        return chooser.prompt_ids(question.text, made_with)
+
+    ids, model = tokens(choice), evaluator.model
+    if choice.hit is not None and model.capacity.problem(model.text, ids) is not None:
+        return tokens(TOO_LONG), TOO_LONG
+    return ids, choice
 
 
 def _plain(hit: HitLike | None) -> Retrieved | None:

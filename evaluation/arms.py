@@ -8,6 +8,7 @@ the unedited weights said is remembered from one evaluation to the next.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ from errata.evaluation.outcomes import (
     choice_rates,
 )
 from errata.evaluation.probes import Probe, probes_of
+
+logger = logging.getLogger(__name__)
 
 
 class HitLike(Protocol):
@@ -90,6 +93,8 @@ class Evaluation:
     records: tuple[RecordResult, ...]
     arms: tuple[Arm, ...]
     seconds: float
+    skipped: int = 0
+    """Probes that were not asked: the model cannot take them in."""
 
     def metrics(self, query_seconds: Mapping[Arm, float] | None = None) -> dict[Arm, dict[str, float | None]]:
         """`arm_metrics` of every arm."""
@@ -106,6 +111,21 @@ class _Reply:
     continuation: Continuation
     answer: Answer
     choice: ChoiceLike | None = None
+
+    @property
+    def said(self) -> tuple[Continuation, Answer]:
+        return self.continuation, self.answer
+
+
+@dataclass(frozen=True)
+class NoChoice:
+    """No statement is given with the question."""
+
+    reason: str = ""
+    hit: HitLike | None = None
+
+
+TOO_LONG = NoChoice("the statement and the question together are longer than the model's context")
 
 
 class ArmEvaluator:
@@ -169,16 +189,18 @@ class ArmEvaluator:
         """
         start = time.perf_counter()
         arms = self._asked(arms, router)
-        probes = [probes_of(request) for request in requests]
+        asked = [probes_of(request) for request in requests]
+        probes = [[probe for probe in group if self._fits(probe)] for group in asked]
+        skipped = sum(map(len, asked)) - sum(map(len, probes))
         questions = list(dict.fromkeys(probe.prompt for group in probes for probe in group))
         rows = list(dict.fromkeys((probe.prompt, probe.teacher or "") for group in probes for probe in group))
-        found = hits or {}
+        by_question = hits or {}
         replies: dict[Arm, dict[tuple[str, str], _Reply]] = {}
         # base first: its plain replies are the yardstick of locality for every arm
         with self.loaded(base, edited=None, digest=base_digest):
             replies["base"] = self._plain(rows)
             if "memory" in arms:
-                replies["memory"] = self._with_memory(rows, questions, found, replies["base"])
+                replies["memory"] = self._with_memory(rows, questions, by_question, replies["base"])
             if router is not None and "routed" in arms:
                 routes = dict(zip(questions, router.route(questions), strict=True))
                 if router.answer == "memory":
@@ -191,13 +213,13 @@ class ArmEvaluator:
                 if {"edited", "edited_memory"} & set(arms):
                     replies["edited"] = self._plain(rows)
                 if "edited_memory" in arms:
-                    replies["edited_memory"] = self._with_memory(rows, questions, found, replies["edited"])
+                    replies["edited_memory"] = self._with_memory(rows, questions, by_question, replies["edited"])
                 if router is not None and ends_edited:
                     plain = router.answer == "edited"
                     at_hand = replies.get("edited" if plain else "edited_memory", {})
                     replies["routed"] = self._routed(rows, routes, replies["base"], at_hand, plain=plain)
         wanted = tuple(arm for arm in ARMS if arm in arms)
-        outcomes = {arm: self._outcomes(probes, replies[arm], replies["base"], found) for arm in wanted}
+        outcomes = {arm: self._outcomes(probes, replies[arm], replies["base"], by_question) for arm in wanted}
         records = tuple(
             RecordResult(
                 request.id,
@@ -205,7 +227,7 @@ class ArmEvaluator:
             )
             for request, group in zip(requests, probes, strict=True)
         )
-        return Evaluation(records, wanted, time.perf_counter() - start)
+        return Evaluation(records, wanted, time.perf_counter() - start, skipped)
 
     def query_seconds(
         self,
@@ -226,7 +248,7 @@ class ArmEvaluator:
         """
         if not questions:
             raise ValueError("query_seconds needs at least one question")
-        found, times = hits or {}, dict[Arm, float]()
+        by_question, times = hits or {}, dict[Arm, float]()
         arms = self._asked(arms, router)
         for plain, memory, weights in (("base", "memory", None), ("edited", "edited_memory", edited)):
             pair: tuple[Arm, ...] = tuple(arm for arm in ARMS if arm in (plain, memory) and arm in arms)
@@ -234,10 +256,10 @@ class ArmEvaluator:
                 continue
             with self.loaded(base, edited=weights, digest=None, remember=False):
                 for arm in pair:
-                    self._ask_alone(questions[0], arm, found, max_new_tokens=1)
+                    self._ask_alone(questions[0], arm, by_question, max_new_tokens=1)
                     start = time.perf_counter()
                     for question in questions:
-                        self._ask_alone(question, arm, found, max_new_tokens=self.max_new_tokens)
+                        self._ask_alone(question, arm, by_question, max_new_tokens=self.max_new_tokens)
                     times[arm] = (time.perf_counter() - start) / len(questions)
                     if arm in MEMORY_ARMS:
                         times[arm] += search_seconds
@@ -269,6 +291,15 @@ class ArmEvaluator:
 
     # --- parts ---
 
+    def _fits(self, probe: Probe) -> bool:
+        """Whether the model can take in the question and what is scored after it: an old journal may hold more."""
+        text = self.model.text
+        teacher = text.encode_target(probe.teacher) if probe.teacher else []
+        problem = self.model.capacity.problem(text, [*text.encode_prompt(probe.prompt), *teacher])
+        if problem is not None:
+            logger.warning("a probe is left out (%s): %.60r", problem, probe.prompt)
+        return problem is None
+
     def _ask_alone(
         self, question: str, arm: Arm, hits: Mapping[str, Sequence[HitLike]], *, max_new_tokens: int
     ) -> None:
@@ -276,6 +307,8 @@ class ArmEvaluator:
             assert self.chooser is not None
             choice = self.chooser.choose([question], [list(hits.get(question, ()))])[0]
             ids = self.chooser.prompt_ids(question, choice)
+            if self.model.capacity.problem(self.model.text, ids) is not None:
+                ids = self.chooser.prompt_ids(question, TOO_LONG)
         else:
             ids = self.model.text.encode_prompt(question)
         self.engine.generate([ids], max_new_tokens=max_new_tokens, stop_at_newline=self.stop_at_newline)
@@ -350,11 +383,17 @@ class ArmEvaluator:
         )
         # nothing chosen: the model answers as without memory, so that reply is taken and nothing runs again
         replies = {row: _Reply(plain[row].continuation, plain[row].answer, choices[row[0]]) for row in rows}
-        informed = [row for row in rows if choices[row[0]].hit is not None]
-        tokens = []
-        for prompt, teacher in informed:
+        informed, tokens = [], []
+        for prompt, teacher in rows:
+            if choices[prompt].hit is None:
+                continue
             context = self.chooser.prompt_ids(prompt, choices[prompt])
-            tokens.append((context, self._continuation(context, teacher)))
+            continuation = self._continuation(context, teacher)
+            if self.model.capacity.problem(self.model.text, [*context, *continuation]) is not None:
+                replies[prompt, teacher] = _Reply(*plain[prompt, teacher].said, TOO_LONG)
+                continue
+            informed.append((prompt, teacher))
+            tokens.append((context, continuation))
         results = self.engine.score_and_generate(
             tokens, max_new_tokens=self.max_new_tokens, stop_at_newline=self.stop_at_newline
         )
@@ -381,19 +420,24 @@ class ArmEvaluator:
             route = routes[row[0]]
             other = same_weights.get(row)
             if route.hit is None:
-                replies[row] = _Reply(unedited[row].continuation, unedited[row].answer, route)
+                replies[row] = _Reply(*unedited[row].said, route)
             elif other is not None and (plain or _same_statement(other.choice, route)):
-                replies[row] = _Reply(other.continuation, other.answer, route)
+                replies[row] = _Reply(*other.said, route)
             else:
                 missing.append(row)
-        tokens = []
+        run, tokens = [], []
         for prompt, teacher in missing:
             context = self._routed_ids(prompt, routes[prompt], plain)
-            tokens.append((context, self._continuation(context, teacher)))
+            continuation = self._continuation(context, teacher)
+            if self.model.capacity.problem(self.model.text, [*context, *continuation]) is not None:
+                replies[prompt, teacher] = _Reply(*unedited[prompt, teacher].said, TOO_LONG)
+                continue
+            run.append((prompt, teacher))
+            tokens.append((context, continuation))
         results = self.engine.score_and_generate(
             tokens, max_new_tokens=self.max_new_tokens, stop_at_newline=self.stop_at_newline
         )
-        for row, result in zip(missing, results, strict=True):
+        for row, result in zip(run, results, strict=True):
             replies[row] = _Reply(*result, routes[row[0]])
         return replies
 
@@ -427,11 +471,11 @@ class ArmEvaluator:
                 strict=True,
             )
         )
-        found: dict[Probe, ProbeOutcome] = {}
+        outcomes: dict[Probe, ProbeOutcome] = {}
         for probe in distinct:
             reply, plain = replies[rows[probe]], unedited[rows[probe]]
             choice = reply.choice
-            found[probe] = ProbeOutcome(
+            outcomes[probe] = ProbeOutcome(
                 answer=reply.answer.text.strip(),
                 ok=verdicts[probe] if probe.in_scope else locality_exact(reply.answer.text, plain.answer.text),
                 accuracy=token_accuracy(reply.continuation.hits) if reply.continuation.hits else None,
@@ -444,7 +488,7 @@ class ArmEvaluator:
                 if choice is not None
                 else (),
             )
-        return found
+        return outcomes
 
 
 def _same_statement(one: ChoiceLike | None, other: ChoiceLike) -> bool:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from errata.editing.model.streaming import Sampling, TokenStream
-from errata.evaluation.answering import ChatChooser, Question
-from errata.evaluation.arms import ArmEvaluator, ChoiceLike, HitLike, RouterLike
+from errata.evaluation.answering import ChatChooser, Question, prompt_with_room
+from errata.evaluation.arms import ArmEvaluator, ChoiceLike, HitLike, NoChoice, RouterLike
 from errata.evaluation.outcomes import MEMORY_ARMS, Arm, Retrieved
 
 
@@ -34,12 +34,6 @@ class Piece:
     text: str
     tokens: int
     finish: str | None = None
-
-
-@dataclass(frozen=True)
-class _Nothing:
-    hit: HitLike | None = None
-    reason: str = ""
 
 
 class ArmStream:
@@ -73,11 +67,9 @@ class ArmStream:
         self._evaluator, self._base = evaluator, base
         choice, ends_edited, told = self._decide(chooser, question, arm, edited, hits, router)
         self._edited = edited if ends_edited else None
+        ids, used = prompt_with_room(evaluator, chooser, question, told)
+        choice = choice if used is told else used
         with self._live():
-            if question.messages:
-                ids = chooser.chat_ids(question.messages, told)
-            else:
-                ids = chooser.prompt_ids(question.text, told)
             self._stream = TokenStream(evaluator.engine, ids, sampling)
         self._begun = plain
         self.opened = Opened(
@@ -104,10 +96,10 @@ class ArmStream:
             with self._evaluator.loaded(self._base, edited=None, digest=None, remember=False):
                 (route,) = router.route([question.text])
             ends_edited = route.hit is not None and router.answer != "memory"
-            return route, ends_edited, _Nothing() if router.answer == "edited" else route
+            return route, ends_edited, NoChoice() if router.answer == "edited" else route
         ends_edited = arm in ("edited", "edited_memory")
         if arm not in MEMORY_ARMS:
-            return _Nothing(), ends_edited, _Nothing()
+            return NoChoice(), ends_edited, NoChoice()
         with self._evaluator.loaded(self._base, edited=edited if ends_edited else None, digest=None, remember=False):
             (choice,) = chooser.choose([question.text], [list(hits.get(question.text, ()))])
         return choice, ends_edited, choice

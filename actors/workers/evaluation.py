@@ -57,7 +57,7 @@ class EvaluationWorker:
         model = self._versioned.model
         self._settings = settings
         engine = CachingEngine(model)
-        self._reasoner = SelectiveReasoner(engine, model.text, settings.scr)
+        self._reasoner = SelectiveReasoner(engine, model.text, settings.scr, capacity=model.capacity)
         self._evaluator = ArmEvaluator(
             model,
             self._reasoner,

@@ -106,8 +106,8 @@ class Measurer:
             done: called in the background with the result.
         """
         questions = questions_of(requests)
-        found = self._memory.search(questions, self._mem.scr.k) if remembered else [[] for _ in questions]
-        hits = self._findings(questions, found, remembered)
+        near = self._memory.search(questions, self._mem.scr.k) if remembered else [[] for _ in questions]
+        hits = self._findings(questions, near, remembered)
 
         def work() -> Measurement:
             started = time.perf_counter()

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from errata.evaluation.outcomes import MEMORY_ARMS
 from errata.orchestrator.report.formats import DASH, fixed, mapping, number, percent, sequence
-from errata.orchestrator.report.wording import ARMS, KIND_SHORT, KINDS, MEMORY_ARMS, shown
+from errata.orchestrator.report.wording import ARM_LABELS, KIND_SHORT, KINDS, shown
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def fact_view(fact: Mapping[str, Any]) -> FactView:
         relation=_text(fact.get("relation")),
         main=main,
         others=tuple(others),
-        tallies=tuple(_tallies(others, index) for index in range(len(ARMS))),
+        tallies=tuple(_tallies(others, index) for index in range(len(ARM_LABELS))),
         tags=" ".join(_tags(main, others)),
     )
 

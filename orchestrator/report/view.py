@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from errata.evaluation.outcomes import MEMORY_ARMS
 from errata.orchestrator.report.facts import kind_counts
 from errata.orchestrator.report.formats import (
     DASH,
@@ -20,7 +21,7 @@ from errata.orchestrator.report.formats import (
     sequence,
     short_digest,
 )
-from errata.orchestrator.report.wording import EDITORS, GENERATED, MEMORY_ARMS, TEACHER_FORCED, Arm, Metric, shown
+from errata.orchestrator.report.wording import EDITORS, GENERATED, TEACHER_FORCED, ArmLabel, Metric, shown
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Card:
 class Cell:
     """One arm's figure: as text, and as the share 0..1 of a full bar (None: no bar)."""
 
-    arm: Arm
+    arm: ArmLabel
     text: str
     share: float | None
     note: str = ""
@@ -161,7 +162,7 @@ def groups(summary: Mapping[str, Any], facts: Sequence[Mapping[str, Any]]) -> li
     ]
 
 
-def _shown(summary: Mapping[str, Any]) -> tuple[Arm, ...]:
+def _shown(summary: Mapping[str, Any]) -> tuple[ArmLabel, ...]:
     return shown(mapping(summary.get("arms")))
 
 

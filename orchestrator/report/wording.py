@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Arm:
+class ArmLabel:
     """One of the ways to ask; `short` is the name where room is scarce, such as line ends."""
 
     key: str
@@ -26,21 +26,19 @@ class Metric:
     kind: str | None
 
 
-ARMS = (
-    Arm("routed", "Routed", "Routed", "a statement bears on it: edited weights with it; none does: the base itself"),
-    Arm("base", "Base", "Base", "the model before any update"),
-    Arm("edited", "Edited", "Edited", "updates written into the weights"),
-    Arm("memory", "Memory", "Memory", "untouched weights, updates retrieved"),
-    Arm("edited_memory", "Edited + memory", "Both", "edited weights, updates retrieved"),
+ARM_LABELS = (
+    ArmLabel("routed", "Routed", "Routed", "in scope: edited weights with the statement; out of it: the base itself"),
+    ArmLabel("base", "Base", "Base", "the model before any update"),
+    ArmLabel("edited", "Edited", "Edited", "updates written into the weights"),
+    ArmLabel("memory", "Memory", "Memory", "untouched weights, updates retrieved"),
+    ArmLabel("edited_memory", "Edited + memory", "Both", "edited weights, updates retrieved"),
 )
 
 
-def shown(asked: Container[str]) -> tuple[Arm, ...]:
+def shown(asked: Container[str]) -> tuple[ArmLabel, ...]:
     """The arms of a run, of which ``asked`` are the keys: runs of before have no routed one."""
-    return tuple(arm for arm in ARMS if arm.key != "routed" or arm.key in asked)
+    return tuple(arm for arm in ARM_LABELS if arm.key != "routed" or arm.key in asked)
 
-
-MEMORY_ARMS = ("routed", "memory", "edited_memory")
 
 GENERATED = (
     Metric("reliability", "Reliability", "The updated question itself is answered with the new fact.", "edit"),
