@@ -145,7 +145,9 @@ def groups(summary: Mapping[str, Any], facts: Sequence[Mapping[str, Any]]) -> li
         )
 
     def has_figures(metric: Metric) -> bool:
-        return not metric.since or any(number(_arm(summary, arm.key).get(metric.key)) is not None for arm in ARM_LABELS)
+        return not metric.since or any(
+            number(_arm(summary, arm.key).get(metric.key)) is not None for arm in _shown(summary)
+        )
 
     seconds = {arm.key: number(_arm(summary, arm.key).get("query_seconds")) for arm in _shown(summary)}
     longest = max((value for value in seconds.values() if value is not None), default=0.0)
