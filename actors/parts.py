@@ -13,6 +13,7 @@ from errata.actors.workers.covariance import Estimate, EstimateJob, EstimateProg
 from errata.actors.workers.editor import ContextSpec
 from errata.actors.workers.evaluation import EvaluationSettings, Hits
 from errata.editing.covariance import KeyCovariance
+from errata.editing.model.streaming import Sampling
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.reverting import HistoryItem, RevertOrder
 from errata.editing.session import EditReceipt, Snapshot
@@ -21,6 +22,7 @@ from errata.evaluation.arms import Evaluation
 from errata.evaluation.free_text import FreeText
 from errata.evaluation.outcomes import Arm
 from errata.evaluation.sampling import SamplingConfig
+from errata.evaluation.streaming import Opened, TextPiece
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import Hit, MemoryEntry
 from errata.retrieval.router import FittedRouter, RouterConfig, Routing
@@ -103,6 +105,22 @@ class MemoryPart(Protocol):
         """Digest of the active content."""
 
 
+class StreamPart(Protocol):
+    """An answer under way."""
+
+    @property
+    def opened(self) -> Opened:
+        """What it rests on."""
+
+    @property
+    def next(self) -> Callable[[int], TextPiece]:
+        """Gives up to so many tokens more."""
+
+    @property
+    def close(self) -> Callable[[], object]:
+        """Nobody wants the rest."""
+
+
 class EvaluationPart(Protocol):
     """What puts questions to frozen versions; ``weights`` are maps by layer, or a reference to them."""
 
@@ -142,6 +160,11 @@ class EvaluationPart(Protocol):
         max_new_tokens: int | None = None,
     ) -> list[dict[Arm, ArmAnswer]]:
         """What the arms say to free questions."""
+
+    def stream(
+        self, question: Question, weights: Any, hits: Hits, arm: Arm, sampling: Sampling, plain: bool = False
+    ) -> StreamPart:
+        """Begin an arm's answer to one question, token by token."""
 
     def give_up(self) -> None:
         """End evaluations that are under way with an error."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import count
 
 from torch import Tensor
 
+from errata.editing.errors import ErrataError
 from errata.editing.model.streaming import Sampling, TokenStream
 from errata.evaluation.answering import ChatChooser, Question, prompt_with_room
 from errata.evaluation.arms import ArmEvaluator, ChoiceLike, HitLike, NoChoice, RouterLike
@@ -28,7 +31,7 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextPiece:
     """What came since the piece before; ``finish`` is ``stop`` or ``length`` with the last one."""
 
     text: str
@@ -107,7 +110,7 @@ class ArmStream:
     def _live(self) -> AbstractContextManager[None]:
         return self._evaluator.loaded(self._base, edited=self._edited, digest=None, remember=False)
 
-    def next(self, tokens: int) -> Piece:
+    def next(self, tokens: int) -> TextPiece:
         """Up to so many tokens more, in one go."""
         before, parts = len(self._stream.ids), []
         with self._live():
@@ -119,4 +122,46 @@ class ArmStream:
         if not self._begun:  # a chat's answer begins with its first word
             text = text.lstrip()
             self._begun = bool(text)
-        return Piece(text, len(self._stream.ids) - before, self._stream.finish)
+        return TextPiece(text, len(self._stream.ids) - before, self._stream.finish)
+
+
+class OpenStreams:
+    """Answers under way in one process, by number. Those that nobody has asked for a while are dropped."""
+
+    def __init__(self, *, idle_seconds: float = 120.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._idle, self._clock = idle_seconds, clock
+        self._numbers = count(1)
+        self._open: dict[int, tuple[ArmStream, float]] = {}
+
+    def __len__(self) -> int:
+        """How many are under way."""
+        return len(self._open)
+
+    def add(self, stream: ArmStream) -> int:
+        """Keep one; returns its number."""
+        now = self._clock()
+        for number in [n for n, (_, used) in self._open.items() if now - used > self._idle]:
+            del self._open[number]
+        number = next(self._numbers)
+        self._open[number] = stream, now
+        return number
+
+    def next(self, number: int, tokens: int) -> TextPiece:
+        """Up to so many tokens more of one.
+
+        Raises:
+            ErrataError: it has ended, was closed, or was dropped.
+        """
+        if number not in self._open:
+            raise ErrataError(f"answer {number} is not under way here")
+        stream, _ = self._open[number]
+        piece = stream.next(tokens)
+        if piece.finish is not None:
+            del self._open[number]
+        else:
+            self._open[number] = stream, self._clock()
+        return piece
+
+    def close(self, number: int) -> None:
+        """Forget one, if it is still under way."""
+        self._open.pop(number, None)

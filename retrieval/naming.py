@@ -23,8 +23,8 @@ _NO_NAMES = frozenset(
      "on", "or", "our", "she", "that", "the", "their", "this", "to", "was")
 )  # fmt: skip
 """Words that are no part of a name although a text may capitalise them."""
-_SHORT_TURN = 6
-"""Words of a turn that is taken for a continuation of the one before although nothing in it refers."""
+_CONTINUING = (("and",), ("but",), ("also",), ("what", "about"), ("how", "about"))
+"""Beginnings of a turn that goes on with what was spoken of although nothing in it refers."""
 _LONGEST = 16
 """Words of a subject that are compared; the rest of a longer one is taken as named with them."""
 
@@ -120,9 +120,9 @@ class SubjectIndex:
         return len(self._key_of)
 
     def add(self, id: int, subject: str) -> None:
-        """Know an entry by its subject; a subject without words is never named."""
+        """Know an entry by its subject; one without letters ("1", an album) is never named: any sum would name it."""
         key = tuple(word.folded for word in words_of(subject))[:_LONGEST]
-        if not key or id in self._key_of:
+        if not any(c.isalpha() for word in key for c in word) or id in self._key_of:
             return
         if key not in self._ids:
             self._ids[key] = {}
@@ -180,8 +180,8 @@ def resolved(turns: Sequence[str], index: SubjectIndex) -> str:
     """The last turn of a conversation with what it refers to in place of its first referring word.
 
     A turn that names a subject, or refers to nothing, stays as it is. Otherwise the subject that the latest earlier
-    turn names last stands where "he", "its" or "there" stood ("its capital" becomes "France's capital"), or in front
-    of the turn where it has no such word but is short ("And the capital?").
+    turn names last stands where "he", "its" or "there" stood ("its capital" becomes "France's capital"), or in front of
+    the turn where it has no such word but goes on ("And the capital?").
 
     Args:
         turns: what was said, oldest first; the last one is the user's.
@@ -191,7 +191,8 @@ def resolved(turns: Sequence[str], index: SubjectIndex) -> str:
         return text
     spoken = words_of(text)
     word = next((word for word in spoken if word.folded in _REFERRING), None)
-    if word is None and len(spoken) > _SHORT_TURN:
+    begun = [word.folded for word in spoken[:2]]
+    if word is None and not any(tuple(begun[: len(words)]) == words for words in _CONTINUING):
         return text
     for earlier in reversed(turns[:-1]):
         named = [mention for mention in index.named(earlier).values() if not mention.extended]

@@ -42,9 +42,9 @@ _FIRST_ID = 1 << 60
 """Ids of the fitting facts, beyond any edit's."""
 _POINTS = 80
 """Thresholds of the curve: quantiles of the probabilities that occur, so that none falls between two of them."""
-_MENTIONED = 0.2
-"""Share of ordinary texts that name some subject, with room: 2 to 5 in a hundred did of a thousand statements. A share
-of ``mention`` weighs so much among the false alarms."""
+_SPARE = 0.01
+"""Share of paraphrases that are given for fewer false alarms: the strictest threshold with so few more misses than
+the least."""
 _CLEAR_SHARE = 0.25
 """Part of the false alarms allowed, and the share of edit prompts that may be lost, where the features decide at
 once."""
@@ -167,10 +167,9 @@ def _operating_point(
     max_false_alarms: float,
 ) -> tuple[tuple[CurvePoint, ...], CurvePoint]:
     """The curve, and its point with the fewest misses among those that are allowed; of equal ones the strictest."""
-    levels = np.quantile([row.max() for row in full], np.linspace(0, 1, _POINTS)) * (1 + 1e-9)
+    levels = np.quantile([row.max() for row in full], np.linspace(0, 1, _POINTS))
     curve = tuple(_point(trials, cheap, full, below, above, t) for t in np.unique(np.round(levels, 6)))
-    allowed = [point for point in curve if point.false_alarms <= max_false_alarms]
-    return curve, min(allowed, key=lambda p: (p.misses, -p.threshold)) if allowed else curve[-1]
+    return curve, _best_point(curve, max_false_alarms)
 
 
 def router_for(config: RouterConfig, memory: FactMemory) -> FittedRouter:
@@ -200,12 +199,7 @@ def router_for(config: RouterConfig, memory: FactMemory) -> FittedRouter:
 
 def at_operating_point(fitted: FittedRouter, max_false_alarms: float) -> FittedRouter:
     """The same regressions at another share of false alarms, by the router's own curve."""
-    allowed = [point for point in fitted.curve if point.false_alarms <= max_false_alarms]
-    point = (
-        min(allowed, key=lambda p: (p.misses, -p.threshold))
-        if allowed
-        else max(fitted.curve, key=lambda p: p.threshold)
-    )
+    point = _best_point(fitted.curve, max_false_alarms)
     update: dict[str, float] = {"threshold": point.threshold, "max_false_alarms": max_false_alarms}
     if fitted.full is None:
         update |= {"below": point.threshold, "above": point.threshold}
@@ -245,18 +239,22 @@ def _clear(trials: Sequence[Trial], p: Sequence[Features], max_false_alarms: flo
     inside = np.sort([row.max() for t, row in zip(trials, p, strict=True) if t.question.kind in IN_SCOPE])
     below = float(inside[int(_LOST * len(inside))]) * 0.999
     above = 0.0
-    for kind, share in _allowed(_CLEAR_SHARE * max_false_alarms).items():
+    for kind in OUT_OF_SCOPE:
         outside = np.sort([row.max() for t, row in zip(trials, p, strict=True) if t.question.kind == kind])
         if len(outside):
-            keep = min(len(outside) - 1, int(np.ceil((1 - share) * len(outside))))
+            keep = min(len(outside) - 1, int(np.ceil((1 - _CLEAR_SHARE * max_false_alarms) * len(outside))))
             above = max(above, float(outside[keep]) * 1.001)
     below = min(below, above)
     return below, min(above, 1.0)
 
 
-def _allowed(max_false_alarms: float) -> dict[str, float]:
-    """Largest share of each class that may be touched."""
-    return {**dict.fromkeys(OUT_OF_SCOPE, max_false_alarms), "mention": min(1.0, max_false_alarms / _MENTIONED)}
+def _best_point(curve: Sequence[CurvePoint], max_false_alarms: float) -> CurvePoint:
+    """The strictest threshold among those that are allowed and miss hardly more than the least."""
+    allowed = [point for point in curve if point.false_alarms <= max_false_alarms]
+    if not allowed:
+        return max(curve, key=lambda point: point.threshold)
+    least = min(point.misses for point in allowed)
+    return max((p for p in allowed if p.misses <= least + _SPARE), key=lambda point: point.threshold)
 
 
 def _chosen(cheap: Features, full: Features, below: float, above: float, threshold: float) -> int | None:
@@ -299,7 +297,7 @@ def _point(
     rates = _rates(trials, cheap, full, below, above, float(threshold))
     return CurvePoint(
         threshold=float(threshold),
-        false_alarms=max(*(rates.get(kind, 0.0) for kind in OUT_OF_SCOPE), rates.get("mention", 0.0) * _MENTIONED),
+        false_alarms=max(rates.get(kind, 0.0) for kind in OUT_OF_SCOPE),
         misses=1.0 - rates.get("paraphrase", 0.0),
     )
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from errata.actors.settings import ModelSpec, RoleConfig
 from errata.actors.workers.model import VersionedModel, load_for
+from errata.editing.model.streaming import Sampling
 from errata.editing.request import EditRequest
 from errata.evaluation.answering import ArmAnswer, Question, answer
 from errata.evaluation.arms import ArmEvaluator, Evaluation
@@ -18,6 +19,7 @@ from errata.evaluation.outcomes import Arm
 from errata.evaluation.perplexity import paragraphs_of, perplexity, windows_of
 from errata.evaluation.reasoning import ReasoningMarks
 from errata.evaluation.sampling import SamplingConfig, SamplingEngine
+from errata.evaluation.streaming import ArmStream, Opened, OpenStreams, TextPiece
 from errata.retrieval.memory import Hit
 from errata.retrieval.router import Answering, Findings, Route, Router, Routing
 from errata.retrieval.scr import ScrConfig, SelectiveReasoner
@@ -59,6 +61,7 @@ class EvaluationWorker:
     ) -> None:
         self._versioned = versioned or VersionedModel(load_for(role, spec))
         model = self._versioned.model
+        self._streams = OpenStreams()
         self._settings = settings
         engine = CachingEngine(model)
         self._reasoner = SelectiveReasoner(engine, model.text, settings.scr, capacity=model.capacity)
@@ -155,3 +158,31 @@ class EvaluationWorker:
             max_new_tokens=max_new_tokens,
             router=self._bound(hits),
         )
+
+    def open_stream(
+        self, question: Question, weights: Mapping[int, Tensor], hits: Hits, arm: Arm, sampling: Sampling, plain: bool
+    ) -> tuple[int, Opened]:
+        """Decide what an arm's answer rests on and run its prompt; its number, for `next_piece`."""
+        self._versioned.show_base()
+        stream = ArmStream(
+            self._evaluator,
+            self._reasoner,
+            question,
+            arm,
+            sampling,
+            base=self._versioned.base(tuple(weights)),
+            edited=weights,
+            hits=hits,
+            router=self._bound(hits),
+            plain=plain,
+        )
+        return self._streams.add(stream), stream.opened
+
+    def next_piece(self, number: int, tokens: int) -> TextPiece:
+        """Up to so many tokens more of an answer under way."""
+        self._versioned.show_base()
+        return self._streams.next(number, tokens)
+
+    def close_stream(self, number: int) -> None:
+        """Nobody wants the rest of an answer."""
+        self._streams.close(number)

@@ -7,15 +7,22 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-from errata.editing.errors import ErrataError
+from errata.editing.errors import ErrataError, in_words
+from errata.editing.model.capacity import Capacity
+from errata.editing.model.streaming import Sampling
+from errata.editing.model.text import TextCodec
 from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.outcomes import MEMORY_ARMS, Arm
+from errata.evaluation.streaming import Opened, TextPiece
 from errata.orchestrator.journal.rows import Version
 from errata.orchestrator.service.core import Live
-from errata.orchestrator.service.errors import busy, unavailable
+from errata.orchestrator.service.errors import ServiceError, busy, unavailable
 from errata.retrieval.router import Findings, Routing
+
+_LETTERS_PER_TOKEN: Final = 32
+"""No text that somebody means has more; what has is refused unread."""
 
 
 class Finder(Protocol):
@@ -24,6 +31,19 @@ class Finder(Protocol):
     def search(self, questions: Sequence[str], k: int) -> Sequence[Sequence[Any]]: ...
 
     def route(self, questions: Sequence[str], k: int) -> Routing: ...
+
+    def resolved(self, turns: Sequence[str]) -> str: ...
+
+
+class AnswerUnderWay(Protocol):
+    """One answer, as `errata.actors.evaluation.AnswerStream` is."""
+
+    @property
+    def opened(self) -> Opened: ...
+    @property
+    def next(self) -> Callable[[int], TextPiece]: ...
+    @property
+    def close(self) -> Callable[[], object]: ...
 
 
 class Answerer(Protocol):
@@ -38,6 +58,10 @@ class Answerer(Protocol):
         max_new_tokens: int | None = None,
     ) -> list[dict[Arm, ArmAnswer]]: ...
 
+    def stream(
+        self, question: Question, weights: Any, hits: Any, arm: Arm, sampling: Sampling, plain: bool = False
+    ) -> AnswerUnderWay: ...
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -50,16 +74,90 @@ class Answers:
     seconds: float
 
 
+class Bounds:
+    """How long a question may be: ``most`` tokens, and what the model can take in.
+
+    A conversation counts as the chat template makes it; what the memory adds is left out where it does not fit.
+    """
+
+    def __init__(self, text: TextCodec, capacity: Capacity, most: int) -> None:
+        self._text, self._capacity, self._most = text, capacity, most
+
+    def check(self, question: Question) -> None:
+        """Raise unless it may be asked.
+
+        Raises:
+            ServiceError: 400 where it is too long, holds a token that the model does not know, or is a conversation
+                that the model's chat template refuses.
+        """
+        written = [message["content"] for message in question.messages] or [question.text]
+        if sum(map(len, written)) > self._most * _LETTERS_PER_TOKEN:
+            raise self._too_long(f"more than {self._most * _LETTERS_PER_TOKEN} characters")
+        try:
+            ids = self._ids(question)
+        except Exception as error:  # a template's own words, of whatever type
+            raise ServiceError(400, "bad_conversation", f"the model's chat template says: {in_words(error)}") from error
+        if len(ids) > self._most:
+            raise self._too_long(f"{len(ids)} tokens")
+        problem = self._capacity.problem(self._text, ids)
+        if problem is not None:
+            raise ServiceError(400, "context_length_exceeded", f"the question cannot be taken in: {problem}")
+
+    def _ids(self, question: Question) -> list[int]:
+        if not question.messages:
+            return self._text.encode_prompt(question.text)
+        told = [dict(message) for message in question.messages]
+        if self._text.has_chat_template:
+            return self._text.encode_chat(told)
+        return self._text.encode_prompt("\n".join(message["content"] for message in told))
+
+    def _too_long(self, what: str) -> ServiceError:
+        return ServiceError(
+            400, "context_length_exceeded", f"the question has {what}; service.max_question_tokens is {self._most}"
+        )
+
+
+@dataclass(frozen=True)
+class Speaking:
+    """An answer under way; the version it speaks for is held until its end."""
+
+    version: Version
+    opened: Opened
+    edits: Mapping[int, str]
+    """Ids of the edits whose statements were found, by the number of the statement."""
+    router: str | None
+    """Digest of the router that decided, for the routed arm."""
+    next: Callable[[int], TextPiece]
+    """Up to so many tokens more; waits for them."""
+    close: Callable[[], None]
+    """Ends it, whether all was said or not; call it exactly once."""
+
+
 class Asking:
     """At most ``limit`` calls at a time; a further one is refused rather than queued."""
 
     def __init__(
-        self, live: Callable[[], Live], memory: Finder, evaluators: Answerer, *, k: int, arms: Sequence[Arm], limit: int
+        self,
+        live: Callable[[], Live],
+        memory: Finder,
+        evaluators: Answerer,
+        *,
+        k: int,
+        arms: Sequence[Arm],
+        limit: int,
+        bounds: Bounds | None = None,
     ) -> None:
+        self._bounds = bounds
         self._live, self._memory, self._evaluators, self._k = live, memory, evaluators, k
         self.arms = tuple(arms)
         self._room = threading.Semaphore(limit)
         self._threads = ThreadPoolExecutor(limit, thread_name_prefix="errata-ask")
+
+    def check(self, questions: Sequence[Question]) -> None:
+        """Raise ServiceError unless every question may be asked; `Bounds.check`."""
+        if self._bounds is not None:
+            for question in questions:
+                self._bounds.check(question)
 
     def submit(self, questions: Sequence[Question], arms: Sequence[Arm], max_new_tokens: int | None) -> Future[Answers]:
         """Ask in the background.
@@ -77,6 +175,58 @@ class Asking:
             raise unavailable("the service is ending") from None
         future.add_done_callback(lambda _: self._room.release())
         return future
+
+    def speak(self, question: Question, arm: Arm, sampling: Sampling, *, plain: bool = False) -> Future[Speaking]:
+        """Begin one arm's answer in the background; it counts as a question until it is closed.
+
+        Args:
+            plain: the answer is continued text, so its leading space belongs to it.
+
+        Raises:
+            ServiceError: as `submit`.
+        """
+        live = self._live()
+        if not self._room.acquire(blocking=False):
+            raise busy("too many questions are under way", retry_after=2)
+        try:
+            return self._threads.submit(self._speak, live, question, arm, sampling, plain)
+        except RuntimeError:
+            self._room.release()
+            raise unavailable("the service is ending") from None
+
+    def _speak(self, live: Live, question: Question, arm: Arm, sampling: Sampling, plain: bool) -> Speaking:
+        try:
+            near: Sequence[Any] = []
+            routing = None
+            if arm == "routed":
+                if len(question.messages) > 1:
+                    turns = [turn["content"] for turn in question.messages if turn["role"] != "system"]
+                    question = Question(self._memory.resolved(turns), question.messages)
+                routing = self._memory.route([question.text], self._k)
+                near = [candidate.hit for candidate in routing.candidates.get(question.text, ())]
+            elif arm in MEMORY_ARMS:
+                near = self._memory.search([question.text], self._k)[0]
+            findings = Findings({question.text: near}, routing)
+            stream = self._evaluators.stream(question, live.weights, findings, arm, sampling, plain)
+        except ErrataError as error:
+            self._room.release()
+            raise unavailable(f"the question could not be answered: {error}") from error
+        except BaseException:
+            self._room.release()
+            raise
+
+        def end() -> None:
+            self._room.release()
+            stream.close()
+
+        def more(tokens: int) -> TextPiece:
+            try:
+                return stream.next(tokens)
+            except ErrataError as error:
+                raise unavailable(f"the answer could not be finished: {error}") from error
+
+        digest = routing.fitted.digest if routing is not None else None
+        return Speaking(live.version, stream.opened, {hit.id: hit.request_id for hit in near}, digest, more, end)
 
     def close(self) -> None:
         """Refuse further questions; those under way end by themselves or with the workers."""

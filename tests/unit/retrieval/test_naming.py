@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from errata.retrieval.naming import SubjectIndex, mention_of, sentence_around, shared_letters
+from errata.retrieval.naming import SubjectIndex, mention_of, resolved, sentence_around, shared_letters
 
 
 def index(*subjects: str) -> SubjectIndex:
@@ -102,3 +102,25 @@ def test_the_sentence_around_a_mention():
 def test_shared_letters_weigh_words_by_their_length():
     assert shared_letters("Léon Blum", frozenset({"blum"})) == pytest.approx(0.5)
     assert shared_letters("!!!", frozenset({"blum"})) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("turns", "text"),
+    [
+        (["Who is Ada Byron?", "A writer.", "Where was she born?"], "Where was Ada Byron born?"),
+        (["Tell me of Rome and Oslo.", "What is its river?"], "What is Oslo's river?"),
+        (["Ada Byron?", "What is her mother tongue?"], "What is Ada Byron's mother tongue?"),
+        (["Rome is old.", "Who lives there?"], "Who lives in Rome?"),
+        (["Rome?", "And the mayor?"], "Rome: And the mayor?"),
+        (["Rome?", "What is 17 times 23?"], "What is 17 times 23?"),
+        (["Rome?", "Who founded Oslo when it was small?"], "Who founded Oslo when it was small?"),
+        (["Nothing known.", "Where was she born?"], "Where was she born?"),
+        (["Where is Rome?"], "Where is Rome?"),
+    ],
+)
+def test_a_last_turn_is_resolved_to_the_subject_it_refers_to(turns, text):
+    assert resolved(turns, index("Ada Byron", "Rome", "Oslo")) == text
+
+
+def test_a_number_names_nobody():
+    assert index("1", "U2").named("1 and U2 and 1.5") == index("x", "U2").named("1 and U2 and 1.5")
