@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
@@ -91,7 +92,7 @@ class EditorClient:
         self._contexts, self._history = contexts, history
         self._revivals = 0
         self._counted = 0
-        """Deaths that count towards ``ray.max_revivals``."""
+        """Deaths that count toward ``ray.max_revivals``."""
         self._begun = False
         self._limit: int | None = None
         """Items of the history taken so far in a restoration item by item; None: all there are."""
@@ -122,7 +123,7 @@ class EditorClient:
     def contexts(self) -> tuple[str, ...]:
         """The context prefixes in use; fixes them for every later revival."""
         contexts: tuple[str, ...] = self._call("contexts")
-        self._contexts = ContextSpec(self._contexts.count, self._contexts.length, self._contexts.seed, contexts)
+        self._contexts = replace(self._contexts, given=contexts)
         return contexts
 
     def map_widths(self) -> dict[int, int]:
@@ -132,7 +133,7 @@ class EditorClient:
 
     def restore(self) -> None:
         """Replay the whole history into a fresh actor."""
-        # what was applied and could not be journalled is forgotten with the actor
+        # what was applied and could not be journaled is forgotten with the actor
         self._begun, self._limit, self._last = True, None, None
         self._guarded(self._catch_up)
 
@@ -152,7 +153,7 @@ class EditorClient:
 
         Args:
             died: told of every death of the actor while it had the batch, once another one stands where it stood; what
-                it raises ends the call. Such deaths do not count towards ``ray.max_revivals``: who is told decides.
+                it raises ends the call. Such deaths do not count toward ``ray.max_revivals``: who is told decides.
         """
         self._limit = None
         receipt: EditReceipt = self._call("apply", batch, died=died)

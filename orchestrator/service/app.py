@@ -28,13 +28,14 @@ from errata.evaluation.answering import Question
 from errata.evaluation.outcomes import Arm
 from errata.evaluation.streaming import TextPiece
 from errata.orchestrator.journal import Journal
-from errata.orchestrator.journal.rows import RequestRow, RequestState
+from errata.orchestrator.journal.rows import RequestRow, ShownState, stored_state
 from errata.orchestrator.service import cloudevents, openai
 from errata.orchestrator.service.asking import Answers, Asking, Speaking
 from errata.orchestrator.service.auth import Caller, Role, Tokens
 from errata.orchestrator.service.completions import ChatIn, TextIn
+from errata.orchestrator.service.connections import Buckets
 from errata.orchestrator.service.core import ServiceCore
-from errata.orchestrator.service.errors import ServiceError, conflict, not_found, unavailable
+from errata.orchestrator.service.errors import ServiceError, conflict, not_found, printable, unavailable
 from errata.orchestrator.service.limits import Limits
 from errata.orchestrator.service.metrics import Metrics
 from errata.orchestrator.service.models import EditIn, EditsIn, EvaluationIn, PublicationIn, QueryIn, ReasonIn
@@ -101,13 +102,30 @@ def make_app(service: Service) -> FastAPI:
     _publication_routes(app, service)
     _operating_routes(app, service)
     describe(app)
+    settings = service.core.config
     app.add_middleware(
         Limits,
         max_body=service.core.config.max_body_bytes,
         loopback_only=not service.tokens,
         answered=service.metrics.answered,
+        caller=_labels(service.tokens) if service.tokens else None,
+        hosts=None if settings.hosts is None else frozenset(name.lower() for name in settings.hosts),
+        calls=None if settings.calls_per_second is None else Buckets(settings.calls_per_second, settings.calls_burst),
+        audit=_audit if settings.audit_reads else None,
     )
     return app
+
+
+def _labels(tokens: Tokens) -> Callable[[str | None], str | None]:
+    def label(authorization: str | None) -> str | None:
+        caller = tokens.caller(authorization)
+        return None if caller is None else caller.label
+
+    return label
+
+
+def _audit(who: str, method: str, path: str) -> None:
+    logger.info("read: %s %s %s", who, method, printable(path)[:200])
 
 
 # ---------------------------------------------------------------- shared by the routes
@@ -237,7 +255,9 @@ def _edit_routes(app: FastAPI, service: Service) -> None:
         body = await request.body()
         if cloudevents.is_event(request.headers):
             body = cloudevents.edits_of(request.headers, body)
-        parsed = parse_edits(
+        # a megabyte of JSON takes a tenth of a second: the probes and everybody else must not wait for it
+        parsed = await run_in_threadpool(
+            parse_edits,
             body,
             most=core.config.max_edits_per_request,
             key=request.headers.get("idempotency-key"),
@@ -252,9 +272,9 @@ def _edit_routes(app: FastAPI, service: Service) -> None:
         return _submitted([results[n] for n in sorted(results)], parsed)
 
     @app.get("/v1/edits", tags=["edits"])
-    def edits(state: RequestState | None = None, limit: Limit = 50, before: Before = None, _: Caller = read) -> Any:
+    def edits(state: ShownState | None = None, limit: Limit = 50, before: Before = None, _: Caller = read) -> Any:
         """Edits, newest first, a page at a time."""
-        rows = service.reader.request_page(limit, before=before, state=state)
+        rows = service.reader.request_page(limit, before=before, state=None if state is None else stored_state(state))
         following = rows[-1].seq if len(rows) == limit else None
         return {"edits": [edit_view(row) for row in rows], "next": following}
 
@@ -270,7 +290,7 @@ def _edit_routes(app: FastAPI, service: Service) -> None:
         wait: Annotated[float | None, Query(ge=0, le=600)] = None,
         caller: Caller = write,
     ) -> Response:
-        """Take an edit out of weights and memory, by a commit of its own; one that waits is withdrawn.
+        """Take an edit out of weights and memory, by a commit of its own; one that waits is never written.
 
         200 when that is done, 202 when it goes on: the intent is in the journal, and outlives the process.
         """
@@ -284,8 +304,7 @@ def _edit_routes(app: FastAPI, service: Service) -> None:
             outcome = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), patience)
         except TimeoutError:
             return JSONResponse({"id": id, "state": "reverting", "version": None}, 202)
-        state = "withdrawn" if id in outcome.withdrawn else "reverted"
-        return JSONResponse({"id": id, "state": state, "version": version_view(outcome.version)})
+        return JSONResponse({"id": id, "state": "reverted", "version": version_view(outcome.version)})
 
 
 def _submitted(results: Sequence[dict[str, Any]], submission: Submission) -> Response:

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from errata.editing.model.adapter import EditableModel
+from errata.editing.model.engine import Answer
+from errata.editing.scripts import first_sentence
 from errata.evaluation.answering import Question, answer
 from errata.evaluation.arms import ArmEvaluator
 from errata.evaluation.caching import CachingEngine
@@ -47,7 +49,8 @@ def edited_maps(model: EditableModel) -> dict[int, torch.Tensor]:
 def by_hand(model: EditableModel, ids: list[int], weights: dict[int, torch.Tensor]) -> str:
     with model.patched([LAYER]):
         model.set_weights(weights)
-        return CachingEngine(model).generate([ids], max_new_tokens=4, stop_at_newline=False)[0].text.strip()
+        reply = CachingEngine(model).generate([ids], max_new_tokens=4, stop_at_newline=False)[0]
+        return first_sentence(reply.text.strip())
 
 
 def test_every_arm_says_what_its_weights_and_its_prompt_give(model: EditableModel) -> None:
@@ -152,3 +155,35 @@ def test_the_routed_arm_answers_out_of_scope_as_the_base_and_in_scope_as_it_is_t
         assert routed.chosen is not None and routed.chosen.id == 7
     with pytest.raises(ValueError, match="needs a router"):
         answer(evaluator, reasoner, asked, base=base, edited=edited, hits={}, arms=("routed",))
+
+
+class Talking:
+    """An engine whose model says the same to everything."""
+
+    def __init__(self, text: str, tokens: int) -> None:
+        self.said = Answer(text, tuple(range(tokens)))
+
+    def generate(self, prompts, *, max_new_tokens, stop_at_newline):
+        return [self.said] * len(prompts)
+
+
+@pytest.mark.parametrize(
+    ("question", "said", "tokens", "text"),
+    [
+        (Question("Ann was born in"), " France. The birthplace of Fred", 4, "France."),
+        (Question("Ann was born in"), " France", 4, "France"),
+        (Question("Where was Ann born?"), " In France. Or so they say. The birthpl", 4, "In France. Or so they say."),
+        (Question("Where was Ann born?"), " In France. Or so they say", 3, "In France. Or so they say"),
+        (Question("Go on", ({"role": "user", "content": "Go on"},)), " One. Two. Thr", 4, "One. Two."),
+    ],
+)
+def test_an_answer_ends_where_a_sentence_does(
+    model: EditableModel, question: Question, said: str, tokens: int, text: str
+) -> None:
+    """What the worked examples of the memory's prompt have left in a small model comes behind that."""
+    evaluator, reasoner = parts(model)
+    evaluator.engine = Talking(said, tokens)  # type: ignore[assignment]
+    base = {LAYER: model.weight(LAYER).clone()}
+    (found,) = answer(evaluator, reasoner, [question], base=base, edited=base, hits={}, arms=["base", "memory"])
+    assert found["base"].text == found["memory"].text == text
+    assert found["base"].tokens == tokens, "what was generated is counted"

@@ -119,7 +119,7 @@ def test_a_run_with_the_routed_arm_shows_it_first_and_one_without_has_no_column_
     assert chips[0] == "chip routed" and len(set(chips)) == 5
 
 
-def test_every_answer_is_shown_with_a_verdict_that_needs_no_colour(page: Page) -> None:
+def test_every_answer_is_shown_with_a_verdict_that_needs_no_color(page: Page) -> None:
     facts = sample_facts(24)
     answers = [arm for fact in facts for probe in fact["probes"] for arm in probe["arms"].values()]
     assert page.count("div", "reply") == len(answers)
