@@ -169,7 +169,8 @@ def _operating_point(
     """The curve, and its point with the fewest misses among those that are allowed; of equal ones the strictest."""
     levels = np.quantile([row.max() for row in full], np.linspace(0, 1, _POINTS))
     curve = tuple(_point(trials, cheap, full, below, above, t) for t in np.unique(np.round(levels, 6)))
-    return curve, _best_point(curve, max_false_alarms)
+    chosen = _best_threshold(curve, max_false_alarms)
+    return curve, _point(trials, cheap, full, below, above, chosen)
 
 
 def router_for(config: RouterConfig, memory: FactMemory) -> FittedRouter:
@@ -199,10 +200,10 @@ def router_for(config: RouterConfig, memory: FactMemory) -> FittedRouter:
 
 def at_operating_point(fitted: FittedRouter, max_false_alarms: float) -> FittedRouter:
     """The same regressions at another share of false alarms, by the router's own curve."""
-    point = _best_point(fitted.curve, max_false_alarms)
-    update: dict[str, float] = {"threshold": point.threshold, "max_false_alarms": max_false_alarms}
+    threshold = _best_threshold(fitted.curve, max_false_alarms)
+    update: dict[str, float] = {"threshold": threshold, "max_false_alarms": max_false_alarms}
     if fitted.full is None:
-        update |= {"below": point.threshold, "above": point.threshold}
+        update |= {"below": threshold, "above": threshold}
     return fitted.model_copy(update=update)
 
 
@@ -248,13 +249,19 @@ def _clear(trials: Sequence[Trial], p: Sequence[Features], max_false_alarms: flo
     return below, min(above, 1.0)
 
 
-def _best_point(curve: Sequence[CurvePoint], max_false_alarms: float) -> CurvePoint:
-    """The strictest threshold among those that are allowed and miss hardly more than the least."""
+def _best_threshold(curve: Sequence[CurvePoint], max_false_alarms: float) -> float:
+    """Halfway between the strictest threshold with the least misses and the strictest with hardly more.
+
+    The made-up paraphrases are clearer than people's: between the two hardly one of them lies, and on CounterFact's
+    records 300 to 449 a threshold at the lower end touched 3 % of WikiText's paragraphs, one at the upper end missed
+    9 % of the paraphrases.
+    """
     allowed = [point for point in curve if point.false_alarms <= max_false_alarms]
     if not allowed:
-        return max(curve, key=lambda point: point.threshold)
+        return max(point.threshold for point in curve)
     least = min(point.misses for point in allowed)
-    return max((p for p in allowed if p.misses <= least + _SPARE), key=lambda point: point.threshold)
+    low, high = (max(point.threshold for point in allowed if point.misses <= least + spare) for spare in (1e-9, _SPARE))
+    return (low + high) / 2
 
 
 def _chosen(cheap: Features, full: Features, below: float, above: float, threshold: float) -> int | None:
