@@ -24,6 +24,7 @@ from errata.editing.model.engine import LanguageEngine
 from errata.editing.tracing import TracingConfig, trace
 from errata.evaluation.perplexity import paragraphs_of, windows_of
 from errata.orchestrator.calibrate.halving import Ranked, affordable, halve
+from errata.orchestrator.calibrate.job import Calibration
 from errata.orchestrator.calibrate.page import render_calibration
 from errata.orchestrator.calibrate.questions import Fact, known_facts, questions_path, read_questions
 from errata.orchestrator.calibrate.space import RIDGES, Candidate, settings_of, space_for, windows_from
@@ -40,19 +41,6 @@ _FINAL_SHARE = 0.3
 _REFINING = 0.25
 """Of the time, for settings next to the winner's."""
 _HELD_OUT_TOKENS = 600
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What is asked for."""
-
-    model: str
-    editor: str = "alphaedit"
-    minutes: float = 45.0
-    dtype: str = "float32"
-    tokens: int = 4096
-    """Self-generated tokens behind the covariance that trials preserve."""
-    seed: int = 0
 
 
 @dataclass(frozen=True)

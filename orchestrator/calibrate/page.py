@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import resources
-from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from errata.orchestrator.calibrate.halving import Ranked
+from errata.orchestrator.calibrate.job import Calibration
 from errata.orchestrator.calibrate.trial import TrialResult
-
-if TYPE_CHECKING:
-    from errata.orchestrator.calibrate.calibrate import Calibration
 
 
 def render_calibration(

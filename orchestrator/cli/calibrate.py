@@ -38,8 +38,9 @@ def calibrate(
     Interrupted, or begun again with more minutes, it goes on from what it has measured. What was tried and why the
     winner won is in calibration.html of the state directory.
     """
-    from errata.orchestrator.calibrate.calibrate import PAGE, Calibration
+    from errata.orchestrator.calibrate.calibrate import PAGE
     from errata.orchestrator.calibrate.calibrate import calibrate as run
+    from errata.orchestrator.calibrate.job import Calibration
     from errata.orchestrator.progress import Display, configure_logging
 
     short = re.sub(r"[^A-Za-z0-9._-]", "-", Path(model).name)

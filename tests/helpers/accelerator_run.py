@@ -110,7 +110,8 @@ def evaluated(model: EditableModel) -> Outcome:
         "scores": torch.tensor([value for one in scored for value in one.logprobs]),
         "answers": [answer.ids for answer in engine.generate(prompts, max_new_tokens=5)],
         "perplexity": torch.tensor([perplexity(engine, windows_of(text, TEXTS)).value]),
-        "trace": torch.tensor([value for effects in traced.effects.values() for value in effects.mean]),
+        # differences of probabilities, compared as parts of one
+        "trace": torch.tensor([1.0 + value for effects in traced.effects.values() for value in effects.mean]),
         "contexts": sample_contexts(model, count=2, length=4, seed=0),
     }
 

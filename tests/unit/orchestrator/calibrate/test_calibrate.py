@@ -15,8 +15,9 @@ from errata.editing.checkpoint.fingerprint import Fingerprint, fingerprint
 from errata.editing.digest import digest_tensors
 from errata.editing.errors import UserError
 from errata.orchestrator.calibrate import calibrate as calibrating
-from errata.orchestrator.calibrate.calibrate import PAGE, TRIALS, Calibration, calibrate
+from errata.orchestrator.calibrate.calibrate import PAGE, TRIALS, calibrate
 from errata.orchestrator.calibrate.halving import affordable, halve
+from errata.orchestrator.calibrate.job import Calibration
 from errata.orchestrator.calibrate.page import why
 from errata.orchestrator.calibrate.questions import Fact, Question, read_questions
 from errata.orchestrator.calibrate.space import Space, settings_of, space_for, windows_from
