@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-import errata.orchestrator.run.launch
+import errata.orchestrator.run.opening
 from errata.actors.settings import ModelSpec, RayConfig
 from errata.actors.workers.covariance import Estimate, EstimateJob, UnitWorker
 from errata.actors.workers.editor import ContextSpec, EditorWorker
@@ -316,8 +316,8 @@ class PlainCluster:
 
 def without_ray(patch: pytest.MonkeyPatch) -> None:
     """Runs use `PlainCluster` and no MLflow while the patch holds."""
-    patch.setattr(errata.orchestrator.run.launch, "Cluster", PlainCluster)
-    patch.setattr(errata.orchestrator.run.launch, "Tracker", lambda *_, **__: NullTracker())
+    patch.setattr(errata.orchestrator.run.opening, "Cluster", PlainCluster)
+    patch.setattr(errata.orchestrator.run.opening, "Tracker", lambda *_, **__: NullTracker())
 
 
 def go(settings: RunConfig, output: Path, *, resume: bool = False) -> Weights:
