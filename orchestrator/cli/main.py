@@ -26,6 +26,7 @@ from errata.orchestrator.cli.locate import register as register_locate
 from errata.orchestrator.cli.models import register as register_models
 from errata.orchestrator.cli.preserve import register as register_preserve
 from errata.orchestrator.cli.publish import register as register_publish
+from errata.orchestrator.cli.router import register as register_router
 from errata.orchestrator.cli.serve import register as register_serve
 from errata.orchestrator.cli.sweep import register as register_sweep
 from errata.orchestrator.progress import Display, configure_logging
@@ -48,6 +49,7 @@ register_locate(app)
 register_models(app)
 register_preserve(app)
 register_publish(app)
+register_router(app)
 register_serve(app)
 register_sweep(app)
 
