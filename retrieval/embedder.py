@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from errata.editing.checkpoint import fetch
 from errata.editing.digest import digest_json, digest_tensors
 from errata.editing.errors import UserError
+from errata.editing.extras import check_installed
 
 logger = logging.getLogger(__name__)
 
@@ -79,12 +80,14 @@ def build_embedder(config: SentenceEmbedderConfig | HashEmbedderConfig) -> Embed
 
 
 def check_embedder(config: SentenceEmbedderConfig | HashEmbedderConfig) -> None:
-    """Find out whether the embedder's model is there, without loading it.
+    """Find out whether the embedder's model, and the libraries of a memory, are there, without loading them.
 
     Raises:
-        UserError: it is neither a directory nor fetched nor a name the hub could know.
+        UserError: the model is neither a directory nor fetched nor a name the hub could know, or a library is missing.
     """
+    check_installed("faiss")
     if isinstance(config, SentenceEmbedderConfig):
+        check_installed("sentence_transformers")
         _resolve(config.model)
 
 

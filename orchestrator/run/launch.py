@@ -11,6 +11,7 @@ from typing import Any
 
 from errata.actors.cluster import Cluster
 from errata.editing.checkpoint.load import checkpoint_digest, resolve_model
+from errata.editing.extras import check_installed
 from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.guard.rules import read_guard
 from errata.orchestrator.history.receipts import open_store
@@ -42,6 +43,8 @@ def run_experiment(config: RunConfig, output: Path, *, resume: bool, display: Di
     directory = resolve_model(config.model.name)
     check_layers(config, directory)
     check_embedder(config.memory.embedder)
+    if config.tracking.uri is not None:
+        check_installed("mlflow")
     read_held_out(config.evaluation.held_out)
     read_guard(config.guard, config.evaluation.held_out)
     records = read_records(config)

@@ -15,6 +15,7 @@ from typing import Any
 from errata.actors.cluster import Cluster
 from errata.editing.checkpoint.load import checkpoint_digest, resolve_model
 from errata.editing.errors import ErrataError, UserError
+from errata.editing.extras import check_installed
 from errata.orchestrator.config.loading import apply_override, build_config, read_composed
 from errata.orchestrator.config.presets import find_config
 from errata.orchestrator.config.run import RunConfig
@@ -92,6 +93,8 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
     directory = resolve_model(config.model.name)
     check_layers(config, directory)
     check_embedder(config.memory.embedder)
+    if config.tracking.uri is not None:
+        check_installed("mlflow")
     read_held_out(config.evaluation.held_out)
     read_guard(config.guard, config.evaluation.held_out)
     records = read_records(config) if config.stream.path or config.stream.endless else []
