@@ -14,7 +14,7 @@ EVERYDAY := not slow and not gpu
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models demo test test-unit slow lint format clean
+.PHONY: help setup models demo test test-unit slow lint format chart clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -61,6 +61,9 @@ lint: setup  ## ruff and mypy
 format: setup  ## apply ruff's formatting and its safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+chart: setup  ## write the Helm chart's templates from the kustomize base
+	$(BIN)/python k8s/helm/generate.py
 
 clean:  ## remove the environment, caches and the demo's output (models stay in their cache)
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -25,18 +25,19 @@ from errata.editing.contexts import sample_contexts
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.packed import Packed, PackedWeights, multiplying
 from errata.editing.request import EditRequest
-from errata.editing.values import PLAIN, ValueConfig, _Problem, edit_segments
+from errata.editing.value_problem import Problem
+from errata.editing.values import PLAIN, ValueConfig, edit_segments
 
 WAYS = (("general", False, False), ("general_packed", False, True), ("span", True, False), ("span_packed", True, True))
 
 
-def problem_of(model: EditableModel, requests: Sequence[EditRequest], contexts: Sequence[str]) -> _Problem:
+def problem_of(model: EditableModel, requests: Sequence[EditRequest], contexts: Sequence[str]) -> Problem:
     """What does not change from step to step."""
     edits = [edit_segments(model, request, contexts) for request in requests]
-    return _Problem(model, edits, LAYERS[-1], ValueConfig(), "block", PLAIN)
+    return Problem(model, edits, LAYERS[-1], ValueConfig(), "block", PLAIN)
 
 
-def ways(model: EditableModel, problem: _Problem, repeats: int) -> dict[str, float]:
+def ways(model: EditableModel, problem: Problem, repeats: int) -> dict[str, float]:
     """CPU seconds of a step in each of the four ways.
 
     Raises:
@@ -70,7 +71,7 @@ def ways(model: EditableModel, problem: _Problem, repeats: int) -> dict[str, flo
     return seconds
 
 
-def products(model: EditableModel, problem: _Problem, repeats: int) -> dict[str, float]:
+def products(model: EditableModel, problem: Problem, repeats: int) -> dict[str, float]:
     """CPU seconds of a step's products by shape, each weight read from memory; ``pack`` is what packing costs once,
     both ways."""
     sums = dict.fromkeys(("plain", "packed", "back", "packed_back", "pack"), 0.0)

@@ -188,10 +188,11 @@ def _estimate(
     from errata.orchestrator.covariance.schedule import rates
     from errata.orchestrator.covariance.store import CovarianceStore, obtain, write_atomically
     from errata.orchestrator.journal.rows import version_digest
-    from errata.orchestrator.run.opening import check_layers
+    from errata.orchestrator.run.opening import check_layers, for_model
 
     directory = resolve_model(config.model.name)
     check_layers(config, directory)
+    config = for_model(config, directory)
     digest = checkpoint_digest(directory)
     version, layers, kept = version_digest(digest), make_editor(config.editor).layers, CovarianceStore(store)
 

@@ -22,6 +22,7 @@ from errata.orchestrator.run.loop import RunLoop
 from errata.orchestrator.run.opening import (
     check_layers,
     check_output,
+    for_model,
     open_journal,
     read_records,
     take_in_records,
@@ -42,6 +43,7 @@ def run_experiment(config: RunConfig, output: Path, *, resume: bool, display: Di
     """
     directory = resolve_model(config.model.name)
     check_layers(config, directory)
+    config = for_model(config, directory)
     check_embedder(config.memory.embedder)
     if config.tracking.uri is not None:
         check_installed("mlflow")

@@ -60,6 +60,12 @@ def check_layers(config: RunConfig, directory: Path) -> None:
             )
 
 
+def for_model(config: RunConfig, directory: Path) -> RunConfig:
+    """The configuration with what it leaves to the model settled: how words are sampled from its vocabulary."""
+    words = int(read_model_config(directory, config.model.name).vocab_size)
+    return config.model_copy(update={"covariance": config.covariance.for_vocabulary(words)})
+
+
 def check_output(config: RunConfig, output: Path, *, resume: bool) -> None:
     """Raise UserError unless a run may begin, or go on, in the directory."""
     if output.exists() and not output.is_dir():

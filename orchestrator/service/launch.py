@@ -29,6 +29,7 @@ from errata.orchestrator.run.opening import (
     JOURNAL,
     check_layers,
     check_output,
+    for_model,
     open_journal,
     read_records,
     take_in_records,
@@ -92,6 +93,7 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
     check_host(host, tokens)
     directory = resolve_model(config.model.name)
     check_layers(config, directory)
+    config = for_model(config, directory)
     check_embedder(config.memory.embedder)
     if config.tracking.uri is not None:
         check_installed("mlflow")

@@ -24,7 +24,8 @@ from errata.editing.errors import ErrataError
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.session import EditSession
-from errata.editing.values import ValueConfig, _Problem, edit_segments
+from errata.editing.value_problem import Problem
+from errata.editing.values import ValueConfig, edit_segments
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 
@@ -82,7 +83,7 @@ def live_bytes(model: EditableModel) -> list[Tensor]:
 def value_gradients(model: EditableModel) -> Tensor:
     """Gradient of the value objective at a delta that is not zero, one row per edit."""
     edits = [edit_segments(model, request, CONTEXTS) for request in REQUESTS]
-    problem = _Problem(model, edits, 2, VALUES, "block")
+    problem = Problem(model, edits, 2, VALUES, "block")
     delta = torch.linspace(-0.2, 0.3, 2 * model.hidden_size).reshape(2, -1).requires_grad_()
     problem.losses(torch.zeros_like(delta))  # what the divergence is measured from
     problem.losses(delta).sum().backward()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -174,23 +173,3 @@ def test_the_beginning_needs_a_token(llama: EditableModel, monkeypatch: pytest.M
     monkeypatch.setattr(llama.text, "tokenizer", Bare())
     with pytest.raises(UserError, match="'bos' needs a tokenizer with a BOS or EOS token"):
         run_unit(llama, unit_of(0, seed=0, sequences=1), LAYERS, config(seed_mode="bos"))
-
-
-def test_sampled_tokens_follow_the_distribution() -> None:
-    """Chi-square of 40 000 draws against the probabilities; a token of probability 0 is never drawn."""
-    logits = torch.tensor([0.3, -1.0, 2.0, -math.inf, 0.0, 1.1, -2.5, 0.7, -0.2, 1.9, -math.inf])
-    logprobs = logits.log_softmax(dim=0)
-    drawn = selfgen._draw(logprobs.expand(40_000, -1), torch.Generator().manual_seed(0)).squeeze(1)
-    seen = torch.bincount(drawn, minlength=11).double()
-    expected = 40_000 * logprobs.double().exp()
-    possible = expected > 0
-    assert not bool(seen[~possible].any())
-    statistic = float(((seen - expected)[possible] ** 2 / expected[possible]).sum())
-    assert statistic < 26.1  # 99.9 % of the chi-square distribution with 8 degrees of freedom
-
-
-def test_rows_are_drawn_by_their_own_distribution() -> None:
-    certain = torch.full((3, 5), -math.inf)
-    for row, token in enumerate((4, 0, 2)):
-        certain[row, token] = 0.0
-    assert selfgen._draw(certain, torch.Generator().manual_seed(1)).tolist() == [[4], [0], [2]]

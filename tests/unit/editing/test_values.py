@@ -92,9 +92,9 @@ def test_each_edit_stops_by_itself(
     threshold = 0.5 * (lowest[2] + lowest[3])
     config = config.model_copy(update={"stop_loss": threshold})
     packed: list[int] = []
-    losses = values_module._Problem.losses
+    losses = values_module.Problem.losses
     monkeypatch.setattr(
-        values_module._Problem, "losses", lambda self, delta: packed.append(len(delta)) or losses(self, delta)
+        values_module.Problem, "losses", lambda self, delta: packed.append(len(delta)) or losses(self, delta)
     )
     got = optimise_values(llama, requests, layer=1, contexts=CONTEXTS[:1], config=config)
     assert packed == sorted(packed, reverse=True) and packed[0] == 5 and packed[-1] == 2, "finished edits are dropped"

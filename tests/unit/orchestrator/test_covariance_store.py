@@ -200,3 +200,12 @@ def test_a_component_may_be_a_file_of_the_same_model(texts: Path, tmp_path: Path
     assert 'version is "v9", want "v0"; layers [2] are not covered, only [1]' in str(caught.value)
     with pytest.raises(UserError, match=r"components\.code\.file .* does not exist"):
         get(mixture(texts, {"file": str(tmp_path / "none.safetensors")}), estimator, None)
+
+
+def test_the_models_vocabulary_decides_what_a_sampler_left_open_means() -> None:
+    """It is named in what the estimate was made from; what smaller vocabularies gave keeps its name."""
+    small, large = config().for_vocabulary(49_152), config().for_vocabulary(262_144)
+    assert small.job(LAYERS, "v0").source("float32") == config().job(LAYERS, "v0").source("float32")
+    assert large.job(LAYERS, "v0").source("float32")["sampler"] == "blocks"
+    chosen = config(sampler="inversion").for_vocabulary(262_144)
+    assert "sampler" not in chosen.job(LAYERS, "v0").source("float32")

@@ -1,0 +1,99 @@
+"""What a value optimisation is told and what it finds: settings, a method's variants, target values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+FAST: dict[str, Any] = {"contexts": 4, "steps": 20, "lr": 0.7}
+"""What ``profile: fast`` sets where the settings leave it open."""
+
+
+class ValueConfig(BaseModel):
+    """Settings of the value optimisation; the defaults are MEMIT's for GPT-J with ``lr`` .5."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    profile: Literal["exact", "fast"] = "exact"
+    """``fast``: 4 contexts, 20 steps and lr .7 where they are not given; an approximation, see docs/performance.md."""
+    contexts: int | None = Field(None, ge=1)
+    """Only so many contexts are optimised on, the empty one first; null for all. Keys are read in all of them."""
+
+    lr: float = Field(0.5, gt=0)
+    """Adam's learning rate."""
+    steps: int = Field(25, ge=1)
+    """Forward passes; there is one update fewer."""
+    clamp: float | None = Field(0.75, gt=0)
+    """Bound on |delta| / |h|; null for none."""
+    weight_decay: float = Field(0.5, ge=0)
+    """Weight of |delta| / |h|^2 in the loss."""
+    kl_factor: float = Field(0.0625, ge=0)
+    """Weight of the divergence from the unedited model after "{subject} is a"."""
+    stop_loss: float = Field(5e-2, ge=0)
+    """An edit stops when its total loss is below this, tested before the update."""
+    post_norm: Literal["exact", "published"] = "exact"
+    """Where a norm follows the MLP: optimise before it (exact), or ignore it as published code does."""
+    batch_tokens: int = Field(2048, ge=1)
+    """Positions run at once in one optimisation step; bounds the memory."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_profile(cls, data: Any) -> Any:
+        return {**FAST, **data} if isinstance(data, dict) and data.get("profile") == "fast" else data
+
+
+@dataclass(frozen=True)
+class TargetValue:
+    """Result for one edit.
+
+    ``h`` and ``delta`` are float32 (d,) in the space that is optimised: the layer's output, or the MLP's output
+    where a norm follows it and ``post_norm`` is exact (or where the editor asks for it). ``state`` is the hidden
+    state (d,) that the layer's output has then, whatever the space.
+    """
+
+    h: Tensor
+    delta: Tensor
+    state: Tensor
+    loss: float
+    steps: int
+    converged: bool
+    clamped: bool
+
+    @property
+    def z(self) -> Tensor:
+        """The target, h + delta."""
+        return self.h + self.delta
+
+    @property
+    def finite(self) -> bool:
+        """Whether the optimisation ended at numbers."""
+        return math.isfinite(self.loss) and bool(torch.isfinite(self.state).all())
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a method departs from MEMIT's optimisation; the defaults are no departure.
+
+    ``groups``: requests (by index) that share one delta, optimised on the mean of their losses; every index once.
+    ``prompts``: for each request the templates it is optimised on; else its own prompt.
+    ``unit_gradients``: requests of a group count by the direction of their gradient alone.
+    ``sphere``: the target keeps the length of the output of the edited map, ``|h - b + delta| = |h - b|``.
+    ``hit_weight``: weight of the target's loss while every token of it is the likeliest one.
+    ``joint``: a delta of the attention's output and one of the MLP's, (2d,), both at the value layer.
+    """
+
+    groups: Sequence[Sequence[int]] | None = None
+    prompts: Sequence[Sequence[str]] | None = None
+    unit_gradients: bool = False
+    sphere: bool = False
+    hit_weight: float = 1.0
+    joint: bool = False
+
+
+PLAIN = Variant()

@@ -1,0 +1,4 @@
+{{- /* written by generate.py */ -}}
+{{- define "errata.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag }}
+{{- end -}}
