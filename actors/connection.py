@@ -21,6 +21,7 @@ LOST = (
     ray.exceptions.WorkerCrashedError,
     ray.exceptions.ObjectLostError,
     ray.exceptions.GetTimeoutError,
+    ray.exceptions.OutOfMemoryError,
 )
 """The call may never have run, or its result is gone: start the actor again and repeat what is idempotent."""
 
@@ -90,7 +91,7 @@ def unwrap(error: Exception) -> Exception:
     return error
 
 
-def check_born(error: BaseException) -> None:
+def raise_if_init_failed(error: BaseException) -> None:
     """Tell an actor that died from one that could not be made: another attempt at that would end the same way.
 
     Raises:

@@ -92,10 +92,15 @@ class LocalEditor:
         with self._shared.lock:
             self._worker.replay(item)
 
-    def apply(self, batch: EditBatch) -> EditReceipt:
+    def apply(self, batch: EditBatch, died: Callable[[Exception], None] | None = None) -> EditReceipt:
         """Write a batch; the weights have changed when this returns."""
         with self._shared.lock:
             return self._worker.session().apply(batch)
+
+    def rehearse(self, requests: Sequence[EditRequest], died: Callable[[Exception], None] | None = None) -> None:
+        """Compute a batch and forget it."""
+        with self._shared.lock:
+            self._worker.rehearse(requests)
 
     def swap(self, covariance: KeyCovariance) -> None:
         """Continue on another covariance."""

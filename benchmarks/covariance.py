@@ -152,9 +152,9 @@ def sampling_cost(model: EditableModel, config: SelfGenerationConfig, *, repeats
             spent["products"].append(timed(lambda: [step() for _ in range(steps)])[0])
             for sampler in ("inversion", "blocks"):
                 chosen = config.model_copy(update={"sampler": sampler, "sequences_per_unit": config.slots})
-                seconds, found = timed(functools.partial(run_unit, model, unit, (), chosen))
-                if found.tokens != tokens:
-                    raise AssertionError(f"{found.tokens} tokens were sampled, want {tokens}")
+                seconds, unit_result = timed(functools.partial(run_unit, model, unit, (), chosen))
+                if unit_result.tokens != tokens:
+                    raise AssertionError(f"{unit_result.tokens} tokens were sampled, want {tokens}")
                 spent[sampler].append(seconds)
     finally:
         model.text.eos_ids = ends

@@ -43,9 +43,10 @@ from errata.orchestrator.covariance.store import default_store
 from errata.orchestrator.history import export
 from errata.orchestrator.history.rebuild import BaseCheckpoint
 from errata.orchestrator.history.receipts import open_store
+from errata.orchestrator.journal import JOURNAL_FILE
 from errata.orchestrator.journal.rows import RequestRow
 from errata.orchestrator.progress import Display
-from errata.orchestrator.run.opening import JOURNAL, check_output, open_journal
+from errata.orchestrator.run.opening import check_output, open_journal
 from errata.orchestrator.run.pipeline import Pipeline
 from errata.orchestrator.tracking.tracker import NullTracker
 
@@ -314,7 +315,7 @@ class Editor:
         # with a journal a model of one's own is kept beside it: every version is rebuilt from there
         own = output / "base" if directory is None and kept else None
         config = configuration(model, method=method, layers=layers, settings=settings, path=own or directory)
-        check_output(config, output, resume=(output / JOURNAL).exists())
+        check_output(config, output, resume=(output / JOURNAL_FILE).exists())
         if own is not None:
             if not own.exists():
                 own.parent.mkdir(parents=True, exist_ok=True)

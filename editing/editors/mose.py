@@ -122,18 +122,18 @@ class Mose(LocateEditor):
         walk = SubjectPass(model, requests, contexts)
         sizes = {layer: walk.keys(layer, self.key_average).norm(dim=0).cpu() for layer in self.layers}
         strongest = sorted(self.layers, key=lambda layer: (-float(sizes[layer].mean()), layer))
-        found: dict[int, list[TargetValue]] = {}
+        by_layer: dict[int, list[TargetValue]] = {}
         scores: dict[int, float] = {}
         for layer in sorted(strongest[: self.config.candidates]):
-            found[layer] = values_at(layer)
+            by_layer[layer] = values_at(layer)
             # V - W K is what the value optimisation adds to the map's output
-            missing = torch.stack([value.delta.norm() for value in found[layer]]) / sizes[layer]
+            missing = torch.stack([value.delta.norm() for value in by_layer[layer]]) / sizes[layer]
             score = float(missing.norm() / state.memory[f"spectral.{layer}"])
             scores[layer] = score if math.isfinite(score) else math.inf
         best = min(scores, key=lambda layer: (scores[layer], layer))
         reach = 1 if self.config.selection == "neighbours" else 0
         layers = tuple(layer for layer in self.layers if abs(layer - best) <= reach)
-        return layers, found[layers[-1]] if layers[-1] in found else values_at(layers[-1])
+        return layers, by_layer[layers[-1]] if layers[-1] in by_layer else values_at(layers[-1])
 
     def change(
         self, model: EditableModel, layer: int, keys: Tensor, residual: Tensor, state: LifelongState

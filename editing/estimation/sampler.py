@@ -45,8 +45,8 @@ def by_inversion(logprobs: Tensor, generator: torch.Generator) -> Tensor:
     """
     cumulative = logprobs.double().exp().cumsum(dim=-1)
     uniform = torch.rand(logprobs.shape[0], 1, generator=generator, dtype=torch.float64, device=logprobs.device)
-    found = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
-    return found.clamp_max(logprobs.shape[1] - 1)
+    drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+    return drawn.clamp_max(logprobs.shape[1] - 1)
 
 
 def _by_blocks(logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from errata.editing.closed import Closed
 from errata.editing.errors import UserError
 from errata.editing.estimation.sampler import Sampler, default_sampler, draw
 from errata.editing.estimation.sampling_server import SamplingServerConfig
@@ -34,10 +35,8 @@ _OPENING_TOKENS = 32
 """Enough for three words of any language but the longest compounds."""
 
 
-class SelfGenerationConfig(BaseModel):
+class SelfGenerationConfig(Closed):
     """How the model is made to speak."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed_mode: Literal["rand", "bos"] = "rand"
     """``rand``: uniform vocabulary tokens; ``bos``: the beginning-of-sequence (or end-of-text) token alone."""
@@ -126,6 +125,11 @@ def run_unit(
     device = model.device
     waiting = seed_sequences(model, unit, config)
     longest = max(len(s) for s in waiting)
+    if model.capacity.positions is not None and longest + config.max_new_tokens > model.capacity.positions:
+        raise UserError(
+            f"covariance.max_new_tokens {config.max_new_tokens} after {longest} tokens of the seed: the model has "
+            f"{model.capacity.positions} positions"
+        )
     slots = min(config.slots, len(waiting))
     generator = torch.Generator(device=device).manual_seed(unit.seed ^ 0x5DEECE66D)
     sampler = config.sampler or default_sampler(int(model.hf.config.vocab_size))

@@ -90,9 +90,9 @@ class CovarianceConfig(SelfGenerationConfig):
     def _corpus_job(self, corpus: CorpusConfig, layers: Sequence[int], version: str) -> EstimateJob:
         if not corpus.path.startswith(HUB):  # workers may have another working directory
             corpus = corpus.model_copy(update={"path": str(Path(corpus.path).expanduser().resolve())})
-        found = survey(corpus)
+        corpus_survey = survey(corpus)
         return EstimateJob(
-            corpus=CorpusShare(reading=corpus, digest=found.digest, documents=found.documents),
+            corpus=CorpusShare(reading=corpus, digest=corpus_survey.digest, documents=corpus_survey.documents),
             layers=tuple(layers),
             tokens=self.tokens,
             sequences=self.sequences,

@@ -170,7 +170,7 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
         kept["model"] = {key: value for key, value in model.items() if key != "parallel" or value}
     stream = kept.get("stream")
     if isinstance(stream, Mapping):
-        left_out = ("limit", "follow", "redis", *(() if stream.get("probes") else ("probes",)))
+        left_out = ("limit", "follow", "redis", "kafka", *(() if stream.get("probes") else ("probes",)))
         kept["stream"] = {key: value for key, value in stream.items() if key not in left_out}
     batching = kept.get("batching")
     if isinstance(batching, Mapping):

@@ -47,6 +47,7 @@ from errata.orchestrator.journal.rows import RequestRow, Version
 from errata.orchestrator.measuring.measurer import Measurement, Measurer
 from errata.orchestrator.measuring.timeline import Timeline
 from errata.orchestrator.progress import Display
+from errata.orchestrator.run.attempts import Attempts
 from errata.orchestrator.run.batcher import Batcher, BatchPlan
 from errata.orchestrator.run.reverting import commit_revert, forgotten
 from errata.orchestrator.tracking.tracker import NullTracker, Tracker
@@ -128,6 +129,7 @@ class Pipeline:
         self._batcher = Batcher(
             config.batching.size, config.batching.max_age_seconds, config.batching.distinct_subjects
         )
+        self._attempts = Attempts(journal, self.editor, display.say)
         self._contexts_digest: str | None = None
         self._edits_before = 0
         self._restoring = False
@@ -169,6 +171,8 @@ class Pipeline:
         if plan is None:
             return None
         version = self._write(plan)
+        if version is None:
+            return self.write_next(ended=ended)
         self._settle(version)
         return version
 
@@ -248,8 +252,8 @@ class Pipeline:
             self.timeline.begin(self.editor.norms())
             return
         versions = self.journal.versions()
-        found = newest_snapshot(self.journal, self.store, before=self._first_to_visit(versions))
-        self._since = None if found is None else found[1]
+        newest = newest_snapshot(self.journal, self.store, before=self._first_to_visit(versions))
+        self._since = None if newest is None else newest[1]
         start = 0 if self._since is None else self._since.sequence
         self._display.say(
             f"resuming after {head.edits} edits in {head.sequence} batches"
@@ -299,20 +303,27 @@ class Pipeline:
     def _history(self) -> Iterator[HistoryItem]:
         """For an editor that is made anew: from where the restoration began, or from the newest snapshot."""
         if self._since is None and not self._restoring:
-            found = newest_snapshot(self.journal, self.store)
-            return history(self.journal, self.store, since=None if found is None else found[1])
+            newest = newest_snapshot(self.journal, self.store)
+            return history(self.journal, self.store, since=None if newest is None else newest[1])
         return history(self.journal, self.store, since=self._since)
 
     # --- one batch ---
 
-    def _write(self, plan: BatchPlan) -> Version:
-        """Apply, store, commit, remember: the order is what makes a crash harmless."""
+    def _write(self, plan: BatchPlan) -> Version | None:
+        """Apply, store, commit, remember: the order is what makes a crash harmless.
+
+        Returns:
+            None where every request of the plan was set aside.
+        """
         batch = plan.batch(self.journal.next_sequence())
         reach("after_batch_planned")
-        receipt = self.editor.apply(batch)
+        receipt = self._attempts.apply(batch)
+        if receipt is None:
+            return None
         reach("after_batch_applied")
         with self._undone_on_error():
             version = self._commit(receipt, plan.superseded)
+        self._attempts.committed()
         applied = {result.request_id for result in receipt.results if result.applied}
         for result in receipt.results:
             if not result.applied:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from errata.orchestrator.service.cloudevents import BATCH, STRUCTURED
 from errata.orchestrator.service.errors import ServiceError
 
 Message = MutableMapping[str, Any]
@@ -64,7 +65,7 @@ class Limits:
             headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
             self._check_origin(scope["method"], headers)
             body = await self._body(headers, receive)
-            self._check_type(headers, body)
+            self._check_type(scope["path"], headers, body)
         except ServiceError as error:
             await _answer(error, guarded)
             return
@@ -112,9 +113,9 @@ class Limits:
         )
 
     @staticmethod
-    def _check_type(headers: dict[bytes, str], body: bytes) -> None:
+    def _check_type(path: str, headers: dict[bytes, str], body: bytes) -> None:
         kind = headers.get(b"content-type", "").partition(";")[0].strip().lower()
-        if body and kind != "application/json":
+        if body and kind != "application/json" and not (path == "/v1/edits" and kind in (STRUCTURED, BATCH)):
             raise ServiceError(415, "not_json", "a body is application/json")
 
 

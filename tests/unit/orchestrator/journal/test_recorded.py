@@ -14,7 +14,7 @@ from errata.orchestrator.journal.rows import version_digest
 from errata.orchestrator.journal.schema import MIGRATIONS, schema_of
 from errata.orchestrator.run.reverting import gone
 
-RECORDED = Path(__file__).parents[2] / "assets" / "journals" / "reverts.sql"
+RECORDED = Path(__file__).parents[3] / "assets" / "journals" / "reverts.sql"
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ import pytest
 
 from errata.editing.errors import UserError
 from errata.orchestrator.experiments.collect import collect, differing_keys, read_run
-from errata.orchestrator.experiments.tables import Comparison, compare, mean_of
+from errata.orchestrator.experiments.tables import RunComparison, compare, mean_of
 from errata.orchestrator.experiments.timeline import at_points
 from errata.orchestrator.report.summary import ModelName, Perplexity, TimelinePoint, read_summary, write_summary
 
 from .conftest import fact, write_sweep_record
 
 
-def texts(comparison: Comparison, key: str, block: int = 0) -> dict[str, str]:
+def texts(comparison: RunComparison, key: str, block: int = 0) -> dict[str, str]:
     """Label -> mean in per cent, the best with a star."""
     return {
         row.label: f"{100 * figure.mean:.1f}{'*' if figure.best else ''}"

@@ -32,7 +32,7 @@ def build(**sections: Any) -> RunConfig:
 @pytest.mark.parametrize(
     ("stream", "words"),
     [
-        ({"path": "x", "redis": {}}, "give a file (path, follow) or redis, not both"),
+        ({"path": "x", "redis": {}}, "give one of a file (path, follow), redis and kafka"),
         ({"follow": True}, "follow needs a file in path"),
         ({"path": "hub:x", "follow": True}, "follow needs a file in path, got 'hub:x'"),
         ({"path": "x", "follow": True, "limit": 3}, "limit and skip are for a file that is read once"),

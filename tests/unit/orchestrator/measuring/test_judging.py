@@ -13,7 +13,7 @@ import pytest
 
 from errata.evaluation.judge import Case
 from errata.orchestrator.cli import main
-from errata.orchestrator.history.log import JOURNAL
+from errata.orchestrator.journal import JOURNAL_FILE
 from errata.orchestrator.measuring.judging import judge_again
 from errata.orchestrator.report.summary import FactRecord, ProbeAnswer, ProbeRecord, write_facts
 
@@ -74,7 +74,7 @@ def test_figures_are_means_over_facts_and_agreement_is_over_answers() -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    (tmp_path / JOURNAL).touch()
+    (tmp_path / JOURNAL_FILE).touch()
     write_facts(tmp_path / "facts.jsonl", FACTS)
     return tmp_path
 

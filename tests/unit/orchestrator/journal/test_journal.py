@@ -151,7 +151,7 @@ def test_migrations_run_once_in_order_and_entirely_or_not_at_all(path):
 
 def test_a_journal_recorded_by_the_first_release_reads_the_same(path):
     connection = sqlite3.connect(path)
-    connection.executescript((Path(__file__).parent / "journals" / "v1.sql").read_text())
+    connection.executescript((Path(__file__).parents[3] / "assets" / "journals" / "v1.sql").read_text())
     connection.close()
     with Journal.open(path, read_only=True) as journal:
         assert states(journal) == {
@@ -502,7 +502,7 @@ def test_any_history_equals_a_plain_dictionary(steps, tmp_path_factory):
 
 
 def test_the_recorded_schema_is_the_one_in_the_code():
-    recorded = (Path(__file__).parent / "journals" / "v1.sql").read_text()
+    recorded = (Path(__file__).parents[3] / "assets" / "journals" / "v1.sql").read_text()
     for table in ("meta", "requests", "fates", "batches", "commits", "covariances", "swaps", "refreshes"):
         definition = V1[V1.index(f"CREATE TABLE {table} (") :].split(";")[0]
         assert definition in recorded, f"table {table}: migration 1 was changed after journals were made with it"

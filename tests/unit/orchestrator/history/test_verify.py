@@ -15,9 +15,9 @@ from errata.editing.delta import LayerDelta, WeightDelta
 from errata.editing.errors import UserError
 from errata.orchestrator.history.rebuild import BaseCheckpoint, weights_digest
 from errata.orchestrator.history.verify import Report, collect_garbage, named_files, verify
-from errata.orchestrator.journal import Journal, fail_points
+from errata.orchestrator.journal import JOURNAL_FILE, Journal, fail_points
 from errata.orchestrator.journal.rows import CovarianceRow
-from tests.helpers.small_run import JOURNAL, SmallRun, make_run
+from tests.helpers.small_run import SmallRun, make_run
 from tests.helpers.tiny import save_tiny
 
 
@@ -42,7 +42,7 @@ def said(report: Report) -> str:
 
 
 def change_journal(run: SmallRun, statement: str, *values: object) -> None:
-    connection = sqlite3.connect(run.directory / JOURNAL)
+    connection = sqlite3.connect(run.directory / JOURNAL_FILE)
     with connection:
         connection.execute(statement, values)
     connection.close()
@@ -155,13 +155,13 @@ def test_orphans_are_told_but_harm_nothing(run: SmallRun) -> None:
 
 def test_garbage_collection_deletes_that_and_nothing_else(run: SmallRun) -> None:
     (run.directory / "deltas" / "notes.txt").write_text("a person's file")
-    before = {path for path in run.directory.rglob("*") if path.is_file() and JOURNAL not in path.name}
+    before = {path for path in run.directory.rglob("*") if path.is_file() and JOURNAL_FILE not in path.name}
     garbage = add_garbage(run)
     planned = collect_garbage(run.directory, dry_run=True)
     assert {item.path for item in planned} == garbage and all(path.is_file() for path in garbage)
     assert sum(item.size for item in planned) == sum(path.stat().st_size for path in garbage)
     assert {item.path for item in collect_garbage(run.directory)} == garbage
-    assert {path for path in run.directory.rglob("*") if path.is_file() and JOURNAL not in path.name} == before
+    assert {path for path in run.directory.rglob("*") if path.is_file() and JOURNAL_FILE not in path.name} == before
     assert check(run).sound and collect_garbage(run.directory) == []
 
 
@@ -171,7 +171,7 @@ def test_an_estimate_that_was_recorded_but_never_used_stays(run: SmallRun) -> No
     for covariance in (offered, refused):
         run.store().put_file("covariances", covariance.save)
     assert {item.path.stem for item in collect_garbage(run.directory, dry_run=True)} == {offered.digest, refused.digest}
-    with Journal.open(run.directory / JOURNAL) as journal:
+    with Journal.open(run.directory / JOURNAL_FILE) as journal:
         journal.record_covariance(CovarianceRow(offered.digest, {}, 9, (0,), run.versions[0], "there"))
         journal.record_refresh(5, "refused", from_version=run.versions[3], covariance=refused.digest)
     assert collect_garbage(run.directory) == []
@@ -180,7 +180,7 @@ def test_an_estimate_that_was_recorded_but_never_used_stays(run: SmallRun) -> No
 def test_a_run_that_is_being_written_is_left_alone(run: SmallRun) -> None:
     garbage = add_garbage(run)
     with (
-        Journal.open(run.directory / JOURNAL),
+        Journal.open(run.directory / JOURNAL_FILE),
         pytest.raises(UserError, match=r"is being written by process \d+"),
     ):
         collect_garbage(run.directory)

@@ -13,7 +13,7 @@ from errata.orchestrator.report.charts import Event, Series, line_chart, nice_ti
 from errata.orchestrator.report.facts import fact_view
 from errata.orchestrator.report.formats import DASH, change, duration, moment, number, percent, short_digest
 from errata.orchestrator.report.summary import FactRecord, Summary
-from errata.orchestrator.report.wording import ARMS, GENERATED, TEACHER_FORCED
+from errata.orchestrator.report.wording import ARM_LABELS, GENERATED, TEACHER_FORCED
 from tests.helpers.sample_report import SAMPLE_YAML, sample_facts, sample_summary
 
 VOID = {"meta", "input", "br", "link", "img", "hr"}
@@ -84,7 +84,7 @@ def test_page_is_one_well_formed_document(html: str, page: Page) -> None:
 
 def test_every_metric_of_every_arm_is_shown(page: Page) -> None:
     arms = sample_summary()["arms"]
-    for arm in ARMS:
+    for arm in ARM_LABELS:
         for metric in (*GENERATED, *TEACHER_FORCED):
             assert percent(arms[arm.key][metric.key]) in page.text, f"{arm.key} {metric.key}"
         assert duration(arms[arm.key]["query_seconds"]) in page.text
@@ -178,7 +178,7 @@ def _emptied(value: Any) -> Any:
 @pytest.mark.parametrize("nothing", [{}, _emptied(sample_summary()), dict.fromkeys(sample_summary())])
 def test_missing_values_are_dashes(nothing: dict[str, Any]) -> None:
     page = Page(render_report(nothing, [_emptied(sample_facts(1)[0]), {}], ""))
-    cells = len(ARMS) * (len(GENERATED) + len(TEACHER_FORCED) + 1)
+    cells = len(ARM_LABELS) * (len(GENERATED) + len(TEACHER_FORCED) + 1)
     assert page.text.count(DASH) >= cells
     assert "None" not in page.text and "nan" not in page.text.split()
 

@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from errata.editing.errors import UserError
+from errata.evaluation.outcomes import ARMS
 from errata.orchestrator.report.summary import (
-    ARMS,
     ArmMetrics,
     ChoiceRates,
     FactRecord,

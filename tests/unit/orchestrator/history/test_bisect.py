@@ -12,7 +12,7 @@ from errata.editing.checkpoint.load import load_model
 from errata.editing.errors import UserError
 from errata.editing.model.engine import LanguageEngine
 from errata.orchestrator.history import rebuild
-from errata.orchestrator.history.bisect import Probe, Verdict, VersionAsker, bisect, candidates, read_probes
+from errata.orchestrator.history.bisect import RegressionProbe, Verdict, VersionAsker, bisect, candidates, read_probes
 from errata.orchestrator.journal.rows import Version
 from tests.helpers.small_run import LAYERS, SmallRun, make_run
 
@@ -24,7 +24,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     return make_run(tmp_path_factory.mktemp("small"))
 
 
-def asker_of(run: SmallRun, *probes: Probe) -> VersionAsker:
+def asker_of(run: SmallRun, *probes: RegressionProbe) -> VersionAsker:
     base = rebuild.base_maps(run.model, LAYERS)
     return VersionAsker(run.journal(), run.store(), load_model(str(run.model)), base, probes)
 
@@ -79,7 +79,7 @@ def test_only_commits_that_changed_weights_are_candidates(run: SmallRun) -> None
         with pytest.raises(UserError, match="--good v3 is not older than --bad v3"):
             candidates(journal, versions[3], versions[3])
         with pytest.raises(UserError, match="there is no commit that changed the weights"):
-            bisect(candidates(journal, versions[3], versions[4]), asker_of(run, Probe(prompt="x")).ask)
+            bisect(candidates(journal, versions[3], versions[4]), asker_of(run, RegressionProbe(prompt="x")).ask)
 
 
 # ---------------------------------------------------------------- asking a model
@@ -91,7 +91,7 @@ def test_every_version_answers_with_its_own_weights_in_any_order(run: SmallRun) 
     for weights in run.weights:
         model.set_weights(weights)
         want.append(LanguageEngine(model).generate([model.text.encode_prompt(PROMPT)])[0].text)
-    asker = asker_of(run, Probe(prompt=PROMPT))
+    asker = asker_of(run, RegressionProbe(prompt=PROMPT))
     with run.journal() as journal:
         versions = journal.versions()
         for sequence in (0, 6, 3, 5, 4, 1, 2, 6):
@@ -107,17 +107,17 @@ def test_the_commit_that_wrote_an_answer_is_found_on_a_real_run(run: SmallRun) -
     with run.journal() as journal:
         versions = journal.versions()
         chosen = candidates(journal, versions[2], versions[4])
-        found = bisect(chosen, asker_of(run, Probe(prompt=PROMPT)).ask)
+        found = bisect(chosen, asker_of(run, RegressionProbe(prompt=PROMPT)).ask)
     assert found.commit.sequence == 3 and found.broke
     assert (found.before.answers, found.after.answers) == ((before,), (after,))
 
 
 def test_probes_of_several_lengths_and_through_the_chat_template_keep_their_places(run: SmallRun) -> None:
     probes = [
-        Probe(prompt=PROMPT, max_new_tokens=6),
-        Probe(prompt="Rome lies in", max_new_tokens=2),
-        Probe(prompt=PROMPT, max_new_tokens=2),
-        Probe(prompt=PROMPT, chat=True, max_new_tokens=6),
+        RegressionProbe(prompt=PROMPT, max_new_tokens=6),
+        RegressionProbe(prompt="Rome lies in", max_new_tokens=2),
+        RegressionProbe(prompt=PROMPT, max_new_tokens=2),
+        RegressionProbe(prompt=PROMPT, chat=True, max_new_tokens=6),
     ]
     with run.journal() as journal:
         together = asker_of(run, *probes).ask(journal.head()).answers
@@ -127,7 +127,7 @@ def test_probes_of_several_lengths_and_through_the_chat_template_keep_their_plac
 
 def _answer(run: SmallRun, sequence: int) -> str:
     with run.journal() as journal:
-        return asker_of(run, Probe(prompt=PROMPT)).ask(journal.versions()[sequence]).answers[0]
+        return asker_of(run, RegressionProbe(prompt=PROMPT)).ask(journal.versions()[sequence]).answers[0]
 
 
 # ---------------------------------------------------------------- probes
@@ -136,19 +136,19 @@ def _answer(run: SmallRun, sequence: int) -> str:
 @pytest.mark.parametrize(
     ("probe", "answer", "holds"),
     [
-        (Probe(prompt="x", expected="Lyon"), "It is Lyon, of course", True),
-        (Probe(prompt="x", expected=("Nice", "Lyon")), "lyon.", True),
-        (Probe(prompt="x", expected="Lyon"), "Lyons", False),
-        (Probe(prompt="x", expected="Lyon", match="exact"), "It is Lyon", False),
-        (Probe(prompt="x", expected="Lyon", match="exact"), "Lyon.", True),
-        (Probe(prompt="x", expected_not="Paris"), "Lyon", True),
-        (Probe(prompt="x", expected_not=("Paris", "Rome")), "in Rome", False),
-        (Probe(prompt="x", expected="Lyon", expected_not="Paris"), "Lyon, not Paris", False),
-        (Probe(prompt="x"), "as before", True),
-        (Probe(prompt="x"), "other", False),
+        (RegressionProbe(prompt="x", expected="Lyon"), "It is Lyon, of course", True),
+        (RegressionProbe(prompt="x", expected=("Nice", "Lyon")), "lyon.", True),
+        (RegressionProbe(prompt="x", expected="Lyon"), "Lyons", False),
+        (RegressionProbe(prompt="x", expected="Lyon", match="exact"), "It is Lyon", False),
+        (RegressionProbe(prompt="x", expected="Lyon", match="exact"), "Lyon.", True),
+        (RegressionProbe(prompt="x", expected_not="Paris"), "Lyon", True),
+        (RegressionProbe(prompt="x", expected_not=("Paris", "Rome")), "in Rome", False),
+        (RegressionProbe(prompt="x", expected="Lyon", expected_not="Paris"), "Lyon, not Paris", False),
+        (RegressionProbe(prompt="x"), "as before", True),
+        (RegressionProbe(prompt="x"), "other", False),
     ],
 )
-def test_when_a_probe_holds(probe: Probe, answer: str, holds: bool) -> None:
+def test_when_a_probe_holds(probe: RegressionProbe, answer: str, holds: bool) -> None:
     assert probe.holds(answer, "as before") is holds
 
 

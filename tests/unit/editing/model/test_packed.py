@@ -70,7 +70,7 @@ def test_where_the_librarys_order_is_another_one_the_plain_product_is_taken(
     x, gradient = torch.randn(rows, 24), torch.randn(rows, 40)
     ours = PackedWeights().of({module: rows})[module]
     torch.testing.assert_close(ours.forward(x), module(x))
-    torch.testing.assert_close(ours.back(gradient), gradient @ module.weight)
+    torch.testing.assert_close(ours.backward(gradient), gradient @ module.weight)
 
 
 @pytest.mark.parametrize("rows", [5, 70])
@@ -87,7 +87,7 @@ def test_maps_of_one_input_multiply_as_one(rows: int, biases: tuple[bool, ...]) 
         found.append(kept)
     for product in found:
         torch.testing.assert_close(product.forward(x), want)
-        torch.testing.assert_close(product.back(gradient), want_back)
+        torch.testing.assert_close(product.backward(gradient), want_back)
 
 
 @packs

@@ -1,4 +1,5 @@
-"""Finished runs without running anything: their three files, with the figures a test wants."""
+"""A sweep over four runs of a model that nobody loads, and finished runs that nobody ran: their three files, with the
+figures a test wants."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from errata.orchestrator.experiments.config import Sweep, load_sweep
 from errata.orchestrator.experiments.record import CellRecord, SweepRecord, write_record
 from errata.orchestrator.report.summary import (
     ArmMetrics,
@@ -26,6 +28,20 @@ from errata.orchestrator.report.summary import (
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 VERSIONS = {"token_accuracy": 1, "answer_contains": 1}
 MakeRun = Callable[..., Path]
+RUN: dict[str, Any] = {
+    "model": {"name": "nowhere"},
+    "editor": {"type": "memit", "layers": [1, 2]},
+    "stream": {"path": "facts.jsonl"},
+    "covariance": {"tokens": 100},
+    "evaluation": {"held_out": None},
+}
+AXES: dict[str, Any] = {
+    "method": {
+        "MEMIT": {"editor.type": "memit"},
+        "AlphaEdit": {"editor": {"type": "alphaedit", "tau": 0.5}},
+    },
+    "seed": [0, 1],
+}
 
 
 def fact(number: int, prompt: str = "{} is in") -> FactRecord:
@@ -121,3 +137,17 @@ def write_sweep_record(directory: Path, cells: Mapping[str, Mapping[str, str]], 
     )
     write_record(directory / "sweep.json", record)
     return directory
+
+
+def write_sweep(directory: Path, **changes: Any) -> Path:
+    """A sweep's file with some keys changed; None leaves one out."""
+    data = {"name": "demo", "run": RUN, "axes": AXES, **changes}
+    path = directory / "sweep.yaml"
+    path.write_text(yaml.safe_dump({k: v for k, v in data.items() if v is not None}, sort_keys=False))
+    return path
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    """Two methods, two seeds."""
+    return load_sweep(str(write_sweep(tmp_path)))
