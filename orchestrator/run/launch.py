@@ -15,7 +15,7 @@ from errata.editing.extras import check_installed
 from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.guard.rules import read_guard
 from errata.orchestrator.history.receipts import open_store
-from errata.orchestrator.measuring.measurer import read_held_out
+from errata.orchestrator.measuring.measurer import check_evaluation
 from errata.orchestrator.progress import Display
 from errata.orchestrator.run.attached import open_source
 from errata.orchestrator.run.loop import RunLoop
@@ -47,7 +47,7 @@ def run_experiment(config: RunConfig, output: Path, *, resume: bool, display: Di
     check_embedder(config.memory.embedder)
     if config.tracking.uri is not None:
         check_installed("mlflow")
-    read_held_out(config.evaluation.held_out)
+    check_evaluation(config.evaluation)
     read_guard(config.guard, config.evaluation.held_out)
     records = read_records(config)
     check_output(config, output, resume=resume)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from errata.actors.parts import Parts
+from errata.evaluation.strata import by_age
 from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
@@ -95,13 +96,23 @@ class RunLoop:
     def _finish(self) -> None:
         head = self.pipeline.head()
         rows = self._journal.requests("applied")
-        requests = [row.request for row in rows]
         final: Measurement | None = None
         timeline = self.pipeline.timeline
-        if requests:
-            self._display.say(f"final evaluation of {len(requests)} facts on {len(self._config.evaluation.arms)} arms")
-            final = timeline.measure(requests, head, FINAL, latency=True).result()
-            timeline.close_with(final, head)
+        if rows:
+            wanted = self._config.evaluation.final
+            by_time = sorted(rows, key=lambda row: (row.applied_in or 0, row.seq))
+            chosen = by_age([row.id for row in by_time], None if wanted == "all" else wanted)
+            counted = {by_time[at].id for at in chosen}
+            # the timeline's last point is read off this evaluation, so its facts are asked too
+            also = {request.id for request in timeline.sample()} if self._config.evaluation.every else set()
+            requests = [row.request for row in rows if row.id in counted | also]
+            of = "" if len(counted) == len(rows) else f" of {len(rows)}"
+            self._display.say(
+                f"final evaluation of {len(counted)}{of} facts on {len(self._config.evaluation.arms)} arms"
+            )
+            everything = timeline.measure(requests, head, FINAL, latency=True, counted=counted).result()
+            timeline.close_with(everything, head)
+            final = everything.only(counted)
         write_outputs(
             self._config,
             self._journal,

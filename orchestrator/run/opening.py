@@ -38,6 +38,7 @@ def read_records(config: RunConfig) -> list[StreamRecord]:
             limit=config.stream.limit,
             skip=config.stream.skip,
             probes=config.stream.probes,
+            portability=config.stream.portability,
         )
     )
     if not any(record.request for record in records):

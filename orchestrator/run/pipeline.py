@@ -44,7 +44,7 @@ from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.fail_points import reach
 from errata.orchestrator.journal.rows import RequestRow, Version
-from errata.orchestrator.measuring.measurer import Measurement, Measurer
+from errata.orchestrator.measuring.measurer import JUDGEMENTS, Measurement, Measurer
 from errata.orchestrator.measuring.timeline import Timeline
 from errata.orchestrator.progress import Display
 from errata.orchestrator.run.attempts import Attempts
@@ -112,9 +112,17 @@ class Pipeline:
             config.evaluation.arms,
             config.evaluation.max_new_tokens,
             config.evaluation.stop_at_newline,
+            config.evaluation.reasoning,
         )
         self.evaluators: EvaluationPart = cluster.evaluators(settings)
-        self.measurer = Measurer(self.evaluators, self.memory, config.evaluation, config.memory, journal.base().digest)
+        self.measurer = Measurer(
+            self.evaluators,
+            self.memory,
+            config.evaluation,
+            config.memory,
+            journal.base().digest,
+            judgements=store.root / JUDGEMENTS,
+        )
         self.base_perplexity: Future[float | None] = self.measurer.base_perplexity()
         self.timeline = Timeline(
             config.evaluation,

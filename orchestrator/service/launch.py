@@ -22,7 +22,7 @@ from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.guard.rules import read_guard
 from errata.orchestrator.history.receipts import open_store
 from errata.orchestrator.journal import JOURNAL_FILE, Journal
-from errata.orchestrator.measuring.measurer import read_held_out
+from errata.orchestrator.measuring.measurer import check_evaluation
 from errata.orchestrator.progress import Display
 from errata.orchestrator.run.attached import attach, open_source
 from errata.orchestrator.run.opening import (
@@ -96,7 +96,7 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
     check_embedder(config.memory.embedder)
     if config.tracking.uri is not None:
         check_installed("mlflow")
-    read_held_out(config.evaluation.held_out)
+    check_evaluation(config.evaluation)
     read_guard(config.guard, config.evaluation.held_out)
     records = read_records(config) if config.stream.path or config.stream.endless else []
     check_output(config, output, resume=Journal.exists(output / JOURNAL_FILE))
