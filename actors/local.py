@@ -31,7 +31,9 @@ from errata.editing.reverting import HistoryItem, RevertOrder
 from errata.editing.session import EditReceipt, Snapshot
 from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.arms import Evaluation
+from errata.evaluation.free_text import FreeText
 from errata.evaluation.outcomes import Arm
+from errata.evaluation.sampling import SamplingConfig
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import Hit, MemoryEntry
 
@@ -222,6 +224,13 @@ class LocalEvaluators:
         """What a version says after each prompt."""
         with self._worker() as worker:
             return worker.continuations(prompts, weights, max_new_tokens, chat)
+
+    def free_texts(
+        self, openings: Mapping[str, Sequence[str]], weights: Mapping[int, Tensor], sampling: SamplingConfig
+    ) -> dict[str, FreeText]:
+        """Sampled continuations of each fact's openings by a version."""
+        with self._worker() as worker:
+            return worker.free_texts(openings, weights, sampling)
 
     def answer(
         self,

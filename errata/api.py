@@ -451,7 +451,9 @@ def configuration(
     if "sequences" in own or own.get("source") == "identity":
         del covariance["tokens"]
     data["covariance"] = {**covariance, **own}
-    return check_config(data, "settings")
+    config = check_config(data, "settings")
+    words = int(model.hf.config.vocab_size)
+    return config.model_copy(update={"covariance": config.covariance.for_vocabulary(words)})
 
 
 def _fetchable() -> Mapping[str, Any]:
