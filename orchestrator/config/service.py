@@ -24,6 +24,9 @@ class ServiceConfig(Closed):
     """Questions under way or waiting for an evaluation worker at one moment; beyond it 429."""
     max_questions_per_query: int = Field(64, ge=1)
     """Questions in one ``POST /v1/query``."""
+    max_question_tokens: int = Field(2048, ge=1)
+    """Longest question or conversation in tokens, the chat template's own among them; the model's context bounds it as
+    well. 16 000 tokens take a CPU half a minute and 2 GB."""
     max_answer_tokens: int = Field(256, ge=1)
     """Longest answer a client may ask for."""
     revert_wait_seconds: float = Field(20.0, ge=0, le=600)

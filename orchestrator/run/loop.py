@@ -14,6 +14,7 @@ from errata.evaluation.strata import by_age
 from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
+from errata.orchestrator.journal.intake import Intake
 from errata.orchestrator.measuring.measurer import Measurement
 from errata.orchestrator.measuring.timeline import FINAL
 from errata.orchestrator.progress import Display
@@ -21,6 +22,7 @@ from errata.orchestrator.run.attached import attach
 from errata.orchestrator.run.outputs import write_outputs
 from errata.orchestrator.run.pipeline import Pipeline
 from errata.orchestrator.sources import Pump, Source
+from errata.orchestrator.sources.base import TakesRequests
 from errata.orchestrator.tracking.tracker import NullTracker, Tracker
 
 _IDLE_SECONDS = 0.5
@@ -42,12 +44,13 @@ class RunLoop:
         tracker: Tracker | NullTracker,
         display: Display,
         source: Source | None = None,
+        intake: TakesRequests | None = None,
     ) -> None:
         self._config, self._journal = config, journal
         self._output, self._model_digest = output, model_digest
         self._tracker, self._display = tracker, display
         self._started_at = datetime.now(UTC)
-        self._source = source
+        self._source, self._intake = source, intake or Intake(journal)
         self.pipeline = Pipeline(config, journal, store, cluster, tracker=tracker, display=display, final_follows=True)
         self.attached = attach(self.pipeline, config, output, metrics=tracker.log_metrics, say=display.say)
 
@@ -72,7 +75,7 @@ class RunLoop:
         pump = (
             None
             if self._source is None
-            else Pump(self._source, self._journal, wake=lambda _: woken.set(), say=self._display.say)
+            else Pump(self._source, self._intake, wake=lambda _: woken.set(), say=self._display.warn)
         )
         try:
             while True:

@@ -137,7 +137,7 @@ class Pipeline:
         self._batcher = Batcher(
             config.batching.size, config.batching.max_age_seconds, config.batching.distinct_subjects
         )
-        self._attempts = Attempts(journal, self.editor, display.say)
+        self._attempts = Attempts(journal, self.editor, display.warn)
         self._contexts_digest: str | None = None
         self._edits_before = 0
         self._restoring = False
@@ -335,7 +335,7 @@ class Pipeline:
         applied = {result.request_id for result in receipt.results if result.applied}
         for result in receipt.results:
             if not result.applied:
-                self._display.say(f"edit {result.request_id} not applied: {result.reason}")
+                self._display.warn(f"edit {result.request_id} not applied: {result.reason}")
         rows = [row for name in applied if (row := self.journal.request(name)) is not None]
         self._remember(sorted(rows, key=lambda row: row.seq))
         reach("after_memory_add")
