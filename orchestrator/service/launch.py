@@ -38,7 +38,8 @@ from errata.orchestrator.run.outputs import errata_version
 from errata.orchestrator.run.pipeline import Pipeline
 from errata.orchestrator.service.app import Service, make_app
 from errata.orchestrator.service.asking import Asking, Bounds
-from errata.orchestrator.service.auth import Tokens, load_tokens
+from errata.orchestrator.service.auth import Tokens, watched_tokens
+from errata.orchestrator.service.connections import ConnectionGuard, protocol
 from errata.orchestrator.service.core import ServiceCore
 from errata.orchestrator.service.metrics import Metrics
 from errata.orchestrator.service.publishing import publishing_of
@@ -89,7 +90,7 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
         UserError: something the user can put right; nothing was written then.
         ErrataError: the service could not go on; what was journalled is kept.
     """
-    tokens = load_tokens(config.service.tokens_file)
+    tokens = watched_tokens(config.service.tokens_file)
     check_host(host, tokens)
     directory = resolve_model(config.model.name)
     check_layers(config, directory)
@@ -251,6 +252,7 @@ class _Stopper:
 def _run(service: Service, listener: socket.socket, stopper: _Stopper) -> None:
     import uvicorn
 
+    settings = service.core.config
     server = uvicorn.Server(
         uvicorn.Config(
             make_app(service),
@@ -259,6 +261,7 @@ def _run(service: Service, listener: socket.socket, stopper: _Stopper) -> None:
             server_header=False,
             lifespan="off",
             timeout_graceful_shutdown=_GRACE_SECONDS,
+            http=protocol(ConnectionGuard(settings.max_connections, settings.head_seconds)),
         )
     )
 
