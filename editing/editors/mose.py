@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from errata.editing.covariance import KeyCovariance
@@ -53,9 +53,19 @@ class MoseConfig(LocateConfig):
     preservation: float = Field(10.0, gt=0)
     """lam: weight of the preserved second moment, a mean per token. The paper gives neither a value nor a grid."""
     selection: Literal["neighbours", "single", "predefined"] = "neighbours"
-    """Edit the chosen layer and the two beside it, the chosen one alone, or (an ablation) all of ``layers``."""
+    """Edit the chosen layer and the two beside it, the chosen one alone, or all of ``layers``; with one of them given
+    that is the ablation of figure 4."""
     candidates: int = Field(5, ge=1)
     """Layers with the largest keys among which the score decides; each costs a value optimisation."""
+    beyond: bool = False
+    """The layers beside the chosen one need not be among ``layers``, as in the paper; the lowest and the highest of
+    ``layers`` then need a neighbour in the model."""
+
+    @model_validator(mode="after")
+    def _neighbours_exist(self) -> MoseConfig:
+        if self.beyond and self.layers[0] == 0:
+            raise ValueError("beyond needs a layer below the lowest of layers; leave out layer 0")
+        return self
 
 
 class Mose(LocateEditor):
@@ -64,6 +74,14 @@ class Mose(LocateEditor):
     config: MoseConfig
     commutes = False
     key_average = "mean"
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The candidates, and with ``beyond`` their neighbours too."""
+        chosen: tuple[int, ...] = self.config.layers
+        if not self.config.beyond or self.config.selection != "neighbours":
+            return chosen
+        return tuple(sorted({layer + step for layer in chosen for step in (-1, 0, 1)}))
 
     def new_state(self, model: EditableModel, covariance: KeyCovariance | None) -> LifelongState:
         self.check(model, covariance)
@@ -120,8 +138,9 @@ class Mose(LocateEditor):
         if self.config.selection == "predefined":
             return self.layers, values_at(self.layers[-1])
         walk = SubjectPass(model, requests, contexts)
-        sizes = {layer: walk.keys(layer, self.key_average).norm(dim=0).cpu() for layer in self.layers}
-        strongest = sorted(self.layers, key=lambda layer: (-float(sizes[layer].mean()), layer))
+        allowed = self.config.layers
+        sizes = {layer: walk.keys(layer, self.key_average).norm(dim=0).cpu() for layer in allowed}
+        strongest = sorted(allowed, key=lambda layer: (-float(sizes[layer].mean()), layer))
         by_layer: dict[int, list[TargetValue]] = {}
         scores: dict[int, float] = {}
         for layer in sorted(strongest[: self.config.candidates]):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -36,12 +36,18 @@ class RomeValues(ValueConfig):
     clamp: float | None = Field(4.0, gt=0)
 
 
+RomeKey = Literal["averaged", "published"]
+
+
 class RomeConfig(LocateConfig):
     """Settings of ROME."""
 
     type: Literal["rome"] = "rome"
     values: RomeValues = RomeValues()
     """How target values are optimised."""
+    key: RomeKey = "averaged"
+    """``averaged``: the key averaged over the contexts stands in both factors; ``published``: the factor that is solved
+    against has the bare prompt's key, as the published code, so that ``W_new k != v``."""
 
     @field_validator("layers")
     @classmethod
@@ -59,6 +65,12 @@ class Rome(LocateEditor):
     @property
     def keeps_past_keys(self) -> bool:
         return False
+
+    @property
+    def publishes(self) -> bool:
+        """Whether the bare prompt's key stands where the published code has it."""
+        config: Any = self.config
+        return bool(config.key == "published")
 
     def base_of(self, covariance: KeyCovariance, layer: int) -> Base:
         return DenseBase(covariance.mean(layer), what=f"C of layer {layer} ({covariance.tokens} tokens)")
@@ -122,10 +134,18 @@ class Rome(LocateEditor):
     ) -> Written:
         (layer,) = self.layers
         key = SubjectPass(model, [request], contexts).keys(layer, self.key_average)
+        # what is read for the value's side: the same key, or, as published, that of the bare prompt
+        read = SubjectPass(model, [request], ("",)).keys(layer, self.key_average) if self.publishes else key
         bias = getattr(model.decoder.edited_map(layer), "bias", None)
         wanted = target.to(key.device) if bias is None else target.to(key.device) - bias.detach().float()
-        residual = wanted[:, None].double() - model.weight(layer).double() @ key.double()
+        residual = wanted[:, None].double() - model.weight(layer).double() @ read.double()
         change = self.change(model, layer, key, residual, state)
+        if self.publishes:
+            # the row is (C^-1 k)^T / (k^T C^-1 k); as published it is divided by what the bare key makes of it
+            right = _right(change)
+            change = LayerDelta(
+                "low_rank", change.left, (right.double() / (right.double() @ read.cpu().double())).float()
+            )
         model.set_weight(layer, apply_delta(model.weight(layer), change))
         return {layer: change}, {layer: key.cpu()}
 

@@ -98,7 +98,7 @@ class Pipeline:
         estimator = cluster.estimator()
         self.editor: EditorPart = cluster.editor(
             config.editor,
-            ContextSpec(config.contexts.count, config.contexts.length, config.seed),
+            ContextSpec(config.contexts.count, config.contexts.length, config.seed, further=config.contexts.further),
             self._history,
         )
         self.memory: MemoryPart = cluster.memory(
