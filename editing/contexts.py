@@ -1,6 +1,6 @@
 """Context prefixes: short openings sampled once from the base model, in front of every edit prompt.
 
-Optimising and reading keys in several contexts makes an edit hold wherever the subject turns up (ROME, MEMIT).
+Optimizing and reading keys in several contexts makes an edit hold wherever the subject turns up (ROME, MEMIT).
 The prefixes belong to the run: they are drawn from the *base* model with a seed and kept in the journal.
 """
 

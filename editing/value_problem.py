@@ -1,4 +1,4 @@
-"""The problem that a value optimisation solves: what is run once, and the losses of a change in every step.
+"""The problem that a value optimization solves: what is run once, and the losses of a change in every step.
 
 All contexts of one edit are packed into one row as separate segments: a step runs about fifty token positions
 per edit, without padding between contexts.

@@ -46,8 +46,8 @@ from errata.orchestrator.history.receipts import open_store
 from errata.orchestrator.journal import JOURNAL_FILE
 from errata.orchestrator.journal.rows import RequestRow
 from errata.orchestrator.progress import Display
+from errata.orchestrator.run.assembly import make_pipeline
 from errata.orchestrator.run.opening import check_output, open_journal
-from errata.orchestrator.run.pipeline import Pipeline
 from errata.orchestrator.tracking.tracker import NullTracker
 
 Fact = Mapping[str, Any] | EditRequest
@@ -331,7 +331,7 @@ class Editor:
         model.check_layers(editor.layers)
         self._parts = LocalParts(model, config.model_spec(model.digest), editor.layers, role)
         self._shown = Display(quiet=not self._progress)
-        self._pipeline = Pipeline(config, book, store, self._parts, tracker=NullTracker(), display=self._shown)
+        self._pipeline = make_pipeline(config, book, store, self._parts, tracker=NullTracker(), display=self._shown)
         evaluators = self._pipeline.evaluators
         self._evaluators: Any = evaluators
         self._stack.callback(self._pipeline.close)

@@ -26,11 +26,11 @@ from errata.editing.linalg import Base, DenseBase, equality_factor
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest
 from errata.editing.state import LifelongState
-from errata.editing.values import TargetValue, ValueConfig, optimise_values
+from errata.editing.values import TargetValue, ValueConfig, optimize_values
 
 
 class RomeValues(ValueConfig):
-    """ROME's settings of the value optimisation, for GPT-2 XL and GPT-J; Llama-3: 25 steps, weight decay 1e-3."""
+    """ROME's settings of the value optimization, for GPT-2 XL and GPT-J; Llama-3: 25 steps, weight decay 1e-3."""
 
     steps: int = Field(20, ge=1)
     clamp: float | None = Field(4.0, gt=0)
@@ -44,7 +44,7 @@ class RomeConfig(LocateConfig):
 
     type: Literal["rome"] = "rome"
     values: RomeValues = RomeValues()
-    """How target values are optimised."""
+    """How target values are optimized."""
     key: RomeKey = "averaged"
     """``averaged``: the key averaged over the contexts stands in both factors; ``published``: the factor that is solved
     against has the bare prompt's key, as the published code, so that ``W_new k != v``."""
@@ -118,7 +118,7 @@ class Rome(LocateEditor):
         return self._joined(parts)
 
     def _value(self, model: EditableModel, request: EditRequest, contexts: Sequence[str]) -> TargetValue:
-        (value,) = optimise_values(
+        (value,) = optimize_values(
             model, [request], layer=self.layers[0], contexts=contexts, config=self.config.values, space="mlp"
         )
         # what is written is the map's output, and the receipt keeps what is written

@@ -90,13 +90,14 @@ class OfflineRun:
         """
         names, head = list(request_ids), self.journal.head()
         # what is refused is refused before a model is loaded
-        plan_revert(self.journal, self.store, names, commutes=make_editor(self._config.editor).commutes)
+        commutes = make_editor(self._config.editor).commutes
+        plan_revert(self.journal, self.store, names, commutes=commutes)
         return commit_revert(
-            self._config,
             self.journal,
             self.store,
             self._editor(),
             names,
+            commutes=commutes,
             contexts=head.contexts,
             reason=reason,
             by=by,

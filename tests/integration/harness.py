@@ -21,7 +21,9 @@ import numpy as np
 import pytest
 import torch
 
+import errata.actors.cluster
 import errata.orchestrator.run.launch
+import errata.orchestrator.run.opening
 from errata.actors.settings import ModelSpec, RayConfig
 from errata.actors.workers.covariance import Estimate, EstimateJob, UnitWorker
 from errata.actors.workers.editor import ContextSpec, EditorWorker
@@ -38,6 +40,7 @@ from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.history.receipts import open_store
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.progress import Display
+from errata.orchestrator.run.assembly import make_pipeline
 from errata.orchestrator.run.launch import run_experiment
 from errata.orchestrator.run.pipeline import Pipeline
 from errata.orchestrator.tracking.tracker import NullTracker
@@ -252,7 +255,7 @@ class PlainEvaluators(EvaluationWorker):
         with self._turn:
             return super().free_texts(openings, weights, sampling)
 
-    def evaluate_with_text(self, requests: Any, weights: Any, hits: Any, text: str | None) -> Any:
+    def evaluate_with_text(self, requests: Any, weights: Any, hits: Any, text: str | None, progress: Any = None) -> Any:
         return self.evaluate(requests, weights, hits), None if text is None else self.perplexity(text, weights)
 
     def give_up(self) -> None:
@@ -307,8 +310,8 @@ class PlainCluster:
 
 def without_ray(patch: pytest.MonkeyPatch) -> None:
     """Runs use `PlainCluster` and no MLflow while the patch holds."""
-    patch.setattr(errata.orchestrator.run.launch, "Cluster", PlainCluster)
-    patch.setattr(errata.orchestrator.run.launch, "Tracker", lambda *_, **__: NullTracker())
+    patch.setattr(errata.actors.cluster, "Cluster", PlainCluster)
+    patch.setattr(errata.orchestrator.run.opening, "Tracker", lambda *_, **__: NullTracker())
 
 
 def go(settings: RunConfig, output: Path, *, resume: bool = False) -> Weights:
@@ -365,7 +368,7 @@ def opened(settings: RunConfig, output: Path) -> Iterator[Pipeline]:
         store = open_store(output)
         store.sweep()
         with PlainCluster(settings.ray, settings.model_spec(digest)) as cluster:
-            pipeline = Pipeline(
+            pipeline = make_pipeline(
                 settings,
                 journal,
                 store,
