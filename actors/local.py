@@ -94,6 +94,11 @@ class LocalEditor:
         with self._shared.lock:
             self._worker.replay(item)
 
+    def keys_wanted(self, fact_keys: Sequence[str]) -> tuple[str, ...]:
+        """Requests whose keys a batch must tell if it writes these facts."""
+        with self._shared.lock:
+            return self._worker.session().keys_wanted(tuple(fact_keys))
+
     def apply(self, batch: EditBatch, died: Callable[[Exception], None] | None = None) -> EditReceipt:
         """Write a batch; the weights have changed when this returns."""
         with self._shared.lock:
@@ -197,7 +202,12 @@ class LocalEvaluators:
             return worker.evaluate(list(requests), weights, hits)
 
     def evaluate_with_text(
-        self, requests: Sequence[EditRequest], weights: Mapping[int, Tensor], hits: Hits, text: str | None
+        self,
+        requests: Sequence[EditRequest],
+        weights: Mapping[int, Tensor],
+        hits: Hits,
+        text: str | None,
+        progress: Callable[[int], None] | None = None,
     ) -> tuple[Evaluation, float | None]:
         """As ``evaluate``, with the version's perplexity on a text where one is given."""
         return self.evaluate(requests, weights, hits), None if text is None else self.perplexity(text, weights)
