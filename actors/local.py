@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errata.actors.parts import StreamPart
 from errata.actors.settings import ModelSpec, RoleConfig
 from errata.actors.workers.covariance import Estimate, EstimateJob, EstimateProgress, Sums, UnitWorker
 from errata.actors.workers.editor import ContextSpec, EditorWorker
@@ -24,8 +25,9 @@ from errata.actors.workers.evaluation import EvaluationSettings, EvaluationWorke
 from errata.actors.workers.model import VersionedModel
 from errata.actors.workers.retrieval import RetrievalWorker
 from errata.editing.covariance import KeyCovariance
-from errata.editing.errors import ErrataError
+from errata.editing.errors import ErrataError, UserError
 from errata.editing.model.adapter import EditableModel
+from errata.editing.model.streaming import Sampling
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.reverting import HistoryItem, RevertOrder
 from errata.editing.session import EditReceipt, Snapshot
@@ -36,6 +38,7 @@ from errata.evaluation.outcomes import Arm
 from errata.evaluation.sampling import SamplingConfig
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import Hit, MemoryEntry
+from errata.retrieval.router import FittedRouter, RouterConfig, Routing
 
 
 class SharedModel:
@@ -177,6 +180,31 @@ class LocalMemory:
         """Digest of the active content."""
         return self._worker().digest()
 
+    def route(self, questions: Sequence[str], k: int) -> Routing:
+        """The router in force and each question's candidates."""
+        with self._lock:
+            return self._worker().route(questions, k)
+
+    def resolved(self, turns: Sequence[str]) -> str:
+        """The last turn of a conversation, with what it refers to."""
+        with self._lock:
+            return self._worker().resolved(turns)
+
+    def router(self) -> FittedRouter:
+        """The router in force."""
+        with self._lock:
+            return self._worker().router()
+
+    def set_router(self, fitted: FittedRouter) -> None:
+        """Route with this from now on."""
+        with self._lock:
+            self._worker().set_router(fitted)
+
+    def refit_router(self, k: int) -> FittedRouter:
+        """The router as it should be beside the statements held now."""
+        with self._lock:
+            return self._worker().refit_router(k)
+
 
 class LocalEvaluators:
     """Puts questions to versions on the shared model; ``weights`` are maps by layer, none for the base."""
@@ -253,6 +281,22 @@ class LocalEvaluators:
         """What the arms say to free questions."""
         with self._worker(arms) as worker:
             return worker.answer(questions, weights, hits, arms, max_new_tokens)
+
+    def stream(
+        self,
+        question: Question,
+        weights: Mapping[int, Tensor],
+        hits: Hits,
+        arm: Arm,
+        sampling: Sampling,
+        plain: bool = False,
+    ) -> StreamPart:
+        """Token by token the model would be another's between two tokens.
+
+        Raises:
+            UserError: always; ``answer`` gives the whole.
+        """
+        raise UserError("an editor in this process gives whole answers; `errata serve` streams them")
 
     def give_up(self) -> None:
         """Nothing is under way between calls."""
@@ -356,9 +400,10 @@ class LocalParts:
         index_config: IndexConfig,
         entries: Callable[[], Sequence[MemoryEntry]],
         kept_in: Path | None = None,
+        router: RouterConfig | None = None,
     ) -> LocalMemory:
         """The external memory."""
-        return LocalMemory(lambda: RetrievalWorker(embedder_config, index_config, kept_in), entries)
+        return LocalMemory(lambda: RetrievalWorker(embedder_config, index_config, kept_in, router), entries)
 
     def evaluators(self, settings: EvaluationSettings) -> LocalEvaluators:
         """What puts questions to versions."""

@@ -11,7 +11,7 @@ from errata.editing.errors import UserError
 
 EXTRAS = {
     "cluster": ("ray",),
-    "memory": ("faiss", "sentence_transformers"),
+    "memory": ("faiss", "sklearn", "sentence_transformers"),
     "tracking": ("mlflow",),
     "serve": ("cloudevents", "fastapi", "starlette", "uvicorn", "prometheus_client", "httpx"),
     "report": ("matplotlib", "jinja2"),

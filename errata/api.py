@@ -49,6 +49,7 @@ from errata.orchestrator.progress import Display
 from errata.orchestrator.run.assembly import make_pipeline
 from errata.orchestrator.run.opening import check_output, open_journal
 from errata.orchestrator.tracking.tracker import NullTracker
+from errata.retrieval.router import Findings
 
 Fact = Mapping[str, Any] | EditRequest
 """``subject``, ``prompt`` (with ``{}`` for the subject, or spelling it out) and ``target_new``; the other fields of
@@ -189,7 +190,7 @@ class Editor:
 
         Args:
             arm: ``edited``, ``base`` (the unedited model), ``memory`` (the unedited model with the statements of the
-                edits before it), or ``edited_memory``. The last two need the extra ``memory``.
+                edits before it), ``edited_memory``, or ``routed``. The last three need the extra ``memory``.
             max_new_tokens: end of an answer; ``evaluation.max_new_tokens`` of the settings by default.
         """
         chosen = _arm(arm)
@@ -343,12 +344,14 @@ class Editor:
         with self._shown:
             yield
 
-    def _hits(self, texts: Sequence[str], arms: Sequence[Arm]) -> dict[str, Any]:
+    def _hits(self, texts: Sequence[str], arms: Sequence[Arm]) -> Mapping[str, Any]:
         if not MEMORY_ARMS & set(arms):
             return {text: [] for text in texts}
         check_installed("faiss")
         unique = list(dict.fromkeys(texts))
-        return dict(zip(unique, self._pipeline.memory.search(unique, self._config.memory.scr.k), strict=True))
+        k = self._config.memory.scr.k
+        routing = self._pipeline.memory.route(unique, k) if "routed" in arms else None
+        return Findings(dict(zip(unique, self._pipeline.memory.search(unique, k), strict=True)), routing)
 
     def _renewed(self, fact: Fact, request: EditRequest) -> EditRequest:
         """The request under another id where the same one was taken back before: whoever asks again wants it again."""

@@ -223,8 +223,8 @@ class PlainEditor:
 class PlainMemory(RetrievalWorker):
     """`MemoryClient` without an actor."""
 
-    def __init__(self, embedder: Any, index: Any, entries: Callable[[], Sequence[Any]]) -> None:
-        super().__init__(embedder, index)
+    def __init__(self, embedder: Any, index: Any, entries: Callable[[], Sequence[Any]], router: Any = None) -> None:
+        super().__init__(embedder, index, None, router)
         self._entries = entries
 
     def restore(self) -> int:
@@ -302,9 +302,14 @@ class PlainCluster:
         return self._made.editor
 
     def memory(
-        self, embedder: Any, index: Any, entries: Callable[[], Sequence[Any]], kept_in: Path | None = None
+        self,
+        embedder: Any,
+        index: Any,
+        entries: Callable[[], Sequence[Any]],
+        kept_in: Path | None = None,
+        router: Any = None,
     ) -> PlainMemory:
-        self._made.memory = PlainMemory(embedder, index, entries)
+        self._made.memory = PlainMemory(embedder, index, entries, router)
         return self._made.memory
 
     def evaluators(self, settings: EvaluationSettings) -> PlainEvaluators:

@@ -127,7 +127,7 @@ def test_what_a_missing_library_is_said_to_need_brings_it(project: dict) -> None
 
     from errata.editing.extras import EXTRAS
 
-    own_name = {"faiss-cpu": "faiss", "lm-eval": "lm_eval"}
+    own_name = {"faiss-cpu": "faiss", "lm-eval": "lm_eval", "scikit-learn": "sklearn"}
     declared = {
         extra: {own_name.get(name := normal(Requirement(text).name), name.replace("-", "_")) for text in requirements}
         for extra, requirements in project["project"]["optional-dependencies"].items()
