@@ -128,6 +128,8 @@ class _Reply:
     continuation: Continuation
     answer: Answer
     choice: ChoiceLike | None = None
+    respelled: bool = False
+    """The target's tokens are others than without the memory: after a template it begins without a space."""
 
     @property
     def said(self) -> tuple[Continuation, Answer]:
@@ -417,8 +419,9 @@ class ArmEvaluator:
         results = self.engine.score_and_generate(
             tokens, max_new_tokens=self.max_new_tokens, stop_at_newline=self.stop_at_newline
         )
-        for row, result in zip(informed, results, strict=True):
-            replies[row] = _Reply(*result, choices[row[0]])
+        for row, (_, continuation), result in zip(informed, tokens, results, strict=True):
+            usual = self.model.text.encode_target(row[1]) if row[1] else []
+            replies[row] = _Reply(*result, choices[row[0]], respelled=continuation != usual)
         return replies
 
     def _routed(
@@ -500,7 +503,7 @@ class ArmEvaluator:
                 f1=answer_f1(answer, probe.expected),
                 accuracy=token_accuracy(scored.hits) if scored.hits else None,
                 exact=all_tokens_correct(scored.hits) if scored.hits else None,
-                agreement=self._agreement(scored, plain.continuation) if scored.hits else None,
+                agreement=self._agreement(reply, plain) if scored.hits else None,
                 reasoning=reasoning,
                 match_ratio=locality_match_ratio(reply.answer.ids, plain.answer.ids),
                 chosen=choice.hit.statement if choice is not None and choice.hit is not None else None,
@@ -513,12 +516,13 @@ class ArmEvaluator:
             )
         return outcomes
 
-    def _agreement(self, scored: Continuation, plain: Continuation) -> float:
-        """`locality_tf`, by the tokens' texts: in a chat template an answer begins without a space."""
-        own, other = (
-            [self.model.text.decode([token]).strip() or token for token in part.argmax] for part in (scored, plain)
-        )
-        return locality_tf(own, other)
+    def _agreement(self, reply: _Reply, plain: _Reply) -> float:
+        """`locality_tf`; where a target is spelled otherwise, by the tokens' texts without their spaces."""
+        own, other = reply.continuation.argmax, plain.continuation.argmax
+        if not reply.respelled:
+            return locality_tf(own, other)
+        decode = self.model.text.decode
+        return locality_tf(*([decode([token]).strip() for token in tokens] for tokens in (own, other)))
 
 
 def _same_statement(one: ChoiceLike | None, other: ChoiceLike) -> bool:

@@ -22,7 +22,6 @@ import pytest
 import torch
 
 import errata.actors.cluster
-import errata.orchestrator.run.launch
 import errata.orchestrator.run.opening
 from errata.actors.settings import ModelSpec, RayConfig
 from errata.actors.workers.covariance import Estimate, EstimateJob, UnitWorker

@@ -14,8 +14,10 @@ from errata.editing.model.engine import LanguageEngine
 from errata.editing.request import EditRequest
 from errata.evaluation.arms import ArmEvaluator, Evaluation, base_weights_digest
 from errata.evaluation.caching import CachingEngine
+from errata.evaluation.matching import best_f1, contains
 from errata.evaluation.outcomes import ARMS, ProbeOutcome, arm_metrics
 from errata.evaluation.probes import probes_of, questions_of
+from errata.evaluation.reasoning import ReasoningMarks
 from tests.helpers.tiny import tiny_model
 from tests.unit.evaluation.fakes import FakeChoice, FakeHit, KeywordChooser
 
@@ -318,3 +320,59 @@ def test_query_seconds_times_each_arm_and_adds_the_search(model: EditableModel) 
     assert set(evaluator.query_seconds(questions, base=base, edited={}, arms=("base",))) == {"base"}
     with pytest.raises(ValueError, match="at least one question"):
         evaluator.query_seconds([], base=base, edited={})
+
+
+def test_exact_agreement_and_truth_against_plain_passes(model: EditableModel) -> None:
+    """What came with version 2: all tokens or none, argmax tokens of both models, the judge out of scope too."""
+    base, edited = weights(model, None), weights(model, 1)
+    got = ArmEvaluator(model, KeywordChooser(model.text)).evaluate(
+        REQUESTS, base=base, edited=edited, arms=("base", "edited")
+    )
+    hf = model.decoder.model
+
+    def argmax(prompt: list[int], target: list[int]) -> list[int]:
+        with torch.no_grad():
+            return hf(torch.tensor([prompt + target])).logits[0].argmax(-1).tolist()[len(prompt) - 1 : -1]
+
+    seen = set()
+    for record in got.records:
+        for result in record.probes:
+            assert result.probe.teacher is not None
+            prompt = model.text.encode_prompt(result.probe.prompt)
+            target = model.text.encode_target(result.probe.teacher)
+            predicted = {}
+            for arm, maps in (("base", base), ("edited", edited)):
+                model.set_weights(maps)
+                predicted[arm] = argmax(prompt, target)
+                outcome = result.arms[arm]  # type: ignore[index]
+                assert outcome.exact == (predicted[arm] == target)
+                assert outcome.right == contains(outcome.answer, result.probe.expected)
+                assert outcome.f1 == best_f1(outcome.answer, result.probe.expected) and outcome.reasoning is None
+            same = [a == b for a, b in zip(predicted["edited"], predicted["base"], strict=True)]
+            assert result.arms["edited"].agreement == pytest.approx(sum(same) / len(same))
+            assert result.arms["base"].agreement == 1.0
+            seen.add(result.arms["edited"].agreement)
+    assert len(seen) > 1  # the edited model differs here and agrees there
+
+
+def test_only_what_follows_the_reasoning_is_judged_and_compared(model: EditableModel) -> None:
+    base, edited = weights(model, None), weights(model, 1)
+    plain = ArmEvaluator(model).evaluate(REQUESTS, base=base, edited=edited, arms=("base", "edited"))
+    answers = [outcome.answer for r in plain.records for p in r.probes for outcome in p.arms.values()]
+    # a piece that some answers hold stands for the end mark
+    mark = next(word for answer in answers for word in answer.split()[1:-1] if len(word) > 1)
+    told = ArmEvaluator(model, reasoning=ReasoningMarks(start="<never>", end=mark)).evaluate(
+        REQUESTS, base=base, edited=edited, arms=("base", "edited")
+    )
+    cut = 0
+    for before, after in zip(plain.records, told.records, strict=True):
+        for whole, part in zip(before.probes, after.probes, strict=True):
+            for arm in ("base", "edited"):
+                text, outcome = whole.arms[arm].answer, part.arms[arm]  # type: ignore[index]
+                assert outcome.answer == text.rpartition(mark)[2].strip()
+                assert outcome.reasoning == text.rpartition(mark)[0].strip()
+                assert outcome.right == contains(outcome.answer, part.probe.expected)
+                cut += outcome.reasoning != ""
+            if not part.probe.in_scope:
+                assert part.arms["edited"].ok == (part.arms["edited"].answer == part.arms["base"].answer)
+    assert cut
