@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from errata.editing.checkpoint.save import save_checkpoint
+
 
 def convert_gguf(raw: Path, gguf_name: str, out: Path, *, context: int | None = None) -> None:
     """Dequantize the GGUF file of that name in `raw` into a float32 safetensors directory with tokenizer and chat
@@ -38,8 +40,7 @@ def convert_gguf(raw: Path, gguf_name: str, out: Path, *, context: int | None = 
                 setattr(network, attribute, plain)
         if context is not None:
             tokenizer.model_max_length = context
-        network.save_pretrained(out)
-        tokenizer.save_pretrained(out)
+        save_checkpoint(network, tokenizer, out)
     finally:
         if bars:
             hf_logging.enable_progress_bar()
