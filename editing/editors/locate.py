@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -83,6 +84,8 @@ class LocateEditor(Editor):
     ) -> list[TargetValue]:
         """Target values at the last edited layer."""
         variant = self.variant(requests)
+        if self.finds_outputs(model):
+            variant = replace(variant, layers=self.layers)
         return optimise_values(
             model,
             requests,
@@ -92,6 +95,10 @@ class LocateEditor(Editor):
             progress=progress,
             variant=variant,
         )
+
+    def finds_outputs(self, model: EditableModel) -> bool:
+        """Whether targets are what each edited map puts out: a norm follows the maps, and it is not to be ignored."""
+        return self.config.values.post_norm == "exact" and model.decoder.post_norm(self.layers[-1]) is not None
 
     def variant(self, requests: Sequence[EditRequest]) -> Variant:
         """What the method's target values do differently from MEMIT's."""
@@ -122,23 +129,28 @@ class LocateEditor(Editor):
         contexts: Sequence[str],
         layers: Sequence[int] | None = None,
     ) -> Written:
-        """The changes that bring the subjects' states to ``targets`` (m, d); the model's bytes are restored.
+        """The changes that bring the subjects to ``targets``; the model's bytes are restored.
 
         Args:
+            targets: states of the last layer (m, d), towards which every layer does its share, or outputs of the maps
+                of all layers (m, n, d), of which every layer reaches its own.
             layers: of this batch, ascending; by default all of the editor's.
 
         Raises:
             DependentKeysError: the method must hit every target, and some keys depend on others.
         """
         layers = self.layers if layers is None else tuple(layers)
-        wanted = targets.T.to(model.device)
+        wanted = targets.transpose(0, -1).to(model.device)
         changes: dict[int, LayerDelta] = {}
         keys: dict[int, Tensor] = {}
         walk = SubjectPass(model, requests, contexts)
         with model.patched(layers):
             for place, layer in enumerate(layers):
                 found = walk.keys(layer, self.key_average)
-                residual = self.residual(model, walk, wanted, layer, layers[-1], self.spread(len(layers) - place))
+                if wanted.ndim == 3:
+                    residual = wanted[:, place] - walk.states(layer)[1]
+                else:
+                    residual = self.residual(model, walk, wanted, layer, layers[-1], self.spread(len(layers) - place))
                 try:
                     changes[layer] = self.change(model, layer, found, residual, state)
                 except DependentColumnsError as error:

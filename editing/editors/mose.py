@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -117,12 +118,25 @@ class Mose(LocateEditor):
                 variant=self.variant(requests),
             )
 
+        def values_over(layers: tuple[int, ...]) -> list[TargetValue]:
+            if len(layers) == 1 or not self.finds_outputs(model):
+                return found[layers[-1]] if layers[-1] in found else values_at(layers[-1])
+            return optimise_values(
+                model,
+                requests,
+                layer=layers[-1],
+                contexts=contexts,
+                config=self.config.values,
+                space="mlp",
+                variant=replace(self.variant(requests), layers=layers),
+            )
+
+        found: dict[int, list[TargetValue]] = {}
         if self.config.selection == "predefined":
-            return self.layers, values_at(self.layers[-1])
+            return self.layers, values_over(self.layers)
         walk = SubjectPass(model, requests, contexts)
         sizes = {layer: walk.keys(layer, self.key_average).norm(dim=0).cpu() for layer in self.layers}
         strongest = sorted(self.layers, key=lambda layer: (-float(sizes[layer].mean()), layer))
-        found: dict[int, list[TargetValue]] = {}
         scores: dict[int, float] = {}
         for layer in sorted(strongest[: self.config.candidates]):
             found[layer] = values_at(layer)
@@ -133,7 +147,7 @@ class Mose(LocateEditor):
         best = min(scores, key=lambda layer: (scores[layer], layer))
         reach = 1 if self.config.selection == "neighbours" else 0
         layers = tuple(layer for layer in self.layers if abs(layer - best) <= reach)
-        return layers, found[layers[-1]] if layers[-1] in found else values_at(layers[-1])
+        return layers, values_over(layers)
 
     def change(
         self, model: EditableModel, layer: int, keys: Tensor, residual: Tensor, state: LifelongState
