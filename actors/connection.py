@@ -90,7 +90,7 @@ def unwrap(error: Exception) -> Exception:
     return error
 
 
-def check_born(error: BaseException) -> None:
+def raise_if_init_failed(error: BaseException) -> None:
     """Tell an actor that died from one that could not be made: another attempt at that would end the same way.
 
     Raises:

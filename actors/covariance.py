@@ -25,7 +25,7 @@ from torch import Tensor
 from errata.actors.connection import LOST, unwrap
 from errata.actors.crew import Crew, Member
 from errata.actors.placement import unreserved
-from errata.actors.reduction import MOST_PIECES, BlockTree, Piece, Pieces, cut, fetch_mending
+from errata.actors.reduction import MOST_PIECES, BlockTree, Piece, Pieces, cut, fetch_repairing
 from errata.actors.runtime import WorkerGroup, make_actor
 from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
 from errata.actors.workers.covariance import (
@@ -43,7 +43,7 @@ from errata.editing.errors import ErrataError
 
 logger = logging.getLogger(__name__)
 
-_MENDINGS = 3
+_REPAIRS = 3
 """Attempts to do again what was lost with a machine after it had been handed over."""
 _SAY_WAITING_SECONDS = 60.0
 """How often it is said that no worker is there yet."""
@@ -224,12 +224,12 @@ class CovarianceEstimator:
                         openings += info.openings
                     if took and progress is not None:
                         progress(_progress(run, time.perf_counter() - started))
-                found = fetch_mending(tree, lambda blocks: self._again(run, crew, blocks, stop), _MENDINGS)
+                totals = fetch_repairing(tree, lambda blocks: self._again(run, crew, blocks, stop), _REPAIRS)
             finally:
                 crew.close()
-            if found is None:
-                raise ErrataError(f"sums of finished blocks were lost with their machines {_MENDINGS + 1} times")
-            tensors = {layer: torch.from_numpy(value) for layer, value in found.items()}
+            if totals is None:
+                raise ErrataError(f"sums of finished blocks were lost with their machines {_REPAIRS + 1} times")
+            tensors = {layer: torch.from_numpy(value) for layer, value in totals.items()}
             covariance = KeyCovariance(tensors, run.tokens, job.source(self._spec.dtype))
             if job.tokens is not None and run.tokens < job.tokens:
                 logger.warning("the corpus ended at %d of %d tokens", run.tokens, job.tokens)
@@ -250,10 +250,10 @@ class CovarianceEstimator:
             self.start()
             try:
                 sequences = min(job.per_unit, job.most or job.per_unit)
-                found: KeyCheck = ray.get(self._workers.actors[0].check.remote(job, sequences, weights))
+                verdict: KeyCheck = ray.get(self._workers.actors[0].check.remote(job, sequences, weights))
             except ray.exceptions.RayTaskError as error:
                 raise unwrap(error) from error
-            return found
+            return verdict
 
     def _step(self, run: _Run, crew: Crew, stop: threading.Event | None) -> bool:
         """Keep the workers busy and take in what is ready; whether a block was."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 
-from errata.actors.connection import LOST, check_born, first_line, unwrap
+from errata.actors.connection import LOST, first_line, raise_if_init_failed, unwrap
 from errata.actors.runtime import WorkerGroup, kill
 
 logger = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ class Crew:
 
     def _gone(self, actor: Any, slot: int | None, error: BaseException) -> None:
         if slot is not None:
-            check_born(error)
+            raise_if_init_failed(error)
             self._group.replace(slot, actor, error)
             self._ask(self._group.actors[slot], slot)
             return

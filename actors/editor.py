@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from errata.actors.connection import LOST, check_born, unwrap
+from errata.actors.connection import LOST, raise_if_init_failed, unwrap
 from errata.actors.runtime import kill, make_actor
 from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
 from errata.actors.sharded.stored import stored
@@ -114,14 +114,14 @@ class EditorClient:
 
     def contexts(self) -> tuple[str, ...]:
         """The context prefixes in use; fixes them for every later revival."""
-        found: tuple[str, ...] = self._call("contexts")
-        self._contexts = ContextSpec(self._contexts.count, self._contexts.length, self._contexts.seed, found)
-        return found
+        contexts: tuple[str, ...] = self._call("contexts")
+        self._contexts = ContextSpec(self._contexts.count, self._contexts.length, self._contexts.seed, contexts)
+        return contexts
 
     def map_widths(self) -> dict[int, int]:
         """d_in of every edited map."""
-        found: dict[int, int] = self._call("map_widths")
-        return found
+        widths: dict[int, int] = self._call("map_widths")
+        return widths
 
     def restore(self) -> None:
         """Replay the whole history into a fresh actor."""
@@ -161,10 +161,10 @@ class EditorClient:
         self._limit = None
 
         def once() -> EditReceipt:
-            found: EditReceipt = self._get(
+            answered: EditReceipt = self._get(
                 self._actor.revert.remote(order, [ray.put(stored(item)) for item in items()])
             )
-            return found
+            return answered
 
         receipt: EditReceipt = self._guarded(once)
         self._last = receipt
@@ -172,8 +172,8 @@ class EditorClient:
 
     def snapshot(self) -> Snapshot:
         """The editor as it stands."""
-        found: Snapshot = self._call("snapshot")
-        return found
+        taken: Snapshot = self._call("snapshot")
+        return taken
 
     def weights(self) -> Any:
         """A reference to the edited maps by layer as they are now; pass it on without fetching it."""
@@ -188,8 +188,8 @@ class EditorClient:
 
     def norms(self) -> dict[int, float]:
         """Frobenius norms of the edited matrices."""
-        found: dict[int, float] = self._call("norms")
-        return found
+        norms: dict[int, float] = self._call("norms")
+        return norms
 
     def close(self) -> None:
         """End the actor."""
@@ -220,7 +220,7 @@ class EditorClient:
             try:
                 return action()
             except LOST as error:
-                check_born(error)
+                raise_if_init_failed(error)
                 self._revive(error)
             except ray.exceptions.RayTaskError as error:
                 raise unwrap(error) from error

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from errata.actors.connection import LOST, check_born, unwrap
+from errata.actors.connection import LOST, raise_if_init_failed, unwrap
 from errata.actors.runtime import WorkerGroup, make_actor
 from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
 from errata.actors.workers.evaluation import EvaluationSettings, EvaluationWorker, Hits
@@ -100,7 +100,7 @@ class EvaluationPool:
         self._workers.start()
         self._lock = threading.Lock()
         self._given_up = threading.Event()
-        self._turns = count()
+        self._next_slot = count()
         self._busy: set[int] = set()
 
     @property
@@ -128,26 +128,27 @@ class EvaluationPool:
         calls: list[Callable[[Any], Any]] = [partial(_ask, part, weights, reference) for part in parts]
         if text is not None:
             calls.insert(0, lambda actor: actor.perplexity.remote(text, weights))
-        found = self._spread(calls)
-        done: list[Evaluation] = found[-chunks:]
+        results = self._spread(calls)
+        done: list[Evaluation] = results[-chunks:]
         by_id = {record.request_id: record for evaluation in done for record in evaluation.records}
         ordered = tuple(by_id[request.id] for request in requests)
-        together = Evaluation(ordered, done[0].arms, sum(evaluation.seconds for evaluation in done))
-        return together, found[0] if text is not None else None
+        seconds = sum(evaluation.seconds for evaluation in done)
+        together = Evaluation(ordered, done[0].arms, seconds, sum(evaluation.skipped for evaluation in done))
+        return together, results[0] if text is not None else None
 
     def query_seconds(
         self, questions: Sequence[str], weights: Any, hits: Hits, search_seconds: float
     ) -> dict[Arm, float]:
         """Mean wall seconds of one question asked alone, by arm, on one worker."""
-        found: list[dict[Arm, float]] = self._spread(
+        seconds: list[dict[Arm, float]] = self._spread(
             [lambda actor: actor.query_seconds.remote(list(questions), weights, dict(hits), search_seconds)]
         )
-        return found[0]
+        return seconds[0]
 
     def perplexity(self, text: str, weights: Any) -> float:
         """Perplexity of a version on held-out text."""
-        found: list[float] = self._spread([lambda actor: actor.perplexity.remote(text, weights)])
-        return found[0]
+        values: list[float] = self._spread([lambda actor: actor.perplexity.remote(text, weights)])
+        return values[0]
 
     def perplexities(self, texts: Mapping[str, Sequence[str]], weights: Any) -> dict[str, float]:
         """Perplexity of a version on each of several texts, given as documents; the texts go over the workers."""
@@ -157,10 +158,10 @@ class EvaluationPool:
     def continuations(self, prompts: Sequence[str], weights: Any, max_new_tokens: int, chat: bool) -> list[str]:
         """What a version says after each prompt, on one worker."""
         given = list(prompts)
-        found: list[list[str]] = self._spread(
+        texts: list[list[str]] = self._spread(
             [lambda actor: actor.continuations.remote(given, weights, max_new_tokens, chat)]
         )
-        return found[0]
+        return texts[0]
 
     def answer(
         self,
@@ -176,18 +177,18 @@ class EvaluationPool:
         worker's part, not for the whole.
         """
         while not self._given_up.is_set():
-            slot = free_slot(next(self._turns), len(self.actors), self._busy)
+            slot = free_slot(next(self._next_slot), len(self.actors), self._busy)
             actor = self.actors[slot]
             try:
-                found: list[dict[Arm, ArmAnswer]] = ray.get(
+                answers: list[dict[Arm, ArmAnswer]] = ray.get(
                     actor.answer.remote(list(questions), weights, dict(hits), tuple(arms), max_new_tokens),
                     timeout=self._timeout,
                 )
-                return found
+                return answers
             except LOST as error:
                 if self._given_up.is_set():
                     break
-                check_born(error)
+                raise_if_init_failed(error)
                 self._workers.replace(slot, actor, error)
             except ray.exceptions.RayTaskError as error:
                 raise unwrap(error) from error
@@ -227,7 +228,7 @@ class EvaluationPool:
                     except LOST as error:
                         if self._given_up.is_set():
                             raise ErrataError("the evaluation was given up") from error
-                        check_born(error)
+                        raise_if_init_failed(error)
                         self._workers.replace(slot, actor, error)
                         logger.warning("an evaluation worker died; its records are done again by a new one")
                         waiting.append((place, calls[place]))

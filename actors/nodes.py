@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import ray
 
+from errata.actors.connection import connect, disconnect
 from errata.actors.placement import bundle_of
 from errata.actors.settings import RayConfig, processes
 
@@ -27,8 +28,6 @@ def node_facts(config: RayConfig) -> list[NodeFacts]:
     Raises:
         UserError: its address cannot be reached.
     """
-    from errata.actors.connection import connect, disconnect
-
     joined = connect(config)
     try:
         alive = [node for node in ray.nodes() if node["Alive"]]
@@ -46,7 +45,7 @@ def node_facts(config: RayConfig) -> list[NodeFacts]:
     ]
 
 
-def homeless(config: RayConfig, nodes: Sequence[NodeFacts], ranks: int = 1) -> list[str]:
+def unplaceable(config: RayConfig, nodes: Sequence[NodeFacts], ranks: int = 1) -> list[str]:
     """Actors that would find no place on empty nodes, roles with plain labels only; the order is that of the roles.
 
     First fit: with places of several sizes it may say so of what a cleverer order would place. With a model on several

@@ -90,7 +90,7 @@ class PreservationPool(EvaluationPool):
         shares = max(1, min(len(items), len(self.actors) * _SHARES_PER_WORKER))
         parts = [list(items[at::shares]) for at in range(shares)]
         reference = ray.put(dict(weights))
-        found = self._spread([partial(_ask, suite, part, version, reference) for part in parts])
-        together = merged(found)
+        outcomes = self._spread([partial(_ask, suite, part, version, reference) for part in parts])
+        together = merged(outcomes)
         place = {item: at for at, item in enumerate(item for part in parts for item in part)}
         return {metric: [values[place[item]] for item in items] for metric, values in together.items()}

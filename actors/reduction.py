@@ -154,7 +154,7 @@ class BlockTree:
                 gone.append(node)
         return sorted(gone, key=lambda node: node.first)
 
-    def mend(self, node: Subtree, blocks: Sequence[Pieces]) -> None:
+    def repair(self, node: Subtree, blocks: Sequence[Pieces]) -> None:
         """Put a lost subtree together again from its blocks, done anew, in their order."""
         if len(blocks) != node.count:
             raise ValueError(f"subtree of {node.count} blocks: got {len(blocks)}")
@@ -164,7 +164,7 @@ class BlockTree:
         self._nodes[node.count] = again._nodes[node.count]
 
 
-def fetch_mending(tree: BlockTree, redo: Callable[[Sequence[int]], Sequence[Pieces]], attempts: int) -> Sums | None:
+def fetch_repairing(tree: BlockTree, redo: Callable[[Sequence[int]], Sequence[Pieces]], attempts: int) -> Sums | None:
     """The sum of all blocks; those whose sums went with a machine are done again by ``redo``, in the order given.
 
     Returns:
@@ -176,5 +176,5 @@ def fetch_mending(tree: BlockTree, redo: Callable[[Sequence[int]], Sequence[Piec
             return sums
         for node in tree.lost():
             logger.warning("blocks %d to %d are done again", node.first, node.first + node.count - 1)
-            tree.mend(node, redo(list(node.blocks)))
+            tree.repair(node, redo(list(node.blocks)))
     return tree.fetch()

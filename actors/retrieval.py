@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from errata.actors.connection import LOST, check_born, unwrap
+from errata.actors.connection import LOST, raise_if_init_failed, unwrap
 from errata.actors.runtime import kill, make_actor
 from errata.actors.settings import RayConfig
 from errata.actors.workers.retrieval import RetrievalWorker
@@ -86,8 +86,8 @@ class MemoryClient:
 
     def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
         """The k nearest active statements of each question, best first."""
-        found: list[list[Hit]] = self._guarded(lambda: self._actor.search.remote(list(questions), k))
-        return found
+        hits: list[list[Hit]] = self._guarded(lambda: self._actor.search.remote(list(questions), k))
+        return hits
 
     def search_seconds(self, questions: Sequence[str], k: int) -> float:
         """Mean wall seconds of embedding and searching one question alone."""
@@ -107,7 +107,7 @@ class MemoryClient:
             try:
                 return ray.get(call(), timeout=self._config.call_timeout_seconds)
             except LOST as error:
-                check_born(error)
+                raise_if_init_failed(error)
                 self._revive(actor, error)
             except ray.exceptions.RayTaskError as error:
                 raise unwrap(error) from error
@@ -115,7 +115,7 @@ class MemoryClient:
     def _revive(self, dead: Any, error: Exception) -> None:
         with self._reviving:
             if self._actor is not dead:
-                return  # somebody else met the same death and has mended it
+                return  # somebody else met the same death and has replaced it
             self._revivals += 1
             if self._revivals > self._config.max_revivals:
                 raise ErrataError(

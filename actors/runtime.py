@@ -42,7 +42,7 @@ def kill(actor: Any) -> None:
 class WorkerGroup:
     """Interchangeable actors by slot. Who finds one dead says so, and a new one takes its slot.
 
-    Several users may share a group: of two that report the same death the second finds it mended. Thread-safe.
+    Several users may share a group: of two that report the same death the second finds it replaced. Thread-safe.
     """
 
     def __init__(

@@ -1,19 +1,21 @@
 """Key covariances: tokens per CPU second of the text pass and of self-generation, and how both grow with workers.
 
     python -m benchmarks.covariance [--text wiki.test.raw]     # SmolLM2, five layers, one thread
+    python -m benchmarks.covariance --only-sampling --model DIR # self-generation of another model
     python -m benchmarks.covariance --workers 1 2              # and wall-clock rates of an estimate on a local Ray
 
 Text: one packed pass that ends at the last edited layer, against one pass per layer, each up to its layer, documents
 one by one without padding, as published code makes it. The floor is the dense products of the layers that are run and
 the symmetric half of the rank-k updates, at the core's measured rate. Self-generation: the same units with keys of five
-layers and with none.
+layers and with none, with each way of sampling, beside the dense products of the same steps alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring import context, gemm_rate, one_thread, store, timed
-from benchmarks.records import LAYERS, MODEL, ROOT, smollm2
+from benchmarks.records import LAYERS, MODEL, ROOT
+from errata.editing.checkpoint.load import load_model
 from errata.editing.estimation.corpus import CorpusConfig, CorpusReader, CorpusReading, cut, run_corpus_unit
+from errata.editing.estimation.sampler import default_sampler
 from errata.editing.estimation.selfgen import SelfGenerationConfig, run_unit, unit_of
 from errata.editing.model.adapter import EditableModel
 
@@ -117,6 +121,54 @@ def self_generation(
     }
 
 
+def products_of_a_step(model: EditableModel, rows: int) -> Callable[[], None]:
+    """The dense products of decoding one token in each of ``rows`` rows and nothing else: every matrix of the model."""
+    matrices = [p for layer in model.decoder.layers for p in layer.parameters() if p.ndim == 2]
+    matrices = [p.T if model.decoder.transposed else p for p in matrices]
+    matrices.append(model.hf.get_output_embeddings().weight)
+    inputs = {p.shape[1]: torch.randn(rows, p.shape[1], dtype=p.dtype) for p in matrices}
+
+    def step() -> None:
+        for matrix in matrices:
+            torch.nn.functional.linear(inputs[matrix.shape[1]], matrix)
+
+    return step
+
+
+@torch.no_grad()
+def sampling_cost(model: EditableModel, config: SelfGenerationConfig, *, repeats: int) -> dict[str, Any]:
+    """CPU milliseconds per sampled token of generation without keys, by sampler, and of the products alone, in turns.
+
+    No sequence ends before its limit, so that every step has all rows and takes the same products.
+    """
+    unit = unit_of(0, seed=0, sequences=config.slots)
+    steps = config.max_new_tokens + config.seed_tokens + len(model.text.bos)
+    step = products_of_a_step(model, config.slots)
+    spent: dict[str, list[float]] = {"products": [], "inversion": [], "blocks": []}
+    tokens = config.slots * config.max_new_tokens
+    ends, model.text.eos_ids = model.text.eos_ids, frozenset()
+    try:
+        for _ in range(repeats):
+            spent["products"].append(timed(lambda: [step() for _ in range(steps)])[0])
+            for sampler in ("inversion", "blocks"):
+                chosen = config.model_copy(update={"sampler": sampler, "sequences_per_unit": config.slots})
+                seconds, unit_result = timed(functools.partial(run_unit, model, unit, (), chosen))
+                if unit_result.tokens != tokens:
+                    raise AssertionError(f"{unit_result.tokens} tokens were sampled, want {tokens}")
+                spent[sampler].append(seconds)
+    finally:
+        model.text.eos_ids = ends
+    least = {name: min(times) for name, times in spent.items()}
+    return {
+        "vocabulary": int(model.hf.config.vocab_size),
+        "slots": config.slots,
+        "tokens": tokens,
+        "default": default_sampler(int(model.hf.config.vocab_size)),
+        "ms_per_token": {name: 1000 * seconds / tokens for name, seconds in least.items()},
+        "times_the_products": {name: least[name] / least["products"] for name in ("inversion", "blocks")},
+    }
+
+
 def scaling(model_name: str, layers: tuple[int, ...], counts: Sequence[int], *, sequences: int) -> dict[str, Any]:
     """Wall-clock tokens/s of one self-generated estimate by number of workers, models loaded beforehand."""
     import ray
@@ -164,10 +216,19 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=128, help="length of a generated sequence")
     parser.add_argument("--workers", type=int, nargs="*", default=[], help="also the rates with so many workers")
     parser.add_argument("--sequences", type=int, default=128, help="of the estimate with so many workers")
+    parser.add_argument("--model", default=MODEL, help="a directory or a name; layers are those of SmolLM2")
+    parser.add_argument("--only-sampling", action="store_true", help="the cost of sampling alone")
+    parser.add_argument("--slots", type=int, default=16, help="sequences decoded side by side for the cost of sampling")
     parser.add_argument("--json", type=Path, help="where to write; by default benchmarks/results/")
     options = parser.parse_args()
     one_thread()
-    model = smollm2()
+    model = load_model(options.model)
+    short = SelfGenerationConfig(max_new_tokens=min(options.new_tokens, 32), slots=options.slots)
+    sampling = sampling_cost(model, short, repeats=options.repeats)
+    print(sampling, flush=True)
+    if options.only_sampling:
+        print(store("sampling", {"context": context(model=options.model), "sampling": sampling}, options.json))
+        return
     path = options.text or str(ROOT.parent / "shared" / "data" / "wikitext" / "wiki.test.raw")
     documents = CorpusReader(CorpusConfig(path=path, split="line")).take(0, 10 * options.documents)
     documents = [text for text in documents if len(text) > 200][: options.documents]
@@ -175,6 +236,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "context": context(model=model.name, gemm_Gflops=rate / 1e9),
         "layers": list(LAYERS),
+        "sampling": sampling,
         "text": text_pass(model, documents, LAYERS, plain=12, repeats=options.repeats, rate=rate),
         "self_generation": self_generation(
             model, LAYERS, SelfGenerationConfig(max_new_tokens=options.new_tokens), repeats=options.repeats
@@ -183,7 +245,7 @@ def main() -> None:
     print(result, flush=True)
     if options.workers:
         del model
-        result["scaling"] = scaling(MODEL, LAYERS, options.workers, sequences=options.sequences)
+        result["scaling"] = scaling(options.model, LAYERS, options.workers, sequences=options.sequences)
         print(result["scaling"])
     print(store("covariance", result, options.json))
 

@@ -25,10 +25,9 @@ from benchmarks.measuring import context, one_thread, store
 from errata.editing.checkpoint.load import load_model
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest
-from errata.orchestrator.history.log import JOURNAL
 from errata.orchestrator.history.rebuild import base_directory, base_maps, edited_layers, weights_at
 from errata.orchestrator.history.receipts import load_covariance, load_receipt, open_store
-from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal import JOURNAL_FILE, Journal
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -135,16 +134,16 @@ def states_at(model: EditableModel, requests: Sequence[EditRequest], layer: int,
 
     block = model.decoder.layers[layer]
     handle = (model.decoder.edited_map(layer) if of_map else block).register_forward_hook(hook)
-    found = []
+    states = []
     try:
         for request in requests:
             tokens, subject = model.text.encode_with_subject("", request.prompt, request.subject)
             with torch.no_grad():
                 model.hf(input_ids=torch.tensor([tokens]), use_cache=False, logits_to_keep=1)
-            found.append(caught.pop().reshape(len(tokens), -1)[subject].double().numpy())
+            states.append(caught.pop().reshape(len(tokens), -1)[subject].double().numpy())
     finally:
         handle.remove()
-    return np.stack(found, axis=1)
+    return np.stack(states, axis=1)
 
 
 def check(run: Path, batches: int | None = None) -> dict[str, Any]:
@@ -153,7 +152,7 @@ def check(run: Path, batches: int | None = None) -> dict[str, Any]:
     Raises:
         KeyError: the run's editor has no formula here.
     """
-    journal = Journal.open(run / JOURNAL, read_only=True)
+    journal = Journal.open(run / JOURNAL_FILE, read_only=True)
     try:
         return _check(journal, open_store(run), batches)
     finally:
@@ -224,15 +223,15 @@ def main() -> None:
     one_thread()
     result: dict[str, Any] = {"context": context(), "runs": {}}
     for run in options.runs:
-        if not (run / JOURNAL).is_file():
+        if not (run / JOURNAL_FILE).is_file():
             continue
         try:
-            found = check(run, options.batches)
+            errors = check(run, options.batches)
         except KeyError as error:
             print(f"{run.name}: no formula for {error}", flush=True)
             continue
-        result["runs"][run.name] = found
-        print(run.name, found, flush=True)
+        result["runs"][run.name] = errors
+        print(run.name, errors, flush=True)
     print(store("formula_check", result, options.json))
 
 

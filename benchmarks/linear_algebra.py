@@ -124,16 +124,16 @@ def errors(width: int, past: int, size: int, seed: int = 0) -> dict[str, float]:
         "memit": dense_memit(COV_WEIGHT * C + gram, keys),
         "alphaedit": dense_alphaedit(projector, gram, keys),
     }
-    found = {}
+    by_name = {}
     for name, base in bases.items():
         system = GrowingSystem.start(base, torch.zeros(width, 0, dtype=torch.float64), width)
         for at in range(0, past, 100):  # as a lifetime does: grown, not made at once
             system = system.append(held[:, at : at + 100])
         got = update_factor(system, keys)
-        found[name] = float((got - want[name]).norm() / want[name].norm())
+        by_name[name] = float((got - want[name]).norm() / want[name].norm())
     published = dense_alphaedit(projector.float(), gram.float(), keys).double()
-    found["published alphaedit, float32"] = float((published - want["alphaedit"]).norm() / want["alphaedit"].norm())
-    return found
+    by_name["published alphaedit, float32"] = float((published - want["alphaedit"]).norm() / want["alphaedit"].norm())
+    return by_name
 
 
 def _memit(width: int, past: int, batches: tuple[int, ...], generator: torch.Generator, repeats: int) -> dict[str, Any]:

@@ -54,16 +54,16 @@ ABOUT = (
 
 def others(count: int, first_id: int) -> list[MemoryEntry]:
     """Statements about people who do not exist, no two about one fact."""
-    found = []
+    statements = []
     for number in range(count):
         rest, template = divmod(number, len(ABOUT))
         rest, first = divmod(rest, len(FIRST))
         turn, last = divmod(rest, len(LAST))
         name = f"{FIRST[first]} {LAST[last]}" + (f" {turn + 1}" if turn else "")
         statement = ABOUT[template].format(name)
-        found.append(MemoryEntry(id=first_id + number, request_id="", subject=name, fact_key=statement,
+        statements.append(MemoryEntry(id=first_id + number, request_id="", subject=name, fact_key=statement,
                                  statement=statement))  # fmt: skip
-    return found
+    return statements
 
 
 def vectors_of(entries: Sequence[MemoryEntry], embedder: Embedder, seed: int = 0) -> Vectors:
@@ -90,8 +90,8 @@ def seconds_alone(
     stages: dict[str, list[float]] = {"embed": [], "search": [], "choose": [], "answer": []}
     for turn, question in enumerate([questions[0], *questions]):
         embed, vectors = timed(partial(memory.embedder.embed, [question]))
-        search, found = timed(partial(_searches, memory, vectors, k))
-        choose, choices = timed(partial(reasoner.choose, [question], found))
+        search, hits = timed(partial(_searches, memory, vectors, k))
+        choose, choices = timed(partial(reasoner.choose, [question], hits))
         prompt = reasoner.prompt_ids(question, choices[0])
         answer, _ = timed(partial(reasoner.engine.generate, [prompt], max_new_tokens=MOST_TOKENS))
         if turn:
@@ -112,8 +112,8 @@ def quality(reasoner: SelectiveReasoner, memory: FactMemory, requests: Sequence[
     """How often the right statement is chosen and the new target said, and what the questions hold in tokens."""
     probes = [(number, probe) for number, request in enumerate(requests) for probe in probes_of(request)]
     questions = [probe.prompt for _, probe in probes]
-    found = retrieve(memory, questions, k)
-    choices = reasoner.choose(questions, found.hits)
+    hits = retrieve(memory, questions, k)
+    choices = reasoner.choose(questions, hits.hits)
     prompts = [reasoner.prompt_ids(q, c) for q, c in zip(questions, choices, strict=True)]
     answers = reasoner.engine.generate(prompts, max_new_tokens=MOST_TOKENS)
     judge = ContainsJudge()

@@ -19,8 +19,8 @@ CONTEXTS, CONTEXT_LENGTH = 5, 10
 def counterfact(path: str | None, limit: int) -> list[EditRequest]:
     """The first records of CounterFact; ``path`` or ``ERRATA_SHARED_DATA`` says where it is."""
     given = os.environ.get("ERRATA_SHARED_DATA", str(ROOT.parent / "shared" / "data"))
-    found = open_dataset(Path(path) if path else Path(given) / "counterfact" / "counterfact.json", limit=limit)
-    return [record.request for record in found if isinstance(record, ValidRecord)]
+    records = open_dataset(Path(path) if path else Path(given) / "counterfact" / "counterfact.json", limit=limit)
+    return [record.request for record in records if isinstance(record, ValidRecord)]
 
 
 def smollm2() -> EditableModel:

@@ -88,16 +88,16 @@ def answers(
             text.encode_prompt(request.neighborhood[0].prompt),
         ]
     said = [answer.text for answer in engine.generate(rows, max_new_tokens=LONGEST)]
-    found: Scores = {form: [] for form in FORMS}
+    scores: Scores = {form: [] for form in FORMS}
     others: dict[str, str] = {}
     for place, request in enumerate(requests):
         own = said[4 * place : 4 * place + 4]
         for form, answer in zip(FORMS[:3], own, strict=False):
-            found[form].append(float(contains(answer, [request.target_new])))
+            scores[form].append(float(contains(answer, [request.target_new])))
         prompt = request.neighborhood[0].prompt
         others[prompt] = own[3]
-        found["locality"].append(float(unedited is None or unedited[prompt] == own[3]))
-    return found, others
+        scores["locality"].append(float(unedited is None or unedited[prompt] == own[3]))
+    return scores, others
 
 
 def write(
@@ -131,7 +131,7 @@ def alone(
 ) -> dict[str, Scores]:
     """Every update in the unedited model, by method."""
     engine = LanguageEngine(model)
-    found: dict[str, Scores] = {name: {form: [] for form in FORMS} for name in methods}
+    by_method: dict[str, Scores] = {name: {form: [] for form in FORMS} for name in methods}
     for requests in updates:
         values: dict[str, Tensor] = {}
         for name, editor in methods.items():
@@ -141,8 +141,8 @@ def alone(
             with model.patched(editor.layers):
                 write(model, editor, requests, values[source], states[name], contexts)
                 for form, scores in answers(engine, requests, unedited)[0].items():
-                    found[name][form] += scores
-    return found
+                    by_method[name][form] += scores
+    return by_method
 
 
 def in_sequence(
@@ -155,14 +155,14 @@ def in_sequence(
 ) -> dict[int, dict[str, float]]:
     """Mean scores of all facts so far, after each of the lengths that the updates reach."""
     engine = LanguageEngine(model)
-    found: dict[int, dict[str, float]] = {}
+    shares: dict[int, dict[str, float]] = {}
     with model.patched(editor.layers):
         for count, requests in enumerate(updates, start=1):
             write(model, editor, requests, targets_of(model, editor, requests, contexts), state, contexts)
             if count in SEQUENCES:
                 facts = [request for update in updates[:count] for request in update]
-                found[count] = means(answers(engine, facts, unedited)[0])
-    return found
+                shares[count] = means(answers(engine, facts, unedited)[0])
+    return shares
 
 
 def means(scores: Scores) -> dict[str, float]:
@@ -210,8 +210,8 @@ def main() -> None:
         "unedited": means(base),
     }
     print("unedited", result["unedited"], flush=True)
-    seconds, found = timed(lambda: alone(model, methods, updates, states, contexts, unedited))
-    result["alone"] = {name: means(scores) for name, scores in found.items()}
+    seconds, by_method = timed(lambda: alone(model, methods, updates, states, contexts, unedited))
+    result["alone"] = {name: means(scores) for name, scores in by_method.items()}
     result["alone_seconds"] = seconds
     for name, row in result["alone"].items():
         print(f"alone {name}: {row}", flush=True)

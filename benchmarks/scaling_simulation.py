@@ -147,7 +147,7 @@ def measure(width: int, layers: int, repeats: int) -> dict[str, float]:
     sums = {layer: array for (layer, _), array in whole.items()}
     size = float(sum(array.nbytes for array in sums.values()))
     half = float(sum(rows.nbytes for piece in cut(sums) for rows in piece.values()))
-    found: dict[str, list[float]] = {name: [] for name in ("put", "add_whole", "flush", "add_one", "add_two")}
+    timings: dict[str, list[float]] = {name: [] for name in ("put", "add_whole", "flush", "add_one", "add_two")}
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         add = ray.remote(num_cpus=1)(add_pieces)
@@ -168,20 +168,20 @@ def measure(width: int, layers: int, repeats: int) -> dict[str, float]:
         first, one = put(), flush()
         adding((one[0], one[0]), (one[1], one[1]))  # starts two workers
         for _ in range(repeats):
-            found["put"].append(_seconds(put))
-            found["add_whole"].append(adding((first, first)))
-            found["flush"].append(_seconds(flush))
-            found["add_one"].append(adding((one[0], one[0])))
-            found["add_two"].append(adding((one[0], one[0]), (one[1], one[1])))
+            timings["put"].append(_seconds(put))
+            timings["add_whole"].append(adding((first, first)))
+            timings["flush"].append(_seconds(flush))
+            timings["add_one"].append(adding((one[0], one[0])))
+            timings["add_two"].append(adding((one[0], one[0]), (one[1], one[1])))
     finally:
         ray.shutdown()
-    best = {name: min(values) for name, values in found.items()}
+    best = {name: min(values) for name, values in timings.items()}
     return {
         "sum_bytes": size, "cut_bytes": half,
         "flush_Bps": half / best["flush"], "add_Bps": half / 2 / best["add_two"],
         "add_alone_Bps": half / 2 / best["add_one"],
         "whole_flush_Bps": size / best["put"], "whole_add_Bps": size / best["add_whole"],
-        **{f"{name}_median_s": median(values) for name, values in found.items()},
+        **{f"{name}_median_s": median(values) for name, values in timings.items()},
     }  # fmt: skip
 
 

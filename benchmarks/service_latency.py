@@ -54,14 +54,14 @@ def timed(call: Callable[[], httpx.Response], expected: int) -> float:
 def figures(name: str, seconds: list[float]) -> dict[str, Any]:
     """p50, p99 and the worst, in milliseconds; printed as well."""
     ordered = sorted(1000 * value for value in seconds)
-    found = {
+    numbers = {
         "calls": len(ordered),
         "p50_ms": round(statistics.median(ordered), 2),
         "p99_ms": round(ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))], 2),
         "worst_ms": round(ordered[-1], 2),
     }
-    print(f"{name:<44} {found['calls']:>5} calls  p50 {found['p50_ms']:>9.2f} ms  p99 {found['p99_ms']:>9.2f} ms")
-    return found
+    print(f"{name:<44} {numbers['calls']:>5} calls  p50 {numbers['p50_ms']:>9.2f} ms  p99 {numbers['p99_ms']:>9.2f} ms")
+    return numbers
 
 
 def accept(client: httpx.Client, name: str) -> float:
@@ -82,15 +82,15 @@ def waiting(client: httpx.Client) -> int:
 
 def fsync_seconds(place: Path) -> float:
     """What the disk takes for a page, in the median: the least an acceptance can take."""
-    found = []
+    seconds = []
     with (place / "probe").open("wb") as file:
         for _ in range(20):
             file.write(b"x" * 4096)
             file.flush()
             started = time.perf_counter()
             os.fsync(file.fileno())
-            found.append(time.perf_counter() - started)
-    return statistics.median(found)
+            seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
 
 
 def evaluate(client: httpx.Client) -> float | None:
@@ -110,11 +110,11 @@ def evaluate(client: httpx.Client) -> float | None:
 
 def measure(url: str, edits: int, calls: int, place: Path) -> dict[str, Any]:
     """All figures."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     with httpx.Client(base_url=url, timeout=300) as client:
         client.post("/v1/pause")
         names = [f"a{n}" for n in range(calls)]
-        found["accept_one_client"] = figures("accept, one client", [accept(client, name) for name in names])
+        results["accept_one_client"] = figures("accept, one client", [accept(client, name) for name in names])
 
         def many(worker: int) -> list[float]:
             with httpx.Client(base_url=url, timeout=300) as own:
@@ -123,18 +123,18 @@ def measure(url: str, edits: int, calls: int, place: Path) -> dict[str, Any]:
         started = time.perf_counter()
         with ThreadPoolExecutor(8) as pool:
             times = [value for part in pool.map(many, range(8)) for value in part]
-        found["accept_eight_clients"] = figures("accept, eight clients", times)
-        found["accepts_per_second"] = round(len(times) / (time.perf_counter() - started), 1)
-        print(f"{'':<44} {found['accepts_per_second']:>5} accepts/s by eight clients")
-        found["fsync_ms"] = round(1000 * fsync_seconds(place), 2)
-        print(f"{'an fsync of this disk by itself':<44} {'':>11} p50 {found['fsync_ms']:>9.2f} ms")
+        results["accept_eight_clients"] = figures("accept, eight clients", times)
+        results["accepts_per_second"] = round(len(times) / (time.perf_counter() - started), 1)
+        print(f"{'':<44} {results['accepts_per_second']:>5} accepts/s by eight clients")
+        results["fsync_ms"] = round(1000 * fsync_seconds(place), 2)
+        print(f"{'an fsync of this disk by itself':<44} {'':>11} p50 {results['fsync_ms']:>9.2f} ms")
         withdrawn = [*names, *(f"b{worker}-{n}" for worker in range(8) for n in range(calls // 4))]
         gone = [timed(lambda name=name: client.delete(f"/v1/edits/{name}"), 200) for name in withdrawn]  # type: ignore[misc]
-        found["withdraw"] = figures("take back an edit that waits", gone)
+        results["withdraw"] = figures("take back an edit that waits", gone)
         every = ["base", "edited", "memory", "edited_memory"]
         ask(client, every)
-        found["ask_edited_idle"] = figures("question to 'edited', idle", [ask(client, ["edited"]) for _ in range(10)])
-        found["ask_all_idle"] = figures("question to four arms, idle", [ask(client, every) for _ in range(10)])
+        results["ask_edited_idle"] = figures("question to 'edited', idle", [ask(client, ["edited"]) for _ in range(10)])
+        results["ask_all_idle"] = figures("question to four arms, idle", [ask(client, every) for _ in range(10)])
         timed(lambda: client.post("/v1/edits", json=[edit(f"s{n}") for n in range(edits)]), 202)
         accepted: list[float] = []
         done = threading.Event()
@@ -151,7 +151,7 @@ def measure(url: str, edits: int, calls: int, place: Path) -> dict[str, Any]:
             time.sleep(0.2)
         half = time.perf_counter() - started
         rate = 60 * (edits - waiting(client)) / half
-        found["edits_per_minute"] = round(rate, 1)
+        results["edits_per_minute"] = round(rate, 1)
         print(f"{'edits a minute, nothing else asked':<44} {rate:>11.1f}")
         thread.start()
         evaluated: list[tuple[float | None, int]] = []
@@ -171,12 +171,12 @@ def measure(url: str, edits: int, calls: int, place: Path) -> dict[str, Any]:
         thread.join()
         evaluating.join()
         ((seconds, left),) = evaluated
-        found["evaluation_of_4_facts_s"], found["edits_waiting_when_it_ended"] = seconds, left
+        results["evaluation_of_4_facts_s"], results["edits_waiting_when_it_ended"] = seconds, left
         print(f"{'evaluation of 4 facts, batches under way':<44} {seconds or 0:>11.1f} s, {left} edits still waiting")
-        found["ask_edited_during"] = figures("question to 'edited', batches under way", one)
-        found["ask_all_during"] = figures("question to four arms, batches under way", four)
-        found["accept_during"] = figures("accept, batches under way", accepted)
-    return found
+        results["ask_edited_during"] = figures("question to 'edited', batches under way", one)
+        results["ask_all_during"] = figures("question to four arms, batches under way", four)
+        results["accept_during"] = figures("accept, batches under way", accepted)
+    return results
 
 
 def main() -> None:
@@ -215,8 +215,8 @@ def main() -> None:
             ready = time.perf_counter() - started
             print(f"{'ready after':<44} {ready:>11.1f} s", flush=True)
             before = context()
-            found = measure(url, given.edits, given.calls, Path(place))
-            result = {"context": before, "settings": [*_SETTINGS, *given.set], "ready_s": ready, **found}
+            results = measure(url, given.edits, given.calls, Path(place))
+            result = {"context": before, "settings": [*_SETTINGS, *given.set], "ready_s": ready, **results}
             print(store("service_latency", result, given.output))
         finally:
             if process.poll() is None:

@@ -50,7 +50,7 @@ def ways(model: EditableModel, problem: Problem, repeats: int) -> dict[str, floa
     problem.losses(torch.zeros_like(delta))  # what the divergence is measured from
     for name, span, packed in WAYS:
         model.packed = PackedWeights()
-        found = problem.prepare(pack=packed)
+        prepared = problem.prepare(pack=packed)
         if not span:
             problem.span = None
 
@@ -61,7 +61,7 @@ def ways(model: EditableModel, problem: Problem, repeats: int) -> dict[str, floa
             assert at.grad is not None
             return losses.detach(), at.grad
 
-        with multiplying(found):
+        with multiplying(prepared):
             got = step()
             wanted = got if wanted is None else wanted
             apart = max(float((a - b).norm() / b.norm()) for a, b in zip(got, wanted, strict=True))
@@ -102,7 +102,7 @@ def of_shape(rows: int, outputs: int, inputs: int, copies: int, repeats: int) ->
         "plain": best(lambda: [functional.linear(x, w) for w in weights], repeats) / copies,
         "packed": best(lambda: [p.forward(x) for p in ready], repeats) / copies,
         "back": best(lambda: [g @ w for w in weights], repeats) / copies,
-        "packed_back": best(lambda: [p.back(g) for p in ready], repeats) / copies,
+        "packed_back": best(lambda: [p.backward(g) for p in ready], repeats) / copies,
         "pack": best(pack, repeats) / copies,
     }
 

@@ -68,10 +68,10 @@ def edited(
     with model.patched(layers):
         for number, at in enumerate(range(0, len(requests), batch), start=1):
             session.apply(EditBatch(sequence=number, requests=tuple(requests[at : at + batch])))
-        found = mean_scores(edit_scores(LanguageEngine(model), model.text, requests))
+        scores = mean_scores(edit_scores(LanguageEngine(model), model.text, requests))
     count = len(requests)
     row = {f"batch_{batch}_s_per_edit": editor.seconds / count, f"batch_{batch}_steps": editor.steps / count}
-    return row | {name: float(found[name]) for name in SCORES}
+    return row | {name: float(scores[name]) for name in SCORES}
 
 
 def main() -> None:

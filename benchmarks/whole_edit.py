@@ -60,7 +60,7 @@ def split(
     spent["keys"], walk = clock(lambda: SubjectPass(model, requests, contexts))
     with model.patched(editor.layers):
         for place, layer in enumerate(editor.layers):
-            seconds, found = clock(lambda: walk.keys(layer, editor.key_average))  # noqa: B023
+            seconds, columns = clock(lambda: walk.keys(layer, editor.key_average))  # noqa: B023
             spent["keys"] += seconds
             spread = editor.spread(len(editor.layers) - place)
             seconds, residual = clock(
@@ -69,11 +69,11 @@ def split(
             spent["residuals"] += seconds
 
             def solve() -> None:
-                changes[layer] = editor.change(model, layer, found, residual, state)  # noqa: B023
+                changes[layer] = editor.change(model, layer, columns, residual, state)  # noqa: B023
                 model.set_weight(layer, apply_delta(model.weight(layer), changes[layer]))  # noqa: B023
 
             spent["solve"] += clock(solve)[0]
-            keys[layer] = found
+            keys[layer] = columns
     whole, _ = editor.write(model, requests, targets, state, contexts)
     for layer, change in changes.items():
         mine, its = change.right, whole[layer].right

@@ -51,9 +51,9 @@ class SampleRecord:
     @classmethod
     def from_bytes(cls, data: bytes) -> SampleRecord:
         """The record that ``to_bytes`` wrote; raises ValueError or KeyError for anything else."""
-        found = json.loads(data)
-        documents = tuple((float(nll), int(count)) for nll, count in found["documents"])
-        return cls(documents, tuple(tuple(str(word) for word in words) for words in found["openings"]))
+        fields = json.loads(data)
+        documents = tuple((float(nll), int(count)) for nll, count in fields["documents"])
+        return cls(documents, tuple(tuple(str(word) for word in words) for words in fields["openings"]))
 
 
 @dataclass(frozen=True)

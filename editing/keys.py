@@ -83,14 +83,14 @@ class SubjectPass:
     def keys(self, layer: int, average: KeyAverage = "half") -> Tensor:
         """Keys (I, m) of the edited map at ``layer``, float32, averaged over the contexts."""
         self.advance(layer)
-        found = []
+        columns = []
         for part in self._parts:
             with self.model.map_inputs([layer]) as inputs:
                 self.model.decoder.layer(layer, part.hidden, part.positional)
             rows = torch.arange(part.rows.ids.shape[0], device=part.hidden.device)
             keys = inputs[layer][rows, part.rows.lengths - 1].float()
-            found.append(keys.reshape(-1, self.contexts, keys.shape[1]))
-        keys = torch.cat(found)
+            columns.append(keys.reshape(-1, self.contexts, keys.shape[1]))
+        keys = torch.cat(columns)
         if average == "mean" or self.contexts == 1:
             return keys.mean(dim=1).T.contiguous()
         return (0.5 * keys[:, 0] + 0.5 * keys[:, 1:].mean(dim=1)).T.contiguous()

@@ -23,8 +23,8 @@ def read_losses(logits: Tensor, tokens: Tensor, held_to: Tensor | None) -> tuple
     Returns:
         (-log p(token) (P,), KL(p || held_to) (K,), whether another token is likelier (P,) bool).
     """
-    found: tuple[Tensor, Tensor, Tensor] = _Losses.apply(logits, tokens, held_to)
-    return found
+    results: tuple[Tensor, Tensor, Tensor] = _Losses.apply(logits, tokens, held_to)
+    return results
 
 
 class _Losses(torch.autograd.Function):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
+from errata.editing.closed import Closed
 from errata.editing.digest import digest_json
+from errata.editing.errors import UserError
+from errata.editing.scripts import joined, sentence
+from errata.editing.texts import SLOT, clean, clean_all, fact_identity, fill, fill_probe, former_identity
+from errata.editing.texts import split_slot as _split_slot
+from errata.editing.texts import template_of as _template_of
 
-SLOT = "{}"
-
-
-class Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=False)
+__all__ = ["SLOT", "EditBatch", "EditRequest", "NeighborhoodProbe", "PortabilityProbe", "Provenance"]
 
 
 class Provenance(Closed):
@@ -42,10 +44,10 @@ class PortabilityProbe(Closed):
 
 
 class EditRequest(Closed):
-    """One factual update: after it, the model continues ``prompt.format(subject)`` with ``target_new``.
+    """One factual update: after it, the model continues the prompt, the subject in its slot, with ``target_new``.
 
     ``prompt`` holds the slot ``{}`` exactly once. A prompt that spells the subject out is accepted and turned
-    into a template; one in which the subject does not occur is refused.
+    into a template; one in which the subject does not stand as whole words is refused.
     """
 
     id: str = ""
@@ -62,6 +64,9 @@ class EditRequest(Closed):
     portability: tuple[PortabilityProbe, ...] = ()
     provenance: Provenance | None = None
 
+    _fact_key: str | None = PrivateAttr(None)
+    """The name that a journal gave the fact, where it is not the one of this release."""
+
     @field_validator("subject", "target_new")
     @classmethod
     def _not_blank(cls, value: str) -> str:
@@ -75,33 +80,82 @@ class EditRequest(Closed):
         if not isinstance(data, dict):
             return data
         prompt, subject = data.get("prompt"), data.get("subject")
-        if isinstance(prompt, str) and isinstance(subject, str) and subject.strip() and SLOT not in prompt:
-            at = prompt.rfind(subject.strip())
-            if at < 0:
-                raise ValueError(f"prompt {prompt!r} contains neither the slot {SLOT!r} nor the subject {subject!r}")
-            data = {**data, "prompt": prompt[:at] + SLOT + prompt[at + len(subject.strip()) :]}
+        if isinstance(prompt, str) and isinstance(subject, str) and subject.strip():
+            data = {**data, "prompt": _template_of(prompt, subject.strip())}
         return data
 
     @model_validator(mode="after")
     def _complete(self) -> EditRequest:
-        if self.prompt.count(SLOT) != 1:
-            raise ValueError(f"prompt must contain {SLOT!r} exactly once, got {self.prompt!r}")
+        _split_slot(self.prompt)
         if not self.statement:
-            object.__setattr__(self, "statement", f"{self.text} {self.target_new}.")
+            object.__setattr__(self, "statement", self._plain_statement())
         if not self.id:
             asked = {"subject": self.subject, "prompt": self.prompt, "target_new": self.target_new}
             object.__setattr__(self, "id", digest_json(asked)[:16])
         return self
 
+    def _plain_statement(self) -> str:
+        return sentence(joined(self.text, self.target_new))
+
     @property
     def text(self) -> str:
         """The prompt with the subject filled in; the model continues it with the target."""
-        return self.prompt.replace(SLOT, self.subject)
+        return fill(self.prompt, self.subject)
 
     @property
     def fact_key(self) -> str:
         """Names the fact: a later edit with the same key overwrites it. By relation, else by prompt."""
-        return digest_json([self.subject.casefold(), (self.relation or self.prompt).casefold()])[:16]
+        return self._fact_key or fact_identity(self.subject, self.relation or self.prompt)
+
+    @property
+    def former_fact_key(self) -> str:
+        """The name that journals of earlier releases gave the fact."""
+        return former_identity(self.subject, self.relation or self.prompt)
+
+    def named(self, fact_key: str | None) -> EditRequest:
+        """The same request about a fact that a journal knows by another name."""
+        if fact_key is None or fact_key == self.fact_key:
+            return self
+        copy = self.model_copy()
+        copy._fact_key = fact_key
+        return copy
+
+    def spellings(self) -> tuple[EditRequest, ...]:
+        """The request as it is, and as an earlier release would have completed it."""
+        former = f"{self.prompt.replace(SLOT, self.subject)} {self.target_new}."
+        if self.statement != self._plain_statement() or self.statement == former:
+            return (self,)
+        return self, self.model_copy(update={"statement": former})
+
+    def cleaned(self) -> EditRequest:
+        """The request as it is accepted: every text through the gate of `errata.editing.texts`; the id stays.
+
+        Raises:
+            UserError: a text that cannot be kept, or nothing is left of one; names the field.
+        """
+        try:
+            clean(self.id)
+            given = clean_all(self.model_dump(exclude_defaults=True, exclude={"id"}))
+            if self.statement == self._plain_statement():
+                given.pop("statement", None)
+            subject = given["subject"]
+            given["paraphrases"] = tuple(fill_probe(text, subject) for text in given.get("paraphrases", ()))
+            for kind in ("neighborhood", "portability"):
+                probes = given.get(kind, ())
+                given[kind] = tuple({**item, "prompt": fill_probe(item["prompt"], subject)} for item in probes)
+            if "" in given["paraphrases"]:
+                raise ValueError("paraphrases: must not be blank")
+            if any("" in item["answers"] for item in given["portability"]):
+                raise ValueError("portability: an answer must not be blank")
+            made = EditRequest.model_validate({**given, "id": self.id})
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(step) for step in first["loc"])
+            message = first["msg"].removeprefix("Value error, ")
+            raise UserError(f"{where}: {message}" if where else message) from None
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        return self if made == self else made
 
 
 class EditBatch(Closed):

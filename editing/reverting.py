@@ -107,14 +107,14 @@ def _batches_again(
                 assert item.targets is not None
                 requests = [order.requests[item.request_ids[i]] for i in kept]
                 state = walk.session().state.without(item.superseded)
-                changes, found = editor.write(live.model, requests, item.targets[kept], state, live.contexts)
+                changes, columns = editor.write(live.model, requests, item.targets[kept], state, live.contexts)
                 # a request that was overwritten meanwhile stays in the weights, but its key has left
                 back = [i for i, request in enumerate(requests) if request.id in held]
                 names += [requests[i].id for i in back]
                 for layer, change in changes.items():
                     lefts[layer].append(change.left)
                     rights[layer].append(_right(change))
-                    keys[layer].append(found[layer][:, back])
+                    keys[layer].append(columns[layer][:, back])
             old = order.touched[item.sequence]
             for layer, change in old.layers.items():
                 lefts[layer].append(-change.left)
@@ -136,7 +136,7 @@ def _batches_again(
         request_ids=tuple(names),
         fact_keys=tuple(order.requests[name].fact_key for name in names),
         superseded=(),
-        keys={layer: torch.cat(found, dim=1) for layer, found in keys.items()} if names else {},
+        keys={layer: torch.cat(columns, dim=1) for layer, columns in keys.items()} if names else {},
         covariance_digest=live.state.covariance_digest,
         kind="revert",
         taken_out=order.taken_out,

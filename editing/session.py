@@ -20,6 +20,7 @@ from errata.editing.covariance import KeyCovariance
 from errata.editing.delta import WeightDelta, apply_delta
 from errata.editing.editors.base import Computation, Editor, Progress
 from errata.editing.errors import DependentKeysError, ErrataError, NumericalError, UserError
+from errata.editing.limits import check_request
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.state import LifelongState
@@ -227,8 +228,10 @@ class EditSession:
         refused: dict[str, str] = {}
         for request in requests:
             try:
-                self.model.text.encode_target(request.target_new)
-                self.model.text.encode_with_subject("", request.prompt, request.subject)
+                # the probes are asked elsewhere, where one that is too long is left out
+                check_request(
+                    request, self.model.text, self.model.capacity, contexts=("", *self.contexts), probes=False
+                )
             except (UserError, ValueError) as error:
                 refused[request.id] = str(error)
             else:

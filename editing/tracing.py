@@ -22,16 +22,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from errata.editing.closed import Closed
 from errata.editing.digest import digest_json
 from errata.editing.errors import UserError
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.decoder import Layout, plain_layout
 from errata.editing.model.kv import PrefixKV, RecordingKV
 from errata.editing.model.text import TextCodec
-from errata.editing.request import SLOT
+from errata.editing.texts import fill, split_slot
 
 TokenClass = Literal["subject_first", "subject_middle", "subject_last", "first_after", "further", "last"]
 CLASSES: tuple[TokenClass, ...] = (
@@ -42,10 +43,6 @@ CLASSES: tuple[TokenClass, ...] = (
     "further",
     "last",
 )
-
-
-class Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class TracingConfig(Closed):
@@ -157,7 +154,7 @@ def choose_window(effects: Sequence[float], width: int) -> tuple[tuple[int, ...]
 
 def class_effects(prompts: Sequence[PromptTrace]) -> dict[TokenClass, ClassEffect]:
     """Mean over each prompt's tokens of a class, then over the prompts that count and have one."""
-    found: dict[TokenClass, ClassEffect] = {}
+    by_class: dict[TokenClass, ClassEffect] = {}
     for name in CLASSES:
         rows = []
         for prompt in prompts:
@@ -171,19 +168,21 @@ def class_effects(prompts: Sequence[PromptTrace]) -> dict[TokenClass, ClassEffec
         if rows:
             stacked = torch.stack(rows)
             error = stacked.std(dim=0) / math.sqrt(len(rows)) if len(rows) > 1 else None
-            found[name] = ClassEffect(
+            by_class[name] = ClassEffect(
                 prompts=len(rows),
                 mean=tuple(stacked.mean(dim=0).tolist()),
                 error=None if error is None else tuple(error.tolist()),
             )
-    return found
+    return by_class
 
 
 def subject_span(codec: TextCodec, template: str, subject: str) -> tuple[list[int], int, int]:
     """Tokens of the filled template and the positions of the subject's first and last one."""
     ids, last = codec.encode_with_subject("", template, subject)
-    before, after = template.split(SLOT)
-    encoded = codec.tokenizer(before + subject + after, add_special_tokens=False, return_offsets_mapping=True)
+    before, after = split_slot(template)
+    encoded = codec.tokenizer(
+        before + subject + after, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+    )
     offsets: list[tuple[int, int]] = encoded["offset_mapping"]
     first = len(codec.bos) + next(i for i, (_, stop) in enumerate(offsets) if stop > len(before))
     return ids, min(first, last), last
@@ -292,7 +291,7 @@ def _trace_prompt(
             effects.append(tuple((p - p_corrupt) / drop for p in restored))
     return PromptTrace(
         id=prompt.id,
-        prompt=prompt.template.replace(SLOT, prompt.subject),
+        prompt=fill(prompt.template, prompt.subject),
         subject=prompt.subject,
         answer=prompt.answer,
         tokens=tuple(str(model.text.tokenizer.decode([i])) for i in ids),
@@ -333,12 +332,12 @@ def _restored(
     """P_restored of every layer at one position."""
     rows, length, _ = corrupt.inputs[0].shape
     at_once = max(1, config.batch_tokens // (rows * (length - position)))
-    found: list[float] = []
+    probabilities: list[float] = []
     for start in range(0, model.num_layers, at_once):
         layers = range(start, min(start + at_once, model.num_layers))
         hidden = _restored_states(model, clean, corrupt, position, layers, config)
-        found += _probability(model, hidden, answer).view(len(layers), rows).mean(dim=1).tolist()
-    return found
+        probabilities += _probability(model, hidden, answer).view(len(layers), rows).mean(dim=1).tolist()
+    return probabilities
 
 
 def _restored_states(

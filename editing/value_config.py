@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
+
+from errata.editing.closed import Closed
 
 FAST: dict[str, Any] = {"contexts": 4, "steps": 20, "lr": 0.7}
 """What ``profile: fast`` sets where the settings leave it open."""
 
 
-class ValueConfig(BaseModel):
+class ValueConfig(Closed):
     """Settings of the value optimisation; the defaults are MEMIT's for GPT-J with ``lr`` .5."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     profile: Literal["exact", "fast"] = "exact"
     """``fast``: 4 contexts, 20 steps and lr .7 where they are not given; an approximation, see docs/performance.md."""

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from errata.evaluation.arms import ArmEvaluator, ChoiceLike, HitLike
+from errata.evaluation.arms import TOO_LONG, ArmEvaluator, ChoiceLike, HitLike, NoChoice
 from errata.evaluation.outcomes import ARMS, MEMORY_ARMS, Arm, Retrieved
 
 Messages = Sequence[Mapping[str, str]]
@@ -52,12 +52,6 @@ class ArmAnswer:
     retrieved: tuple[Retrieved, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Nothing:
-    hit: HitLike | None = None
-    reason: str = ""
-
-
 def answer(
     evaluator: ArmEvaluator,
     chooser: ChatChooser,
@@ -81,15 +75,15 @@ def answer(
     Returns:
         Per question the answers by arm, in the order of ``ARMS``.
     """
-    found: dict[Arm, list[ArmAnswer]] = {}
+    by_arm: dict[Arm, list[ArmAnswer]] = {}
     for pair, weights in ((("base", "memory"), None), (("edited", "edited_memory"), edited)):
         wanted: list[Arm] = [arm for arm in ARMS if arm in pair and arm in arms]
         if not wanted:
             continue
         with evaluator.loaded(base, edited=weights, digest=base_digest, remember=weights is None):
             for arm in wanted:
-                found[arm] = _ask(evaluator, chooser, questions, arm, hits, max_new_tokens)
-    return [{arm: found[arm][i] for arm in ARMS if arm in found} for i in range(len(questions))]
+                by_arm[arm] = _ask(evaluator, chooser, questions, arm, hits, max_new_tokens)
+    return [{arm: by_arm[arm][i] for arm in ARMS if arm in by_arm} for i in range(len(questions))]
 
 
 def _ask(
@@ -103,11 +97,22 @@ def _ask(
     near = [list(hits.get(question.text, ())) for question in questions]
     remembers = arm in MEMORY_ARMS
     choices: Sequence[ChoiceLike]
-    choices = chooser.choose([question.text for question in questions], near) if remembers else [_Nothing()] * len(near)
-    prompts = [
-        chooser.chat_ids(question.messages, choice) if question.messages else chooser.prompt_ids(question.text, choice)
-        for question, choice in zip(questions, choices, strict=True)
-    ]
+    choices = chooser.choose([question.text for question in questions], near) if remembers else [NoChoice()] * len(near)
+
+    def prompt_of(question: Question, choice: ChoiceLike) -> list[int]:
+        if question.messages:
+            return chooser.chat_ids(question.messages, choice)
+        return chooser.prompt_ids(question.text, choice)
+
+    model = evaluator.model
+    prompts, used = [], []
+    for question, choice in zip(questions, choices, strict=True):
+        ids = prompt_of(question, choice)
+        if choice.hit is not None and model.capacity.problem(model.text, ids) is not None:
+            choice = TOO_LONG
+            ids = prompt_of(question, choice)
+        prompts.append(ids)
+        used.append(choice)
     chat = any(question.messages for question in questions)
     replies = evaluator.engine.generate(
         prompts,
@@ -123,7 +128,7 @@ def _ask(
             choice.reason if remembers else None,
             tuple(kept for hit in row if (kept := _plain(hit)) is not None) if remembers else (),
         )
-        for reply, prompt, choice, row in zip(replies, prompts, choices, near, strict=True)
+        for reply, prompt, choice, row in zip(replies, prompts, used, near, strict=True)
     ]
 
 

@@ -7,6 +7,7 @@ Work is shared: each set of weights is loaded once, equal prompts run once, a me
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ from errata.evaluation.outcomes import (
     choice_rates,
 )
 from errata.evaluation.probes import Probe, probes_of
+
+logger = logging.getLogger(__name__)
 
 
 class HitLike(Protocol):
@@ -76,6 +79,8 @@ class Evaluation:
     records: tuple[RecordResult, ...]
     arms: tuple[Arm, ...]
     seconds: float
+    skipped: int = 0
+    """Probes that were not asked: the model cannot take them in."""
 
     def metrics(self, query_seconds: Mapping[Arm, float] | None = None) -> dict[Arm, dict[str, float | None]]:
         """`arm_metrics` of every arm."""
@@ -92,6 +97,21 @@ class _Reply:
     continuation: Continuation
     answer: Answer
     choice: ChoiceLike | None = None
+
+    @property
+    def said(self) -> tuple[Continuation, Answer]:
+        return self.continuation, self.answer
+
+
+@dataclass(frozen=True)
+class NoChoice:
+    """No statement is given with the question."""
+
+    reason: str = ""
+    hit: HitLike | None = None
+
+
+TOO_LONG = NoChoice("the statement and the question together are longer than the model's context")
 
 
 class ArmEvaluator:
@@ -151,25 +171,27 @@ class ArmEvaluator:
         start = time.perf_counter()
         if self.chooser is None and MEMORY_ARMS & set(arms):
             raise ValueError("the arms 'memory' and 'edited_memory' need a chooser")
-        probes = [probes_of(request) for request in requests]
+        asked = [probes_of(request) for request in requests]
+        probes = [[probe for probe in group if self._fits(probe)] for group in asked]
+        skipped = sum(map(len, asked)) - sum(map(len, probes))
         questions = list(dict.fromkeys(probe.prompt for group in probes for probe in group))
         rows = list(dict.fromkeys((probe.prompt, probe.teacher or "") for group in probes for probe in group))
-        found = hits or {}
+        by_question = hits or {}
         replies: dict[Arm, dict[tuple[str, str], _Reply]] = {}
         # base first: its plain replies are the yardstick of locality for every arm
         with self.loaded(base, edited=None, digest=base_digest):
             replies["base"] = self._plain(rows)
             if "memory" in arms:
-                replies["memory"] = self._with_memory(rows, questions, found, replies["base"])
+                replies["memory"] = self._with_memory(rows, questions, by_question, replies["base"])
         if {"edited", "edited_memory"} & set(arms):
             # before the first edit the edited model is the unedited one, whose replies are at hand
             same = all(torch.equal(weight, base[layer]) for layer, weight in edited.items() if layer in base)
             with self.loaded(base, edited=edited, digest=base_digest, remember=same):
                 replies["edited"] = self._plain(rows)
                 if "edited_memory" in arms:
-                    replies["edited_memory"] = self._with_memory(rows, questions, found, replies["edited"])
+                    replies["edited_memory"] = self._with_memory(rows, questions, by_question, replies["edited"])
         wanted = tuple(arm for arm in ARMS if arm in arms)
-        outcomes = {arm: self._outcomes(probes, replies[arm], replies["base"], found) for arm in wanted}
+        outcomes = {arm: self._outcomes(probes, replies[arm], replies["base"], by_question) for arm in wanted}
         records = tuple(
             RecordResult(
                 request.id,
@@ -177,7 +199,7 @@ class ArmEvaluator:
             )
             for request, group in zip(requests, probes, strict=True)
         )
-        return Evaluation(records, wanted, time.perf_counter() - start)
+        return Evaluation(records, wanted, time.perf_counter() - start, skipped)
 
     def query_seconds(
         self,
@@ -197,23 +219,32 @@ class ArmEvaluator:
         """
         if not questions:
             raise ValueError("query_seconds needs at least one question")
-        found, times = hits or {}, dict[Arm, float]()
+        by_question, times = hits or {}, dict[Arm, float]()
         for plain, memory, weights in (("base", "memory", None), ("edited", "edited_memory", edited)):
             pair: tuple[Arm, ...] = tuple(arm for arm in ARMS if arm in (plain, memory) and arm in arms)
             if not pair:
                 continue
             with self.loaded(base, edited=weights, digest=None, remember=False):
                 for arm in pair:
-                    self._ask_alone(questions[0], arm, found, max_new_tokens=1)
+                    self._ask_alone(questions[0], arm, by_question, max_new_tokens=1)
                     start = time.perf_counter()
                     for question in questions:
-                        self._ask_alone(question, arm, found, max_new_tokens=self.max_new_tokens)
+                        self._ask_alone(question, arm, by_question, max_new_tokens=self.max_new_tokens)
                     times[arm] = (time.perf_counter() - start) / len(questions)
                     if arm in MEMORY_ARMS:
                         times[arm] += search_seconds
         return times
 
     # --- parts ---
+
+    def _fits(self, probe: Probe) -> bool:
+        """Whether the model can take in the question and what is scored after it: an old journal may hold more."""
+        text = self.model.text
+        teacher = text.encode_target(probe.teacher) if probe.teacher else []
+        problem = self.model.capacity.problem(text, [*text.encode_prompt(probe.prompt), *teacher])
+        if problem is not None:
+            logger.warning("a probe is left out (%s): %.60r", problem, probe.prompt)
+        return problem is None
 
     def _ask_alone(
         self, question: str, arm: Arm, hits: Mapping[str, Sequence[HitLike]], *, max_new_tokens: int
@@ -222,6 +253,8 @@ class ArmEvaluator:
             assert self.chooser is not None
             choice = self.chooser.choose([question], [list(hits.get(question, ()))])[0]
             ids = self.chooser.prompt_ids(question, choice)
+            if self.model.capacity.problem(self.model.text, ids) is not None:
+                ids = self.chooser.prompt_ids(question, TOO_LONG)
         else:
             ids = self.model.text.encode_prompt(question)
         self.engine.generate([ids], max_new_tokens=max_new_tokens, stop_at_newline=self.stop_at_newline)
@@ -280,11 +313,17 @@ class ArmEvaluator:
         )
         # nothing chosen: the model answers as without memory, so that reply is taken and nothing runs again
         replies = {row: _Reply(plain[row].continuation, plain[row].answer, choices[row[0]]) for row in rows}
-        informed = [row for row in rows if choices[row[0]].hit is not None]
-        tokens = []
-        for prompt, teacher in informed:
+        informed, tokens = [], []
+        for prompt, teacher in rows:
+            if choices[prompt].hit is None:
+                continue
             context = self.chooser.prompt_ids(prompt, choices[prompt])
-            tokens.append((context, self._continuation(context, teacher)))
+            continuation = self._continuation(context, teacher)
+            if self.model.capacity.problem(self.model.text, [*context, *continuation]) is not None:
+                replies[prompt, teacher] = _Reply(*plain[prompt, teacher].said, TOO_LONG)
+                continue
+            informed.append((prompt, teacher))
+            tokens.append((context, continuation))
         results = self.engine.score_and_generate(
             tokens, max_new_tokens=self.max_new_tokens, stop_at_newline=self.stop_at_newline
         )
@@ -322,11 +361,11 @@ class ArmEvaluator:
                 strict=True,
             )
         )
-        found: dict[Probe, ProbeOutcome] = {}
+        outcomes: dict[Probe, ProbeOutcome] = {}
         for probe in distinct:
             reply, plain = replies[rows[probe]], unedited[rows[probe]]
             choice = reply.choice
-            found[probe] = ProbeOutcome(
+            outcomes[probe] = ProbeOutcome(
                 answer=reply.answer.text.strip(),
                 ok=verdicts[probe] if probe.in_scope else locality_exact(reply.answer.text, plain.answer.text),
                 accuracy=token_accuracy(reply.continuation.hits) if reply.continuation.hits else None,
@@ -339,7 +378,7 @@ class ArmEvaluator:
                 if choice is not None
                 else (),
             )
-        return found
+        return outcomes
 
 
 def base_weights_digest(model: EditableModel, base: Mapping[int, Tensor]) -> str:

@@ -81,10 +81,10 @@ class CachingEngine(LanguageEngine):
             )
             fresh = dict(zip(missing, results, strict=True))
         # answers are collected before anything is dropped: one call may be larger than the whole store
-        found = [fresh[key] if key in fresh else self._kept[key] for key in keys]
-        for key, result in zip(keys, found, strict=True):
+        recalled = [fresh[key] if key in fresh else self._kept[key] for key in keys]
+        for key, result in zip(keys, recalled, strict=True):
             self._kept[key] = result
             self._kept.move_to_end(key)
         while len(self._kept) > self.max_entries:
             self._kept.popitem(last=False)
-        return found
+        return recalled

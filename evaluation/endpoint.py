@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from errata.editing.closed import Closed
 from errata.editing.digest import digest_json
 from errata.editing.errors import ErrataError, UserError
 
@@ -29,10 +30,8 @@ class EndpointError(ErrataError):
     """The endpoint did not answer as it should, after all retries."""
 
 
-class EndpointConfig(BaseModel):
+class EndpointConfig(Closed):
     """Where a chat model is and how it is asked."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     base_url: str = Field(pattern=r"^https?://")
     """Up to and including the version, such as ``http://localhost:8000/v1``."""

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from errata.editing.closed import Closed
 from errata.evaluation.endpoint import ChatEndpoint, EndpointConfig
 from errata.evaluation.metrics import answer_contains, answer_exact, answer_f1
 
@@ -33,10 +34,6 @@ class Judge(Protocol):
     def judge(self, cases: Sequence[Case]) -> list[bool]:
         """One verdict a case, in order."""
         ...
-
-
-class Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ExactJudgeConfig(Closed):
@@ -139,12 +136,12 @@ class LlmJudge:
 
     def _read(self, reply: str, case: Case) -> bool:
         # the last verdict counts: reasoning models think aloud before they decide
-        found = _VERDICT.findall(reply)
-        if not found:
+        verdicts = _VERDICT.findall(reply)
+        if not verdicts:
             self.unreadable += 1
             logger.warning("judge %s gave no verdict (%r); the string judge decides", self.name, reply[:80])
             return self._fallback.judge([case])[0]
-        return bool(found[-1].lower() == "correct")
+        return bool(verdicts[-1].lower() == "correct")
 
 
 def build_judge(config: ExactJudgeConfig | ContainsJudgeConfig | F1JudgeConfig | LlmJudgeConfig) -> Judge:

@@ -64,27 +64,27 @@ def _tokens(text: str) -> Iterator[str]:
     plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).translate(_SAME)
     # every script's digits are the same numbers
     plain = regex.sub(r"[\p{Nd}--[0-9]]", lambda m: str(unicodedata.decimal(m[0])), plain, flags=regex.VERSION1)
-    for found in _TOKEN.finditer(plain):
-        if found["number"]:
-            yield from _number(found)
-        elif found["emoji"]:
+    for match in _TOKEN.finditer(plain):
+        if match["number"]:
+            yield from _number(match)
+        elif match["emoji"]:
             # with and without the selector of its colored form it is the same emoji
-            yield found["emoji"].replace("\ufe0f", "")
-        elif found["word"]:
-            if word := regex.sub(_IGNORED, "", found["word"]):
+            yield match["emoji"].replace("\ufe0f", "")
+        elif match["word"]:
+            if word := regex.sub(_IGNORED, "", match["word"]):
                 yield word
         else:
-            yield found[0]
+            yield match[0]
 
 
-def _number(found: regex.Match[str]) -> Iterator[str]:
+def _number(match: regex.Match[str]) -> Iterator[str]:
     """One number with its sign and unit, wherever they were written; the parts of a date or a list, one by one."""
-    digits = found["digits"].replace("\u2044", "/")
+    digits = match["digits"].replace("\u2044", "/")
     if _THOUSANDS.fullmatch(digits):
         digits = digits.replace(",", "")
     parts = [digits] if _ONE_NUMBER.fullmatch(digits) else regex.split(r"[.,/:]", digits)
-    unit = ((found["before"] or "") + (found["after"] or "")).replace(" ", "")
-    parts[0] = (found["minus"] or "") + parts[0]
+    unit = ((match["before"] or "") + (match["after"] or "")).replace(" ", "")
+    parts[0] = (match["minus"] or "") + parts[0]
     parts[-1] += unit
     yield from parts
 
@@ -96,9 +96,9 @@ def words(text: str) -> list[str]:
     because names differ by them. A text of articles only keeps them, so that "The" (the pronoun, the newspaper) is
     still something.
     """
-    found = list(_tokens(text))
-    kept = [word for word in found if word not in _ARTICLES]
-    return kept or found
+    every = list(_tokens(text))
+    kept = [word for word in every if word not in _ARTICLES]
+    return kept or every
 
 
 def exact_match(answer: str, expected: Sequence[str]) -> bool:

@@ -69,10 +69,10 @@ def record_mean(
     """
     means = []
     for record in records:
-        found = [
+        measured = [
             value(result.arms[arm]) for result in record.probes if result.probe.kind == kind and arm in result.arms
         ]
-        values = [float(item) for item in found if item is not None]
+        values = [float(item) for item in measured if item is not None]
         if values:
             means.append(sum(values) / len(values))
     return sum(means) / len(means) if means else None
@@ -112,7 +112,7 @@ def arm_metrics(
 def portability_by_kind(records: Sequence[RecordResult], arm: Arm) -> dict[str, float]:
     """Portability of each kind of question, by `record_mean`."""
     kinds = {r.probe.detail for record in records for r in record.probes if r.probe.kind == "portability"}
-    found = {}
+    by_kind = {}
     for kind in sorted(kinds):
         part = [
             RecordResult(record.request_id, tuple(r for r in record.probes if r.probe.detail == kind))
@@ -120,8 +120,8 @@ def portability_by_kind(records: Sequence[RecordResult], arm: Arm) -> dict[str, 
         ]
         value = record_mean(part, arm, "portability", lambda outcome: outcome.ok)
         if value is not None:
-            found[kind] = value
-    return found
+            by_kind[kind] = value
+    return by_kind
 
 
 def locality_match_ratio_of(records: Sequence[RecordResult], arm: Arm) -> float | None:

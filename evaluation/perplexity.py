@@ -65,7 +65,7 @@ def windows_of(
     room = window - len(text.bos)
     if room < (1 if text.bos else 2):
         raise ValueError(f"window must hold at least two tokens, BOS included, got {window}")
-    found: list[list[int]] = []
+    windows: list[list[int]] = []
     left = max_tokens
     for document in documents:
         if left == 0:
@@ -74,8 +74,8 @@ def windows_of(
         if left is not None:
             left -= len(ids)
         pieces = (list(text.bos) + ids[at : at + room] for at in range(0, len(ids), room))
-        found += [piece for piece in pieces if len(piece) > 1]
-    return found
+        windows += [piece for piece in pieces if len(piece) > 1]
+    return windows
 
 
 def _head(text: TextCodec, document: str, count: int | None) -> list[int]:

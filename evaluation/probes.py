@@ -35,13 +35,13 @@ class Probe:
 def probes_of(request: EditRequest) -> list[Probe]:
     """The edit prompt, its paraphrases, the neighbourhood and the portability questions of one request."""
     new = request.target_new
-    found = [Probe("edit", request.text, (new,), new)]
-    found += [Probe("paraphrase", prompt, (new,), new) for prompt in request.paraphrases]
-    found += [Probe("neighborhood", item.prompt, (item.answer,), item.answer) for item in request.neighborhood]
-    found += [
+    probes = [Probe("edit", request.text, (new,), new)]
+    probes += [Probe("paraphrase", prompt, (new,), new) for prompt in request.paraphrases]
+    probes += [Probe("neighborhood", item.prompt, (item.answer,), item.answer) for item in request.neighborhood]
+    probes += [
         Probe("portability", item.prompt, item.answers, item.answers[0], item.kind) for item in request.portability
     ]
-    return found
+    return probes
 
 
 def questions_of(requests: Iterable[EditRequest]) -> list[str]:

@@ -6,19 +6,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from errata.editing.closed import Closed
 from errata.editing.digest import digest_json
 from errata.editing.model.decode import extend
 from errata.editing.model.engine import LanguageEngine
 from errata.editing.model.kv import SlotKV
 
 
-class SamplingConfig(BaseModel):
+class SamplingConfig(Closed):
     """How a continuation is drawn."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     temperature: float = Field(1.0, ge=0)
     """0: the likeliest token, whatever else is set."""
@@ -72,8 +71,14 @@ class SamplingEngine(LanguageEngine):
         rows = [tuple(prompt) for prompt in prompts]
         if any(not row for row in rows):
             raise ValueError("a prompt has no tokens; it must have at least one")
-        found: list[Sample] = [Sample("", (), ())] * len(rows)
+        samples: list[Sample] = [Sample("", (), ())] * len(rows)
         width = max((len(row) for row in rows), default=0) + config.max_new_tokens + 1
+        positions = self.model.capacity.positions
+        if positions is not None and width - 1 > positions:
+            raise ValueError(
+                f"a prompt of {width - 1 - config.max_new_tokens} tokens and max_new_tokens {config.max_new_tokens}: "
+                f"the model has {positions} positions"
+            )
         for chunk in self._of_like_prompts(rows, self._most_rows(width)):
             own = list(dict.fromkeys(rows[i] for i in chunk))
             cache, last, own = self._prefill(own, config.max_new_tokens + 1)
@@ -81,8 +86,8 @@ class SamplingEngine(LanguageEngine):
             origin = torch.tensor([place[rows[i]] for i in chunk], device=last.device)
             stream = _Decoding(self, config, [seeds[i] for i in chunk], until)
             for i, sample in zip(chunk, stream.run(cache.copy_of_rows(origin), last[origin]), strict=True):
-                found[i] = sample
-        return found
+                samples[i] = sample
+        return samples
 
     def _of_like_prompts(self, rows: Sequence[tuple[int, ...]], most: int) -> Iterator[list[int]]:
         """Indices in batches; equal prompts side by side, prompts of like length together."""

@@ -15,8 +15,9 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from errata.editing.closed import Closed
 from errata.editing.errors import ErrataError
 from errata.editing.request import EditRequest
 from errata.evaluation.endpoint import ChatEndpoint, Messages
@@ -36,10 +37,8 @@ class Embedding(Protocol):
         """(n, D), one row a text."""
 
 
-class SpuqConfig(BaseModel):
+class SpuqConfig(Closed):
     """How a question is put."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     paraphrases: int = Field(LEVELS, ge=2)
     """M: at most this many wordings of a question."""
@@ -172,16 +171,16 @@ def rephrased(endpoint: ChatEndpoint, requests: Sequence[EditRequest]) -> dict[s
         ErrataError: no reply could be used at all.
     """
     replies = endpoint.ask_many([rephrasing_messages(request) for request in requests])
-    found = {}
+    wordings = {}
     for request, reply in zip(requests, replies, strict=True):
         versions = [text for text in _strings(reply) if _keeps_to(request, text)]
         if len(versions) >= 2:
-            found[request.id] = versions[:LEVELS]
+            wordings[request.id] = versions[:LEVELS]
         else:
             logger.warning("%s: %d usable wordings in the reply; left out", request.id, len(versions))
-    if requests and not found:
+    if requests and not wordings:
         raise ErrataError("the chat model gave no usable wording of any question")
-    return found
+    return wordings
 
 
 def _strings(reply: str) -> list[str]:
@@ -222,12 +221,12 @@ def sampled_answers(
                 seeds.append(seed_of("spuq", config.seed, name, level, number))
                 places.append((name, level))
     samples = engine.sample(prompts, config.sampling, seeds=seeds)
-    found: dict[str, list[list[str]]] = {
+    answers: dict[str, list[list[str]]] = {
         name: [[] for _ in wordings[: config.paraphrases]] for name, wordings in questions.items()
     }
     for (name, level), sample in zip(places, samples, strict=True):
-        found[name][level].append(sample.text.strip())
-    return found
+        answers[name][level].append(sample.text.strip())
+    return answers
 
 
 def _chat(question: str, system: str) -> Messages:
@@ -274,8 +273,8 @@ def uncertainty_growth(before: Mapping[str, Uncertainty], after: Mapping[str, Un
         return sum(values) / len(values)
 
     def grown(part: str) -> float | None:
-        found = [growth(getattr(before[name], part), getattr(after[name], part)) for name in before]
-        values = [value for value in found if value is not None]
+        growths = [growth(getattr(before[name], part), getattr(after[name], part)) for name in before]
+        values = [value for value in growths if value is not None]
         return mean(values) if values else None
 
     def means(of: Mapping[str, Uncertainty]) -> Uncertainty:

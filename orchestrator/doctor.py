@@ -38,7 +38,7 @@ NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "fuse", "ceph", "lustre", "g
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """What a check found."""
 
     check: str
@@ -54,7 +54,7 @@ class Finding:
 Answer = tuple[State, str]
 
 
-def examine(checks: Sequence[tuple[str, Callable[[], Answer]]]) -> Iterator[Finding]:
+def examine(checks: Sequence[tuple[str, Callable[[], Answer]]]) -> Iterator[CheckResult]:
     """Do checks one by one; one that raises has failed."""
     for name, check in checks:
         began = time.perf_counter()
@@ -65,7 +65,7 @@ def examine(checks: Sequence[tuple[str, Callable[[], Answer]]]) -> Iterator[Find
         except Exception as error:  # a check that breaks must not hide the others
             logger.debug("check %s broke", name, exc_info=True)
             state, said = "fail", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        yield Finding(name, state, said, time.perf_counter() - began)
+        yield CheckResult(name, state, said, time.perf_counter() - began)
 
 
 def checks_of(
@@ -108,14 +108,14 @@ def versions() -> Answer:
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
-            found = version(requirement.name)
+            installed = version(requirement.name)
         except PackageNotFoundError:
             wrong.append(f"{requirement.name} is missing")
             continue
-        if not requirement.specifier.contains(found, prereleases=True):
-            wrong.append(f"{requirement.name} {found}, wants {requirement.specifier}")
+        if not requirement.specifier.contains(installed, prereleases=True):
+            wrong.append(f"{requirement.name} {installed}, wants {requirement.specifier}")
         if requirement.name in ("torch", "transformers", "ray", "mlflow"):
-            shown.append(f"{requirement.name} {found}")
+            shown.append(f"{requirement.name} {installed}")
     return ("fail", "; ".join(wrong)) if wrong else ("ok", ", ".join(shown))
 
 
@@ -280,12 +280,12 @@ def cluster(config: RayConfig, ranks: int = 1) -> Answer:
         cores = os.cpu_count() or 1
         said = f"local: started with the run; {cores} CPUs here, its actors want {config.local_cpus(ranks):g}"
         return ("ok", said) if cores >= config.local_cpus(ranks) else ("warning", said)
-    from errata.actors.nodes import homeless, node_facts
+    from errata.actors.nodes import node_facts, unplaceable
 
     nodes = node_facts(config)
     cpus, gpu_count = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     said = f"{config.address}: {len(nodes)} nodes, {cpus:g} CPUs, {gpu_count:g} GPUs"
-    missing = homeless(config, nodes, ranks)
+    missing = unplaceable(config, nodes, ranks)
     # an autoscaler may bring what is not there yet
     return ("warning", f"{said}; no place now for {', '.join(missing)}") if missing else ("ok", said)
 

@@ -52,10 +52,10 @@ class Candidate:
     gain: float | None = None
 
 
-def subject_of(found: Found) -> str:
+def subject_of(hit: Found) -> str:
     """The subject a statement is about; the whole statement where its subject is not known."""
-    subject = getattr(found, "subject", "")
-    return subject if isinstance(subject, str) and subject.strip() else found.statement
+    subject = getattr(hit, "subject", "")
+    return subject if isinstance(subject, str) and subject.strip() else hit.statement
 
 
 def explained_share(given: Continuation, alone: Continuation) -> float:

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from errata.editing.checkpoint import fetch
+from errata.editing.closed import Closed
 from errata.editing.digest import digest_json, digest_tensors
 from errata.editing.errors import UserError
 
@@ -42,20 +43,18 @@ class Embedder(Protocol):
         """Vectors (n, dim), float32, C-contiguous, unit Euclidean norm; (0, dim) for no text."""
 
 
-class HashEmbedderConfig(BaseModel):
+class HashEmbedderConfig(Closed):
     """Feature hashing of words and character n-grams; needs no model file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["hash"] = "hash"
     dim: int = Field(256, ge=8, le=65_536)
     ngram: int = Field(4, ge=2, le=8)
     """Length of the character n-grams."""
 
 
-class SentenceEmbedderConfig(BaseModel):
+class SentenceEmbedderConfig(Closed):
     """A sentence-transformers model: a directory, a hub name, or a name the project can fetch."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["sentence"] = "sentence"
     model: str = Field("all-minilm-l6-v2", min_length=1)
     batch_size: int = Field(32, ge=1)
@@ -211,9 +210,9 @@ def _resolve(model: str) -> str:
     """A directory given as such, the directory of a fetched model, or a name that the hub is asked for."""
     if Path(model).expanduser().is_dir():
         return str(Path(model).expanduser())
-    found = fetch.model_dir(model) if fetch.fetchable_name(model) else None
-    if found is not None:
-        return str(found)
+    directory = fetch.model_dir(model) if fetch.fetchable_name(model) else None
+    if directory is not None:
+        return str(directory)
     if "/" not in model or model.startswith((".", "/", "~")):  # not a hub name: asking it would only be slow
         raise UserError(f"embedder {model!r} is not there; {fetch.three_ways(model)}")
     return model

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from errata.editing.closed import Closed
 from errata.editing.extras import Later
 
 logger = logging.getLogger(__name__)
@@ -42,10 +43,9 @@ _TRAIN_POINTS_PER_LIST = 64
 _FLAT, _LISTS = "flat.faiss", "lists.faiss"
 
 
-class IndexConfig(BaseModel):
+class IndexConfig(Closed):
     """When the search stops being exhaustive, and how far it looks then."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     exact_limit: int = Field(200_000, ge=1)
     """Up to this many vectors every search looks at all of them."""
     nprobe: int = Field(16, ge=1)

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from errata.editing.closed import Closed
 from errata.editing.digest import digest_json
 from errata.editing.errors import UserError
 from errata.editing.request import EditRequest
@@ -35,10 +36,9 @@ Vectors = NDArray[np.float32]
 _SLACK = 8
 
 
-class MemoryEntry(BaseModel):
+class MemoryEntry(Closed):
     """One statement in the memory."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     id: int = Field(ge=0, lt=1 << 62)
     """Number of the edit; of two entries about one fact the larger id is the newer."""
     request_id: str
@@ -273,22 +273,22 @@ class FactMemory:
             raise UserError(f"memory search needs k >= 1, got {k}")
         if queries.ndim != 2 or queries.shape[1] != self.embedder.dim:
             raise UserError(f"memory search needs queries of shape (n, {self.embedder.dim}), got {queries.shape}")
-        found: list[list[Hit]] = [[] for _ in queries]
+        results: list[list[Hit]] = [[] for _ in queries]
         pending, candidates = list(range(len(queries))) if len(self) else [], k + _SLACK
         while pending:
             candidates = min(candidates, len(self))
             scores, ids = self._index.search(queries[pending], candidates)
             unsure = []
             for row, place in enumerate(pending):
-                found[place] = self._hits(queries[place], ids[row][ids[row] >= 0], k)
+                results[place] = self._hits(queries[place], ids[row][ids[row] >= 0], k)
                 # whatever was not looked at scores at most this: the scan's last score and its error
                 outside = float(scores[row][-1]) + SCAN_ERROR
-                if candidates < len(self) and found[place][-1].score <= outside:
+                if candidates < len(self) and results[place][-1].score <= outside:
                     unsure.append(place)
             if not self._index.exact:  # lists promise no exactness, and looking at more would not bring it
                 break
             pending, candidates = unsure, 4 * candidates
-        return found
+        return results
 
     def _hits(self, query: Vectors, ids: NDArray[np.int64], k: int) -> list[Hit]:
         rows = [self._row_of[int(id)] for id in ids]

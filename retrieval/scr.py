@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from errata.editing.closed import Closed
 from errata.editing.errors import UserError
+from errata.editing.model.capacity import Capacity
 from errata.editing.model.engine import Answer, Continuation
 from errata.editing.model.text import TextCodec
 from errata.retrieval.choosing import (
@@ -43,6 +45,7 @@ _ASK = (
     "Reply with its number only, or with 'none' if no statement does."
 )
 _ASK_TOKENS = 8
+_NO_ROOM = "the question leaves no room in the model's context for choosing a statement"
 _FACT = "Fact: {statement}\n{question}"
 _USE = "{statement}\n\nUsing the fact above, complete the sentence: {question}"
 _REPLY = "{statement}\n\nUsing the fact above, answer in a few words: {question}"
@@ -54,10 +57,9 @@ _USED = (
 )
 
 
-class ScrConfig(BaseModel):
+class ScrConfig(Closed):
     """How a statement is chosen, and how it is used."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     k: int = Field(3, ge=1, le=100)
     """Statements considered for a question."""
     min_similarity: float = Field(0.2, ge=-1, le=1)
@@ -135,9 +137,20 @@ def retrieve(memory: FactMemory, questions: Sequence[str], k: int) -> Retrieval:
 class SelectiveReasoner:
     """Chooses and answers with whatever weights the engine's model has at the moment of the call."""
 
-    def __init__(self, engine: ScoringEngine, text: TextCodec, config: ScrConfig | None = None) -> None:
-        """Raises UserError where the configuration needs a chat template and the tokenizer has none."""
-        self.engine, self.text = engine, text
+    def __init__(
+        self,
+        engine: ScoringEngine,
+        text: TextCodec,
+        config: ScrConfig | None = None,
+        *,
+        capacity: Capacity | None = None,
+    ) -> None:
+        """``capacity``: of the model; a question that leaves no room for choosing gets no statement.
+
+        Raises:
+            UserError: the configuration needs a chat template and the tokenizer has none.
+        """
+        self.engine, self.text, self.capacity = engine, text, capacity or Capacity(None, None)
         self.config = config or ScrConfig()
         for setting, value in (("chooser", self.config.chooser), ("style", self.config.style)):
             if value in ("instruct", "chat") and not text.has_chat_template:
@@ -199,14 +212,14 @@ class SelectiveReasoner:
         self, memory: FactMemory, questions: Sequence[str], *, max_new_tokens: int = 12
     ) -> tuple[list[ScrAnswer], ScrSeconds]:
         """All steps for a batch of questions."""
-        found = retrieve(memory, questions, self.config.k)
+        hits = retrieve(memory, questions, self.config.k)
         start = time.perf_counter()
-        choices = self.choose(questions, found.hits)
+        choices = self.choose(questions, hits.hits)
         chosen = time.perf_counter()
         prompts = [self.prompt_ids(q, c) for q, c in zip(questions, choices, strict=True)]
         answers = self.engine.generate(prompts, max_new_tokens=max_new_tokens)
-        seconds = ScrSeconds(found.embed_seconds, found.search_seconds, chosen - start, time.perf_counter() - chosen)
-        return [ScrAnswer(*row) for row in zip(questions, answers, found.hits, choices, strict=True)], seconds
+        seconds = ScrSeconds(hits.embed_seconds, hits.search_seconds, chosen - start, time.perf_counter() - chosen)
+        return [ScrAnswer(*row) for row in zip(questions, answers, hits.hits, choices, strict=True)], seconds
 
     # ---- choosing
 
@@ -219,29 +232,34 @@ class SelectiveReasoner:
 
     def _by_likelihood(self, questions: Sequence[str], near: Sequence[Sequence[Found]]) -> list[Choice]:
         rows: list[Row] = []
+        fitting: list[bool] = []
         alone = self.text.encode_prompt(_ABOUT.format(question=_NO_QUESTION))
-        for question, found in zip(questions, near, strict=True):
+        for question, statements in zip(questions, near, strict=True):
             # one prompt for all candidates of a question, so the engine reads it once
             prompt = self.text.encode_prompt(_ABOUT.format(question=question))
-            for hit in found:
-                subject = self.text.encode_target(subject_of(hit))
-                rows += [(prompt, subject), (alone, subject)]
+            subjects = [self.text.encode_target(subject_of(hit)) for hit in statements]
+            longest = max(subjects, key=len)
+            fitting.append(self.capacity.problem(self.text, [*prompt, *longest]) is None)
+            rows += [(context, subject) for subject in subjects for context in (prompt, alone)] if fitting[-1] else []
         distinct = list(dict.fromkeys((tuple(p), tuple(c)) for p, c in rows))
         scored = dict(zip(distinct, self.engine.score(distinct), strict=True))
         pairs = iter([scored[tuple(p), tuple(c)] for p, c in rows])
-        return [self._best(found, [(next(pairs), next(pairs)) for _ in found]) for found in near]
+        return [
+            self._best(statements, [(next(pairs), next(pairs)) for _ in statements]) if fits else Choice(None, _NO_ROOM)
+            for statements, fits in zip(near, fitting, strict=True)
+        ]
 
-    def _best(self, found: Sequence[Found], pairs: Sequence[tuple[Continuation, Continuation]]) -> Choice:
+    def _best(self, statements: Sequence[Found], pairs: Sequence[tuple[Continuation, Continuation]]) -> Choice:
         considered = []
-        for hit, (given, alone) in zip(found, pairs, strict=True):
+        for hit, (given, alone) in zip(statements, pairs, strict=True):
             mean = sum(given.logprobs) / max(1, len(given.logprobs))
             considered.append(Candidate(hit.id, hit.score, mean, explained_share(given, alone)))
         shares = [candidate.gain or 0.0 for candidate in considered]
         place = shares.index(max(shares))  # of equal shares the first, which is the most similar
-        detail = f"the question explains {shares[place]:.2f} of the subject {subject_of(found[place])!r}"
+        detail = f"the question explains {shares[place]:.2f} of the subject {subject_of(statements[place])!r}"
         if shares[place] < self.config.min_gain:
             return Choice(None, f"{detail}, below {self.config.min_gain:.2f}", tuple(considered))
-        return Choice(found[place], detail, tuple(considered))
+        return Choice(statements[place], detail, tuple(considered))
 
     def _by_instruction(self, questions: Sequence[str], near: Sequence[Sequence[Found]]) -> list[Choice]:
         prompts = [
@@ -250,16 +268,22 @@ class SelectiveReasoner:
                     {
                         "role": "user",
                         "content": _ASK.format(
-                            statements=numbered_list([hit.statement for hit in found]), question=question
+                            statements=numbered_list([hit.statement for hit in statements]), question=question
                         ),
                     }
                 ]
             )
-            for question, found in zip(questions, near, strict=True)
+            for question, statements in zip(questions, near, strict=True)
         ]
-        answers = self.engine.generate(prompts, max_new_tokens=_ASK_TOKENS)
+        fitting = [self.capacity.problem(self.text, prompt) is None for prompt in prompts]
+        asked = [prompt for prompt, fits in zip(prompts, fitting, strict=True) if fits]
+        answers = iter(self.engine.generate(asked, max_new_tokens=_ASK_TOKENS))
         choices = []
-        for found, answer in zip(near, answers, strict=True):
+        for found, fits in zip(near, fitting, strict=True):
+            if not fits:
+                choices.append(Choice(None, _NO_ROOM))
+                continue
+            answer = next(answers)
             place, reason = read_number(answer.text, len(found))
             considered = tuple(Candidate(hit.id, hit.score) for hit in found)
             choices.append(Choice(None if place is None else found[place], reason, considered))

@@ -6,8 +6,9 @@ import re
 from string import Formatter
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
+from errata.editing.closed import Closed
 from errata.editing.errors import UserError
 from errata.editing.request import EditRequest
 
@@ -18,10 +19,9 @@ _DID = r"wrote|made|built|painted|founded|invented|discovered|composed|directed|
 _DONE = r"born|founded|built|made|located|situated|buried|educated|raised|released|published|formed|created"
 
 
-class StatementConfig(BaseModel):
+class StatementConfig(Closed):
     """How the sentence of an edit is made."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     style: Literal["request", "declarative", "template"] = "request"
     """``request``: the request's own statement; ``declarative``: a question is turned into a sentence;
     ``template``: by ``templates``, and the request's own where its relation has none."""

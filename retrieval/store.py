@@ -11,20 +11,17 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from errata.editing.closed import Closed
 from errata.editing.digest import digest_file
 from errata.editing.errors import DamagedFileError, UserError
 from errata.retrieval.index import VectorIndex
 
 MANIFEST = "memory.json"
 _PARTS = "parts"
-
-
-class Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class EmbedderRef(Closed):
@@ -168,9 +165,9 @@ def _verified(directory: Path, manifest: Manifest, role: str) -> Path:
     path = directory / _PARTS / _file_name(role, expected)
     if not path.is_file():
         raise DamagedFileError(f"{path} is missing")
-    found = digest_file(path)
-    if found != expected:
-        raise DamagedFileError(f"{path} is damaged: its digest is {found[:12]}, the manifest says {expected[:12]}")
+    actual = digest_file(path)
+    if actual != expected:
+        raise DamagedFileError(f"{path} is damaged: its digest is {actual[:12]}, the manifest says {expected[:12]}")
     return path
 
 

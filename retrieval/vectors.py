@@ -58,14 +58,14 @@ class KeptVectors:
             return np.zeros((0, self._embedder.dim), dtype=np.float32)
         keys = [_key(text) for text in texts]
         by_key = dict(zip(keys, texts, strict=True))
-        found = {key: self._known.pop(key) for key in by_key if key in self._known}
-        missing = [key for key in by_key if key not in found]
+        vectors = {key: self._known.pop(key) for key in by_key if key in self._known}
+        missing = [key for key in by_key if key not in vectors]
         if missing:
             embedded = self._embedder.embed([by_key[key] for key in missing])
             new = dict(zip(missing, embedded, strict=True))
             self._append(new)
-            found |= new
-        return np.stack([found[key] for key in keys])
+            vectors |= new
+        return np.stack([vectors[key] for key in keys])
 
     def _read(self) -> None:
         size = _KEY + 4 * self._embedder.dim + _CHECKSUM
@@ -91,11 +91,11 @@ class KeptVectors:
         if bad or torn:
             logger.warning("%s: %d damaged records and %d bytes at the end left out", self._path, bad, torn)
 
-    def _append(self, found: dict[bytes, Vectors]) -> None:
+    def _append(self, vectors: dict[bytes, Vectors]) -> None:
         if not self._usable:
             return
         records = bytearray()
-        for key, vector in found.items():
+        for key, vector in vectors.items():
             record = key + np.ascontiguousarray(vector, dtype="<f4").tobytes()
             records += record + zlib.crc32(record).to_bytes(_CHECKSUM, "little")
         try:

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from errata.actors.connection import LOST, check_born, unwrap
+from errata.actors.connection import LOST, raise_if_init_failed, unwrap
 from errata.actors.runtime import kill, make_actor
 from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
 from errata.actors.sharded.worker import ModelActor
@@ -64,13 +64,13 @@ class ShardedModel:
 
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int = 12) -> list[Answer]:
         """Greedy continuations."""
-        found: list[Answer] = self._call(lambda a: a.generate.remote(list(prompts), max_new_tokens))
-        return found
+        answers: list[Answer] = self._call(lambda a: a.generate.remote(list(prompts), max_new_tokens))
+        return answers
 
     def score(self, rows: Sequence[tuple[str, str]]) -> list[Continuation]:
         """Teacher-forced scores of a target behind each prompt."""
-        found: list[Continuation] = self._call(lambda a: a.score.remote(list(rows)))
-        return found
+        continuations: list[Continuation] = self._call(lambda a: a.score.remote(list(rows)))
+        return continuations
 
     def perplexity(self, text: str) -> float:
         """Perplexity of paragraphs, an empty line between them."""
@@ -78,32 +78,32 @@ class ShardedModel:
 
     def logits(self, prompt: str) -> Tensor:
         """Logits (T, V) at every position, float32."""
-        found: Tensor = self._call(lambda a: a.logits.remote(prompt))
-        return found
+        rows: Tensor = self._call(lambda a: a.logits.remote(prompt))
+        return rows
 
     def hidden_states(self, prompt: str, layer: int) -> Tensor:
         """Output (T, d) of a layer at every position, float32."""
-        found: Tensor = self._call(lambda a: a.hidden_states.remote(prompt, layer))
-        return found
+        states: Tensor = self._call(lambda a: a.hidden_states.remote(prompt, layer))
+        return states
 
     def keys(self, requests: Sequence[EditRequest], contexts: Sequence[str], layer: int) -> Tensor:
         """Keys (I, m) of edits at a layer, float32."""
-        found: Tensor = self._call(lambda a: a.keys.remote(list(requests), tuple(contexts), layer))
-        return found
+        columns: Tensor = self._call(lambda a: a.keys.remote(list(requests), tuple(contexts), layer))
+        return columns
 
     def second_moments(self, texts: Sequence[str], layers: Sequence[int]) -> tuple[dict[int, Tensor], int]:
         """Sums of key outer products, float64 (I, I), by layer over all tokens of the texts; and their number."""
-        found: tuple[dict[int, Tensor], int] = self._call(lambda a: a.second_moments.remote(list(texts), tuple(layers)))
-        return found
+        sums: tuple[dict[int, Tensor], int] = self._call(lambda a: a.second_moments.remote(list(texts), tuple(layers)))
+        return sums
 
     def optimise_values(
         self, requests: Sequence[EditRequest], *, layer: int, contexts: Sequence[str], config: ValueConfig
     ) -> list[TargetValue]:
         """Target values of edits at a layer."""
-        found: list[TargetValue] = self._call(
+        values: list[TargetValue] = self._call(
             lambda a: a.optimise_values.remote(list(requests), layer, tuple(contexts), config)
         )
-        return found
+        return values
 
     def apply(self, delta: WeightDelta) -> None:
         """Add a change to the weights; it belongs to the version from here on."""
@@ -121,8 +121,8 @@ class ShardedModel:
 
     def weights(self, layers: Sequence[int]) -> dict[int, Tensor]:
         """Float32 masters (O, I) of edited maps, whole."""
-        found: dict[int, Tensor] = self._call(lambda a: a.weights.remote(tuple(layers)))
-        return found
+        parts: dict[int, Tensor] = self._call(lambda a: a.weights.remote(tuple(layers)))
+        return parts
 
     def export(self, directory: Path) -> None:
         """Write the model as it is now as a checkpoint, on a file system that rank 0 sees."""
@@ -170,7 +170,7 @@ class ShardedModel:
             try:
                 return action()
             except LOST as error:
-                check_born(error)
+                raise_if_init_failed(error)
                 self._revive(error)
             except ray.exceptions.RayTaskError as error:
                 raise unwrap(error) from error

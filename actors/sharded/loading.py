@@ -22,7 +22,7 @@ from errata.editing.errors import ErrataError, UserError
 class PartSpec(ModelSpec):
     """A model of which this process holds one rank's part."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     group: Group
 

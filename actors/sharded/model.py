@@ -49,9 +49,9 @@ class ShardedEditableModel(EditableModel):
         shape = (
             (config.hidden_size, config.intermediate_size) if row else (config.intermediate_size, config.hidden_size)
         )
-        found = self.plan.cut(path, shape, self.group.rank)
-        assert found is not None
-        return found
+        part = self.plan.cut(path, shape, self.group.rank)
+        assert part is not None
+        return part
 
     def map_inputs(self, layers: Sequence[int]) -> AbstractContextManager[dict[int, Tensor]]:
         """As in the base class; the inputs are gathered from the ranks in every pass."""
@@ -169,8 +169,8 @@ class ShardedEditableModel(EditableModel):
 
     def _sizes(self, module: str, part: Tensor, axis: int) -> tuple[int, ...]:
         mine = torch.tensor([part.shape[axis]], device=self.group.device)
-        found = self.group.gather(mine, [1] * self.group.size, 0)
-        return tuple(found.tolist())
+        sizes = self.group.gather(mine, [1] * self.group.size, 0)
+        return tuple(sizes.tolist())
 
 
 class _Gathered(dict[int, Tensor]):

@@ -21,7 +21,7 @@ _LEAST_CPU = 0.001
 """A place must ask for something."""
 
 
-class Turns:
+class GroupPool:
     """Names of reserved placement groups, one for each group of ranks of a role; thread-safe."""
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -43,9 +43,9 @@ class Turns:
 class RanksRole(RoleConfig):
     """A role whose groups of ranks go into the placement groups reserved for them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    turns: Turns
+    pool: GroupPool
 
 
 def plain(argument: Any) -> Any:
@@ -57,15 +57,15 @@ class RankPlaces:
     """The placement group of one group of ranks: a reserved one, or one of its own."""
 
     def __init__(self, role: RoleConfig, size: int) -> None:
-        self._turns = role.turns if isinstance(role, RanksRole) else None
-        self._name = self._turns.take() if self._turns is not None else None
+        self._pool = role.pool if isinstance(role, RanksRole) else None
+        self._name = self._pool.take() if self._pool is not None else None
         self.group: PlacementGroup = make_places(role, size) if self._name is None else get_placement_group(self._name)
 
     def give_back(self) -> None:
         """After the ranks have ended; again is harmless."""
-        if self._turns is not None and self._name is not None:
-            self._turns.give_back(self._name)
-            self._turns = None
+        if self._pool is not None and self._name is not None:
+            self._pool.give_back(self._name)
+            self._pool = None
         elif self._name is None:
             remove(self.group)
 
@@ -110,7 +110,7 @@ class RankReservation(Reservation):
                     placed[role] = PlacedRole(**asked.model_dump(), group=retrieval)
             else:
                 names = [f"errata-{role}-{number}-{run}" for number in range(count)]
-                placed[role] = RanksRole(**asked.model_dump(), turns=Turns(names))
+                placed[role] = RanksRole(**asked.model_dump(), pool=GroupPool(names))
         self.config = config.model_copy(update=placed)
 
     def take(self) -> None:
@@ -118,7 +118,7 @@ class RankReservation(Reservation):
         for role, (asked, _) in self._wanted.items():
             placed = getattr(self.config, role)
             if isinstance(placed, RanksRole):
-                self._groups += [make_places(asked, self._size, name) for name in placed.turns.names]
+                self._groups += [make_places(asked, self._size, name) for name in placed.pool.names]
         try:
             super().take()
         except UserError as error:

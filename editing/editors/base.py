@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from torch import Tensor
 
+from errata.editing.closed import Closed
 from errata.editing.covariance import KeyCovariance
 from errata.editing.delta import WeightDelta
 from errata.editing.model.adapter import EditableModel
@@ -21,10 +22,8 @@ from errata.editing.values import TargetValue, ValueConfig
 Progress = Callable[[int], None]
 
 
-class EditorConfig(BaseModel):
+class EditorConfig(Closed):
     """Settings every editor has; ``type`` tells them apart."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     type: str
     """Which editor."""

@@ -146,16 +146,16 @@ class LocateEditor(Editor):
         walk = SubjectPass(model, requests, contexts)
         with model.patched(layers):
             for place, layer in enumerate(layers):
-                found = walk.keys(layer, self.key_average)
+                columns = walk.keys(layer, self.key_average)
                 if wanted.ndim == 3:
                     residual = wanted[:, place] - walk.states(layer)[1]
                 else:
                     residual = self.residual(model, walk, wanted, layer, layers[-1], self.spread(len(layers) - place))
                 try:
-                    changes[layer] = self.change(model, layer, found, residual, state)
+                    changes[layer] = self.change(model, layer, columns, residual, state)
                 except DependentColumnsError as error:
                     raise named(error, requests, layer) from error
-                keys[layer] = found.cpu()
+                keys[layer] = columns.cpu()
                 model.set_weight(layer, apply_delta(model.weight(layer), changes[layer]))
         return changes, keys
 

@@ -120,7 +120,7 @@ class Mose(LocateEditor):
 
         def values_over(layers: tuple[int, ...]) -> list[TargetValue]:
             if len(layers) == 1 or not self.finds_outputs(model):
-                return found[layers[-1]] if layers[-1] in found else values_at(layers[-1])
+                return by_layer[layers[-1]] if layers[-1] in by_layer else values_at(layers[-1])
             return optimise_values(
                 model,
                 requests,
@@ -131,7 +131,7 @@ class Mose(LocateEditor):
                 variant=replace(self.variant(requests), layers=layers),
             )
 
-        found: dict[int, list[TargetValue]] = {}
+        by_layer: dict[int, list[TargetValue]] = {}
         if self.config.selection == "predefined":
             return self.layers, values_over(self.layers)
         walk = SubjectPass(model, requests, contexts)
@@ -139,9 +139,9 @@ class Mose(LocateEditor):
         strongest = sorted(self.layers, key=lambda layer: (-float(sizes[layer].mean()), layer))
         scores: dict[int, float] = {}
         for layer in sorted(strongest[: self.config.candidates]):
-            found[layer] = values_at(layer)
+            by_layer[layer] = values_at(layer)
             # V - W K is what the value optimisation adds to the map's output
-            missing = torch.stack([value.delta.norm() for value in found[layer]]) / sizes[layer]
+            missing = torch.stack([value.delta.norm() for value in by_layer[layer]]) / sizes[layer]
             score = float(missing.norm() / state.memory[f"spectral.{layer}"])
             scores[layer] = score if math.isfinite(score) else math.inf
         best = min(scores, key=lambda layer: (scores[layer], layer))

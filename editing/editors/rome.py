@@ -133,7 +133,7 @@ class Rome(LocateEditor):
         (layer,) = self.layers
         left = torch.cat([changes[layer].left for changes, _ in parts], dim=1)
         right = torch.cat([_right(changes[layer]) for changes, _ in parts])
-        keys = torch.cat([found[layer] for _, found in parts], dim=1)
+        keys = torch.cat([columns[layer] for _, columns in parts], dim=1)
         return {layer: LayerDelta("low_rank", left, right)}, {layer: keys}
 
 

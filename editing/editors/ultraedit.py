@@ -62,10 +62,10 @@ class UltraEdit(Editor):
         contexts: Sequence[str],
         progress: Progress | None = None,
     ) -> Computation:
-        found, losses = self.features(model, requests)
+        rows_by_map, losses = self.features(model, requests)
         changes: dict[int, LayerDelta] = {}
         moments: dict[int, Tensor] = {}
-        for number, (inputs, gradients) in found.items():
+        for number, (inputs, gradients) in rows_by_map.items():
             features = torch.cat([inputs, gradients], dim=1)
             moments[number] = moments_of(features)
             hats = normalised(features, merged(state.memory.get(f"features.{number}"), moments[number]))
@@ -116,13 +116,13 @@ class UltraEdit(Editor):
         finally:
             for handle in handles:
                 handle.remove()
-        found = {}
+        by_map = {}
         for number in self.layers:
             gradient = outputs[number].grad
             assert gradient is not None
-            found[number] = (inputs[number].double().cpu(), gradient[row, at].double().cpu())
+            by_map[number] = (inputs[number].double().cpu(), gradient[row, at].double().cpu())
         losses = [float(nll.detach()[row == i].mean()) for i in range(len(requests))]
-        return found, losses
+        return by_map, losses
 
     def advance(
         self,

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from errata.editing.closed import Closed
 from errata.editing.covariance import MomentAccumulator
 from errata.editing.digest import digest_file, digest_json
 from errata.editing.errors import DamagedFileError, UserError
@@ -39,10 +40,8 @@ _BLOCK = 1024
 """Keys multiplied at once; with fewer, adding the products to the float64 sum costs as much as a third of them."""
 
 
-class CorpusReading(BaseModel):
+class CorpusReading(Closed):
     """How a text is read and run."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
     """``auto`` goes by the name: ``.jsonl``/``.json`` (also ``.gz``), ``.parquet``, anything else is plain text."""
@@ -136,9 +135,9 @@ class CorpusReader:
 
 def check_digest(config: CorpusConfig, digest: str) -> None:
     """Raise DamagedFileError unless the text here is the one that the estimate was planned on."""
-    found = corpus_digest(config)
-    if found != digest:
-        raise DamagedFileError(f"corpus {config.name!r} has digest {found[:12]} here, want {digest[:12]}")
+    actual = corpus_digest(config)
+    if actual != digest:
+        raise DamagedFileError(f"corpus {config.name!r} has digest {actual[:12]} here, want {digest[:12]}")
 
 
 # ---------------------------------------------------------------- reading
@@ -451,8 +450,8 @@ def _add_losses(model: EditableModel, states: Tensor, targets: Tensor, owners: T
     for at in range(0, states.shape[0], _LOGIT_ROWS):
         span = slice(at, at + _LOGIT_ROWS)
         logprobs = model.logits(states[span]).float().log_softmax(dim=-1)
-        found = -logprobs.gather(1, targets[span][:, None]).squeeze(1)
-        losses.index_add_(0, owners[span], found.double())
+        nll = -logprobs.gather(1, targets[span][:, None]).squeeze(1)
+        losses.index_add_(0, owners[span], nll.double())
 
 
 def run_corpus_unit(

@@ -214,8 +214,8 @@ def sanity(first: Documents, new: Documents, bound: float) -> tuple[bool, float 
         return False, math.log(2.0)
     if min(before.numel(), after.numel()) < FEWEST_DOCUMENTS:
         return True, None
-    found = jensen_shannon(before, after)
-    return found <= bound, found
+    divergence = jensen_shannon(before, after)
+    return divergence <= bound, divergence
 
 
 def _empty_share(documents: Documents) -> float:
@@ -240,7 +240,7 @@ def of_equal_length(documents: Mapping[str, Documents], fewest: int = FEWEST_DOC
     target = min(longest, default=0)
     low, high = target * (1 - _LENGTH_SLACK), target * (1 + _LENGTH_SLACK)
     chosen = {name: [d for d in docs if low <= d[1] <= high] for name, docs in documents.items()}
-    equal = all(len(found) >= min(fewest, len(documents[name])) for name, found in chosen.items())
+    equal = all(len(documents_left) >= min(fewest, len(documents[name])) for name, documents_left in chosen.items())
     return Comparable({n: per_token_nll(chosen[n] if equal else documents[n]) for n in documents}, equal)
 
 

@@ -9,8 +9,9 @@ import math
 from collections.abc import Mapping
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from errata.editing.closed import Closed
 from errata.editing.covariance import KeyCovariance
 from errata.editing.errors import UserError
 from errata.editing.estimation.corpus import CorpusConfig, CorpusReading
@@ -35,10 +36,8 @@ class ComponentConfig(CorpusReading):
         return CorpusConfig(**{name: getattr(self, name) for name in CorpusConfig.model_fields})
 
 
-class MixtureConfig(BaseModel):
+class MixtureConfig(Closed):
     """Weights over named components."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     weights: dict[str, float] = Field(min_length=1)
     """Share of each component by name, or the name of shipped weights (``olmo-mix``); divided by their sum."""

@@ -17,8 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from errata.editing.closed import Closed
 from errata.editing.errors import ErrataError, UserError
 
 logger = logging.getLogger(__name__)
@@ -30,10 +31,8 @@ _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """Answers after which another attempt may do better."""
 
 
-class SamplingServerConfig(BaseModel):
+class SamplingServerConfig(Closed):
     """A server that samples from the model whose keys are taken here."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: str = Field(pattern=r"^https?://[^/]+")
     """Up to, and without, ``/v1``, such as ``http://localhost:8000``. A bearer token is taken from

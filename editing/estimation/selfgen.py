@@ -20,10 +20,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from errata.editing.closed import Closed
 from errata.editing.errors import UserError
+from errata.editing.estimation.sampler import Sampler, default_sampler, draw
 from errata.editing.estimation.sampling_server import SamplingServerConfig
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.decode import extend
@@ -33,10 +35,8 @@ _OPENING_TOKENS = 32
 """Enough for three words of any language but the longest compounds."""
 
 
-class SelfGenerationConfig(BaseModel):
+class SelfGenerationConfig(Closed):
     """How the model is made to speak."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed_mode: Literal["rand", "bos"] = "rand"
     """``rand``: uniform vocabulary tokens; ``bos``: the beginning-of-sequence (or end-of-text) token alone."""
@@ -48,12 +48,17 @@ class SelfGenerationConfig(BaseModel):
     """Sequences of one unit of work, the smallest share that has a seed of its own."""
     slots: int = Field(16, ge=1)
     """Sequences decoded side by side within a unit."""
+    sampler: Sampler | None = None
+    """``inversion``: the whole distribution function in float64; ``blocks``: the same distribution in a fraction of the
+    time where there are many words. Null for ``inversion`` up to 65 536 words and ``blocks`` beyond."""
     server: SamplingServerConfig | None = None
     """A vLLM server that samples instead; the keys then come from a second pass here."""
 
     def identity(self) -> dict[str, Any]:
         """What decides the result, as plain data; of a server its engine and model, not where it is."""
-        plain = self.model_dump(exclude={"server"})
+        # what was estimated before there was a choice was sampled by inversion, and keeps its digest
+        usual = self.sampler in (None, "inversion") or self.server is not None
+        plain = self.model_dump(exclude={"server", "sampler"} if usual else {"server"})
         return plain if self.server is None else {**plain, "server": {"model": self.server.model}}
 
 
@@ -120,8 +125,14 @@ def run_unit(
     device = model.device
     waiting = seed_sequences(model, unit, config)
     longest = max(len(s) for s in waiting)
+    if model.capacity.positions is not None and longest + config.max_new_tokens > model.capacity.positions:
+        raise UserError(
+            f"covariance.max_new_tokens {config.max_new_tokens} after {longest} tokens of the seed: the model has "
+            f"{model.capacity.positions} positions"
+        )
     slots = min(config.slots, len(waiting))
     generator = torch.Generator(device=device).manual_seed(unit.seed ^ 0x5DEECE66D)
+    sampler = config.sampler or default_sampler(int(model.hf.config.vocab_size))
     moments = {layer: model.moments(layer) for layer in layers}
     cache = SlotKV(slots, longest + config.max_new_tokens + 1)
     cache.write_at = cache.write_at.to(device)
@@ -137,11 +148,10 @@ def run_unit(
                 rows = torch.tensor(counted, device=device)
                 for layer in layers:
                     moments[layer].add(inputs[layer][rows, 0])
-            logprobs = model.logits(hidden[:, 0]).float().log_softmax(dim=-1)
-            picked = _draw(logprobs, generator)
-            losses = (-logprobs.gather(1, picked)).squeeze(1).tolist()
+            picked, logprobs = draw(model.logits(hidden[:, 0]), generator, sampler)
+            losses = (-logprobs).tolist()
             keep: list[int] = []
-            for i, (sequence, token) in enumerate(zip(list(active), picked.squeeze(1).tolist(), strict=True)):
+            for i, (sequence, token) in enumerate(zip(list(active), picked.tolist(), strict=True)):
                 if not sequence.take(token, losses[i], model.text.eos_ids, config.max_new_tokens):
                     keep.append(i)
                     continue
@@ -169,18 +179,6 @@ def run_unit(
 def opening_words(model: EditableModel, tokens: Sequence[int]) -> tuple[str, ...]:
     """The first three words of generated tokens (MOIR, figure 10): what stands between white space."""
     return tuple(model.text.decode(tokens[:_OPENING_TOKENS]).split()[:3])
-
-
-def _draw(logprobs: Tensor, generator: torch.Generator) -> Tensor:
-    """One token per row (S, 1) from log-probabilities (S, V), by inverting the distribution function.
-
-    Exact ancestral sampling with one uniform number per row; drawing one per vocabulary entry, as the library's
-    multinomial does, took a tenth of the whole estimate.
-    """
-    cumulative = logprobs.double().exp().cumsum(dim=-1)
-    uniform = torch.rand(logprobs.shape[0], 1, generator=generator, dtype=torch.float64, device=logprobs.device)
-    found = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
-    return found.clamp_max(logprobs.shape[1] - 1)
 
 
 class _Sequence:

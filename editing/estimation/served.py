@@ -37,15 +37,15 @@ def run_served_unit(
         int.from_bytes(hashlib.sha256(f"{unit.seed}|{place}".encode()).digest()[:4], "big")
         for place in range(len(seeds))
     ]
-    found = sample(server, seeds, draws, max_new_tokens=config.max_new_tokens, stops=model.text.eos_ids)
-    sequences = tuple((tuple(start), one.tokens) for start, one in zip(seeds, found, strict=True))
+    samples = sample(server, seeds, draws, max_new_tokens=config.max_new_tokens, stops=model.text.eos_ids)
+    sequences = tuple((tuple(start), one.tokens) for start, one in zip(seeds, samples, strict=True))
     sums, tokens = second_pass(model, sequences, layers)
     return UnitResult(
         unit.unit_id,
         sums,
         tokens,
-        tuple((one.nll, len(one.tokens)) for one in found),
+        tuple((one.nll, len(one.tokens)) for one in samples),
         time.perf_counter() - started,
-        tuple(opening_words(model, one.tokens) for one in found),
+        tuple(opening_words(model, one.tokens) for one in samples),
         sequences if keep_tokens else (),
     )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from errata.editing.covariance import MomentAccumulator
 from errata.editing.digest import digest_tensors
 from errata.editing.errors import ErrataError, UserError
+from errata.editing.model.capacity import Capacity
 from errata.editing.model.decoder import Decoder, Layout, Positional, decoder_for, layer_of, plain_layout
 from errata.editing.model.flat import flat_pass
 from errata.editing.model.packed import PackedWeights
@@ -50,6 +51,9 @@ class EditableModel:
         first = next(model.parameters())
         self.device, self.dtype = first.device, first.dtype
         self.hidden_size: int = int(self.hf.config.hidden_size)
+        self.capacity = Capacity.of(self.hf.config, rows=int(self.hf.get_input_embeddings().weight.shape[0]))
+        assert self.capacity.rows is not None
+        self.text.use_embeddings(self.capacity.rows)
         self.packed = PackedWeights()
         self._masters: dict[int, Tensor] = {}
         self.digest = digest if digest is not None else digest_tensors(dict(model.state_dict()))
@@ -57,8 +61,7 @@ class EditableModel:
 
     def _check_forward(self) -> None:
         """Compare this package's layer-by-layer pass with the library's own, so that a change there is noticed."""
-        vocabulary = int(self.hf.config.vocab_size)
-        ids = [(7 * i + 3) % vocabulary for i in range(6)]
+        ids = [(7 * i + 3) % int(self.capacity.rows or 1) for i in range(6)]
         with torch.no_grad():
             want = self.hf(input_ids=torch.tensor([ids], device=self.device)).logits[0, -1].float()
             rows = self.rows([ids])
@@ -86,13 +89,25 @@ class EditableModel:
     # --- passes ---
 
     def rows(self, sequences: Sequence[Sequence[int]]) -> Rows:
-        """Token lists to one right-padded batch on the model's device."""
+        """Token lists to one right-padded batch on the model's device.
+
+        Raises:
+            UserError: a list is longer than the model's positions, or holds a token without an embedding.
+        """
+        self.require_fits(sequences)
         lengths = torch.tensor([len(s) for s in sequences], device=self.device)
         width = int(lengths.max())
         ids = torch.full((len(sequences), width), self.text.pad_id, dtype=torch.long)
         for row, tokens in enumerate(sequences):
             ids[row, : len(tokens)] = torch.tensor(list(tokens), dtype=torch.long)
         return Rows(ids.to(self.device), plain_layout(lengths, width), lengths)
+
+    def require_fits(self, sequences: Sequence[Sequence[int]]) -> None:
+        """Raise UserError unless the model can take in every token list."""
+        for tokens in sequences:
+            problem = self.capacity.problem(self.text, tokens)
+            if problem is not None:
+                raise UserError(problem)
 
     def embed(self, rows: Rows) -> Tensor:
         """Input of layer 0, (B, T, d)."""

@@ -239,7 +239,9 @@ class _GPT2(Decoder):
         return layers
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
-        hidden: Tensor = self.body.wte(ids) + self.body.wpe(positions)
+        # beyond the table stands padding only: rows that are longer are refused before they come here
+        table = self.body.wpe
+        hidden: Tensor = self.body.wte(ids) + table(positions.clamp(max=table.num_embeddings - 1))
         return hidden
 
     def rotary(self, hidden: Tensor, positions: Tensor, kind: str) -> Any:
@@ -270,7 +272,8 @@ class _GPTJ(_GPT2):
         out = self.layers[index](
             hidden,
             attention_mask=positional.masks[self.layer_kind(index)],
-            position_ids=positional.positions,
+            # a table, like GPT-2's: beyond it stands padding only
+            position_ids=positional.positions.clamp(max=int(self.config.n_positions) - 1),
             **{self.cache_argument: cache},
         )
         result: Tensor = out[0] if isinstance(out, tuple) else out

@@ -59,13 +59,22 @@ class LanguageEngine:
     # --- public ---
 
     def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Continuation]:
-        """Score each (prompt tokens, continuation tokens) row; an empty continuation gets empty scores."""
+        """Score each (prompt tokens, continuation tokens) row; an empty continuation gets empty scores.
+
+        Raises:
+            UserError: the model cannot take a row in: it is longer than its positions, or holds an unknown token.
+        """
         return [scored for scored, _ in self._answer(rows, max_new_tokens=0, stop_at_newline=False)]
 
     def generate(
         self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int = 12, stop_at_newline: bool = True
     ) -> list[Answer]:
-        """Greedy continuation of each prompt, to an end-of-text token, a newline (if asked) or the limit."""
+        """Greedy continuation of each prompt, to an end-of-text token, a newline (if asked), the limit, or the model's
+        last position.
+
+        Raises:
+            UserError: the model cannot take a prompt in.
+        """
         rows: list[tuple[Sequence[int], Sequence[int]]] = [(p, ()) for p in prompts]
         return [a for _, a in self._answer(rows, max_new_tokens=max_new_tokens, stop_at_newline=stop_at_newline)]
 
@@ -109,6 +118,8 @@ class LanguageEngine:
         prompts: list[tuple[int, ...]] = list(dict.fromkeys(tuple(p) for p, _ in rows))
         if any(len(p) == 0 for p in prompts):
             raise ValueError("a prompt has no tokens; it must have at least one")
+        # the last token of a continuation is not run
+        self.model.require_fits([*prompts, *([*p, *c[:-1]] for p, c in rows if len(c) > 1)])
         users: dict[tuple[int, ...], list[int]] = {p: [] for p in prompts}
         for index, (prompt, _) in enumerate(rows):
             users[tuple(prompt)].append(index)
@@ -211,6 +222,7 @@ class LanguageEngine:
     def _decode(self, cache: SlotKV, last: Tensor, limit: int, stop_at_newline: bool) -> list[Answer]:
         produced: list[list[int]] = [[] for _ in range(cache.rows)]
         alive = list(range(cache.rows))
+        begun, positions = cache.write_at.tolist(), self.model.capacity.positions
         states = last
         for step in range(limit):
             tokens = self.model.logits(states).argmax(dim=-1).tolist()
@@ -219,7 +231,8 @@ class LanguageEngine:
                 if token in self.model.text.eos_ids:
                     continue
                 produced[row].append(token)
-                if not (stop_at_newline and self._is_newline(token)):
+                full = positions is not None and begun[row] + len(produced[row]) > positions
+                if not full and not (stop_at_newline and self._is_newline(token)):
                     going.append(place)
             if not going or step == limit - 1:
                 break
@@ -289,9 +302,9 @@ def _spans_of_like_length(lengths: Sequence[int], spare: int) -> list[tuple[int,
     borders = [i for i, length in enumerate(lengths) if i == 0 or length != lengths[i - 1]] + [len(lengths)]
     cost, since = [0], [0]
     for j in range(1, len(borders)):
-        found = [cost[i] + spare + (borders[j] - borders[i]) * lengths[borders[i]] for i in range(j)]
-        cost.append(min(found))
-        since.append(found.index(cost[j]))
+        costs = [cost[i] + spare + (borders[j] - borders[i]) * lengths[borders[i]] for i in range(j)]
+        cost.append(min(costs))
+        since.append(costs.index(cost[j]))
     spans, j = [], len(borders) - 1
     while j > 0:
         spans.append((borders[since[j]], borders[j]))
@@ -326,10 +339,10 @@ def _branches(prompts: Sequence[tuple[int, ...]], stem: int, *, least: int) -> l
     shared = [group for group in groups if len(group[1]) > 1]
     if sum((length - stem) * (len(members) - 1) for length, members in shared) < least:
         return [_Branch(stem, tuple(range(len(prompts))))]
-    found = [_Branch(length, tuple(members)) for length, members in shared]
+    branches = [_Branch(length, tuple(members)) for length, members in shared]
     alone = tuple(i for _, members in groups if len(members) == 1 for i in members)
-    found.sort(key=lambda branch: -branch.length)
-    return [*found, _Branch(stem, alone)] if alone else found
+    branches.sort(key=lambda branch: -branch.length)
+    return [*branches, _Branch(stem, alone)] if alone else branches
 
 
 def _size_class(length: int) -> int:

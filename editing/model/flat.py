@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.editing.model.decoder import Decoder, layer_of, map_number
-from errata.editing.model.span import Norm, Turn, head_norms, turn_, turn_of, written_out
+from errata.editing.model.span import Norm, Rotary, apply_rotary_, head_norms, rotary_of, written_out
 
 Take = Callable[[int, Tensor], None]
 """What is done with the inputs (N, I) of a map, given by its number."""
@@ -83,8 +83,8 @@ class FlatPass:
         input of the MLP, and None."""
         layer: Any = self.decoder.layers[index]
         normed = Norm.of(layer.input_layernorm).apply(x)
-        mixed = _attended(layer.self_attn, normed, tokens.edges, tokens.turn(self.decoder.layer_kind(index)))
-        _add_product(x, mixed, layer.self_attn.o_proj)
+        attn_out = _attended(layer.self_attn, normed, tokens.edges, tokens.rotary(self.decoder.layer_kind(index)))
+        _add_product(x, attn_out, layer.self_attn.o_proj)
         normed = Norm.of(layer.post_attention_layernorm).apply(x)
         for number in (map_number(index, "gate_proj"), map_number(index, "up_proj")):
             if number in self.maps:
@@ -104,38 +104,38 @@ class _Tokens:
         self.decoder = decoder
         self.edges = [0, *accumulate(lengths)]
         self.positions = torch.cat([torch.arange(length, device=device) for length in lengths])[None]
-        self._turns: dict[str, Turn] = {}
+        self._rotaries: dict[str, Rotary] = {}
 
-    def turn(self, kind: str) -> Turn:
-        """How heads turn at the tokens' positions (N, 1, D), for layers of a kind."""
-        if kind not in self._turns:
+    def rotary(self, kind: str) -> Rotary:
+        """Cosine and signed sine at the tokens' positions (N, 1, D), for layers of a kind."""
+        if kind not in self._rotaries:
             probe = next(self.decoder.model.parameters())
-            self._turns[kind] = turn_of(self.decoder.rotary(probe, self.positions, kind))
-        return self._turns[kind]
+            self._rotaries[kind] = rotary_of(self.decoder.rotary(probe, self.positions, kind))
+        return self._rotaries[kind]
 
 
 def _nothing(number: int, keys: Tensor) -> None:
     """Nobody wants the keys of the layers behind the last map."""
 
 
-def _attended(attention: Any, x: Tensor, edges: Sequence[int], turn: Turn) -> Tensor:
-    """Mixed values (N, H D) of every token, each piece by itself."""
+def _attended(attention: Any, x: Tensor, edges: Sequence[int], rotary: Rotary) -> Tensor:
+    """Attention output (N, H D) of every token, each piece by itself."""
     tokens, width = x.shape[0], attention.head_dim
     query, key = (product(x).view(1, tokens, -1, width) for product in (attention.q_proj, attention.k_proj))
     value = attention.v_proj(x).view(1, tokens, -1, width)
     query_norm, key_norm = head_norms(attention)
     if query_norm is not None and key_norm is not None:
         query, key = query_norm.apply(query), key_norm.apply(key)
-    query, key = turn_(query, turn), turn_(key, turn)
+    query, key = apply_rotary_(query, rotary), apply_rotary_(key, rotary)
     groups = query.shape[2] // key.shape[2]
     if groups > 1:  # a query head and its keys must bear the same number
         key, value = (t.repeat_interleave(groups, dim=2) for t in (key, value))
-    mixed = torch.empty_like(query)
+    attn_out = torch.empty_like(query)
     for start, stop in pairwise(edges):
         q, k, v = (t[:, start:stop].transpose(1, 2) for t in (query, key, value))
-        found = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=attention.scaling)
-        mixed[:, start:stop] = found.transpose(1, 2)
-    return mixed.view(tokens, -1)
+        attended = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=attention.scaling)
+        attn_out[:, start:stop] = attended.transpose(1, 2)
+    return attn_out.view(tokens, -1)
 
 
 def _add_product(x: Tensor, rows: Tensor, product: nn.Linear) -> None:

@@ -31,7 +31,7 @@ class Product(Protocol):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) to (..., O): what the maps make of it, side by side, biases included."""
 
-    def back(self, gradient: Tensor) -> Tensor:
+    def backward(self, gradient: Tensor) -> Tensor:
         """The gradient (..., O) of what came out to that of what went in, (..., I)."""
 
 
@@ -54,13 +54,13 @@ class Plain:
                 part += bias
         return out.view(*x.shape[:-1], -1)
 
-    def back(self, gradient: Tensor) -> Tensor:
+    def backward(self, gradient: Tensor) -> Tensor:
         rows = gradient.reshape(-1, gradient.shape[-1])
         first, *others = zip(rows.split(self.widths, dim=1), self.weights, strict=True)
-        found = first[0] @ first[1]
+        out = first[0] @ first[1]
         for part, weight in others:
-            found.addmm_(part, weight)
-        return found.view(*gradient.shape[:-1], -1)
+            out.addmm_(part, weight)
+        return out.view(*gradient.shape[:-1], -1)
 
 
 class Packed(Plain):
@@ -75,7 +75,7 @@ class Packed(Plain):
         self._versions = [weight._version for weight in self.weights]
         self._agreed = agreed
         weight = torch.cat(self.weights) if len(maps) > 1 else self.weights[0]
-        self._forward, self._back = (_in_library_order(w) for w in (weight, weight.mT.contiguous()))
+        self._forward, self._backward = (_in_library_order(w) for w in (weight, weight.mT.contiguous()))
         # the library asks the plain weight for its shape alone
         self._shape = weight.new_empty(1, 1).expand(weight.shape)
         self._bias: Tensor | None = None
@@ -93,10 +93,10 @@ class Packed(Plain):
             return super().forward(x)
         return _multiplied(x, self._forward, self._shape, self._bias)
 
-    def back(self, gradient: Tensor) -> Tensor:
+    def backward(self, gradient: Tensor) -> Tensor:
         if not self._agrees(gradient.numel() // gradient.shape[-1]):
-            return super().back(gradient)
-        return _multiplied(gradient, self._back, self._shape.mT, None)
+            return super().backward(gradient)
+        return _multiplied(gradient, self._backward, self._shape.mT, None)
 
     def _agrees(self, rows: int) -> bool:
         shape = (rows, *self._shape.shape)
@@ -107,7 +107,7 @@ class Packed(Plain):
             x, gradient = (torch.randn(rows, size, generator=random) for size in (shape[2], shape[1]))
             self._agreed[shape] = _same(
                 _multiplied(x, self._forward, self._shape, self._bias), super().forward(x)
-            ) and _same(_multiplied(gradient, self._back, self._shape.mT, None), super().back(gradient))
+            ) and _same(_multiplied(gradient, self._backward, self._shape.mT, None), super().backward(gradient))
         return self._agreed[shape]
 
 
@@ -137,7 +137,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        return ctx.packed.back(gradients[0]), None
+        return ctx.packed.backward(gradients[0]), None
 
 
 def _product(packed: Packed, x: Tensor) -> Tensor:
@@ -185,8 +185,8 @@ class PackedWeights:
         Maps that are not plain float32 ones on a CPU are left out, and all of them where the library cannot pack.
         Without ``make`` only what is there already is given.
         """
-        found = {module: self.joined([module], rows, make=make) for module, rows in rows_of.items()}
-        return {module: packed for module, packed in found.items() if packed is not None}
+        joined = {module: self.joined([module], rows, make=make) for module, rows in rows_of.items()}
+        return {module: packed for module, packed in joined.items() if packed is not None}
 
     def joined(self, modules: Sequence[nn.Module], rows: int, *, make: bool = True) -> Packed | None:
         """Weights of linear maps of one input packed as one, or None where one of them is left out (see ``of``)."""

@@ -31,10 +31,10 @@ class Segments:
         codes = _codes(new, numbers).flatten()[self.tokens]
         known, self.new_segment = codes.unique(return_inverse=True)
         past_codes = _codes(before, numbers)[self.past_row, self.past_token]
-        found = torch.searchsorted(known, past_codes).clamp_max(known.numel() - 1)
-        seen = known[found] == past_codes  # a past of which nothing runs is of no use
+        nearest = torch.searchsorted(known, past_codes).clamp_max(known.numel() - 1)
+        seen = known[nearest] == past_codes  # a past of which nothing runs is of no use
         self.past_row, self.past_token = self.past_row[seen], self.past_token[seen]
-        self.past_segment = found[seen]
+        self.past_segment = nearest[seen]
         self.new_place, self.past_place = _places(self.new_segment), _places(self.past_segment)
         self.count, self.new = known.numel(), int(self.new_place.max()) + 1
         self.past = int(self.past_place.max()) + 1 if self.past_place.numel() else 0

@@ -108,7 +108,8 @@ class Norm:
         unit = x * scale
         return unit * self.gain, unit, scale
 
-    def back(self, gradient: Tensor, unit: Tensor, scale: Tensor) -> Tensor:
+    def backward(self, gradient: Tensor, unit: Tensor, scale: Tensor) -> Tensor:
+        """The gradient of the normed rows to that of the rows; ``unit`` and ``scale`` as the call returned them."""
         inner = gradient * self.gain
         along = (inner * unit).sum(dim=-1, keepdim=True)
         return inner.addcmul_(unit, along, value=-1.0 / unit.shape[-1]).mul_(scale)
@@ -126,22 +127,24 @@ def head_norms(attention: Any) -> tuple[Norm | None, Norm | None]:
     return Norm.of(attention.q_norm), Norm.of(attention.k_norm)
 
 
-class _Kept:
-    """Keys and values (2, C K, T, D) of every segment, and the same turned, (2, C K, D, T), for the products that read
-    them across: small ones are five times slower with a matrix that lies the other way."""
+class KVBuffer:
+    """Keys and values (2, C K, T, D) of every segment, and the same transposed, (2, C K, D, T).
+
+    The products that read them across take the transposed ones: small products are five times slower otherwise.
+    """
 
     def __init__(self, past: tuple[Tensor, Tensor], segments: Segments) -> None:
         both = torch.stack([segments.buffer(part).flatten(0, 1) for part in past])
-        turned = both.mT.contiguous()
+        transposed = both.mT.contiguous()
         self.keys, self.values = both
-        self.keys_turned, self.values_turned = turned
-        self._new, self._new_turned = both[:, :, segments.past :], turned[..., segments.past :]
+        self.keys_transposed, self.values_transposed = transposed
+        self._new, self._new_transposed = both[:, :, segments.past :], transposed[..., segments.past :]
 
     def take(self, rows: Tensor) -> None:
         """The new tokens' keys and values, (2 C K E, D)."""
         new = rows.view(self._new.shape)
         self._new.copy_(new)
-        self._new_turned.copy_(new.mT)
+        self._new_transposed.copy_(new.mT)
 
 
 class _Layer:
@@ -168,14 +171,14 @@ class _Layer:
         self.out = product_of([attention.o_proj])
         self.gate_and_up = product_of([mlp.gate_proj, mlp.up_proj])
         self.down = product_of([mlp.down_proj])
-        self.kept, self.past, self.places = _Kept(past, segments), segments.past, places
+        self.cache, self.past, self.places = KVBuffer(past, segments), segments.past, places
         self.wanted = segments.wanted if last else None
         """Behind the last attention only the tokens go on that are read."""
 
-    def forward(self, x: Tensor, turn: Turn, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, x: Tensor, rotary: Rotary, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """x (N, d) to the output of the tokens that go on, and what the way back needs."""
         tape: dict[str, Tensor] = {}
-        at, kept, width = self.places, self.kept, self.width
+        at, cache, width = self.places, self.cache, self.width
         normed, tape["unit_1"], tape["scale_1"] = self.before_attention(x)
         heads = self.heads.forward(normed).view(x.shape[0], -1, width)
         if self.query_norm is not None and self.key_norm is not None:
@@ -184,53 +187,54 @@ class _Layer:
             normed_keys, tape["unit_k"], tape["scale_k"] = self.key_norm(keys)
             queries.copy_(normed_queries)
             keys.copy_(normed_keys)
-        turn_(heads[:, : -at.key_heads], turn)
+        apply_rotary_(heads[:, : -at.key_heads], rotary)
         tables = _rows(heads, at.into_tables)
         query = tape["query"] = tables[: at.query_rows].view(at.rows, at.per_row, width)
-        kept.take(tables[at.query_rows :])
-        share = tape["share"] = torch.baddbmm(mask, query, kept.keys_turned, alpha=self.scaling).softmax(dim=-1)
-        mixed = _rows(torch.bmm(share, kept.values), at.own if self.wanted is None else at.read)
+        cache.take(tables[at.query_rows :])
+        scores = torch.baddbmm(mask, query, cache.keys_transposed, alpha=self.scaling)
+        attn_probs = tape["attn_probs"] = scores.softmax(dim=-1)
+        attn_out = _rows(torch.bmm(attn_probs, cache.values), at.own if self.wanted is None else at.read)
         if self.wanted is not None:
             x = x[self.wanted]
-        x = x + self.out.forward(mixed.view(x.shape[0], -1))
+        x = x + self.out.forward(attn_out.view(x.shape[0], -1))
         normed, tape["unit_2"], tape["scale_2"] = self.before_mlp(x)
         gate, tape["up"] = self.gate_and_up.forward(normed).chunk(2, dim=-1)
         sigmoid = gate.sigmoid()
-        opened = tape["open"] = gate.mul_(sigmoid)
+        silu = tape["silu"] = gate.mul_(sigmoid)
         # silu's derivative, from what is there: sigmoid + silu (1 - sigmoid)
-        tape["slope"] = sigmoid.addcmul_(opened, sigmoid, value=-1).add_(opened)
-        return x + self.down.forward(opened * tape["up"]), tape
+        tape["silu_grad"] = sigmoid.addcmul_(silu, sigmoid, value=-1).add_(silu)
+        return x + self.down.forward(silu * tape["up"]), tape
 
-    def backward(self, gradient: Tensor, tape: dict[str, Tensor], turn: Turn) -> Tensor:
+    def backward(self, gradient: Tensor, tape: dict[str, Tensor], rotary: Rotary) -> Tensor:
         """Gradient of the output to that of the input, (N, d)."""
-        at, kept, share = self.places, self.kept, tape["share"]
-        inner = self.down.back(gradient)
+        at, cache, attn_probs = self.places, self.cache, tape["attn_probs"]
+        inner = self.down.backward(gradient)
         both = inner.new_empty(inner.shape[0], 2, inner.shape[1])
-        torch.mul(inner, tape["open"], out=both[:, 1])
-        torch.mul(inner.mul_(tape["up"]), tape["slope"], out=both[:, 0])
-        at_norm = self.gate_and_up.back(both.view(inner.shape[0], -1))
-        gradient = self.before_mlp.back(at_norm, tape["unit_2"], tape["scale_2"]).add_(gradient)
+        torch.mul(inner, tape["silu"], out=both[:, 1])
+        torch.mul(inner.mul_(tape["up"]), tape["silu_grad"], out=both[:, 0])
+        grad_norm = self.gate_and_up.backward(both.view(inner.shape[0], -1))
+        gradient = self.before_mlp.backward(grad_norm, tape["unit_2"], tape["scale_2"]).add_(gradient)
 
-        at_mixed, tokens = self.out.back(gradient), tape["unit_1"].shape[0]
+        grad_attn_out, tokens = self.out.backward(gradient), tape["unit_1"].shape[0]
         if self.wanted is not None:
-            at_mixed, gradient = (_spread(part, self.wanted, tokens) for part in (at_mixed, gradient))
-        mixed = _rows(at_mixed.view(-1, self.width), at.queries).view(at.rows, at.per_row, self.width)
-        scores = torch.bmm(mixed, kept.values_turned)
-        scores = torch.ops.aten._softmax_backward_data(scores, share, -1, share.dtype).mul_(self.scaling)
+            grad_attn_out, gradient = (_spread(part, self.wanted, tokens) for part in (grad_attn_out, gradient))
+        grad_heads = _rows(grad_attn_out.view(-1, self.width), at.queries).view(at.rows, at.per_row, self.width)
+        scores = torch.bmm(grad_heads, cache.values_transposed)
+        scores = torch.ops.aten._softmax_backward_data(scores, attn_probs, -1, attn_probs.dtype).mul_(self.scaling)
         counts = [at.query_rows, at.key_rows, at.key_rows]
-        tables = mixed.new_empty(sum(counts), self.width)
+        tables = grad_heads.new_empty(sum(counts), self.width)
         query, keys, values = tables.split(counts)
-        torch.bmm(scores, kept.keys, out=query.view(tape["query"].shape))
+        torch.bmm(scores, cache.keys, out=query.view(tape["query"].shape))
         torch.bmm(scores[:, :, self.past :].mT, tape["query"], out=keys.view(at.rows, -1, self.width))
-        torch.bmm(share[:, :, self.past :].mT, mixed, out=values.view(at.rows, -1, self.width))
+        torch.bmm(attn_probs[:, :, self.past :].mT, grad_heads, out=values.view(at.rows, -1, self.width))
         heads = _rows(tables, at.from_tables).view(tokens, -1, self.width)
-        turn_(heads[:, : -at.key_heads], turn, back=True)
+        apply_rotary_(heads[:, : -at.key_heads], rotary, inverse=True)
         if self.query_norm is not None and self.key_norm is not None:
             query, keys = heads[:, : at.heads], heads[:, at.heads : -at.key_heads]
-            query.copy_(self.query_norm.back(query, tape["unit_q"], tape["scale_q"]))
-            keys.copy_(self.key_norm.back(keys, tape["unit_k"], tape["scale_k"]))
-        at_norm = self.heads.back(heads.view(tokens, -1))
-        return self.before_attention.back(at_norm, tape["unit_1"], tape["scale_1"]).add_(gradient)
+            query.copy_(self.query_norm.backward(query, tape["unit_q"], tape["scale_q"]))
+            keys.copy_(self.key_norm.backward(keys, tape["unit_k"], tape["scale_k"]))
+        grad_norm = self.heads.backward(heads.view(tokens, -1))
+        return self.before_attention.backward(grad_norm, tape["unit_1"], tape["scale_1"]).add_(gradient)
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
@@ -238,21 +242,21 @@ def _rows(x: Tensor, index: Tensor) -> Tensor:
     return x.view(-1, x.shape[-1]).index_select(0, index)
 
 
-Turn = tuple[Tensor, Tensor]
+Rotary = tuple[Tensor, Tensor]
 """Cosine and signed sine (S, 1, D): the first half of a head's sine is negative."""
 
 
-def turn_of(tables: tuple[Tensor, Tensor]) -> Turn:
-    """The library's cosine and sine (1, S, D), as ``turn_`` takes them."""
+def rotary_of(tables: tuple[Tensor, Tensor]) -> Rotary:
+    """The library's cosine and sine (1, S, D), as ``apply_rotary_`` takes them."""
     cos, sin = (table[0, :, None] for table in tables)
     first, second = sin.chunk(2, dim=-1)
     return cos.contiguous(), torch.cat([-first, second], dim=-1)
 
 
-def turn_(x: Tensor, turn: Turn, *, back: bool = False) -> Tensor:
-    """The heads x (S, heads, D), turned where they lie; ``back`` the other way, as gradients are."""
+def apply_rotary_(x: Tensor, rotary: Rotary, *, inverse: bool = False) -> Tensor:
+    """The heads x (S, heads, D), rotated in place; with ``inverse`` the other way, as gradients are."""
     other = x.roll(x.shape[-1] // 2, dims=-1)
-    return x.mul_(turn[0]).addcmul_(other, turn[1], value=-1 if back else 1)
+    return x.mul_(rotary[0]).addcmul_(other, rotary[1], value=-1 if inverse else 1)
 
 
 def _spread(x: Tensor, index: Tensor, rows: int) -> Tensor:
@@ -282,9 +286,9 @@ class GatedSpan:
         self.layers = [_Layer(layers[i], past[i], segments, places, product_of, last=i == last) for i in numbers]
         self.kinds = [decoder.layer_kind(i) for i in numbers]
         probe = next(decoder.model.parameters())
-        self.turns, self.masks = {}, {}
+        self.rotaries, self.masks = {}, {}
         for kind in dict.fromkeys(self.kinds):
-            self.turns[kind] = turn_of(decoder.rotary(probe, segments.positions, kind))
+            self.rotaries[kind] = rotary_of(decoder.rotary(probe, segments.positions, kind))
             mask = segments.mask(probe.dtype, decoder.window(kind))
             each = mask[:, None, None].expand(-1, key_heads, heads // key_heads, -1, -1)
             self.masks[kind] = each.reshape(places.rows, places.per_row, -1)
@@ -301,14 +305,14 @@ class GatedSpan:
         x = hidden.flatten(0, 1)[self.tokens]
         tapes = []
         for layer, kind in zip(self.layers, self.kinds, strict=True):
-            x, tape = layer.forward(x, self.turns[kind], self.masks[kind])
+            x, tape = layer.forward(x, self.rotaries[kind], self.masks[kind])
             tapes.append(tape)
         return _spread(x, self.read, hidden.shape[0] * hidden.shape[1]).view_as(hidden), tapes
 
     def backward(self, gradient: Tensor, tapes: list[dict[str, Tensor]]) -> Tensor:
         x = gradient.flatten(0, 1)[self.read]
         for layer, kind in zip(reversed(self.layers), reversed(self.kinds), strict=True):
-            x = layer.backward(x, tapes.pop(), self.turns[kind])
+            x = layer.backward(x, tapes.pop(), self.rotaries[kind])
         return _spread(x, self.tokens, gradient.shape[0] * gradient.shape[1]).view_as(gradient)
 
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import regex
+
 from errata.editing.errors import UserError
+from errata.editing.scripts import space_before
+from errata.editing.texts import split_slot
 
 _ANCHOR = "a"
+_PLACES = range(0xF0000, 0xFFFFE)
+"""Private characters, which stand for control tokens that are text while a template is filled."""
 
 
 class TextCodec:
@@ -31,6 +37,8 @@ class TextCodec:
             i for i in ids if i is not None and (i != unknown or i == tokenizer.eos_token_id)
         )
         self.pad_id: int = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special and str(token)]
+        self._controls = regex.compile(r"\L<controls>", controls=added) if added else None
         self.has_chat_template: bool = getattr(tokenizer, "chat_template", None) is not None
 
     def _leading_specials(self) -> list[int]:
@@ -39,20 +47,37 @@ class TextCodec:
         return full[: full.index(plain[0])] if plain and plain[0] in full else []
 
     def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        """Tokens of a text; the names of control tokens in it are text like any other."""
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    def use_embeddings(self, rows: int) -> None:
+        """Pad with a token that a model of so many embeddings has; what pads is masked, so any one will do."""
+        if not 0 <= self.pad_id < rows:
+            self.pad_id = next((i for i in sorted(self.eos_ids) if 0 <= i < rows), 0)
+
+    def name_of(self, token: int) -> str:
+        """A token as the tokenizer writes it."""
+        return str(self.tokenizer.convert_ids_to_tokens(token))
 
     def encode_prompt(self, text: str) -> list[int]:
         """Tokens of a text from its beginning, with BOS if the tokenizer puts one there."""
         return self.bos + self._encode(text)
 
+    def encode_marked(self, text: str) -> list[int]:
+        """Tokens of a text in which the names of control tokens stand for them, as in a filled chat template."""
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"])
+
     def encode_target(self, text: str) -> list[int]:
-        """Tokens of ``text`` as the continuation of a prompt: leading space where needed, never BOS.
+        """Tokens of ``text`` as the continuation of a prompt, never BOS: after a space, or where its script has none,
+        right after what stands before it.
 
         Raises:
             UserError: nothing is left of the text after tokenisation.
         """
-        anchor, whole = self._encode(_ANCHOR), self._encode(f"{_ANCHOR} {text.strip()}")
-        ids = whole[len(anchor) :] if whole[: len(anchor)] == anchor else self._encode(" " + text.strip())
+        text = text.strip()
+        begun = space_before(text) + text
+        anchor, whole = self._encode(_ANCHOR), self._encode(_ANCHOR + begun)
+        ids = whole[len(anchor) :] if whole[: len(anchor)] == anchor else self._encode(begun)
         if not ids:
             raise UserError(f"target {text!r} has no tokens; it must be text the tokenizer knows")
         return ids
@@ -63,10 +88,13 @@ class TextCodec:
         The last token is the one that covers the subject's last character, found by character offsets:
         counting tokens of the pieces goes wrong where a merge crosses the border.
         """
-        before, after = template.split("{}")
+        before, after = split_slot(template)
         end = len(prefix) + len(before) + len(subject)
         encoded = self.tokenizer(
-            prefix + before + subject + after, add_special_tokens=False, return_offsets_mapping=True
+            prefix + before + subject + after,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
         )
         offsets: list[tuple[int, int]] = encoded["offset_mapping"]
         last = max((i for i, (start, stop) in enumerate(offsets) if start < end <= stop), default=-1)
@@ -82,8 +110,42 @@ class TextCodec:
         """
         if not self.has_chat_template:
             raise UserError("the model's tokenizer has no chat template; choose a plain-text answer style")
-        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return self._encode(text)
+        told, meant = self._hidden(messages)
+        text: str = self.tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=True)
+        return self.encode_marked(text) if not meant else self._encode_template(text, meant)
+
+    def _hidden(self, messages: list[dict[str, str]]) -> tuple[list[dict[str, str]], dict[str, str]]:
+        """The messages with a private character for every control token that somebody wrote, and what each stands for.
+
+        Only these need care: a filled template is read as a whole everywhere else.
+        """
+        if self._controls is None or not any(self._controls.search(m["content"]) for m in messages):
+            return messages, {}
+        written = {chr(code) for m in messages for code in map(ord, m["content"])}
+        free = (chr(code) for code in _PLACES if chr(code) not in written)
+        meant: dict[str, str] = {}
+
+        def hide(found: Any) -> str:
+            place = next(free)
+            meant[place] = found.group()
+            return place
+
+        return [{**m, "content": self._controls.sub(hide, m["content"])} for m in messages], meant
+
+    def _encode_template(self, text: str, meant: dict[str, str]) -> list[int]:
+        """Tokens of a filled template: its own control tokens are control tokens, those of the messages are text."""
+        assert self._controls is not None
+        ids: list[int] = []
+        at = 0
+        for found in [*self._controls.finditer(text), None]:
+            piece = text[at : found.start()] if found is not None else text[at:]
+            for place, token in meant.items():
+                piece = piece.replace(place, token)
+            ids += self._encode(piece) if piece else []
+            if found is not None:
+                ids.append(int(self.tokenizer.convert_tokens_to_ids(found.group())))
+                at = found.end()
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the tokens, special tokens left out."""

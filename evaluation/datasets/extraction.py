@@ -27,14 +27,14 @@ def parse_triples(reply: str) -> list[dict[str, str]]:
         items = json.loads(reply[start : end + 1]) if 0 <= start < end else []
     except json.JSONDecodeError:
         items = []
-    found = []
+    triples = []
     for item in items:
         if not isinstance(item, Mapping):
             continue
         fields = {name: str(item.get(name) or "").strip() for name in ("subject", "prompt", "target")}
         if all(fields.values()) and fields["subject"] in fields["prompt"]:
-            found.append(fields)
-    return found
+            triples.append(fields)
+    return triples
 
 
 def with_triples(records: Iterable[Mapping[str, Any]], endpoint: ChatEndpoint) -> Iterator[dict[str, Any]]:

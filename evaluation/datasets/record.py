@@ -106,20 +106,20 @@ def items_of(raw: Raw, *names: str, required: bool = True) -> list[Raw]:
 
 def texts(value: Any) -> list[str]:
     """Every non-blank string in nested lists, in order, each once (KnowEdit has four answer types)."""
-    found: dict[str, None] = {}
+    seen: dict[str, None] = {}
 
     def walk(item: Any) -> None:
         if isinstance(item, str):
             if item.strip():
-                found.setdefault(item.strip())
+                seen.setdefault(item.strip())
         elif isinstance(item, int | float) and not isinstance(item, bool):
-            found.setdefault(str(item))
+            seen.setdefault(str(item))
         elif isinstance(item, Sequence):
             for part in item:
                 walk(part)
 
     walk(value)
-    return list(found)
+    return list(seen)
 
 
 def raw_id(schema: str, raw: Raw, target: str, part: int | None = None) -> str:

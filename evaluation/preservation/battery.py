@@ -95,7 +95,7 @@ def interval(values: Sequence[float], of: int) -> tuple[float, float] | None:
 
 def scores_of(suite: Suite, outcomes: Mapping[str, Sequence[Any]]) -> list[Score]:
     """Every metric of a suite over the items that were asked."""
-    found = []
+    scores = []
     for metric, values in outcomes.items():
         if not values:
             continue
@@ -108,14 +108,14 @@ def scores_of(suite: Suite, outcomes: Mapping[str, Sequence[Any]]) -> list[Score
             value = suite.aggregate(metric, values)
             if not isfinite(value):
                 continue  # nothing of the kind was there to be measured
-        found.append(Score(suite.name, metric, value, low, high, len(values), len(suite.items)))
-    return found
+        scores.append(Score(suite.name, metric, value, low, high, len(values), len(suite.items)))
+    return scores
 
 
 def s_p(scores: Sequence[Score]) -> float | None:
     """`preservation_score` (S_p) where all six of its benchmarks were asked, else None."""
-    found = {score.task: score.value for score in scores if S_P_METRICS.get(score.task) == score.metric}
-    return preservation_score(found) if set(found) == set(S_P_METRICS) else None
+    values = {score.task: score.value for score in scores if S_P_METRICS.get(score.task) == score.metric}
+    return preservation_score(values) if set(values) == set(S_P_METRICS) else None
 
 
 def merged(parts: Sequence[Outcomes]) -> Outcomes:

@@ -22,16 +22,16 @@ def read_domains(given: Mapping[str, Path]) -> dict[str, list[str]]:
     Raises:
         UserError: a file is not there, is not text, or holds none.
     """
-    found = {}
+    domains = {}
     for name, path in given.items():
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"text {str(path)!r} of domain {name!r} cannot be read ({type(error).__name__})") from error
-        found[name] = [part for part in text.split(_PARAGRAPHS) if part.strip()]
-        if not found[name]:
+        domains[name] = [part for part in text.split(_PARAGRAPHS) if part.strip()]
+        if not domains[name]:
             raise UserError(f"text {str(path)!r} of domain {name!r} holds no text")
-    return found
+    return domains
 
 
 class PerplexitySuite:
@@ -53,9 +53,9 @@ class PerplexitySuite:
         windows: list[list[int]] = []
         owners: list[int] = []
         for place, (_, number) in enumerate(items):
-            found = windows_of(engine.model.text, [self._documents[number]], window=self._window)
-            windows += found
-            owners += [place] * len(found)
+            mine = windows_of(engine.model.text, [self._documents[number]], window=self._window)
+            windows += mine
+            owners += [place] * len(mine)
         values = [(0.0, 0)] * len(items)
         for place, (nll, tokens) in zip(owners, engine.nll(windows), strict=True):
             values[place] = (values[place][0] + nll, values[place][1] + tokens)

@@ -69,8 +69,9 @@ class EngineLM(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids; BOS as the tokenizer does by itself, unless the text brings it or it is not wanted."""
         text = self.engine.model.text
-        ids = text.encode_prompt(string)
-        bare = ids[len(text.bos) :]
+        # a template that the harness has filled is read as such
+        bare = text.encode_marked(string)
+        ids = text.bos + bare
         if add_special_tokens is False:
             return bare
         return bare if text.bos and bare[: len(text.bos)] == text.bos else ids
@@ -105,9 +106,9 @@ class EngineLM(TemplateLM):
                 max_seq_len=self.max_length,
                 context_len=1,
             )
-            found = [(None, *make_disjoint_window(window)) for window in rolling]
-            windows += found
-            owners += [number] * len(found)
+            mine = [(None, *make_disjoint_window(window)) for window in rolling]
+            windows += mine
+            owners += [number] * len(mine)
         totals = [0.0] * len(requests)
         for number, (value, _greedy) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
             totals[number] += value
@@ -192,7 +193,7 @@ class HarnessSuite:
             task._instances = None  # the harness adds to what an earlier call left
         # its progress bars cannot be turned off otherwise; what goes through logging is heard
         with contextlib.redirect_stderr(io.StringIO()):
-            found = evaluate(
+            results = evaluate(
                 EngineLM(engine, seed=seed),
                 {"tasks": tasks, "groups": {}, "group_map": {}},
                 samples=dict(chosen),
@@ -200,9 +201,9 @@ class HarnessSuite:
                 log_samples=True,
                 apply_chat_template=self.chat,
             )
-        assert found is not None
+        assert results is not None
         values: dict[str, dict[Item, Any]] = defaultdict(dict)
-        for sub, logged in found["samples"].items():
+        for sub, logged in results["samples"].items():
             for sample in logged:
                 for metric in sample["metrics"]:
                     name = metric if sample["filter"] == "none" else f"{metric},{sample['filter']}"

@@ -59,17 +59,17 @@ def read_problems(path: Path) -> list[Problem]:
         text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise UserError(f"HumanEval file {str(path)!r} cannot be read ({type(error).__name__})") from error
-    found = []
+    problems = []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 record = json.loads(line)
-                found.append(Problem(*(str(record[name]) for name in _FIELDS)))
+                problems.append(Problem(*(str(record[name]) for name in _FIELDS)))
             except (ValueError, LookupError, TypeError) as error:
                 raise UserError(f"{path}:{number}: not a HumanEval problem ({error!r})") from error
-    if not found:
+    if not problems:
         raise UserError(f"HumanEval file {str(path)!r} holds no problem")
-    return found
+    return problems
 
 
 def opening(problem: Problem) -> str:
@@ -122,8 +122,10 @@ class HumanEvalSuite:
         chosen = [self.problems[n] for n in numbers for _ in range(self.samples)]
         seeds = [seed_of("humaneval", seed, self.problems[n].task_id, k) for n in numbers for k in range(self.samples)]
         prompts = [text.encode_prompt(opening(problem)) for problem in chosen]
-        found = engine.sample(prompts, self._sampling, seeds=seeds, until=STOPS)
-        return [[sample.text for sample in found[at : at + self.samples]] for at in range(0, len(found), self.samples)]
+        samples = engine.sample(prompts, self._sampling, seeds=seeds, until=STOPS)
+        return [
+            [sample.text for sample in samples[at : at + self.samples]] for at in range(0, len(samples), self.samples)
+        ]
 
     def judge(self, completions: Sequence[tuple[Problem, str]]) -> list[bool]:
         """Whether each completion passes its problem's tests."""

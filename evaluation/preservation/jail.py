@@ -384,8 +384,8 @@ def _listen(pipe: int, deadline: float) -> tuple[bytes, bool]:
 def _end(tenant: int, deadline: float, over: bool) -> tuple[int, bool]:
     """Wait for the tenant, which may have closed the pipe and gone on, and end it when its time is over."""
     while not over:
-        found, status = os.waitpid(tenant, os.WNOHANG)
-        if found:
+        ended, status = os.waitpid(tenant, os.WNOHANG)
+        if ended:
             return status, False
         time.sleep(0.002)
         over = time.monotonic() >= deadline

@@ -34,8 +34,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from errata.editing.closed import Closed
 from errata.editing.errors import ErrataError, UserError
 
 logger = logging.getLogger(__name__)
@@ -48,10 +49,8 @@ _FIRST_USER = 0x70000000
 """User numbers that no system hands out; each run takes one of its own, so that processes are counted apart."""
 
 
-class SandboxConfig(BaseModel):
+class SandboxConfig(Closed):
     """Limits of one program."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     strength: Strength = "auto"
     """``namespaces`` and ``limits`` refuse to run where they cannot be had."""
@@ -71,7 +70,7 @@ class SandboxConfig(BaseModel):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ProgramResult:
     """How a program ended."""
 
     status: Literal["passed", "failed", "timeout"]
@@ -96,19 +95,19 @@ class Sandbox:
         self.config = config or SandboxConfig()
         self.strength, self.files_guarded = self._choose()
 
-    def run(self, program: str) -> Verdict:
+    def run(self, program: str) -> ProgramResult:
         """Run a Python program as ``__main__`` and say how it ended.
 
         Raises:
             ErrataError: the sandbox itself failed; nothing is known about the program then.
         """
         started = time.perf_counter()
-        found = self._ask(program, self.strength)
-        if found["status"] == "unavailable":
-            raise ErrataError(f"the sandbox ({self.strength}) could not be built: {found['detail']}")
-        return Verdict(found["status"], found["detail"], time.perf_counter() - started)
+        report = self._ask(program, self.strength)
+        if report["status"] == "unavailable":
+            raise ErrataError(f"the sandbox ({self.strength}) could not be built: {report['detail']}")
+        return ProgramResult(report["status"], report["detail"], time.perf_counter() - started)
 
-    def run_all(self, programs: Sequence[str], *, parallel: int = 1) -> list[Verdict]:
+    def run_all(self, programs: Sequence[str], *, parallel: int = 1) -> list[ProgramResult]:
         """``run`` for each, in order, ``parallel`` at a time."""
         with ThreadPoolExecutor(max_workers=max(1, parallel)) as pool:
             return list(pool.map(self.run, programs))
@@ -120,16 +119,16 @@ class Sandbox:
         tries: list[Literal["namespaces", "limits"]] = ["namespaces", "limits"] if wanted == "auto" else [wanted]
         reasons: list[str] = []
         for strength in tries:
-            found = self._ask("", strength)
-            if found["status"] == "passed":
-                guarded = strength == "namespaces" or bool(found.get("landlock"))
+            report = self._ask("", strength)
+            if report["status"] == "passed":
+                guarded = strength == "namespaces" or bool(report.get("landlock"))
                 if reasons:
                     rest = "" if guarded else "; what it may read and write outside its directory is up to user rights"
                     logger.warning(
                         "no namespaces for generated programs (%s): system call filter and limits%s", reasons[0], rest
                     )
                 return strength, guarded
-            reasons.append(f"{strength}: {found['detail']}")
+            reasons.append(f"{strength}: {report['detail']}")
         raise UserError(f"no sandbox of strength {wanted!r} on this machine ({'; '.join(reasons)})")
 
     def _ask(self, program: str, strength: str) -> dict[str, Any]:
@@ -157,7 +156,7 @@ class Sandbox:
                 timeout=self.config.seconds + _GRACE_SECONDS,
                 check=False,
             )
-            found: dict[str, Any] = json.loads(done.stdout)
+            report: dict[str, Any] = json.loads(done.stdout)
         except subprocess.TimeoutExpired:
             # the keeper was killed, and with it what it kept
             return {"status": "timeout", "detail": "the sandbox did not answer"}
@@ -165,4 +164,4 @@ class Sandbox:
             return {"status": "unavailable", "detail": (done.stderr.strip().splitlines() or ["no answer"])[-1]}
         finally:
             shutil.rmtree(place, ignore_errors=True)
-        return found
+        return report

@@ -7,8 +7,9 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from errata.editing.closed import Closed
 from errata.editing.digest import digest_json
 from errata.editing.errors import UserError
 from errata.editing.request import EditRequest
@@ -30,10 +31,8 @@ ABOUT_EDITS = ("edits", "fluency", "uncertainty")
 EDIT_SCORES = tuple(name for name in EditScores.__dataclass_fields__ if name != "request_id")
 
 
-class BatteryConfig(BaseModel):
+class BatteryConfig(Closed):
     """Which benchmarks, and how they are put."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     tasks: tuple[str, ...] = Field(min_length=1)
     """Names of lm-evaluation-harness, and `OWN`."""
@@ -77,9 +76,9 @@ class EditSuite:
         """Every score of `EditScores`; None where an edit has no such probe."""
         chosen = [self._requests[number] for _, number in items]
         scores = edit_scores(engine, engine.model.text, chosen)
-        found: Outcomes = {metric: [getattr(score, metric) for score in scores] for metric in EDIT_SCORES}
-        found["portability"] = _portability(engine, chosen)
-        return found
+        outcomes: Outcomes = {metric: [getattr(score, metric) for score in scores] for metric in EDIT_SCORES}
+        outcomes["portability"] = _portability(engine, chosen)
+        return outcomes
 
     def is_mean(self, metric: str) -> bool:
         """Not of all items: those without such a probe are left out."""
@@ -172,8 +171,8 @@ class SpuqSuite:
         questions = {request.id: self._wordings(request) for request in chosen}
         if self._embedding is None:
             raise ValueError("this suite was made without an embedding")
-        found = uncertainties(sampled_answers(engine, questions, config), self._embedding)
-        own = [found[request.id] for request in chosen]
+        uncertainty_of = uncertainties(sampled_answers(engine, questions, config), self._embedding)
+        own = [uncertainty_of[request.id] for request in chosen]
         return {
             "aleatoric": [u.aleatoric for u in own],
             "epistemic": [u.epistemic for u in own],

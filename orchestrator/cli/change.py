@@ -45,11 +45,11 @@ def snapshot(run: RunOption = None, model: ModelOption = None) -> None:
 
 def migrate(run: RunOption = None) -> None:
     """Bring a run's journal to this release's schema."""
-    from errata.orchestrator.history.log import JOURNAL, find_run
-    from errata.orchestrator.journal import Journal
+    from errata.orchestrator.history.log import find_run
+    from errata.orchestrator.journal import JOURNAL_FILE, Journal
     from errata.orchestrator.journal.schema import MIGRATIONS, schema_of
 
-    path = find_run(run) / JOURNAL
+    path = find_run(run) / JOURNAL_FILE
     before = schema_of(path)
     with Journal.open(path):
         pass

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from errata.actors.workers.covariance import Estimate, EstimateJob, EstimateProgress, KeyCheck
     from errata.editing.covariance import KeyCovariance
     from errata.orchestrator.config.run import RunConfig
-    from errata.orchestrator.covariance.compare import Comparison
+    from errata.orchestrator.covariance.compare import CovarianceComparison
 
 CHECK_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
 """Largest relative difference of fused keys from a second pass, by the dtype the model runs in."""
@@ -77,14 +77,14 @@ def show(
         console.print(f"{key:<24} {value}", markup=False)
     if held.record is not None:
         console.print(f"documents with NLL {len(held.record.documents):,}, first words {len(held.record.openings):,}")
-    found = compare_all({name: held})
-    if name in found.nll:
-        nll = found.nll[name]
+    comparison = compare_all({name: held})
+    if name in comparison.nll:
+        nll = comparison.nll[name]
         shares = (0.05, 0.25, 0.5, 0.75, 0.95)
         listed = ", ".join(f"{100 * q:g} % {float(nll.quantile(q)):.3f}" for q in shares)
         console.print(f"NLL per token of {nll.numel():,} documents: mean {float(nll.mean()):.3f} nats; {listed}")
-    console.print(_spectrum_table(found))
-    for place, words in zip(("first", "second", "third"), found.sides[0].openings, strict=False):
+    console.print(_spectrum_table(comparison))
+    for place, words in zip(("first", "second", "third"), comparison.sides[0].openings, strict=False):
         listed = ", ".join(f"{w.word!r} {w.share:.2%}" for w in words[:5])
         console.print(f"{place} words: {listed}", markup=False)
 
@@ -108,21 +108,25 @@ def compare(
             f"compare takes two or more covariances, got {len(files)}; for one use `errata covariance show`"
         )
     named = dict(_load(files, store))
-    found = compare_all(named, taus=tau or TAUS, k=directions, layers=layers)
+    comparison = compare_all(named, taus=tau or TAUS, k=directions, layers=layers)
     console = _console()
-    console.print(_spectrum_table(found))
-    for layer in found.layers:
+    console.print(_spectrum_table(comparison))
+    for layer in comparison.layers:
         console.print(
-            _matrix(f"overlap of the leading {found.k} directions, layer {layer}", found, found.overlaps[layer])
+            _matrix(
+                f"overlap of the leading {comparison.k} directions, layer {layer}",
+                comparison,
+                comparison.overlaps[layer],
+            )
         )
-    if found.nll:
+    if comparison.nll:
         title = "Jensen-Shannon divergence of per-document NLL, nats"
-        if not found.equal_length:
+        if not comparison.equal_length:
             title += " (documents of different lengths)"
-        console.print(_matrix(title, found, found.jsd))
+        console.print(_matrix(title, comparison, comparison.jsd))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(render_comparison(found), encoding="utf-8")
+        output.write_text(render_comparison(comparison), encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output {str(output)!r} cannot be written: {error.strerror or error}") from error
     console.print(str(output))
@@ -172,12 +176,12 @@ class _OnDemand:
     def estimate(
         self, job: EstimateJob, weights: Any, progress: Callable[[EstimateProgress], None] | None = None
     ) -> Estimate:
-        found: Estimate = self._started().estimate(job, weights, progress)
-        return found
+        estimated: Estimate = self._started().estimate(job, weights, progress)
+        return estimated
 
     def check(self, job: EstimateJob) -> KeyCheck:
-        found: KeyCheck = self._started().check(job, {})
-        return found
+        verdict: KeyCheck = self._started().check(job, {})
+        return verdict
 
 
 def _estimate(
@@ -188,10 +192,11 @@ def _estimate(
     from errata.orchestrator.covariance.schedule import rates
     from errata.orchestrator.covariance.store import CovarianceStore, obtain, write_atomically
     from errata.orchestrator.journal.rows import version_digest
-    from errata.orchestrator.run.opening import check_layers
+    from errata.orchestrator.run.opening import check_layers, for_model
 
     directory = resolve_model(config.model.name)
     check_layers(config, directory)
+    config = for_model(config, directory)
     digest = checkpoint_digest(directory)
     version, layers, kept = version_digest(digest), make_editor(config.editor).layers, CovarianceStore(store)
 
@@ -203,20 +208,24 @@ def _estimate(
     with _interruptible(), ExitStack() as stack:
         estimator = _OnDemand(config, digest, stack)
         dtype = config.model.dtype
-        found = obtain(config.covariance, layers, version, estimator, dtype=dtype, store=kept, progress=progress)
-        path = kept.put(found.covariance) if config.covariance.mixture is not None else None
-        source = found.covariance.source
+        obtained = obtain(config.covariance, layers, version, estimator, dtype=dtype, store=kept, progress=progress)
+        path = kept.put(obtained.covariance) if config.covariance.mixture is not None else None
+        source = obtained.covariance.source
         checked = estimator.check(config.covariance.job(layers, version)) if check else None
     path = path or kept.path_of(source, layers)
     if output is not None:
-        write_atomically(found.covariance, output)
+        write_atomically(obtained.covariance, output)
     console = _console()
-    tokens = found.covariance.tokens
-    how = "found in the store" if not found.seconds else f"{found.seconds:.1f} s, {tokens / found.seconds:.0f} tokens/s"
-    if found.repeated_blocks:
-        how += f", {found.repeated_blocks} blocks repeated"
-    console.print(f"{tokens:,} tokens, layers {list(found.covariance.layers)}, {how}")
-    console.print(f"digest {found.covariance.digest}")
+    tokens = obtained.covariance.tokens
+    how = (
+        "found in the store"
+        if not obtained.seconds
+        else f"{obtained.seconds:.1f} s, {tokens / obtained.seconds:.0f} tokens/s"
+    )
+    if obtained.repeated_blocks:
+        how += f", {obtained.repeated_blocks} blocks repeated"
+    console.print(f"{tokens:,} tokens, layers {list(obtained.covariance.layers)}, {how}")
+    console.print(f"digest {obtained.covariance.digest}")
     console.print(str(output or path))
     if checked is not None:
         _say_check(checked, config.model.dtype, console)
@@ -273,27 +282,27 @@ def _console() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
-def _spectrum_table(found: Comparison) -> Table:
+def _spectrum_table(comparison: CovarianceComparison) -> Table:
     table = Table()
     for column in ("covariance", "tokens", "layer", "trace", "effective rank"):
         table.add_column(column, justify="left" if column == "covariance" else "right")
-    for tau in found.taus:
+    for tau in comparison.taus:
         table.add_column(f"below {tau:g}", justify="right")
-    for side in found.sides:
-        for layer in found.layers:
+    for side in comparison.sides:
+        for layer in comparison.layers:
             view = side.layers[layer]
-            counts = (str(view.null_space[tau]) for tau in found.taus)
+            counts = (str(view.null_space[tau]) for tau in comparison.taus)
             table.add_row(
                 side.name, f"{side.tokens:,}", str(layer), f"{view.trace:.4g}", f"{view.effective_rank:.1f}", *counts
             )
     return table
 
 
-def _matrix(title: str, found: Comparison, rows: Sequence[Sequence[float | None]]) -> Table:
+def _matrix(title: str, comparison: CovarianceComparison, rows: Sequence[Sequence[float | None]]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("")
-    for side in found.sides:
+    for side in comparison.sides:
         table.add_column(side.name, justify="right")
-    for side, row in zip(found.sides, rows, strict=True):
+    for side, row in zip(comparison.sides, rows, strict=True):
         table.add_row(side.name, *("-" if value is None else f"{value:.4f}" for value in row))
     return table

@@ -33,12 +33,12 @@ def doctor(
 
     resolved = load_config(config, overrides or []) if config is not None else None
     findings = []
-    for found in examine(checks_of(resolved, output=output, redis_url=redis)):
-        findings.append(found)
+    for result in examine(checks_of(resolved, output=output, redis_url=redis)):
+        findings.append(result)
         if not as_json:
-            typer.echo(f"{_MARKS[found.state]:<5} {found.check:<9} {found.said}")
-    failed = any(found.state == "fail" for found in findings)
+            typer.echo(f"{_MARKS[result.state]:<5} {result.check:<9} {result.said}")
+    failed = any(result.state == "fail" for result in findings)
     if as_json:
-        typer.echo(json.dumps({"ok": not failed, "checks": [found.plain() for found in findings]}, indent=2))
+        typer.echo(json.dumps({"ok": not failed, "checks": [result.plain() for result in findings]}, indent=2))
     if failed:
         raise typer.Exit(1)

@@ -91,8 +91,8 @@ def diff(
 
     with _opened(run) as (_, journal, store):
         one, other = journal.find_version(first), journal.find_version(second)
-        found = History(journal).diff(one, other, change_norms(journal, store, one, other))
-    _print(text.diff_lines(found), found, as_json)
+        difference = History(journal).diff(one, other, change_norms(journal, store, one, other))
+    _print(text.diff_lines(difference), difference, as_json)
 
 
 def checkout(
@@ -121,17 +121,17 @@ def export(
     if rank is not None and form is not Form.lora:
         raise UserError(f"--rank {rank} is for --format lora; {form.value} has no rank")
     with _opened(run) as (_, journal, store), Display() as display:
-        found = journal.find_version(version)
+        chosen = journal.find_version(version)
         exporting.check_output(output, directory=form is not Form.delta)
         checkpoint = open_base(journal, model)
-        edition = exporting.edition(journal, store, checkpoint, found, display.update)
+        edition = exporting.edition(journal, store, checkpoint, chosen, display.update)
         if form is Form.full:
             card = exporting.write_checkpoint(edition, checkpoint, output, display.update)
         elif form is Form.delta:
             card = exporting.write_delta(edition, output)
         else:
             card = exporting.write_adapter(edition, checkpoint, output, rank=rank)
-    typer.echo(f"v{found.sequence} {found.digest} -> {output}")
+    typer.echo(f"v{chosen.sequence} {chosen.digest} -> {output}")
     if form is Form.full and any(card["rounding"].values()):
         typer.echo(f"the checkpoint's type rounds the edited matrices by {by_layer(card['rounding'])}")
     elif form is Form.delta:
@@ -170,11 +170,11 @@ def gc(
     from errata.orchestrator.history.verify import collect_garbage
 
     directory = find_run(run)
-    found = collect_garbage(directory, dry_run=dry_run)
-    for item in found:
+    garbage = collect_garbage(directory, dry_run=dry_run)
+    for item in garbage:
         typer.echo(f"{item.path.relative_to(directory)}\t{item.size}")
     done = "would be deleted" if dry_run else "deleted"
-    typer.echo(f"{len(found)} files, {sum(item.size for item in found)} bytes {done}")
+    typer.echo(f"{len(garbage)} files, {sum(item.size for item in garbage)} bytes {done}")
 
 
 def bisect(
@@ -201,21 +201,21 @@ def bisect(
         )
         base = {layer: checkpoint.map(layer) for layer in rebuild.edited_layers(journal)}
         asker = bisecting.VersionAsker(journal, store, loaded, base, probes)
-        found = bisecting.bisect(
+        bisection = bisecting.bisect(
             versions,
             asker.ask,
             progress=lambda left: display.say(f"{len(versions) - 1} commits, at most {left} versions still to ask"),
         )
-        commit = History(journal).commit(found.commit.sequence)
+        commit = History(journal).commit(bisection.commit.sequence)
     report = {
         "commit": commit,
-        "broke": found.broke,
-        "before": found.before,
-        "after": found.after,
-        "asked": found.asked,
+        "broke": bisection.broke,
+        "before": bisection.before,
+        "after": bisection.after,
+        "asked": bisection.asked,
         "commits": len(versions) - 1,
     }
-    _print(_bisection_lines(found, commit, probes, len(versions) - 1), report, as_json)
+    _print(_bisection_lines(bisection, commit, probes, len(versions) - 1), report, as_json)
 
 
 # ---------------------------------------------------------------- inside
@@ -223,14 +223,14 @@ def bisect(
 
 @contextmanager
 def _opened(run: str | None) -> Iterator[tuple[Path, Journal, ArtifactStore]]:
-    from errata.orchestrator.history.log import JOURNAL, find_run
+    from errata.orchestrator.history.log import find_run
     from errata.orchestrator.history.receipts import open_store
-    from errata.orchestrator.journal import Journal
+    from errata.orchestrator.journal import JOURNAL_FILE, Journal
 
     directory = find_run(run)
     if run is None:
         logger.info("run %s", directory)
-    with Journal.open(directory / JOURNAL, read_only=True) as journal:
+    with Journal.open(directory / JOURNAL_FILE, read_only=True) as journal:
         yield directory, journal, open_store(directory)
 
 
@@ -255,22 +255,22 @@ def _report_lines(report: Any) -> Iterator[str]:
         yield f"half-written {leftover}"
     if report.orphans or report.leftovers:
         yield "what nothing names harms nothing; `errata gc` deletes it"
-    found = "sound" if report.sound else f"{len(report.problems)} problems"
-    yield f"{report.requests} requests, {report.versions} versions, {report.files} files: {found}"
+    verdict = "sound" if report.sound else f"{len(report.problems)} problems"
+    yield f"{report.requests} requests, {report.versions} versions, {report.files} files: {verdict}"
 
 
-def _bisection_lines(found: Any, commit: Any, probes: Any, commits: int) -> Iterator[str]:
+def _bisection_lines(bisection: Any, commit: Any, probes: Any, commits: int) -> Iterator[str]:
     from errata.orchestrator.history.text import clean, log_lines
 
     one = len(probes) == 1
     probe_s = "the probe" if one else "the probes"
-    what = f"broke {probe_s}" if found.broke else f"is the first at which {probe_s} {'holds' if one else 'hold'}"
+    what = f"broke {probe_s}" if bisection.broke else f"is the first at which {probe_s} {'holds' if one else 'hold'}"
     yield f"v{commit.sequence} {commit.version} {what}"
     yield from log_lines([commit], facts=1000)
     for number, probe in enumerate(probes):
-        if found.before.holds[number] != found.after.holds[number]:
+        if bisection.before.holds[number] != bisection.after.holds[number]:
             yield f"{clean(probe.id or probe.prompt)}"
-            yield f"    v{found.before.sequence}: {clean(found.before.answers[number])}"
-            yield f"    v{found.after.sequence}: {clean(found.after.answers[number])}"
-    yield f"{len(found.asked)} of {commits + 1} versions asked"
+            yield f"    v{bisection.before.sequence}: {clean(bisection.before.answers[number])}"
+            yield f"    v{bisection.after.sequence}: {clean(bisection.after.answers[number])}"
+    yield f"{len(bisection.asked)} of {commits + 1} versions asked"
     yield "the search takes the verdict to change once; where it changes more often, this is one of the changes"

@@ -52,14 +52,14 @@ def judge(
 
     directory = find_run(run)
     facts = list(read_facts(directory / "facts.jsonl"))
-    found = judge_again(facts, _judge(by, threshold, url, model, key_env, directory))
+    judgement = judge_again(facts, _judge(by, threshold, url, model, key_env, directory))
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(plain(found) + "\n", encoding="utf-8")
+        output.write_text(plain(judgement) + "\n", encoding="utf-8")
     if as_json:
-        typer.echo(plain(found))
+        typer.echo(plain(judgement))
     else:
-        for line in judgement_lines(found):
+        for line in judgement_lines(judgement):
             typer.echo(line)
 
 

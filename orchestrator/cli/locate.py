@@ -80,15 +80,15 @@ def locate(
     if target.exists() and not target.is_dir():
         raise UserError(f"--output {str(target)!r} is a file; give a directory")
     configure_logging(verbose)
-    found = _trace(resolved, asked, settings, device)
-    _write(found, target)
-    _print(found)
-    if found.window is None:
+    trace = _trace(resolved, asked, settings, device)
+    _write(trace, target)
+    _print(trace)
+    if trace.window is None:
         raise UserError(
             f"no prompt of {len(asked)} counts, so no layers are chosen; the reasons are in {target / TRACE}"
         )
     if write_preset is not None:
-        write_layers(write_preset, found, resolved)
+        write_layers(write_preset, trace, resolved)
         typer.echo(str(write_preset))
 
 
@@ -134,11 +134,11 @@ def read_prompts(config: RunConfig, data: Path | None, count: int) -> list[Trace
         raise UserError(f"--data {str(data)!r} is not there; give a stream file or known facts")
     known = _known_facts(data) if data is not None else None
     if known is not None:
-        found = list(islice(known, count))
+        prompts = list(islice(known, count))
     else:
         source, schema = (config.stream.path, config.stream.schema_) if data is None else (str(data), "auto")
         requests = (record.request for record in open_stream(source, schema, target=config.stream.target))
-        found = list(
+        prompts = list(
             islice(
                 (
                     TracePrompt(request.id, request.subject, request.prompt, request.target_true)
@@ -148,9 +148,9 @@ def read_prompts(config: RunConfig, data: Path | None, count: int) -> list[Trace
                 count,
             )
         )
-    if not found:
+    if not prompts:
         raise UserError(f"{str(data or config.stream.path)!r} holds no record with a true answer (target_true)")
-    return found
+    return prompts
 
 
 def _known_facts(path: Path) -> list[TracePrompt] | None:
@@ -169,14 +169,14 @@ def _known_facts(path: Path) -> list[TracePrompt] | None:
         or "attribute" not in records[0]
     ):
         return None
-    found = []
+    facts = []
     for number, record in enumerate(records, 1):
         good = isinstance(record, dict) and all(isinstance(record.get(key), str) and record[key] for key in keys)
         if not good or record["template"].count("{}") != 1:
             raise UserError(f"{path}#{number}: want subject, attribute and a template with {{}} once")
         name = str(record.get("known_id", number))
-        found.append(TracePrompt(name, record["subject"], record["template"], record["attribute"].strip()))
-    return found
+        facts.append(TracePrompt(name, record["subject"], record["template"], record["attribute"].strip()))
+    return facts
 
 
 # ---------------------------------------------------------------- work and results
@@ -192,48 +192,48 @@ def _trace(config: RunConfig, asked: list[TracePrompt], settings: Any, device: s
         return trace(model, asked, settings, lambda done: display.update("prompts", done, len(asked)))
 
 
-def _write(found: Trace, target: Path) -> None:
+def _write(trace: Trace, target: Path) -> None:
     from errata.orchestrator.report.locate_picture import draw
 
     try:
         target.mkdir(parents=True, exist_ok=True)
-        (target / TRACE).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        written = [target / TRACE, *(draw(found, target / "locate") if found.window is not None else [])]
+        (target / TRACE).write_text(trace.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        written = [target / TRACE, *(draw(trace, target / "locate") if trace.window is not None else [])]
     except OSError as error:
         raise UserError(f"--output {str(target)!r} cannot be written: {error.strerror or error}") from error
     for path in written:
         typer.echo(str(path))
 
 
-def _print(found: Trace) -> None:
-    if found.window is None or found.window_sum is None:
+def _print(trace: Trace) -> None:
+    if trace.window is None or trace.window_sum is None:
         return
-    mean = found.effects["subject_last"].mean
-    typer.echo(f"{found.valid} of {len(found.prompts)} prompts count")
-    for layer in sorted(range(found.layers), key=lambda i: -mean[i])[:10]:
-        typer.echo(f"layer {layer:3d}  {mean[layer]:6.3f}{'  chosen' if layer in found.window else ''}")
-    typer.echo(f"chosen layers: {list(found.window)} (sum {found.window_sum:.3f})")
+    mean = trace.effects["subject_last"].mean
+    typer.echo(f"{trace.valid} of {len(trace.prompts)} prompts count")
+    for layer in sorted(range(trace.layers), key=lambda i: -mean[i])[:10]:
+        typer.echo(f"layer {layer:3d}  {mean[layer]:6.3f}{'  chosen' if layer in trace.window else ''}")
+    typer.echo(f"chosen layers: {list(trace.window)} (sum {trace.window_sum:.3f})")
 
 
-def write_layers(path: Path, found: Trace, config: RunConfig) -> None:
+def write_layers(path: Path, trace: Trace, config: RunConfig) -> None:
     """Write the chosen layers into a model preset: a new one, or the one line of a preset that is there.
 
     Raises:
         UserError: the file cannot be written, or has no line ``layers: [...]`` in its section ``editor``.
     """
-    assert found.window is not None
+    assert trace.window is not None
     if path.exists():
-        text = preset_with_layers(path, found.window)
+        text = preset_with_layers(path, trace.window)
     else:
         plain = {
             "model": {"name": config.model.name, "dtype": config.model.dtype},
-            "editor": {"layers": list(found.window)},
+            "editor": {"layers": list(trace.window)},
         }
-        settings = found.config
+        settings = trace.config
         text = (
-            f"# layers: causal tracing, {found.valid} of {len(found.prompts)} prompts valid, noise "
+            f"# layers: causal tracing, {trace.valid} of {len(trace.prompts)} prompts valid, noise "
             f"{settings.noise:g} sigma, {settings.draws} draws, seed {settings.seed}.\n"
-            f"# model digest: {found.digest}\n"
+            f"# model digest: {trace.digest}\n"
             + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=None)
         )
     try:

@@ -123,7 +123,8 @@ def list_models() -> None:
 
 
 def _print_result(output: Path) -> None:
-    from errata.orchestrator.report.summary import ARMS, read_summary
+    from errata.evaluation.outcomes import ARMS
+    from errata.orchestrator.report.summary import read_summary
 
     summary = read_summary(output / "summary.json")
     console = Console()

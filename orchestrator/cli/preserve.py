@@ -99,19 +99,19 @@ def preserve(
         sandbox=sandbox, seed=seed,
     )  # fmt: skip
     from errata.orchestrator.history import rebuild
-    from errata.orchestrator.history.log import JOURNAL, find_run
+    from errata.orchestrator.history.log import find_run
     from errata.orchestrator.history.receipts import open_store
     from errata.orchestrator.history.text import plain
-    from errata.orchestrator.journal import Journal
+    from errata.orchestrator.journal import JOURNAL_FILE, Journal
     from errata.orchestrator.measuring import preserve as preserving
     from errata.orchestrator.measuring.retention import lifetime_lines
     from errata.orchestrator.progress import Display
 
     directory = find_run(run)
-    with Journal.open(directory / JOURNAL, read_only=True) as journal, Display() as display:
-        found = [journal.find_version(name) for name in versions or _DEFAULT]
-        asked = list(dict.fromkeys(preserving.Asked(v.sequence, v.digest) for v in found))
-        by_digest = {version.digest: version for version in found}
+    with Journal.open(directory / JOURNAL_FILE, read_only=True) as journal, Display() as display:
+        chosen = [journal.find_version(name) for name in versions or _DEFAULT]
+        asked = list(dict.fromkeys(preserving.Asked(v.sequence, v.digest) for v in chosen))
+        by_digest = {version.digest: version for version in chosen}
         checkpoint = rebuild.open_base(journal, model)
         base = {layer: checkpoint.map(layer) for layer in rebuild.edited_layers(journal)}
         store = open_store(directory)
@@ -265,7 +265,7 @@ def _lifetimes(
             weights = rebuild.advance(weights, delta)
             yield asked[version.sequence], partial(dict, weights)
 
-    found = lifetimes(
+    fates = lifetimes(
         directory,
         suites["edits"],
         [asked[row.applied_in or 0] for row in rows],
@@ -276,7 +276,7 @@ def _lifetimes(
         items=sampled(suites["edits"].items, limit, seed),
         progress=display.update,
     )
-    return tuple(found)
+    return tuple(fates)
 
 
 @contextmanager

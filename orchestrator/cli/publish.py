@@ -41,22 +41,22 @@ def publish(
     ] = None,
 ) -> None:
     """Register a version, or send it to live servers, which are switched to it once it answers as it should."""
-    from errata.orchestrator.history.log import JOURNAL, find_run
+    from errata.orchestrator.history.log import find_run
     from errata.orchestrator.history.receipts import open_store
-    from errata.orchestrator.journal import Journal
+    from errata.orchestrator.journal import JOURNAL_FILE, Journal
 
     directory = find_run(run)
-    with Journal.open(directory / JOURNAL) as journal:
+    with Journal.open(directory / JOURNAL_FILE) as journal:
         given = {"to": to or None, "served_name": served_name, "max_rank": max_rank, "max_error": max_error}
         config = _config(journal, {**given, "sample": sample})
         if alias is None and not config.to:
             raise UserError("publish to what? Give --alias NAME for the model registry, or --to vllm=URL for a server")
-        found = journal.find_version(version)
+        chosen = journal.find_version(version)
         store = open_store(directory)
         if alias is not None:
-            _register(journal, store, found, directory, alias, name, form, model)
+            _register(journal, store, chosen, directory, alias, name, form, model)
         if config.to and (to or alias is None):
-            _roll(journal, store, found, directory, config, model)
+            _roll(journal, store, chosen, directory, config, model)
 
 
 def _register(

@@ -39,16 +39,16 @@ def sweep(
     """Run a grid of experiments: what is done is skipped, what was interrupted goes on."""
     from errata.orchestrator.experiments.config import load_sweep
 
-    found = load_sweep(config, overrides or [], only or [])
-    target = output or Path("runs") / found.config.name
+    planned = load_sweep(config, overrides or [], only or [])
+    target = output or Path("runs") / planned.config.name
     if dry_run:
         from errata.orchestrator.experiments.execute import prepare
 
-        _, record = prepare(found, target)
+        _, record = prepare(planned, target)
         states = {cell.key: cell.state for cell in record.cells}
-        for cell in found.cells:
+        for cell in planned.cells:
             typer.echo(f"{cell.key[:16]}  {states[cell.key]:<11}  {cell.title}")
-        typer.echo(f"{len(found.cells)} cells of {found.config.name}, {jobs} at a time, in {target}")
+        typer.echo(f"{len(planned.cells)} cells of {planned.config.name}, {jobs} at a time, in {target}")
         return
     from errata.orchestrator.experiments.execute import run_sweep
     from errata.orchestrator.experiments.view import SweepView
@@ -58,7 +58,7 @@ def sweep(
     view = SweepView()
     try:
         with view:
-            done = run_sweep(found, target, jobs=jobs, view=view)
+            done = run_sweep(planned, target, jobs=jobs, view=view)
     except KeyboardInterrupt:
         view.say("stopped; what is done is kept, and the same command goes on from here")
         raise typer.Exit(INTERRUPTED) from None
@@ -110,8 +110,8 @@ def compare(
         raise UserError(f"--format {wanted!r}; allowed: {', '.join(FORMATS)}")
     if output is not None and not output.absolute().parent.is_dir():
         raise UserError(f"--output {str(output)!r}: there is no directory {str(output.parent)!r}")
-    found = collect(runs)
-    text = render(compared(at_points(found) if timeline else found, by=by or [], anyway=anyway), wanted)
+    collection = collect(runs)
+    text = render(compared(at_points(collection) if timeline else collection, by=by or [], anyway=anyway), wanted)
     if output is None:
         typer.echo(text, nl=False)
     else:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from errata.actors.workers.covariance import CorpusShare, EstimateJob
 from errata.editing.estimation.corpus import HUB, CorpusConfig, survey
 from errata.editing.estimation.mixture import MixtureConfig
+from errata.editing.estimation.sampler import default_sampler
 from errata.editing.estimation.selfgen import SelfGenerationConfig
 
 
@@ -34,6 +35,13 @@ class CovarianceConfig(SelfGenerationConfig):
     """Budget in sequences, or in documents of a text."""
     units_per_block: int = Field(1, ge=1)
     """Units that a worker sums before it hands over; what a dying worker can lose."""
+    _vocabulary: int | None = PrivateAttr(None)
+
+    def for_vocabulary(self, words: int) -> CovarianceConfig:
+        """The same settings for a model of that many words, which decide what ``sampler: null`` means."""
+        settled = self.model_copy()
+        settled._vocabulary = words
+        return settled
 
     @model_validator(mode="after")
     def _one_budget(self) -> CovarianceConfig:
@@ -62,6 +70,8 @@ class CovarianceConfig(SelfGenerationConfig):
         if self.corpus is not None:
             return self._corpus_job(self.corpus, layers, version)
         generation = SelfGenerationConfig(**{k: getattr(self, k) for k in SelfGenerationConfig.model_fields})
+        if generation.sampler is None and self._vocabulary is not None:
+            generation = generation.model_copy(update={"sampler": default_sampler(self._vocabulary)})
         return EstimateJob(
             generation=generation,
             layers=tuple(layers),
@@ -80,9 +90,9 @@ class CovarianceConfig(SelfGenerationConfig):
     def _corpus_job(self, corpus: CorpusConfig, layers: Sequence[int], version: str) -> EstimateJob:
         if not corpus.path.startswith(HUB):  # workers may have another working directory
             corpus = corpus.model_copy(update={"path": str(Path(corpus.path).expanduser().resolve())})
-        found = survey(corpus)
+        corpus_survey = survey(corpus)
         return EstimateJob(
-            corpus=CorpusShare(reading=corpus, digest=found.digest, documents=found.documents),
+            corpus=CorpusShare(reading=corpus, digest=corpus_survey.digest, documents=corpus_survey.documents),
             layers=tuple(layers),
             tokens=self.tokens,
             sequences=self.sequences,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from errata.editing.closed import Closed
 from errata.editing.errors import UserError
@@ -18,10 +18,8 @@ from errata.retrieval.scr import ScrConfig
 from errata.retrieval.statements import StatementConfig
 
 
-class TextConfig(BaseModel):
+class TextConfig(Closed):
     """A text and how its documents are read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str
     """A file, or ``hub:NAME[:SPLIT]``, as that of ``covariance.corpus``."""

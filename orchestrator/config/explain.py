@@ -60,4 +60,4 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     """The models an annotation names, by itself or in a union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [found for part in get_args(annotation) for found in _models_in(part)]
+    return [model for part in get_args(annotation) for model in _models_in(part)]

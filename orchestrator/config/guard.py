@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from errata.editing.closed import Closed
 
 WEBHOOK: Final = "ERRATA_GUARD_WEBHOOK"
 """Environment variable with the address for alerts: it often carries a secret."""
 
 
-class GuardConfig(BaseModel):
+class GuardConfig(Closed):
     """When the model is compared with its base, and what happens when it has changed too much."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     every: int | None = Field(None, ge=1)
     """Batches between two checks; null for no guard."""

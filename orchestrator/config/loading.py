@@ -56,12 +56,12 @@ def read_composed(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     for name in names:
         beside = [path.parent / name, path.parent / f"{name}.yaml"]
         try:
-            found = next((candidate for candidate in beside if candidate.is_file()), None) or find_config(name)
+            file = next((candidate for candidate in beside if candidate.is_file()), None) or find_config(name)
         except UserError as error:
             raise UserError(f"{path}: extends: {error}") from error
-        if found.resolve() in chain:
+        if file.resolve() in chain:
             raise UserError(f"{path}: extends = {name!r}: a configuration cannot extend itself")
-        below = overlaid(below, read_composed(found, chain))
+        below = overlaid(below, read_composed(file, chain))
     return overlaid(below, data)
 
 
@@ -119,8 +119,8 @@ def with_found_files(config: RunConfig, source: Path | None = None) -> RunConfig
         update["covariance"] = config.covariance.model_copy(update={"corpus": text})
     if config.covariance.mixture is not None:
         mixture = config.covariance.mixture
-        found = {name: _found(part, beside) for name, part in mixture.components.items()}
-        mixture = mixture.model_copy(update={"components": found})
+        components = {name: _found(part, beside) for name, part in mixture.components.items()}
+        mixture = mixture.model_copy(update={"components": components})
         update["covariance"] = config.covariance.model_copy(update={"mixture": mixture})
     return config.model_copy(update=update)
 

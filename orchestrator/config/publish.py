@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import Final
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from errata.editing.closed import Closed
 from errata.editing.estimation.sampling_server import TOKEN
 
 _KIND: Final = "vllm="
 
 
-class PublishConfig(BaseModel):
+class PublishConfig(Closed):
     """Live servers that a version is sent to, and when."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     to: tuple[str, ...] = ()
     """Servers, as ``vllm=http://HOST:PORT``; they are rolled one by one, in this order. A bearer token is taken from

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from errata.editing.closed import Closed
 
 
-class RefreshConfig(BaseModel):
+class RefreshConfig(Closed):
     """When the covariance is estimated again, and how the new one takes over."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     every: int | None = Field(None, ge=1)
     """Edits between two refreshes; null for none."""
@@ -35,10 +35,8 @@ class RefreshConfig(BaseModel):
     deviations; two samples of one distribution of 50 documents differ by less than 0.06."""
 
 
-class DriftConfig(BaseModel):
+class DriftConfig(Closed):
     """When the edited model is looked at for drift, and how far it may have moved before a refresh follows."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     every: int = Field(ge=1)
     """Edits between two looks."""

@@ -170,7 +170,7 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
         kept["model"] = {key: value for key, value in model.items() if key != "parallel" or value}
     stream = kept.get("stream")
     if isinstance(stream, Mapping):
-        left_out = ("limit", "follow", "redis", *(() if stream.get("probes") else ("probes",)))
+        left_out = ("limit", "follow", "redis", "kafka", *(() if stream.get("probes") else ("probes",)))
         kept["stream"] = {key: value for key, value in stream.items() if key not in left_out}
     batching = kept.get("batching")
     if isinstance(batching, Mapping):
@@ -194,7 +194,9 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
         kept["memory"] = {k: v for k, v in memory.items() if k != "statement" or v != plain_statement}
     covariance = kept.get("covariance")
     if isinstance(covariance, Mapping):
-        kept["covariance"] = {key: value for key, value in covariance.items() if key != "store"}
+        # runs of older releases know nothing of a sampler; the one that was used is part of each covariance
+        unsaid = ["store", *([] if covariance.get("sampler") else ["sampler"])]
+        kept["covariance"] = {key: value for key, value in covariance.items() if key not in unsaid}
         if isinstance(server := covariance.get("server"), Mapping):
             kept["covariance"]["server"] = {"model": server.get("model")}  # not where it is and how it is asked
     return kept

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from errata.editing.closed import Closed
 
 
-class ServiceConfig(BaseModel):
+class ServiceConfig(Closed):
     """The HTTP service. Tokens themselves are never part of a configuration."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     tokens_file: str | None = None
     """File of ``role:token`` lines; ``ERRATA_TOKENS_FILE`` and ``ERRATA_TOKENS`` in the environment come first."""
     max_body_bytes: int = Field(1_048_576, ge=1024, le=1 << 30)

@@ -54,7 +54,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class CovarianceComparison:
     """All sides, and what holds between each two; matrices in the order of the sides."""
 
     sides: tuple[Side, ...]
@@ -75,7 +75,7 @@ def compare(
     taus: Sequence[float] = TAUS,
     k: int = 50,
     layers: Sequence[int] | None = None,
-) -> Comparison:
+) -> CovarianceComparison:
     """Compare covariances on the layers that all of them cover (or those of them that are asked for).
 
     Args:
@@ -120,7 +120,7 @@ def compare(
     )
     names = list(named)
     jsd = tuple(tuple(jensen_shannon(nll[a], nll[b]) if a in nll and b in nll else None for b in names) for a in names)
-    return Comparison(sides, common, tuple(taus), k, overlaps, jsd, nll, chosen.equal_length)
+    return CovarianceComparison(sides, common, tuple(taus), k, overlaps, jsd, nll, chosen.equal_length)
 
 
 def _common_layers(named: Mapping[str, KeyCovariance], wanted: Sequence[int] | None) -> tuple[int, ...]:

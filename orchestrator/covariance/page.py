@@ -18,7 +18,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from errata.editing.estimation.diagnostics import common_grid, density
-from errata.orchestrator.covariance.compare import Comparison, Side
+from errata.orchestrator.covariance.compare import CovarianceComparison, Side
 
 WIDTH, HEIGHT = 460.0, 250.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 12.0, 12.0, 38.0
@@ -38,7 +38,7 @@ class Bars:
     svg: Markup
 
 
-def render_comparison(comparison: Comparison) -> str:
+def render_comparison(comparison: CovarianceComparison) -> str:
     """The whole page, to be written as UTF-8."""
     environment = Environment(
         loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -54,7 +54,7 @@ def render_comparison(comparison: Comparison) -> str:
     )
 
 
-def density_chart(comparison: Comparison) -> Markup:
+def density_chart(comparison: CovarianceComparison) -> Markup:
     """Densities of per-document NLL on a common grid (figures 3 and 11a); empty where no likelihood is known."""
     if not comparison.nll:
         return Markup("")
@@ -63,7 +63,7 @@ def density_chart(comparison: Comparison) -> Markup:
     return _chart(_styled(comparison, lines), "NLL per token, nats", "density", "Densities of per-document NLL")
 
 
-def spectrum_chart(comparison: Comparison, layer: int) -> Markup:
+def spectrum_chart(comparison: CovarianceComparison, layer: int) -> Markup:
     """Eigenvalues of one layer against their rank, both logarithmic."""
     lines = {}
     for side in comparison.sides:
@@ -89,7 +89,7 @@ def word_charts(side: Side) -> list[Bars]:
 # ---------------------------------------------------------------- plots
 
 
-def _styled(comparison: Comparison, lines: Mapping[str, Points]) -> list[tuple[str, str, Points]]:
+def _styled(comparison: CovarianceComparison, lines: Mapping[str, Points]) -> list[tuple[str, str, Points]]:
     order = [side.name for side in comparison.sides]
     return [(name, f"c{order.index(name) % COLOURS}", points) for name, points in lines.items() if points]
 
@@ -133,11 +133,11 @@ def _chart(
 
 
 def _bars(side: Side, title: str, place: int) -> Markup:
-    found = side.openings[place]
-    longest = max(item.share for item in found)
-    height = _BAR * len(found) + 6
-    svg = _svg(300.0, height, f"{title} of {side.name}: {found[0].word} {found[0].share:.1%}")
-    for index, item in enumerate(found):
+    shares = side.openings[place]
+    longest = max(item.share for item in shares)
+    height = _BAR * len(shares) + 6
+    svg = _svg(300.0, height, f"{title} of {side.name}: {shares[0].word} {shares[0].share:.1%}")
+    for index, item in enumerate(shares):
         y = _BAR * index + 4
         _el(svg, "text", item.word[:14], class_="tick y", x=104, y=y + 12)
         _el(svg, "rect", class_="bar", x=110, y=y, width=max(1.0, 130 * item.share / longest), height=_BAR - 6)

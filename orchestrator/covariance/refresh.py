@@ -74,11 +74,11 @@ class Refresher:
         if look is None:
             return self._estimator.estimate(job, weights, progress, self._stop)
         probe = self._estimator.estimate(look.job, weights, None, self._stop)
-        found = look.judge(probe)
-        if not found.reasons:
-            return Looked(found, None, probe.seconds)
+        verdict = look.judge(probe)
+        if not verdict.reasons:
+            return Looked(verdict, None, probe.seconds)
         estimate = self._estimator.estimate(job, weights, progress, self._stop)
-        return Looked(found, estimate, probe.seconds + estimate.seconds)
+        return Looked(verdict, estimate, probe.seconds + estimate.seconds)
 
     def close(self) -> None:
         """Give up whatever runs; returns when it has ended, within a second."""
@@ -107,7 +107,7 @@ def refusal(first: Documents | None, new: Documents, bound: float) -> str | None
     """
     if first is None:
         return None
-    sane, found = sanity(first, new, bound)
+    sane, divergence = sanity(first, new, bound)
     if sane:
         return None
-    return f"the model's own text has moved away: JSD of per-document NLL {found:.3f}, allowed {bound:g}"
+    return f"the model's own text has moved away: JSD of per-document NLL {divergence:.3f}, allowed {bound:g}"

@@ -62,7 +62,7 @@ class Refreshing:
             covariance = KeyCovariance.identity(self._editor.map_widths())
         else:
             place = self._config.covariance.store
-            found = obtain(
+            obtained = obtain(
                 self._config.covariance,
                 self._layers,
                 self._journal.base().digest,
@@ -71,8 +71,8 @@ class Refreshing:
                 store=None if place is None else CovarianceStore(Path(place).expanduser()),
                 progress=lambda part, p: self._show(f"first {part}", p),
             )
-            covariance = found.covariance
-            self.seconds += found.seconds
+            covariance = obtained.covariance
+            self.seconds += obtained.seconds
         self._keep(covariance, self._journal.base().digest)
         self._journal.record_swap(0, covariance.digest, 0)
 
@@ -240,10 +240,10 @@ class Refreshing:
     def _first(self) -> str | None:
         return next((swap.covariance for swap in self._journal.swaps() if swap.after_sequence == 0), None)
 
-    def _not_needed(self, pending: PendingRefresh, found: str, seconds: float) -> None:
+    def _not_needed(self, pending: PendingRefresh, distance: str, seconds: float) -> None:
         """A look that found no drift is done with: the covariance in force still fits."""
-        self._ended(pending, NOT_NEEDED, "done", found, seconds)
-        self._display.say(f"no refresh at {pending.triggered_at} edits: {found}")
+        self._ended(pending, NOT_NEEDED, "done", distance, seconds)
+        self._display.say(f"no refresh at {pending.triggered_at} edits: {distance}")
 
     def _taken(self, sequence: int) -> bool:
         """Whether another refresh has its swap at this boundary, which can have one only."""

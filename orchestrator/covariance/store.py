@@ -42,9 +42,9 @@ def key_of(source: Mapping[str, Any], layers: Sequence[int]) -> str:
     return digest_json({"source": _plain(source), "layers": sorted(layers)})
 
 
-def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+def differences(actual: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What two sources disagree on, one phrase a key: ``seed is 1, want 0``."""
-    have, want = _plain(found), _plain(wanted)
+    have, want = _plain(actual), _plain(wanted)
     absent = object()
     said = []
     for key in sorted(have | want):
@@ -110,11 +110,11 @@ class CovarianceStore:
         path = Path(name).expanduser()
         if path.is_file():
             return path
-        found = sorted(self.root.glob(f"{name}*{_SUFFIX}")) if _PREFIX.fullmatch(name) else []
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise UserError(f"{len(found)} covariances in {self.root} begin with {name!r}; give more digits")
+        matches = sorted(self.root.glob(f"{name}*{_SUFFIX}")) if _PREFIX.fullmatch(name) else []
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise UserError(f"{len(matches)} covariances in {self.root} begin with {name!r}; give more digits")
         raise UserError(f"covariance {name!r} is no file, and none in {self.root} begins so")
 
 
@@ -191,10 +191,10 @@ def obtain(
             reused += 1
             continue
         job = config.component(name, layers, version)
-        found = _one(job, name, estimator, dtype=dtype, store=store, progress=progress)
-        parts[name] = found.covariance
-        seconds, reused = seconds + found.seconds, reused + found.reused
-        repeated += found.repeated_blocks
+        part = _one(job, name, estimator, dtype=dtype, store=store, progress=progress)
+        parts[name] = part.covariance
+        seconds, reused = seconds + part.seconds, reused + part.reused
+        repeated += part.repeated_blocks
     return Obtained(compose(parts, config.mixture.weights), seconds, reused, repeated)
 
 

@@ -14,7 +14,7 @@ _TEXTS = "evaluation.texts"
 
 
 @dataclass(frozen=True)
-class Finding:
+class Mismatch:
     """Something about a set of runs that a reader of their table has to know."""
 
     text: str
@@ -22,7 +22,7 @@ class Finding:
     """The figures do not mean the same, so that a comparison would mislead."""
 
 
-def check_block(runs: Sequence[Run], repeated: Sequence[str]) -> Iterator[Finding]:
+def check_block(runs: Sequence[Run], repeated: Sequence[str]) -> Iterator[Mismatch]:
     """Everything that speaks against comparing the runs.
 
     Args:
@@ -34,42 +34,42 @@ def check_block(runs: Sequence[Run], repeated: Sequence[str]) -> Iterator[Findin
     yield from _questions(runs, repeated)
     releases = sorted({run.summary.errata_version for run in runs})
     if len(releases) > 1:
-        yield Finding(f"made by several releases: {', '.join(releases)}", False)
+        yield Mismatch(f"made by several releases: {', '.join(releases)}", False)
 
 
-def _models(runs: Sequence[Run]) -> Iterator[Finding]:
+def _models(runs: Sequence[Run]) -> Iterator[Mismatch]:
     digests = {run.summary.model.digest: run for run in runs}
     if len(digests) > 1:
         first, second = list(digests.values())[:2]
         a, b = first.summary.model, second.summary.model
-        yield Finding(
+        yield Mismatch(
             f"different models: {a.name} ({a.digest[:10]}) in {first.directory.name}, "
             f"{b.name} ({b.digest[:10]}) in {second.directory.name}",
             True,
         )
 
 
-def _metrics(runs: Sequence[Run]) -> Iterator[Finding]:
+def _metrics(runs: Sequence[Run]) -> Iterator[Mismatch]:
     for name in sorted({name for run in runs for name in run.summary.metric_versions}):
         versions = {run.summary.metric_versions[name]: run for run in runs if name in run.summary.metric_versions}
         if len(versions) > 1:
             said = ", ".join(f"version {v} in {run.directory.name}" for v, run in sorted(versions.items()))
-            yield Finding(f"metric {name} has {said}", True)
+            yield Mismatch(f"metric {name} has {said}", True)
     unsaid = [run for run in runs if not run.summary.metric_versions]
     if unsaid and len(unsaid) < len(runs):
-        yield Finding(f"{unsaid[0].directory.name} does not say the versions of its metrics", False)
+        yield Mismatch(f"{unsaid[0].directory.name} does not say the versions of its metrics", False)
 
 
-def _settings(runs: Sequence[Run]) -> Iterator[Finding]:
+def _settings(runs: Sequence[Run]) -> Iterator[Mismatch]:
     keys = {key for run in runs for key in run.settings if key.startswith("evaluation.") and key not in _FREE}
     for key in sorted(keys):
         values = {str(run.settings.get(key)): run for run in runs}
         if len(values) > 1:
             said = ", ".join(f"{value} in {run.directory.name}" for value, run in sorted(values.items()))
-            yield Finding(f"{key} differs: {said}", key != _HELD_OUT and not key.startswith(_TEXTS))
+            yield Mismatch(f"{key} differs: {said}", key != _HELD_OUT and not key.startswith(_TEXTS))
 
 
-def _questions(runs: Sequence[Run], repeated: Sequence[str]) -> Iterator[Finding]:
+def _questions(runs: Sequence[Run], repeated: Sequence[str]) -> Iterator[Mismatch]:
     families: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         families.setdefault(tuple(run.coordinates.get(axis, "") for axis in repeated), []).append(run)
@@ -78,7 +78,7 @@ def _questions(runs: Sequence[Run], repeated: Sequence[str]) -> Iterator[Finding
         for name, digest in run.asked.items():
             kept, first = seen.setdefault(name, (digest, run))
             if kept != digest:
-                yield Finding(
+                yield Mismatch(
                     f"different data: edit {name!r} was asked about in other words in {run.directory.name} than in "
                     f"{first.directory.name}",
                     True,
@@ -90,13 +90,13 @@ def _questions(runs: Sequence[Run], repeated: Sequence[str]) -> Iterator[Finding
         if everything and not common:
             first = family[0]
             other = next((run for run in family if not set(run.asked) & set(first.asked)), family[-1])
-            yield Finding(
+            yield Mismatch(
                 f"different data: {first.directory.name} and {other.directory.name} have no edit in common", True
             )
             return
         if len(common) < len(everything):
             counts = sorted({len(run.asked) for run in family})
-            yield Finding(
+            yield Mismatch(
                 f"not every run applied every edit: {counts[0]} to {counts[-1]} of {len(everything)}; each figure is "
                 "over the edits of its own run",
                 False,

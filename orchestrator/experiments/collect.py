@@ -137,13 +137,13 @@ def read_asked(path: Path) -> dict[str, str]:
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by dotted key."""
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{key}.")
+            leaves |= flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            leaves[f"{prefix}{key}"] = value
+    return leaves
 
 
 def matters(key: str) -> bool:
@@ -181,14 +181,14 @@ def changed_by(axis: str, runs: Iterable[Run]) -> set[str]:
             for key in {*a.settings, *b.settings}
             if matters(key) and a.settings.get(key) != b.settings.get(key)
         }
-    found = set()
+    keys = set()
     for key in {key for run in runs for key in run.settings if matters(key)}:
         values: dict[str | None, set[str]] = {}
         for run in runs:
             values.setdefault(run.coordinates.get(axis), set()).add(_plain(run.settings, key))
         if all(len(seen) == 1 for seen in values.values()) and len(set().union(*values.values())) > 1:
-            found.add(key)
-    return found
+            keys.add(key)
+    return keys
 
 
 def _placed(run: Run, axes: Sequence[str]) -> Run:

@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from errata.editing.closed import Closed
 from errata.editing.digest import digest_json
 from errata.editing.errors import UserError
 from errata.orchestrator.config.explain import explain
@@ -41,10 +42,8 @@ Settings = list[tuple[str, Any]]
 """Dotted keys with their values, each over the ones before."""
 
 
-class GroupsConfig(BaseModel):
+class GroupsConfig(Closed):
     """The same records cut into groups of several sizes, each group a run from the unedited model."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     records: int = Field(ge=1)
     """Records of the stream, from ``stream.skip`` on, that every size divides among its groups."""
@@ -77,10 +76,8 @@ def _group(size: int, number: int, skip: int) -> tuple[Coordinates, Settings]:
     return {EDITS: str(size), GROUP: str(number)}, [("stream.skip", skip), ("stream.limit", size)]
 
 
-class SweepConfig(BaseModel):
+class SweepConfig(Closed):
     """A grid of runs."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field("sweep", pattern=r"^[A-Za-z0-9._-]+$")
     """Name of the sweep and of its default directory."""
@@ -359,8 +356,8 @@ def _cell(config: SweepConfig, coordinates: Coordinates, settings: Settings, sou
     # of the paths as they are written: the same sweep started from elsewhere has the same cells
     key = digest_json({"run": checked.identity(), "limit": checked.stream.limit})
     slug = re.sub(r"[^A-Za-z0-9._]+", "-", f"{config.name} {title_of(coordinates)}").strip("-")[:80]
-    found = with_found_files(checked, source)
-    return Cell(coordinates, found.model_copy(update={"name": f"{slug}-{key[:6]}"}), key)
+    resolved = with_found_files(checked, source)
+    return Cell(coordinates, resolved.model_copy(update={"name": f"{slug}-{key[:6]}"}), key)
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 from markupsafe import Markup
 
 from errata.orchestrator.experiments.labels import GROUP, SEED
-from errata.orchestrator.experiments.tables import Block, Column, Comparison, Figure, mean_of
+from errata.orchestrator.experiments.tables import Block, Column, Figure, RunComparison, mean_of
 from errata.orchestrator.report.charts import nice_ticks
 from errata.orchestrator.report.summary import TimelinePoint
 
@@ -59,24 +59,24 @@ class Panel:
     charts: tuple[Chart, ...]
 
 
-def panels_of(comparison: Comparison) -> list[Panel]:
+def panels_of(comparison: RunComparison) -> list[Panel]:
     """All panels that have something to show: ends over lengths first, then the timeline of every block."""
-    found = [_panel("At the end of streams of different length", _ends(comparison), comparison)]
+    panels = [_panel("At the end of streams of different length", _ends(comparison), comparison)]
     for block in comparison.blocks:
         title = f"As the stream goes on, {block.title}" if block.title else "As the stream goes on"
-        found.append(_panel(title, _timelines(block), comparison))
-    return [panel for panel in found if panel is not None]
+        panels.append(_panel(title, _timelines(block), comparison))
+    return [panel for panel in panels if panel is not None]
 
 
-def _panel(title: str, lines: Mapping[str, Sequence[Line]], comparison: Comparison) -> Panel | None:
-    styles = styles_of(list(dict.fromkeys(line.label for found in lines.values() for line in found)))
+def _panel(title: str, lines: Mapping[str, Sequence[Line]], comparison: RunComparison) -> Panel | None:
+    styles = styles_of(list(dict.fromkeys(line.label for chosen in lines.values() for line in chosen)))
     columns = {column.key: column for column in comparison.columns}
     charts = []
     for key in _KEYS:
-        found = [line for line in lines.get(key, ()) if len(line.points) >= _SHORTEST]
-        if found and key in columns:
+        chosen = [line for line in lines.get(key, ()) if len(line.points) >= _SHORTEST]
+        if chosen and key in columns:
             column = columns[key]
-            charts.append(Chart(f"{column.heading} {'↑' if column.higher else '↓'}", draw(found, styles, column)))
+            charts.append(Chart(f"{column.heading} {'↑' if column.higher else '↓'}", draw(chosen, styles, column)))
     about = "Bands are standard errors over repetitions." if _has_bands(lines) else ""
     return Panel(title, about, tuple(styles.items()), tuple(charts)) if charts else None
 
@@ -97,10 +97,10 @@ def styles_of(labels: Sequence[str]) -> dict[str, str]:
 
 
 def _has_bands(lines: Mapping[str, Sequence[Line]]) -> bool:
-    return any(point.figure.error is not None for found in lines.values() for line in found for point in line.points)
+    return any(point.figure.error is not None for each in lines.values() for line in each for point in line.points)
 
 
-def _ends(comparison: Comparison) -> dict[str, list[Line]]:
+def _ends(comparison: RunComparison) -> dict[str, list[Line]]:
     """Final figures by the length of the stream, where blocks differ in nothing else."""
     axes = [axis for axis in comparison.split if _numeric(axis, comparison.blocks)]
     if len(axes) != 1 or len(comparison.split) != 1:
@@ -112,7 +112,10 @@ def _ends(comparison: Comparison) -> dict[str, list[Line]]:
                 if figure is not None:
                     place = points.setdefault(key, {}).setdefault(row.label, [])
                     place.append(Point(int(float(block.coordinates.get(axes[0], "0"))), figure))
-    return {key: [Line(label, tuple(found)) for label, found in rows.items()] for key, rows in points.items()}
+    return {
+        key: [Line(label, tuple(points_of_row)) for label, points_of_row in rows.items()]
+        for key, rows in points.items()
+    }
 
 
 def _numeric(axis: str, blocks: Sequence[Block]) -> bool:
@@ -131,18 +134,18 @@ def _timelines(block: Block) -> dict[str, list[Line]]:
                 for key, value in _figures_at(point, row.arm).items():
                     values.setdefault(key, {}).setdefault(point.edits, {}).setdefault(place, []).append(value)
         for key, at in values.items():
-            found = [(edits, mean_of(seen)) for edits, seen in sorted(at.items())]
-            points = tuple(Point(edits, figure) for edits, figure in found if figure is not None)
+            marks = [(edits, mean_of(seen)) for edits, seen in sorted(at.items())]
+            points = tuple(Point(edits, figure) for edits, figure in marks if figure is not None)
             lines.setdefault(key, []).append(Line(row.label, points))
     return lines
 
 
 def _figures_at(point: TimelinePoint, arm: str) -> dict[str, float]:
-    metrics = next((found for name, found in point.arms.items() if name == arm), None)
-    found = {} if metrics is None else metrics.model_dump()
+    metrics = next((figures for name, figures in point.arms.items() if name == arm), None)
+    figures = {} if metrics is None else metrics.model_dump()
     if arm == "edited":
-        found["perplexity"] = point.perplexity.edited
-    return {key: value for key, value in found.items() if value is not None}
+        figures["perplexity"] = point.perplexity.edited
+    return {key: value for key, value in figures.items() if value is not None}
 
 
 # ---------------------------------------------------------------- drawing

@@ -258,8 +258,8 @@ class _Execution:
     def _end(self, running: _Running, schedule: Schedule) -> None:
         cell, code, seconds = running.cell, running.process.returncode, running.seconds()
         directory = self._layout.run(cell)
-        found = progress_of(directory)
-        if found is not None and found.covariance:
+        progress = progress_of(directory)
+        if progress is not None and progress.covariance:
             schedule.has_covariance(cell)
         schedule.ended(cell)
         if code == 0 and is_done(directory, cell):

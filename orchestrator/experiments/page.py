@@ -7,11 +7,11 @@ from importlib import resources
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from errata.orchestrator.experiments.curves import STYLES, panels_of
-from errata.orchestrator.experiments.tables import Comparison
+from errata.orchestrator.experiments.tables import RunComparison
 from errata.orchestrator.experiments.text import MISSING, columns_of, heading, number, reading
 
 
-def render_page(comparison: Comparison) -> str:
+def render_page(comparison: RunComparison) -> str:
     """The whole page, to be written as UTF-8."""
     environment = Environment(
         loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

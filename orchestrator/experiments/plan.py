@@ -19,10 +19,9 @@ from errata.orchestrator.config.loading import check_config
 from errata.orchestrator.config.run import RunConfig, identity_of
 from errata.orchestrator.experiments.config import Cell, Sweep
 from errata.orchestrator.experiments.record import SWEEP_FILE, CellRecord, CellState, SweepRecord
-from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal import JOURNAL_FILE, Journal
 from errata.orchestrator.report.summary import read_summary
 
-_JOURNAL: Final = "journal.sqlite"
 _KEY_DIGITS: Final = 16
 
 
@@ -75,7 +74,7 @@ def is_done(directory: Path, cell: Cell) -> bool:
 
 def has_begun(directory: Path) -> bool:
     """Whether a run was begun there, to be resumed."""
-    return Journal.exists(directory / _JOURNAL)
+    return Journal.exists(directory / JOURNAL_FILE)
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def progress_of(directory: Path) -> Progress | None:
     try:
         if not has_begun(directory):
             return None
-        with Journal.open(directory / _JOURNAL, read_only=True) as journal:
+        with Journal.open(directory / JOURNAL_FILE, read_only=True) as journal:
             counts = journal.counts()
             total = counts.accepted + counts.applied + counts.superseded
             return Progress(journal.head().edits, total, any(swap.after_sequence == 0 for swap in journal.swaps()))
@@ -226,10 +225,10 @@ def fresh_record(sweep: Sweep, layout: Layout, *, sweep_id: str, now: datetime) 
 
 def axes_of(cells: Iterable[Cell], named: list[str]) -> list[str]:
     """The named axes and then what included cells set besides."""
-    found = dict.fromkeys(named)
+    axes = dict.fromkeys(named)
     for cell in cells:
-        found |= dict.fromkeys(cell.coordinates)
-    return list(found)
+        axes |= dict.fromkeys(cell.coordinates)
+    return list(axes)
 
 
 def keep_other_cells(record: SweepRecord, old: SweepRecord) -> SweepRecord:

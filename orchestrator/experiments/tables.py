@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from errata.editing.errors import UserError
-from errata.orchestrator.experiments.check import Finding, check_block
+from errata.evaluation.outcomes import Arm
+from errata.orchestrator.experiments.check import Mismatch, check_block
 from errata.orchestrator.experiments.collect import Collection, Run, changed_by
 from errata.orchestrator.experiments.labels import GROUP, SEED, title_of
-from errata.orchestrator.report.summary import Arm, ArmMetrics, Summary
+from errata.orchestrator.report.summary import ArmMetrics, Summary
 
 _REPEATED = (SEED, "covariance.seed")
 _AVERAGED = (GROUP, "stream.skip")
@@ -99,7 +100,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """Everything the writers need."""
 
     title: str
@@ -111,7 +112,7 @@ class Comparison:
     """Axes that make the blocks."""
 
 
-def compare(collection: Collection, *, by: Sequence[str] = (), anyway: bool = False) -> Comparison:
+def compare(collection: Collection, *, by: Sequence[str] = (), anyway: bool = False) -> RunComparison:
     """Make the tables.
 
     Args:
@@ -142,7 +143,7 @@ def compare(collection: Collection, *, by: Sequence[str] = (), anyway: bool = Fa
         blocks.append(Block(title, coordinates, _marked(rows)))
     used = {key for block in blocks for row in block.rows for key, figure in row.figures.items() if figure is not None}
     columns = tuple(column for column in all_columns(used) if column.key in used)
-    return Comparison(
+    return RunComparison(
         collection.title, collection.about, columns, tuple(blocks), tuple(dict.fromkeys(notes)), tuple(split)
     )
 
@@ -167,19 +168,19 @@ def figures_of(run: Run, arm: Arm) -> dict[str, float | None]:
     metrics = summary.arms.get(arm)
     if metrics is None:
         return {}
-    found: dict[str, float | None] = metrics.model_dump()
-    parts = [found.get(name) for name in _AVERAGE_OF]
+    figures: dict[str, float | None] = metrics.model_dump()
+    parts = [figures.get(name) for name in _AVERAGE_OF]
     given = [part for part in parts if part is not None]
-    found["average"] = sum(given) / len(given) if len(given) == len(parts) else None
+    figures["average"] = sum(given) / len(given) if len(given) == len(parts) else None
     if arm in ("base", "edited"):
-        found["perplexity"] = summary.perplexity.base if arm == "base" else summary.perplexity.edited
+        figures["perplexity"] = summary.perplexity.base if arm == "base" else summary.perplexity.edited
         for name, value in summary.perplexities.items():
-            found[_TEXT + name] = value.base if arm == "base" else value.edited
+            figures[_TEXT + name] = value.base if arm == "base" else value.edited
     if arm in ("edited", "edited_memory"):
-        found["edit_seconds"] = summary.edit_seconds_per_edit
+        figures["edit_seconds"] = summary.edit_seconds_per_edit
     if arm == "edited":
-        found["norm_growth"] = _norm_growth(summary)
-    return found
+        figures["norm_growth"] = _norm_growth(summary)
+    return figures
 
 
 def _norm_growth(summary: Summary) -> float | None:
@@ -202,8 +203,8 @@ def mean_of(values: Mapping[tuple[str, str], Sequence[float]]) -> Figure | None:
     if not values:
         return None
     groups: dict[str, list[float]] = {}
-    for (seed, _), found in values.items():
-        groups.setdefault(seed, []).append(sum(found) / len(found))
+    for (seed, _), by_group in values.items():
+        groups.setdefault(seed, []).append(sum(by_group) / len(by_group))
     seeds = [sum(means) / len(means) for means in groups.values()]
     sample = seeds if len(seeds) > 1 else next(iter(groups.values()))
     mean = sum(seeds) / len(seeds)
@@ -223,14 +224,14 @@ def _splits(axis: str, changed: set[str]) -> bool:
     return axis not in (*_REPEATED, *_AVERAGED) and bool(changed & set(_BLOCK_SETTINGS))
 
 
-def _settled(findings: Iterable[Finding], title: str, anyway: bool) -> list[str]:
+def _settled(mismatches: Iterable[Mismatch], title: str, anyway: bool) -> list[str]:
     """Findings as notes.
 
     Raises:
         UserError: one of them forbids the comparison, and it is not wanted anyway.
     """
     notes = []
-    for finding in findings:
+    for finding in mismatches:
         where = f"{title}: " if title else ""
         if finding.forbids and not anyway:
             raise UserError(f"{where}{finding.text}; split them with --by, or compare --anyway")
@@ -253,8 +254,8 @@ def _rows(runs: Sequence[Run], free: Sequence[str], changes: Mapping[str, set[st
                 if edited in run.summary.arms and _label("edited", run, free) == method:
                     label = method if edited == "edited" else f"{method} + memory"
                     rows.setdefault((edited, label), []).append(run)
-    for (arm, label), found in rows.items():
-        yield Row(label, arm, _figures(found, arm), tuple(found))
+    for (arm, label), row_runs in rows.items():
+        yield Row(label, arm, _figures(row_runs, arm), tuple(row_runs))
 
 
 def _reaches(arm: Arm, changed: set[str]) -> bool:
@@ -277,7 +278,7 @@ def _figures(runs: Sequence[Run], arm: Arm) -> dict[str, Figure | None]:
         for key, value in figures_of(run, arm).items():
             if value is not None:
                 values.setdefault(key, {}).setdefault((seed, group), []).append(value)
-    return {key: mean_of(found) for key, found in values.items()}
+    return {key: mean_of(measured) for key, measured in values.items()}
 
 
 def _marked(rows: Sequence[Row]) -> tuple[Row, ...]:
@@ -286,9 +287,9 @@ def _marked(rows: Sequence[Row]) -> tuple[Row, ...]:
     rivals = [row for row in rows if row.arm != "base"]
     used = {key for row in rows for key in row.figures}
     for column in all_columns(used):
-        found = [figure.mean for row in rivals if (figure := row.figures.get(column.key)) is not None]
-        if len({column.text(mean) for mean in found}) > 1:
-            best[column.key] = column.text(max(found) if column.higher else min(found))
+        means = [figure.mean for row in rivals if (figure := row.figures.get(column.key)) is not None]
+        if len({column.text(mean) for mean in means}) > 1:
+            best[column.key] = column.text(max(means) if column.higher else min(means))
     columns = {column.key: column for column in all_columns(used)}
 
     def mark(row: Row) -> Row:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from errata.orchestrator.experiments.tables import Block, Column, Comparison, Figure
+from errata.orchestrator.experiments.tables import Block, Column, Figure, RunComparison
 
 MISSING = "–"
 _LATEX = {
@@ -30,7 +30,7 @@ _LATEX = {
 _MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<>|#~"})
 
 
-def to_markdown(comparison: Comparison) -> str:
+def to_markdown(comparison: RunComparison) -> str:
     """One table per block, with notes and the meaning of the columns below."""
     lines = [f"# {_plain(comparison.title)}", ""]
     if comparison.about:
@@ -51,7 +51,7 @@ def to_markdown(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def to_latex(comparison: Comparison) -> str:
+def to_latex(comparison: RunComparison) -> str:
     r"""One ``table`` per block; needs ``\usepackage{booktabs}``."""
     parts = ["% needs \\usepackage{booktabs}"]
     for block in comparison.blocks:
@@ -77,7 +77,7 @@ def to_latex(comparison: Comparison) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def columns_of(block: Block, comparison: Comparison) -> list[Column]:
+def columns_of(block: Block, comparison: RunComparison) -> list[Column]:
     """The columns that have a figure in this block."""
     return [c for c in comparison.columns if any(row.figures.get(c.key) is not None for row in block.rows)]
 
@@ -95,7 +95,7 @@ def number(figure: Figure, column: Column) -> str:
     return f"{column.text(figure.mean)} ± {error}"
 
 
-def reading(comparison: Comparison, columns: Sequence[Column] | None = None) -> str:
+def reading(comparison: RunComparison, columns: Sequence[Column] | None = None) -> str:
     """How the tables are to be read, in a few sentences."""
     shown = comparison.columns if columns is None else columns
     said = "; ".join(f"{column.heading} {column.meaning}" for column in shown if column.meaning)

@@ -32,7 +32,7 @@ def at_points(collection: Collection) -> Collection:
 
 
 def _at(run: Run, point: TimelinePoint) -> Run:
-    found = {
+    figures = {
         "arms": point.arms,
         "choice": point.choice,
         "perplexity": point.perplexity,
@@ -40,4 +40,4 @@ def _at(run: Run, point: TimelinePoint) -> Run:
         "edits_applied": point.edits,
     }
     coordinates = {**run.coordinates, EDITS: str(point.edits)}
-    return replace(run, summary=run.summary.model_copy(update=found), coordinates=coordinates)
+    return replace(run, summary=run.summary.model_copy(update=figures), coordinates=coordinates)

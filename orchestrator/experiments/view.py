@@ -73,11 +73,11 @@ def cells_table(
         table.add_column(name, justify="left" if name in ("cell", "state") else "right", overflow="fold")
     shown = sorted(record.cells, key=lambda cell: _ORDER[cell.state])
     for cell in shown[:rows]:
-        found = progress.get(cell.key)
-        edits = f"{found.edits}/{found.total}" if found is not None else ""
-        if cell.state == "running" and found is not None and not found.edits and not found.covariance:
+        state = progress.get(cell.key)
+        edits = f"{state.edits}/{state.total}" if state is not None else ""
+        if cell.state == "running" and state is not None and not state.edits and not state.covariance:
             edits = "covariance"
-        elif cell.state == "running" and found is not None and found.edits == found.total:
+        elif cell.state == "running" and state is not None and state.edits == state.total:
             edits = "measuring"
         table.add_row(title_of(cell.coordinates), state_of(cell), edits, clock(seconds.get(cell.key, cell.seconds)))
     if len(shown) > rows:

@@ -8,14 +8,14 @@ from typing import Final
 
 from errata.orchestrator.experiments.collect import collect
 from errata.orchestrator.experiments.page import render_page
-from errata.orchestrator.experiments.tables import Comparison, compare
+from errata.orchestrator.experiments.tables import RunComparison, compare
 from errata.orchestrator.experiments.text import to_latex, to_markdown
 
 SUFFIXES: Final = {".md": "markdown", ".tex": "latex", ".html": "html"}
 FORMATS: Final = tuple(SUFFIXES.values())
 
 
-def render(comparison: Comparison, kind: str) -> str:
+def render(comparison: RunComparison, kind: str) -> str:
     """A comparison in one of ``FORMATS``."""
     if kind == "html":
         return render_page(comparison)
@@ -28,10 +28,10 @@ def write_tables(paths: Sequence[Path], target: Path) -> list[Path]:
     Raises:
         UserError: no run is finished, or they cannot be compared.
     """
-    found = compare(collect(paths))
+    comparison = compare(collect(paths))
     written = []
     for suffix, kind in SUFFIXES.items():
         path = target / f"comparison{suffix}"
-        path.write_text(render(found, kind), encoding="utf-8")
+        path.write_text(render(comparison, kind), encoding="utf-8")
         written.append(path)
     return written

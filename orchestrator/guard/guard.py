@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from errata.editing.digest import digest_json
 from errata.editing.errors import ErrataError
 from errata.orchestrator.config.guard import WEBHOOK, GuardConfig
-from errata.orchestrator.guard.rules import Finding, Reading, judge
+from errata.orchestrator.guard.rules import GuardVerdict, Reading, judge
 from errata.orchestrator.guard.webhook import Outcome, Webhook
-from errata.orchestrator.history.bisect import Probe
+from errata.orchestrator.history.bisect import RegressionProbe
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.rows import Version
 
@@ -42,7 +42,7 @@ class GuardPauseError(ErrataError):
 class Watch(Protocol):
     """Asks frozen versions; called from the guard's thread."""
 
-    def answers(self, probes: Sequence[Probe], weights: Any) -> Sequence[str]:
+    def answers(self, probes: Sequence[RegressionProbe], weights: Any) -> Sequence[str]:
         """Greedy answers of the version with these edited maps; no maps for the base."""
         ...
 
@@ -59,7 +59,7 @@ class GuardStatus:
     """The newest version that was checked and found good; 0 for the base."""
     paused: str | None
     """Why the stream is paused; None while it is not."""
-    last: Finding | None
+    last: GuardVerdict | None
 
 
 @dataclass
@@ -73,7 +73,7 @@ class _State:
     paused: str | None = None
     reverting: tuple[str, ...] = ()
     """Edits of a revert that was begun and not finished."""
-    untold: Mapping[str, Any] | None = None
+    unreported: Mapping[str, Any] | None = None
     """A breach of whose alert nothing is known."""
 
 
@@ -91,7 +91,7 @@ class Guard:
     def __init__(
         self,
         config: GuardConfig,
-        probes: Sequence[Probe],
+        probes: Sequence[RegressionProbe],
         text: str | None,
         *,
         journal: Journal,
@@ -108,7 +108,7 @@ class Guard:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="guard")
         self._base: Reading | None = None
         self._pending: tuple[Version, Future[tuple[Reading, float]]] | None = None
-        self._last: Finding | None = None
+        self._last: GuardVerdict | None = None
         self._acting = False
         self._state = _read_state(journal)
         url = os.environ.get(WEBHOOK) or config.webhook
@@ -142,8 +142,8 @@ class Guard:
 
     def start(self) -> None:
         """Take up what an interruption has left: finish a revert, check a version whose turn it was."""
-        if self._state.untold is not None and self._webhook is not None:
-            self._webhook.send(self._alert(self._state.untold))
+        if self._state.unreported is not None and self._webhook is not None:
+            self._webhook.send(self._alert(self._state.unreported))
         if self._state.reverting:
             self._take_out(self._state.reverting, f"guard: back to v{self._state.good}, as begun before")
         head = self._journal.head()
@@ -228,27 +228,27 @@ class Guard:
             logger.error("guard: v%d could not be checked: %s", version.sequence, error)
             return
         assert self._base is not None
-        found = self._last = judge(self._config, self._probes, self._base, reading)
+        verdict = self._last = judge(self._config, self._probes, self._base, reading)
         # what is going to be done stands in the same event as what was found: a crash after it changes nothing
-        reason = f"v{version.sequence}: " + "; ".join(found.reasons)
-        acting = not found.good and self._config.revert and not reverted
+        reason = f"v{version.sequence}: " + "; ".join(verdict.reasons)
+        acting = not verdict.good and self._config.revert and not reverted
         data = {
             **place,
-            **asdict(found),
+            **asdict(verdict),
             "perplexity": reading.perplexity,
             "seconds": seconds,
             # a revert that has not helped leaves nothing to try, whatever the settings say
-            "paused": reason if not found.good and (self._config.pause or reverted) else None,
+            "paused": reason if not verdict.good and (self._config.pause or reverted) else None,
             "good_sequence": self._state.good,
             "reverting": self._since_good() if acting else (),
         }
         self._note("check", **data)
         _apply_check(self._state, data)
-        figures = {"guard.breach": float(not found.good)}
-        figures |= {} if found.kept is None else {"guard.sentinels_kept": found.kept}
-        figures |= {} if found.ratio is None else {"guard.perplexity_ratio": found.ratio}
+        figures = {"guard.breach": float(not verdict.good)}
+        figures |= {} if verdict.kept is None else {"guard.sentinels_kept": verdict.kept}
+        figures |= {} if verdict.ratio is None else {"guard.perplexity_ratio": verdict.ratio}
         self._metrics(figures, version.edits)
-        if not found.good:
+        if not verdict.good:
             self._breach(reason, data)
 
     # ---------------------------------------------------------------- acting
@@ -334,7 +334,7 @@ def _read_state(journal: Journal) -> _State:
             case "revert_failed":
                 state.reverting, state.paused = (), data["reason"]
             case "alert":
-                state.untold = None
+                state.unreported = None
     return state
 
 
@@ -349,7 +349,7 @@ def _apply_check(state: _State, data: Mapping[str, Any]) -> None:
     state.breaches += 1
     state.paused = data["paused"] or state.paused
     state.reverting = tuple(data["reverting"])
-    state.untold = data
+    state.unreported = data
 
 
 # ---------------------------------------------------------------- in a pipeline

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from errata.editing.errors import UserError
 from errata.orchestrator.config.guard import GuardConfig
-from errata.orchestrator.history.bisect import Probe, read_probes
+from errata.orchestrator.history.bisect import RegressionProbe, read_probes
 from errata.orchestrator.measuring.measurer import read_held_out
 
 
@@ -22,7 +22,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class GuardVerdict:
     """A reading against the base's."""
 
     good: bool
@@ -36,7 +36,7 @@ class Finding:
     """Probes that held on the base and do not any more, by id or prompt."""
 
 
-def judge(config: GuardConfig, probes: Sequence[Probe], base: Reading, now: Reading) -> Finding:
+def judge(config: GuardConfig, probes: Sequence[RegressionProbe], base: Reading, now: Reading) -> GuardVerdict:
     """Compare a version with the base; pure."""
     held = [i for i, probe in enumerate(probes) if probe.holds(base.answers[i], base.answers[i])]
     broken = [i for i in held if not probes[i].holds(now.answers[i], base.answers[i])]
@@ -52,10 +52,10 @@ def judge(config: GuardConfig, probes: Sequence[Probe], base: Reading, now: Read
     if limit is not None and ratio is not None and not ratio <= limit:  # also when it is not a number
         reasons.append(f"perplexity is {ratio:.4g} times the base's (allowed: {limit:g})")
     names = tuple(probes[i].id or probes[i].prompt for i in broken)
-    return Finding(not reasons, kept, ratio, tuple(reasons), names)
+    return GuardVerdict(not reasons, kept, ratio, tuple(reasons), names)
 
 
-def read_guard(config: GuardConfig, held_out: str | None) -> tuple[list[Probe], str | None]:
+def read_guard(config: GuardConfig, held_out: str | None) -> tuple[list[RegressionProbe], str | None]:
     """The probes and the text of a guard, read before anything starts.
 
     Args:
@@ -73,7 +73,7 @@ def read_guard(config: GuardConfig, held_out: str | None) -> tuple[list[Probe], 
     return probes, text
 
 
-def read_probes_of(path: str) -> list[Probe]:
+def read_probes_of(path: str) -> list[RegressionProbe]:
     """`read_probes` with the setting named in errors.
 
     Raises:

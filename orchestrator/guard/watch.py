@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from errata.actors.parts import EvaluationPart
-from errata.orchestrator.history.bisect import Probe
+from errata.orchestrator.history.bisect import RegressionProbe
 
 
 class PoolWatch:
@@ -15,9 +15,9 @@ class PoolWatch:
     def __init__(self, pool: EvaluationPart) -> None:
         self._pool = pool
 
-    def answers(self, probes: Sequence[Probe], weights: Any) -> list[str]:
+    def answers(self, probes: Sequence[RegressionProbe], weights: Any) -> list[str]:
         """One call of the workers for each length and form of answer that the probes ask for."""
-        found = [""] * len(probes)
+        texts = [""] * len(probes)
         groups: dict[tuple[int, bool], list[int]] = {}
         for number, probe in enumerate(probes):
             groups.setdefault((probe.max_new_tokens, probe.chat), []).append(number)
@@ -25,8 +25,8 @@ class PoolWatch:
             prompts = [probes[number].prompt for number in numbers]
             answers = self._pool.continuations(prompts, weights, length, chat)
             for number, answer in zip(numbers, answers, strict=True):
-                found[number] = answer
-        return found
+                texts[number] = answer
+        return texts
 
     def perplexity(self, text: str, weights: Any) -> float:
         return self._pool.perplexity(text, weights)

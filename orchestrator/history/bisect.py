@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 from torch import Tensor
 
+from errata.editing.closed import Closed
 from errata.editing.errors import UserError
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.engine import LanguageEngine
@@ -25,13 +26,11 @@ from errata.orchestrator.journal.reading import JournalReader
 from errata.orchestrator.journal.rows import Version
 
 
-class Probe(BaseModel):
+class RegressionProbe(Closed):
     """A question to a version. It holds if the greedy answer is as expected; words are compared, not characters.
 
     Without ``expected`` and ``expected_not`` it holds as long as the answer is that of the good version.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     prompt: str = Field(min_length=1)
     """Continued as it stands."""
@@ -86,7 +85,7 @@ class Bisection:
     """Every version that was evaluated, in the order of asking: both ends first."""
 
 
-def read_probes(path: Path) -> list[Probe]:
+def read_probes(path: Path) -> list[RegressionProbe]:
     """Probes from a JSON file (one object or a list) or JSON Lines.
 
     Raises:
@@ -99,11 +98,11 @@ def read_probes(path: Path) -> list[Probe]:
     probes = []
     for where, record in _records(text, str(path)):
         try:
-            probes.append(Probe.model_validate(record))
+            probes.append(RegressionProbe.model_validate(record))
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"]) or "probe"
-            allowed = ", ".join(Probe.model_fields)
+            allowed = ", ".join(RegressionProbe.model_fields)
             raise UserError(f"{where}: {key}: {first['msg']}; a probe has the keys {allowed}") from error
     if not probes:
         raise UserError(f"probe file {str(path)!r} holds no probe")
@@ -192,7 +191,7 @@ class VersionAsker:
         store: ArtifactStore,
         model: EditableModel,
         base: Mapping[int, Tensor],
-        probes: Sequence[Probe],
+        probes: Sequence[RegressionProbe],
     ) -> None:
         self._journal, self._store, self._model, self._base = journal, store, model, base
         self._probes = tuple(probes)

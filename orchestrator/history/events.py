@@ -25,13 +25,13 @@ class EventEntry:
 
 def event_entries(journal: JournalReader, versions: Sequence[Version]) -> list[EventEntry]:
     """Newest first, each after the commit that was the newest then."""
-    found = []
+    entries = []
     for event in journal.events():
         if _LINES.get((event.kind, str(event.data.get("what")))) is None:
             continue
         before = [v.sequence for v in versions if v.at is not None and v.at <= event.at]
-        found.append(EventEntry(event.kind, event.data, max(before, default=0), event.at))
-    return found[::-1]
+        entries.append(EventEntry(event.kind, event.data, max(before, default=0), event.at))
+    return entries[::-1]
 
 
 def event_text(entry: EventEntry) -> str:

@@ -381,9 +381,9 @@ def _target_module(checkpoint: BaseCheckpoint) -> str:
 # ---------------------------------------------------------------- helpers
 
 
-def _relative(found: Tensor, wanted: Tensor, unit: Tensor) -> float:
+def _relative(actual: Tensor, wanted: Tensor, unit: Tensor) -> float:
     """||found - wanted|| / ||unit||, Frobenius; 0 where they are equal."""
-    distance = float((found.double() - wanted.double()).norm())
+    distance = float((actual.double() - wanted.double()).norm())
     size = float(unit.double().norm())
     return 0.0 if distance == 0.0 else distance / size if size > 0 else math.inf
 

@@ -13,10 +13,10 @@ from typing import Any, Final, Literal
 
 from errata.editing.errors import UserError
 from errata.orchestrator.history.events import EventEntry, event_entries
+from errata.orchestrator.journal import JOURNAL_FILE
 from errata.orchestrator.journal.reading import JournalReader
 from errata.orchestrator.journal.rows import Fate, RefreshRow, RequestRow, RequestState, Version
 
-JOURNAL: Final = "journal.sqlite"
 RUNS: Final = Path("runs")
 _SLOT: Final = "{}"
 
@@ -166,20 +166,20 @@ def find_run(given: str | Path | None = None, *, runs: Path = RUNS) -> Path:
     """
     if given is not None:
         for candidate in (Path(given), runs / given):
-            directory = candidate.parent if candidate.name == JOURNAL else candidate
-            if (directory / JOURNAL).is_file():
+            directory = candidate.parent if candidate.name == JOURNAL_FILE else candidate
+            if (directory / JOURNAL_FILE).is_file():
                 return directory
-        raise UserError(f"there is no run in {str(given)!r}: want a directory that holds {JOURNAL}")
-    found = [path.parent for path in runs.glob(f"*/{JOURNAL}")]
-    if not found:
+        raise UserError(f"there is no run in {str(given)!r}: want a directory that holds {JOURNAL_FILE}")
+    candidates = [path.parent for path in runs.glob(f"*/{JOURNAL_FILE}")]
+    if not candidates:
         raise UserError(f"there is no run under {str(runs)!r}; name the directory of one")
-    return max(found, key=_last_written)
+    return max(candidates, key=_last_written)
 
 
 def _last_written(directory: Path) -> float:
     # a reader touches the lock and the shared memory, and may leave an empty log; only a writer touches these
-    log = directory / f"{JOURNAL}-wal"
-    written = [directory / JOURNAL, *([log] if log.is_file() and log.stat().st_size else [])]
+    log = directory / f"{JOURNAL_FILE}-wal"
+    written = [directory / JOURNAL_FILE, *([log] if log.is_file() and log.stat().st_size else [])]
     return max(path.stat().st_mtime for path in written)
 
 

@@ -126,10 +126,10 @@ def open_base(journal: JournalReader, model: str | None = None) -> BaseCheckpoin
         UserError: it is not there, or it is another one.
     """
     directory = base_directory(journal, model)
-    found = checkpoint_digest(directory)
-    if found != journal.meta.base_digest:
+    actual = checkpoint_digest(directory)
+    if actual != journal.meta.base_digest:
         raise UserError(
-            f"model {str(directory)!r} has digest {found[:12]}, the run was begun on {journal.meta.base_digest[:12]}; "
+            f"model {str(directory)!r} has digest {actual[:12]}, the run was begun on {journal.meta.base_digest[:12]}; "
             "give the right one with --model"
         )
     return BaseCheckpoint(directory, dtype=run_dtype(journal))

@@ -15,11 +15,11 @@ from torch import Tensor
 from errata.editing.delta import WeightDelta
 from errata.editing.digest import digest_json
 from errata.editing.errors import DamagedFileError
-from errata.orchestrator.history.log import JOURNAL, History
+from errata.orchestrator.history.log import History
 from errata.orchestrator.history.rebuild import BaseCheckpoint, advance, edited_layers, load_delta, weights_digest
 from errata.orchestrator.history.receipts import load_receipt, open_store
 from errata.orchestrator.history.snapshots import snapshots, superfluous
-from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal import JOURNAL_FILE, Journal
 from errata.orchestrator.journal.artifacts import KINDS, ArtifactStore
 from errata.orchestrator.journal.connection import WriterLock, connect_reader
 from errata.orchestrator.journal.reading import JournalReader
@@ -101,8 +101,8 @@ def verify(run: Path, base: BaseCheckpoint | None, progress: Progress = _silent)
     """
     report = Report()
     store = open_store(run)
-    with Journal.open(run / JOURNAL, read_only=True) as journal:
-        _check_database(run / JOURNAL, report)
+    with Journal.open(run / JOURNAL_FILE, read_only=True) as journal:
+        _check_database(run / JOURNAL_FILE, report)
         history = History(journal)
         report.versions, report.requests = len(history.versions), len(history.rows)
         _check_chain(history, report)
@@ -215,13 +215,13 @@ def _check_commits(history: History, store: ArtifactStore, report: Report, progr
 
 
 def _compare_norms(
-    where: str, what: str, recorded: Mapping[int, float | None], found: Mapping[int, float], report: Report
+    where: str, what: str, recorded: Mapping[int, float | None], actual: Mapping[int, float], report: Report
 ) -> None:
     for layer, norm in recorded.items():
-        if norm is None or layer not in found:
+        if norm is None or layer not in actual:
             report.add(where, f"layer {layer}: the {what} has no recorded norm, or no matrix to compare it with")
-        elif not math.isclose(norm, found[layer], rel_tol=_NORM_TOLERANCE):
-            report.add(where, f"layer {layer}: the {what} has norm {found[layer]:.9g}, recorded is {norm:.9g}")
+        elif not math.isclose(norm, actual[layer], rel_tol=_NORM_TOLERANCE):
+            report.add(where, f"layer {layer}: the {what} has norm {actual[layer]:.9g}, recorded is {norm:.9g}")
 
 
 def _short(digest: str | None) -> str:
@@ -275,16 +275,16 @@ def collect_garbage(run: Path, *, dry_run: bool = False) -> list[Garbage]:
     Raises:
         UserError: the run is being written: what it has stored may be named a moment later.
     """
-    path = run / JOURNAL
+    path = run / JOURNAL_FILE
     lock = WriterLock(path)
     try:
         with Journal.open(path, read_only=True) as journal:
             store = open_store(run)
-            found = [Garbage(file, file.stat().st_size) for file in _unnamed(journal, store)]
+            garbage = [Garbage(file, file.stat().st_size) for file in _unnamed(journal, store)]
         if not dry_run:
-            for item in found:
+            for item in garbage:
                 item.path.unlink(missing_ok=True)
-        return found
+        return garbage
     finally:
         lock.release()
 

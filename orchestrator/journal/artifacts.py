@@ -97,8 +97,8 @@ class ArtifactStore:
         path = self._find(kind, digest)
         if path is None:
             raise FileNotFoundError(f"no file {digest} in {self._folder(kind)}")
-        if verify and (found := self._digest(kind, path)) != digest:
-            raise DamagedFileError(f"{path} holds {found}, not what its name says")
+        if verify and (actual := self._digest(kind, path)) != digest:
+            raise DamagedFileError(f"{path} holds {actual}, not what its name says")
         return path
 
     def contains(self, kind: str, digest: str) -> bool:
@@ -116,12 +116,12 @@ class ArtifactStore:
         for kind in KINDS:
             for path in self._files(kind):
                 try:
-                    found = self._digest(kind, path)
+                    actual = self._digest(kind, path)
                 except DamagedFileError as error:
                     damaged.append(Damage(kind, path, str(error)))
                     continue
-                if found != path.name.split(".", 1)[0]:
-                    damaged.append(Damage(kind, path, f"holds {found}"))
+                if actual != path.name.split(".", 1)[0]:
+                    damaged.append(Damage(kind, path, f"holds {actual}"))
         return damaged
 
     def discard(self, kind: str, digest: str) -> None:

@@ -124,10 +124,10 @@ def check_chain(connection: sqlite3.Connection, *, progress: Callable[[int], Non
         elif _link(before, kind, ref, content) != digest:
             yield Broken(kind, ref, "does not follow from the link before it")
         else:
-            found = row_content(connection, kind, ref)
-            if found is None and not _erased(connection, kind, ref):
+            stored = row_content(connection, kind, ref)
+            if stored is None and not _erased(connection, kind, ref):
                 yield Broken(kind, ref, "is in the chain and not in the journal")
-            elif found is not None and found != content:
+            elif stored is not None and stored != content:
                 yield Broken(kind, ref, "was changed after it was written")
         before = digest
         if progress is not None:

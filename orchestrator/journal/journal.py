@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from errata.editing.digest import digest_json
 from errata.editing.errors import UserError
@@ -54,6 +54,8 @@ __all__ = [
     "version_digest",
 ]
 
+JOURNAL_FILE: Final = "journal.sqlite"
+"""Its name in the directory of a run."""
 _UNREADABLE = "record:"
 """Prefix of the ids of records that are no valid request: they cannot collide with a client's ids."""
 
@@ -381,8 +383,8 @@ class Journal(JournalReader):
     ) -> None:
         row = connection.execute("SELECT seq, state FROM requests WHERE id = ?", (name,)).fetchone()
         if row is None or row["state"] not in allowed:
-            found = "unknown" if row is None else row["state"]
-            raise ValueError(f"request {name!r} cannot become {state}: it is {found}, not {' or '.join(allowed)}")
+            state_now = "unknown" if row is None else row["state"]
+            raise ValueError(f"request {name!r} cannot become {state}: it is {state_now}, not {' or '.join(allowed)}")
         reason = None if reason is None else _printable(reason)
         connection.execute(
             f"UPDATE requests SET state = ?, reason = ?, {change} WHERE seq = ?",

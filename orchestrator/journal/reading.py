@@ -76,13 +76,13 @@ class JournalReader:
     def counts(self) -> Counts:
         """How much of everything there is."""
         kept = self.counters()
-        found = {state: kept.get(f"state.{state}", 0) for state in STATES}
+        by_state = {state: kept.get(f"state.{state}", 0) for state in STATES}
         sizes = {
             table: int(self._rows(f"SELECT COUNT(*) FROM {table}")[0][0])
             for table in ("batches", "swaps", "refreshes", "evaluations")
         }
         outcomes = {name: kept.get(f"outcome.{name}", 0) for name in ("landed", "weak")}
-        return Counts(**found, **sizes, **outcomes)
+        return Counts(**by_state, **sizes, **outcomes)
 
     def counters(self) -> dict[str, int]:
         """Counts that are kept in the transactions that change them: ``state.<state>`` and ``outcome.<outcome>``."""
@@ -156,12 +156,12 @@ class JournalReader:
                 return versions[int(name[1:])]
             raise UserError(f"there is no version {name}; the newest is v{versions[-1].sequence}")
         # a batch that applied nothing keeps its parent's digest: the first of the equals is meant
-        found = {version.digest: version for version in reversed(versions) if version.digest.startswith(name)}
-        if len(name) < 4 or not found:
+        matches = {version.digest: version for version in reversed(versions) if version.digest.startswith(name)}
+        if len(name) < 4 or not matches:
             raise UserError(f"there is no version {name!r}: give head, v<number> or four or more digits of a digest")
-        if len(found) > 1:
-            raise UserError(f"{len(found)} versions start with {name!r}: give more digits")
-        return next(iter(found.values()))
+        if len(matches) > 1:
+            raise UserError(f"{len(matches)} versions start with {name!r}: give more digits")
+        return next(iter(matches.values()))
 
     # ---------------------------------------------------------------- covariances, refreshes, the rest
 

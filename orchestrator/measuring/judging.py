@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from errata.evaluation.judge import Agreement, Case, ContainsJudge, Judge, agreement
-from errata.orchestrator.report.summary import ARMS, Arm, FactRecord
+from errata.evaluation.outcomes import ARMS, Arm
+from errata.orchestrator.report.summary import FactRecord
 
 KINDS = {"reliability": "edit", "generalization_gen": "paraphrase", "portability": "portability"}
 """Figures that a judge decides, and the questions they are over. Locality is agreement with the unedited model."""
@@ -88,15 +89,17 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def judgement_lines(found: Judgement) -> list[str]:
+def judgement_lines(judgement: Judgement) -> list[str]:
     """A line a figure, and one for the agreement over everything."""
-    lines = [f"{'arm':<15}{'figure':<20}{'contains':>9}{found.judge:>24}{'agree':>8}{'questions':>11}"]
-    for row in found.figures:
+    lines = [f"{'arm':<15}{'figure':<20}{'contains':>9}{judgement.judge:>24}{'agree':>8}{'questions':>11}"]
+    for row in judgement.figures:
         lines.append(
             f"{row.arm:<15}{row.metric:<20}{row.by_strings:>9.3f}{row.by_judge:>24.3f}"
             f"{row.agreement.share:>8.3f}{row.questions:>11}"
         )
-    if found.overall is not None:
-        kappa = "" if found.overall.kappa is None else f", Cohen's kappa {found.overall.kappa:.3f}"
-        lines.append(f"agreement with containment over {found.overall.cases} answers: {found.overall.share:.3f}{kappa}")
+    if judgement.overall is not None:
+        kappa = "" if judgement.overall.kappa is None else f", Cohen's kappa {judgement.overall.kappa:.3f}"
+        lines.append(
+            f"agreement with containment over {judgement.overall.cases} answers: {judgement.overall.share:.3f}{kappa}"
+        )
     return lines

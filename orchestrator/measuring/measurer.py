@@ -104,8 +104,8 @@ class Measurer:
             done: called in the background with the result.
         """
         questions = questions_of(requests)
-        found = self._memory.search(questions, self._mem.scr.k) if remembered else [[] for _ in questions]
-        hits: Hits = dict(zip(questions, found, strict=True))
+        near = self._memory.search(questions, self._mem.scr.k) if remembered else [[] for _ in questions]
+        hits: Hits = dict(zip(questions, near, strict=True))
 
         def work() -> Measurement:
             started = time.perf_counter()

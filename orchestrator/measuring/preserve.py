@@ -54,7 +54,7 @@ class VersionScores:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class VersionComparison:
     """A later version against the first one, on the same items."""
 
     version: Asked
@@ -73,7 +73,7 @@ class PreservationReport:
     limit: int | None
     seed: int
     versions: tuple[VersionScores, ...]
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[VersionComparison, ...]
     lifetimes: tuple[Any, ...] = ()
     """What became of the edits (`errata.orchestrator.measuring.retention.Lifetime`), where that was asked."""
 
@@ -99,7 +99,7 @@ def preserve(
         progress: (stage, done, total, note).
     """
     chosen = {name: sampled(suite.items, limit, seed) for name, suite in suites.items()}
-    found: dict[tuple[str, str], Outcomes] = {}
+    outcomes: dict[tuple[str, str], Outcomes] = {}
     done, total = 0, len(versions) * len(suites)
     for version in versions:
         maps: Mapping[int, Tensor] | None = None
@@ -109,23 +109,23 @@ def preserve(
                 maps = weights(version) if maps is None else maps
                 kept = ask(name, chosen[name], version.digest, maps)
                 keep_outcomes(directory, version, suite, chosen[name], seed, kept)
-            found[version.digest, name] = kept
+            outcomes[version.digest, name] = kept
             done += 1
             if progress is not None:
                 progress("preservation", done, total, f"{version.name} {name}")
-    return _report(versions, suites, found, limit, seed)
+    return _report(versions, suites, outcomes, limit, seed)
 
 
 def _report(
     versions: Sequence[Asked],
     suites: Mapping[str, Suite],
-    found: Mapping[tuple[str, str], Outcomes],
+    by_version: Mapping[tuple[str, str], Outcomes],
     limit: int | None,
     seed: int,
 ) -> PreservationReport:
     tables = []
     for version in versions:
-        scores = [s for name, suite in suites.items() for s in scores_of(suite, found[version.digest, name])]
+        scores = [s for name, suite in suites.items() for s in scores_of(suite, by_version[version.digest, name])]
         tables.append(VersionScores(version, tuple(scores), s_p(scores)))
     first = versions[0].digest
     comparisons = []
@@ -133,7 +133,7 @@ def _report(
         changes: list[Change] = []
         steadiness, star = None, None
         for name, suite in suites.items():
-            before, after = found[first, name], found[version.digest, name]
+            before, after = by_version[first, name], by_version[version.digest, name]
             moved = [change(suite, metric, before[metric], after[metric]) for metric in before if before[metric]]
             changes += [item for item in moved if isfinite(item.before) and isfinite(item.after)]
             if name == "uncertainty":
@@ -143,11 +143,11 @@ def _report(
                 star = own / unedited if unedited else None
         s_e = None
         if "edits" in suites and star is not None:
-            edits, outcomes = suites["edits"], found[version.digest, "edits"]
+            edits, outcomes = suites["edits"], by_version[version.digest, "edits"]
             parts = {m: edits.aggregate(m, outcomes[m]) for m in EDIT_PARTS if m in outcomes}
             parts["fluency_star"] = star
             s_e = edit_score(parts) if all(isfinite(value) and value >= 0 for value in parts.values()) else None
-        comparisons.append(Comparison(version, tuple(changes), steadiness, star, s_e))
+        comparisons.append(VersionComparison(version, tuple(changes), steadiness, star, s_e))
     return PreservationReport(limit, seed, tuple(tables), tuple(comparisons))
 
 

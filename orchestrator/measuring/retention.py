@@ -73,11 +73,11 @@ def lifetimes(
     after: dict[str, dict[Item, float | None]] = defaultdict(dict)
     done, total = 0, len(groups) + 1
     for version, weights in versions:
-        for wanted, found in ((groups.get(version.digest), before), (items if version == last else None, after)):
+        for wanted, scores in ((groups.get(version.digest), before), (items if version == last else None, after)):
             if not wanted:
                 continue
             for metric, values in _outcomes(directory, version, suite, wanted, weights, ask).items():
-                found[metric].update(zip(wanted, values, strict=True))
+                scores[metric].update(zip(wanted, values, strict=True))
             done += 1
             if progress is not None:
                 progress("retention", done, total, version.name)

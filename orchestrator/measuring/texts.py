@@ -14,10 +14,10 @@ def read_texts(texts: Mapping[str, TextConfig]) -> dict[str, list[str]]:
     Raises:
         UserError: a text cannot be read; the message names it.
     """
-    found = {}
+    contents = {}
     for name, text in texts.items():
         try:
-            found[name] = text.read()
+            contents[name] = text.read()
         except UserError as error:
             raise UserError(f"evaluation.texts.{name}: {error}") from error
-    return found
+    return contents

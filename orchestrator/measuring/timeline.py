@@ -149,6 +149,7 @@ class Timeline:
             "perplexity": result.perplexity,
             "perplexities": dict(result.perplexities),
             "facts": facts,
+            "skipped_probes": result.evaluation.skipped,
             "norms": {str(k): v for k, v in version.norms.items()},
             "delta_norms": {str(k): v for k, v in version.delta_norms.items()},
             "seconds": self.elapsed(),

@@ -70,9 +70,9 @@ def register_version(
         if not client.search_registered_models(filter_string=f"name = '{name}'", max_results=1):
             client.create_registered_model(name, tags={"errata.base": journal.meta.base_digest})
         wanted = f"name = '{name}' AND tags.`{_VERSION_TAG}` = '{version.digest}' AND tags.`{_FORM_TAG}` = '{form}'"
-        found = client.search_model_versions(wanted, max_results=1)
+        matches = client.search_model_versions(wanted, max_results=1)
         upload = (client, run_id, journal, store, version, name, form, model)
-        number = str(found[0].version) if found else _upload(*upload)
+        number = str(matches[0].version) if matches else _upload(*upload)
         client.set_registered_model_alias(name, alias, number)
     except MlflowException as error:
         raise ErrataError(f"the model registry refuses {name!r}: {' '.join(str(error).split())[:300]}") from error
@@ -81,7 +81,7 @@ def register_version(
     data = {"registry": name, "number": number, "alias": alias, "form": form}
     place = {"sequence": version.sequence, "version": version.digest}
     journal.record_event(EVENT, {"what": "registered", **place, **data})
-    return Registered(name, number, alias, not found)
+    return Registered(name, number, alias, not matches)
 
 
 def _upload(

@@ -159,9 +159,9 @@ class _OneServer:
         self._note("switching", **{"from": before, "to": path})
         try:
             self._replace(before, path)
-            found = self._server.served().adapters.get(self._name)
-            if found != path:
-                raise ServerError(f"{self._server.url}: {self._name!r} is {found!r} after it was switched to {path!r}")
+            served = self._server.served().adapters.get(self._name)
+            if served != path:
+                raise ServerError(f"{self._server.url}: {self._name!r} is {served!r} after it was switched to {path!r}")
         except ServerError:
             if not self._settle(before, path):
                 raise
@@ -178,15 +178,15 @@ class _OneServer:
     def _settle(self, before: str | None, path: str) -> bool:
         """A call of the switch has failed: whether it was done all the same. If it was not, the old version back."""
         try:
-            found = self._server.served().adapters.get(self._name)
-            if found is None and before is not None:
+            served = self._server.served().adapters.get(self._name)
+            if served is None and before is not None:
                 self._server.load(self._name, before)
                 self._note("undone", to=before)
         except ServerError as error:
             # a dead server, mostly; when it is back, the next publication begins with this
             self._note("lost", to=before, reason=str(error))
             return False
-        return found == path
+        return served == path
 
     def _drop_candidate(self) -> None:
         """After the end, whatever it was; what cannot be dropped now is swept by the next publication."""

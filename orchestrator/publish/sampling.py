@@ -82,10 +82,10 @@ class LiveSampling:
 
     def _version(self, digest: str) -> Version | None:
         """The commit of that digest; None where it says what the base says, which the server holds."""
-        found = [version for version in self._journal.versions() if version.digest == digest]
-        if not found or found[0].sequence == 0 or not History(self._journal).held(found[-1].sequence):
+        matches = [version for version in self._journal.versions() if version.digest == digest]
+        if not matches or matches[0].sequence == 0 or not History(self._journal).held(matches[-1].sequence):
             return None
-        return found[-1]
+        return matches[-1]
 
     def _name(self, version: Version) -> str:
         return f"{self._config.served_name}-sampling-v{version.sequence}-{version.digest[:8]}"

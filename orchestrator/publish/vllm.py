@@ -122,7 +122,7 @@ def _message(answer: httpx.Response) -> str:
     """What an OpenAI-style error says; empty for anything else."""
     try:
         data = answer.json()
-        found = data.get("error", data)
-        return " ".join(str(found.get("message") or "").split())[:300]
+        error = data.get("error", data)
+        return " ".join(str(error.get("message") or "").split())[:300]
     except (ValueError, AttributeError):
         return ""

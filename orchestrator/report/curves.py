@@ -20,7 +20,7 @@ from errata.orchestrator.report.formats import (
     sequence,
     short_digest,
 )
-from errata.orchestrator.report.wording import ARMS, GENERATED, TEACHER_FORCED, Metric
+from errata.orchestrator.report.wording import ARM_LABELS, GENERATED, TEACHER_FORCED, Metric
 
 DRAW_ORDER = ("memory", "edited", "edited_memory", "base")  # the dashed base on top: it hides nothing beneath it
 TOLERATED = 0.10  # relative change of held-out perplexity that counts as an intact model
@@ -55,7 +55,7 @@ def charts(summary: Mapping[str, Any]) -> list[Chart]:
 
 
 def _metric_chart(points: list[Mapping[str, Any]], metric: Metric, measured: str, events: list[Event]) -> Chart:
-    names = {arm.key: arm.short for arm in ARMS}
+    names = {arm.key: arm.short for arm in ARM_LABELS}
     series = [
         Series(key, names[key], tuple((float(p["edits"]), _arm_value(p, key, metric.key)) for p in points))
         for key in DRAW_ORDER
@@ -151,7 +151,7 @@ def table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     header = ["Edits", "Facts asked", "Version", "Arm", *(metric.key for metric in metrics), "Perplexity", "After"]
     rows = []
     for point in timeline(summary):
-        for arm in ARMS:
+        for arm in ARM_LABELS:
             values = [percent(_arm_value(point, arm.key, metric.key)) for metric in metrics]
             perplexity = mapping(point.get("perplexity")).get(arm.key)
             start = [

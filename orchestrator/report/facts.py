@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from errata.evaluation.outcomes import MEMORY_ARMS
 from errata.orchestrator.report.formats import DASH, fixed, mapping, number, percent, sequence
-from errata.orchestrator.report.wording import ARMS, KIND_SHORT, KINDS, MEMORY_ARMS
+from errata.orchestrator.report.wording import ARM_LABELS, KIND_SHORT, KINDS
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def fact_view(fact: Mapping[str, Any]) -> FactView:
         relation=_text(fact.get("relation")),
         main=main,
         others=tuple(others),
-        tallies=tuple(_tallies(others, index) for index in range(len(ARMS))),
+        tallies=tuple(_tallies(others, index) for index in range(len(ARM_LABELS))),
         tags=" ".join(_tags(main, others)),
     )
 
@@ -104,7 +105,7 @@ def probe_view(probe: Mapping[str, Any]) -> ProbeView:
         label=KINDS.get(kind, kind),
         prompt=_text(probe.get("prompt")),
         expected=" / ".join(dict.fromkeys(item for item in listed if item)),
-        answers=tuple(_answer(kind, arm.key, arm.name, mapping(arms.get(arm.key))) for arm in ARMS),
+        answers=tuple(_answer(kind, arm.key, arm.name, mapping(arms.get(arm.key))) for arm in ARM_LABELS),
     )
 
 
@@ -147,7 +148,7 @@ def _tags(main: ProbeView | None, others: list[ProbeView]) -> list[str]:
         tags += [f"{arm}-wrong" for arm in ("edited", "memory", "edited_memory") if verdicts[arm] is False]
         if len({verdicts[arm] for arm in ("edited", "memory", "edited_memory")} - {None}) > 1:
             tags.append("disagree")
-    edited = next(index for index, arm in enumerate(ARMS) if arm.key == "edited")
+    edited = next(index for index, arm in enumerate(ARM_LABELS) if arm.key == "edited")
     if any(probe.kind == "neighborhood" and probe.answers[edited].ok is False for probe in others):
         tags.append("side-effect")
     return tags

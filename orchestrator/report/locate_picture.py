@@ -20,49 +20,49 @@ LABELS = {
 }
 
 
-def draw(found: Trace, path: Path) -> list[Path]:
+def draw(trace: Trace, path: Path) -> list[Path]:
     """Write the picture beside ``path`` as PNG and SVG.
 
     Raises:
         ValueError: no prompt counted, so that there is nothing to draw.
     """
-    if "subject_last" not in found.effects:
+    if "subject_last" not in trace.effects:
         raise ValueError("no prompt counts; there is nothing to draw")
     written = [path.with_suffix(".png"), path.with_suffix(".svg")]
     # a fixed salt and no date: the same tracing gives the same bytes
     with matplotlib.rc_context({"svg.hashsalt": "errata", "font.size": 10}):
-        figure = _figure(found)
+        figure = _figure(trace)
         figure.savefig(written[0], dpi=150)
         figure.savefig(written[1], metadata={"Date": None})
     return written
 
 
-def _figure(found: Trace) -> Figure:
-    classes = [name for name in CLASSES if name in found.effects]
-    width = max(7.0, 2.5 + 0.2 * found.layers)
+def _figure(trace: Trace) -> Figure:
+    classes = [name for name in CLASSES if name in trace.effects]
+    width = max(7.0, 2.5 + 0.2 * trace.layers)
     if len(classes) == 1:
         figure = Figure(figsize=(width, 3.6), layout="constrained")
-        _by_layer(figure.subplots(), found)
+        _by_layer(figure.subplots(), trace)
     else:
         figure = Figure(figsize=(width, 6.2), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-        _by_layer(upper, found)
+        _by_layer(upper, trace)
         upper.set_xlabel("")
-        _by_class(figure, lower, found)
-    what = "hidden state" if found.config.kind == "hidden" else f"outputs of {found.config.span} MLPs"
+        _by_class(figure, lower, trace)
+    what = "hidden state" if trace.config.kind == "hidden" else f"outputs of {trace.config.span} MLPs"
     figure.suptitle(
-        f"{Path(found.model).name}: {what} restored, {found.valid} of {len(found.prompts)} prompts, "
-        f"{found.config.draws} draws of noise",
+        f"{Path(trace.model).name}: {what} restored, {trace.valid} of {len(trace.prompts)} prompts, "
+        f"{trace.config.draws} draws of noise",
         fontsize=11,
     )
     return figure
 
 
-def _by_layer(axes: Axes, found: Trace) -> None:
-    effect = found.effects["subject_last"]
-    layers = list(range(found.layers))
-    if found.window is not None:
-        first, last = found.window[0], found.window[-1]
+def _by_layer(axes: Axes, trace: Trace) -> None:
+    effect = trace.effects["subject_last"]
+    layers = list(range(trace.layers))
+    if trace.window is not None:
+        first, last = trace.window[0], trace.window[-1]
         label = f"chosen layers {first}-{last}" if first != last else f"chosen layer {first}"
         axes.axvspan(first - 0.5, last + 0.5, color="#f2d9a6", label=label, zorder=0)
     axes.axhline(0, color="#999999", linewidth=0.8)
@@ -74,16 +74,16 @@ def _by_layer(axes: Axes, found: Trace) -> None:
     axes.set_title("last subject token", fontsize=10, loc="left")
     axes.set_ylabel("indirect effect")
     axes.set_xlabel("layer")
-    axes.set_xlim(-0.5, found.layers - 0.5)
+    axes.set_xlim(-0.5, trace.layers - 0.5)
     axes.legend(frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _by_class(figure: Figure, axes: Axes, found: Trace) -> None:
-    classes = [name for name in CLASSES if name in found.effects]
-    values = [found.effects[name].mean for name in classes]
+def _by_class(figure: Figure, axes: Axes, trace: Trace) -> None:
+    classes = [name for name in CLASSES if name in trace.effects]
+    values = [trace.effects[name].mean for name in classes]
     bound = max(abs(v) for row in values for v in row) or 1.0
     image = axes.imshow(values, aspect="auto", cmap="RdBu_r", vmin=-bound, vmax=bound, interpolation="nearest")
-    axes.set_yticks(range(len(classes)), [f"{LABELS[n]} ({found.effects[n].prompts})" for n in classes])
+    axes.set_yticks(range(len(classes)), [f"{LABELS[n]} ({trace.effects[n].prompts})" for n in classes])
     axes.set_xlabel("layer")
     figure.colorbar(image, ax=axes, label="mean indirect effect", pad=0.01)

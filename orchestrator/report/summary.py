@@ -11,17 +11,16 @@ import secrets
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
+from errata.editing.closed import Closed
 from errata.editing.errors import UserError
+from errata.evaluation.outcomes import Arm
+from errata.evaluation.probes import ProbeKind
 
-Arm = Literal["base", "edited", "memory", "edited_memory"]
 MemoryArm = Literal["memory", "edited_memory"]
-ProbeKind = Literal["edit", "paraphrase", "neighborhood", "portability"]
-
-ARMS: Final[tuple[Arm, ...]] = ("base", "edited", "memory", "edited_memory")
 
 
 def _number_or_none(value: object) -> object:
@@ -30,10 +29,6 @@ def _number_or_none(value: object) -> object:
 
 Figure = Annotated[float | None, BeforeValidator(_number_or_none)]
 """A measured number; null where there was nothing to measure, or it was not finite."""
-
-
-class Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ModelName(Closed):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from errata.evaluation.outcomes import MEMORY_ARMS
 from errata.orchestrator.report.facts import kind_counts
 from errata.orchestrator.report.formats import (
     DASH,
@@ -20,7 +21,7 @@ from errata.orchestrator.report.formats import (
     sequence,
     short_digest,
 )
-from errata.orchestrator.report.wording import ARMS, EDITORS, GENERATED, MEMORY_ARMS, TEACHER_FORCED, Arm, Metric
+from errata.orchestrator.report.wording import ARM_LABELS, EDITORS, GENERATED, TEACHER_FORCED, ArmLabel, Metric
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Card:
 class Cell:
     """One arm's figure: as text, and as the share 0..1 of a full bar (None: no bar)."""
 
-    arm: Arm
+    arm: ArmLabel
     text: str
     share: float | None
     note: str = ""
@@ -143,11 +144,11 @@ def groups(summary: Mapping[str, Any], facts: Sequence[Mapping[str, Any]]) -> li
             _cells(summary, metric.key),
         )
 
-    seconds = {arm.key: number(_arm(summary, arm.key).get("query_seconds")) for arm in ARMS}
+    seconds = {arm.key: number(_arm(summary, arm.key).get("query_seconds")) for arm in ARM_LABELS}
     longest = max((value for value in seconds.values() if value is not None), default=0.0)
     time_cells = tuple(
         Cell(arm, duration(value), value / longest if value is not None and longest > 0 else None)
-        for arm, value in ((arm, seconds[arm.key]) for arm in ARMS)
+        for arm, value in ((arm, seconds[arm.key]) for arm in ARM_LABELS)
     )
     time_row = Row(
         "Time per question", "query_seconds", "Mean time to answer, with retrieval and choice.", "", time_cells
@@ -167,7 +168,7 @@ def _arm(summary: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def _cells(summary: Mapping[str, Any], metric: str) -> tuple[Cell, ...]:
     cells = []
-    for arm in ARMS:
+    for arm in ARM_LABELS:
         share = number(_arm(summary, arm.key).get(metric))
         own = metric == "locality" and arm.key == "base" and share is not None
         cells.append(Cell(arm, percent(share), share, "by definition" if own else ""))
@@ -185,7 +186,7 @@ def choice_rows(summary: Mapping[str, Any]) -> list[Row]:
             "The memory has nothing to say: choosing nothing is right. High is good.",
         ),
     )
-    arms = [arm for arm in ARMS if arm.key in MEMORY_ARMS]
+    arms = [arm for arm in ARM_LABELS if arm.key in MEMORY_ARMS]
     rows = []
     for key, name, definition in texts:
         shares = [(arm, number(mapping(choice.get(arm.key)).get(key))) for arm in arms]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Arm:
+class ArmLabel:
     """One of the four ways to ask; `short` is the name where room is scarce, such as line ends."""
 
     key: str
@@ -25,13 +25,12 @@ class Metric:
     kind: str | None
 
 
-ARMS = (
-    Arm("base", "Base", "Base", "the model before any update"),
-    Arm("edited", "Edited", "Edited", "updates written into the weights"),
-    Arm("memory", "Memory", "Memory", "untouched weights, updates retrieved"),
-    Arm("edited_memory", "Edited + memory", "Both", "edited weights, updates retrieved"),
+ARM_LABELS = (
+    ArmLabel("base", "Base", "Base", "the model before any update"),
+    ArmLabel("edited", "Edited", "Edited", "updates written into the weights"),
+    ArmLabel("memory", "Memory", "Memory", "untouched weights, updates retrieved"),
+    ArmLabel("edited_memory", "Edited + memory", "Both", "edited weights, updates retrieved"),
 )
-MEMORY_ARMS = ("memory", "edited_memory")
 
 GENERATED = (
     Metric("reliability", "Reliability", "The updated question itself is answered with the new fact.", "edit"),

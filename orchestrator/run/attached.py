@@ -112,12 +112,16 @@ def open_source(stream: StreamConfig, journal: Journal) -> Source | None:
     """The stream of a configuration that goes on; None for one that is read once, or not at all.
 
     Raises:
-        UserError: the file cannot be followed, or the Redis server does not answer.
+        UserError: the file cannot be followed, or no Redis server or Kafka broker answers.
     """
     if stream.redis is not None:
         from errata.orchestrator.sources.redis_stream import RedisStream
 
         return RedisStream(stream.redis, schema=stream.schema_, target=stream.target)
+    if stream.kafka is not None:
+        from errata.orchestrator.sources.kafka_stream import KafkaStream
+
+        return KafkaStream(stream.kafka, schema=stream.schema_, target=stream.target)
     if stream.follow:
         from errata.orchestrator.sources.jsonl_follow import open_followed
 

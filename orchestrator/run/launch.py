@@ -21,6 +21,7 @@ from errata.orchestrator.run.loop import RunLoop
 from errata.orchestrator.run.opening import (
     check_layers,
     check_output,
+    for_model,
     open_journal,
     read_records,
     take_in_records,
@@ -41,6 +42,7 @@ def run_experiment(config: RunConfig, output: Path, *, resume: bool, display: Di
     """
     directory = resolve_model(config.model.name)
     check_layers(config, directory)
+    config = for_model(config, directory)
     check_embedder(config.memory.embedder)
     read_held_out(config.evaluation.held_out)
     read_guard(config.guard, config.evaluation.held_out)

@@ -20,11 +20,10 @@ from errata.editing.reverting import HistoryItem, RevertOrder
 from errata.editing.session import EditReceipt, Snapshot
 from errata.orchestrator.config.loading import check_config
 from errata.orchestrator.config.run import RunConfig
-from errata.orchestrator.history.log import JOURNAL
 from errata.orchestrator.history.rebuild import base_directory
 from errata.orchestrator.history.receipts import history, open_store
 from errata.orchestrator.history.snapshots import newest_snapshot, store_snapshot
-from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal import JOURNAL_FILE, Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.rows import Version
 from errata.orchestrator.run.reverting import commit_revert, plan_revert
@@ -35,12 +34,12 @@ class LocalEditor:
 
     def __init__(self, worker: EditorWorker, items: Iterable[HistoryItem]) -> None:
         self._worker = worker
-        found = iter(items)
-        first = next(found, None)
+        remaining = iter(items)
+        first = next(remaining, None)
         worker.start(first if isinstance(first, KeyCovariance) else None)
         if first is not None and not isinstance(first, KeyCovariance):
             worker.replay(first)
-        for item in found:
+        for item in remaining:
             worker.replay(item)
 
     def revert(self, order: RevertOrder, items: Callable[[], Iterable[HistoryItem]]) -> EditReceipt:
@@ -64,13 +63,13 @@ class OfflineRun:
     """
 
     def __init__(self, run: Path, *, model: str | None = None) -> None:
-        self.journal = Journal.open(run / JOURNAL)
+        self.journal = Journal.open(run / JOURNAL_FILE)
         self._stack = ExitStack()
         self._stack.callback(self.journal.close)
         try:
             self.store: ArtifactStore = open_store(run)
             self.store.sweep()
-            self._config: RunConfig = check_config(self.journal.meta.config, run / JOURNAL)
+            self._config: RunConfig = check_config(self.journal.meta.config, run / JOURNAL_FILE)
             directory = base_directory(self.journal, model)
             digest = checkpoint_digest(directory)
             if digest != self.journal.meta.base_digest:
@@ -131,8 +130,8 @@ class OfflineRun:
         contexts: list[Any] = json.loads(self.store.get("contexts", head.contexts).read_text(encoding="utf-8"))
         given = self._config.contexts
         spec = ContextSpec(given.count, given.length, self._config.seed, tuple(contexts))
-        found = newest_snapshot(self.journal, self.store)
-        since = None if found is None else found[1]
+        newest = newest_snapshot(self.journal, self.store)
+        since = None if newest is None else newest[1]
         if self._spec.parallel is None:
             worker = EditorWorker(self._spec, self._config.ray.editor, self._config.editor, spec)
             return LocalEditor(worker, history(self.journal, self.store, since=since))

@@ -17,13 +17,11 @@ from errata.editing.editors import make_editor
 from errata.editing.errors import UserError
 from errata.editing.model.decoder import layer_of
 from errata.orchestrator.config.run import RunConfig, identity_of
-from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal import JOURNAL_FILE, Journal
 from errata.orchestrator.journal.rows import JournalMeta
 from errata.orchestrator.progress import Display
 from errata.orchestrator.run.outputs import errata_version
 from errata.orchestrator.sources.streams import StreamRecord, open_stream
-
-JOURNAL = "journal.sqlite"
 
 
 def read_records(config: RunConfig) -> list[StreamRecord]:
@@ -31,7 +29,7 @@ def read_records(config: RunConfig) -> list[StreamRecord]:
     if config.stream.endless:
         return []
     if not config.stream.path:
-        raise UserError("stream.path is empty: a run needs a file of updates, stream.follow or stream.redis")
+        raise UserError("stream.path is empty: a run needs a file of updates, stream.redis or stream.kafka")
     records = list(
         open_stream(
             config.stream.path,
@@ -60,20 +58,26 @@ def check_layers(config: RunConfig, directory: Path) -> None:
             )
 
 
+def for_model(config: RunConfig, directory: Path) -> RunConfig:
+    """The configuration with what it leaves to the model settled: how words are sampled from its vocabulary."""
+    words = int(read_model_config(directory, config.model.name).vocab_size)
+    return config.model_copy(update={"covariance": config.covariance.for_vocabulary(words)})
+
+
 def check_output(config: RunConfig, output: Path, *, resume: bool) -> None:
     """Raise UserError unless a run may begin, or go on, in the directory."""
     if output.exists() and not output.is_dir():
         raise UserError(f"output {str(output)!r} is a file; give a directory")
-    exists = Journal.exists(output / JOURNAL)
+    exists = Journal.exists(output / JOURNAL_FILE)
     if not exists:
-        if output.is_dir() and any(output.iterdir()) and not (output / JOURNAL).exists():
+        if output.is_dir() and any(output.iterdir()) and not (output / JOURNAL_FILE).exists():
             raise UserError(f"output directory {str(output)!r} is not empty and holds no run; give another one")
         if resume and not output.exists():
             raise UserError(f"--resume: there is no run in {str(output)!r}")
         return
     if not resume:
         raise UserError(f"output directory {str(output)!r} holds a run; add --resume to go on with it, or give another")
-    with Journal.open(output / JOURNAL, read_only=True) as journal:
+    with Journal.open(output / JOURNAL_FILE, read_only=True) as journal:
         kept = identity_of(journal.meta.config)
     if kept != config.identity():
         key = _first_difference(kept, config.identity())
@@ -94,7 +98,7 @@ def open_journal(config: RunConfig, output: Path, model_digest: str) -> Journal:
     Raises:
         UserError: the run was begun on another model, or another process writes its journal.
     """
-    path = output / JOURNAL
+    path = output / JOURNAL_FILE
     if Journal.exists(path):
         journal = Journal.open(path)
         if journal.meta.base_digest != model_digest:

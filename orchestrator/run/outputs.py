@@ -110,7 +110,7 @@ def _arms(metrics: dict[str, dict[str, float | None]]) -> Any:
 
 def _by_kind(final: Measurement) -> Any:
     kinds = {arm: portability_by_kind(final.evaluation.records, arm) for arm in final.evaluation.arms}
-    return {arm: found for arm, found in kinds.items() if found}
+    return {arm: figures for arm, figures in kinds.items() if figures}
 
 
 def _choices(rates: dict[str, dict[str, float | None]]) -> Any:

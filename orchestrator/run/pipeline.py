@@ -248,8 +248,8 @@ class Pipeline:
             self.timeline.begin(self.editor.norms())
             return
         versions = self.journal.versions()
-        found = newest_snapshot(self.journal, self.store, before=self._first_to_visit(versions))
-        self._since = None if found is None else found[1]
+        newest = newest_snapshot(self.journal, self.store, before=self._first_to_visit(versions))
+        self._since = None if newest is None else newest[1]
         start = 0 if self._since is None else self._since.sequence
         self._display.say(
             f"resuming after {head.edits} edits in {head.sequence} batches"
@@ -299,8 +299,8 @@ class Pipeline:
     def _history(self) -> Iterator[HistoryItem]:
         """For an editor that is made anew: from where the restoration began, or from the newest snapshot."""
         if self._since is None and not self._restoring:
-            found = newest_snapshot(self.journal, self.store)
-            return history(self.journal, self.store, since=None if found is None else found[1])
+            newest = newest_snapshot(self.journal, self.store)
+            return history(self.journal, self.store, since=None if newest is None else newest[1])
         return history(self.journal, self.store, since=self._since)
 
     # --- one batch ---

@@ -89,11 +89,11 @@ def gone(rows: Iterable[RequestRow], also: Sequence[str] = ()) -> set[str]:
         also: take these for reverted as well.
     """
     applied = sorted((row for row in rows if row.applied_in is not None), key=_batch, reverse=True)
-    found = {row.id for row in applied if row.state == "reverted"} | set(also)
+    names = {row.id for row in applied if row.state == "reverted"} | set(also)
     for row in applied:  # the one that overwrote comes before the overwritten
-        if row.state == "superseded" and row.superseded_by in found:
-            found.add(row.id)
-    return found
+        if row.state == "superseded" and row.superseded_by in names:
+            names.add(row.id)
+    return names
 
 
 def contributions(store: ArtifactStore, versions: Sequence[Version], batches: Sequence[int]) -> dict[int, WeightDelta]:
@@ -102,18 +102,18 @@ def contributions(store: ArtifactStore, versions: Sequence[Version], batches: Se
     Raises:
         DamagedFileError, FileNotFoundError: a file of a commit is damaged or gone.
     """
-    found: dict[int, WeightDelta] = {}
+    by_layer: dict[int, WeightDelta] = {}
     for version in versions:
         if version.kind == "edit" and version.sequence in batches:
             delta = load_receipt(store, version).delta
             if delta is None:
                 raise DamagedFileError(f"v{version.sequence} has no delta, yet edits were applied by it")
-            found[version.sequence] = delta
+            by_layer[version.sequence] = delta
         elif version.kind == "revert":
             receipt = load_receipt(store, version)
-            for batch in found:
-                found[batch] = contribution(receipt, batch) or found[batch]
-    return {batch: found[batch] for batch in batches}
+            for batch in by_layer:
+                by_layer[batch] = contribution(receipt, batch) or by_layer[batch]
+    return {batch: by_layer[batch] for batch in batches}
 
 
 def commit_revert(

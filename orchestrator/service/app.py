@@ -134,14 +134,14 @@ def _errors(app: FastAPI) -> None:
 
     def unfit(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        found = invalid(list(error.errors()))
-        return JSONResponse(found.body(), found.status)
+        problem = invalid(list(error.errors()))
+        return JSONResponse(problem.body(), problem.status)
 
     def plain(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
-        found = ServiceError(error.status_code, code, str(error.detail))
-        return JSONResponse(found.body(), found.status, headers=error.headers)
+        problem = ServiceError(error.status_code, code, str(error.detail))
+        return JSONResponse(problem.body(), problem.status, headers=error.headers)
 
     def ours(_: Request, error: Exception) -> Response:
         # uvicorn logs the traceback; a client learns nothing of the inside
@@ -230,19 +230,19 @@ def _edit_routes(app: FastAPI, service: Service) -> None:
         `duplicate` of one that is known, is in `conflict` with one of the same id, or `invalid`.
         """
         started = time.perf_counter()
-        found = parse_edits(
+        parsed = parse_edits(
             await request.body(),
             most=core.config.max_edits_per_request,
             key=request.headers.get("idempotency-key"),
             by=None if caller is _LOCAL else caller.label,
             now=datetime.now(UTC),
         )
-        results = dict(found.problems)
-        if found.requests:
-            answers = await _wait(core.accept(list(found.requests.values())))
+        results = dict(parsed.problems)
+        if parsed.requests:
+            answers = await _wait(core.accept(list(parsed.requests.values())))
             service.metrics.accept.observe(time.perf_counter() - started)
-            results |= {n: accepted_view(a) for n, a in zip(found.requests, answers, strict=True)}
-        return _submitted([results[n] for n in sorted(results)], found)
+            results |= {n: accepted_view(a) for n, a in zip(parsed.requests, answers, strict=True)}
+        return _submitted([results[n] for n in sorted(results)], parsed)
 
     @app.get("/v1/edits", tags=["edits"])
     def edits(state: RequestState | None = None, limit: Limit = 50, before: Before = None, _: Caller = read) -> Any:
@@ -265,7 +265,7 @@ def _edit_routes(app: FastAPI, service: Service) -> None:
     ) -> Response:
         """Take an edit out of weights and memory, by a commit of its own; one that waits is withdrawn.
 
-        200 when that is done, 202 when it goes on: the wish is in the journal, and outlives the process.
+        200 when that is done, 202 when it goes on: the intent is in the journal, and outlives the process.
         """
         row = await run_in_threadpool(_row, service, id)
         if row.state == "reverted":
@@ -281,12 +281,12 @@ def _edit_routes(app: FastAPI, service: Service) -> None:
         return JSONResponse({"id": id, "state": state, "version": version_view(outcome.version)})
 
 
-def _submitted(results: Sequence[dict[str, Any]], found: Submission) -> Response:
+def _submitted(results: Sequence[dict[str, Any]], submission: Submission) -> Response:
     taken = sum(result["status"] in ("accepted", "duplicate") for result in results)
     body: dict[str, Any] = {"accepted": taken, "refused": len(results) - taken, "results": results}
     if taken:
         return JSONResponse(body, 202)
-    status, code = (422, "invalid") if found.problems else (409, "conflict")
+    status, code = (422, "invalid") if submission.problems else (409, "conflict")
     first = str(results[0]["error"])
     more = f" (and {len(results) - 1} more)" if len(results) > 1 else ""
     raise ServiceError(status, code, first + more, details=results)
@@ -302,11 +302,11 @@ def _history_routes(app: FastAPI, service: Service) -> None:
     @app.get("/v1/versions", tags=["versions"])
     def versions(limit: Limit = 50, before: Before = None, _: Caller = read) -> Any:
         """Versions, newest first, a page at a time; the last page ends with the base."""
-        found = service.reader.version_page(limit, before=before)
-        if len(found) < limit:
-            found = [*found, service.reader.base()]
-        following = found[-1].sequence if found[-1].sequence > 0 else None
-        return {"versions": [version_view(version) for version in found], "next": following}
+        page = service.reader.version_page(limit, before=before)
+        if len(page) < limit:
+            page = [*page, service.reader.base()]
+        following = page[-1].sequence if page[-1].sequence > 0 else None
+        return {"versions": [version_view(version) for version in page], "next": following}
 
     @app.get("/v1/versions/{name}", tags=["versions"])
     def version(name: str, _: Caller = read) -> Any:
@@ -344,9 +344,9 @@ def _question_routes(app: FastAPI, service: Service) -> None:
 
     async def ask(questions: Sequence[Question], arms: Sequence[Arm], limit: int | None) -> Answers:
         started = time.perf_counter()
-        found = await _wait(asking.submit(questions, arms, limit))
+        answers = await _wait(asking.submit(questions, arms, limit))
         service.metrics.query.observe(time.perf_counter() - started)
-        return found
+        return answers
 
     @app.post("/v1/query", tags=["questions"], openapi_extra=takes(QueryIn))
     async def query(request: Request, _: Caller = read) -> Any:
@@ -359,8 +359,8 @@ def _question_routes(app: FastAPI, service: Service) -> None:
         if strange:
             raise ServiceError(422, "invalid", f"this run has no arm {strange[0]!r}; it has: {', '.join(asking.arms)}")
         limit = _bounded(core, wanted.max_new_tokens)
-        found = await ask([Question(text) for text in wanted.asked], arms, limit)
-        return answers_view(found, wanted.asked)
+        answers = await ask([Question(text) for text in wanted.asked], arms, limit)
+        return answers_view(answers, wanted.asked)
 
     @app.get("/v1/models", tags=["questions"])
     async def models(_: Caller = read) -> Any:
@@ -374,11 +374,13 @@ def _question_routes(app: FastAPI, service: Service) -> None:
         arm = openai.arm_of(wanted.model, asking.arms)
         limit = _bounded(core, wanted.limit) or min(64, core.config.max_answer_tokens)
         wanted = wanted.model_copy(update={"max_completion_tokens": limit})
-        found = await ask([openai.question_of(wanted)], [arm], limit)
+        answers = await ask([openai.question_of(wanted)], [arm], limit)
         headers = openai.headers_of(wanted)
         if wanted.stream:
-            return StreamingResponse(openai.events(wanted, arm, found), media_type="text/event-stream", headers=headers)
-        return JSONResponse(openai.completion(wanted, arm, found), headers=headers)
+            return StreamingResponse(
+                openai.events(wanted, arm, answers), media_type="text/event-stream", headers=headers
+            )
+        return JSONResponse(openai.completion(wanted, arm, answers), headers=headers)
 
 
 def _bounded(core: ServiceCore, tokens: int | None) -> int | None:
@@ -485,9 +487,9 @@ def _operating_routes(app: FastAPI, service: Service) -> None:
 
         `errata verify` prints the digest of the weights of every version that it rebuilds from the journal.
         """
-        found = await _wait(core.inspect())
-        held = {"weights": found.weights, "memory": found.memory, "statements": found.statements}
-        return {"sequence": found.version.sequence, "version": found.version.digest, **held}
+        state = await _wait(core.inspect())
+        held = {"weights": state.weights, "memory": state.memory, "statements": state.statements}
+        return {"sequence": state.version.sequence, "version": state.version.digest, **held}
 
     @app.post("/v1/pause", tags=["operating"], openapi_extra=takes(ReasonIn, required=False))
     async def pause(request: Request, caller: Caller = admin) -> Any:

@@ -83,10 +83,10 @@ class Asking:
         started = time.perf_counter()
         texts = list(dict.fromkeys(question.text for question in questions))
         try:
-            found = self._memory.search(texts, self._k) if MEMORY_ARMS & set(arms) else [[] for _ in texts]
-            hits = dict(zip(texts, found, strict=True))
+            near = self._memory.search(texts, self._k) if MEMORY_ARMS & set(arms) else [[] for _ in texts]
+            hits = dict(zip(texts, near, strict=True))
             answers = self._evaluators.answer(questions, live.weights, hits, arms, limit)
         except ErrataError as error:
             raise unavailable(f"the question could not be answered: {error}") from error
-        edits = {hit.id: hit.request_id for row in found for hit in row}
+        edits = {hit.id: hit.request_id for row in near for hit in row}
         return Answers(live.version, answers, edits, time.perf_counter() - started)

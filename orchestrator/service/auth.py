@@ -66,11 +66,11 @@ class Tokens:
         if scheme.lower() != "bearer" or not token.strip():
             return None
         digest = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
-        found: Role | None = None
+        granted: Role | None = None
         for known, role in self._roles:
             if hmac.compare_digest(known, digest):
-                found = role
-        return None if found is None else Caller(found, f"{found.name}:{digest.hex()[:8]}")
+                granted = role
+        return None if granted is None else Caller(granted, f"{granted.name}:{digest.hex()[:8]}")
 
 
 def load_tokens(file: str | None = None, environment: Mapping[str, str] | None = None) -> Tokens:

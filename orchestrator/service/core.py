@@ -35,8 +35,6 @@ T = TypeVar("T")
 State = Literal["starting", "running", "paused", "draining", "failed"]
 PAUSED: Final = "service_paused"
 RESUMED: Final = "service_resumed"
-ASKED: Final = "asked"
-"""Kind of an evaluation that a client asked for."""
 _KEPT_EVALUATIONS: Final = 100
 
 
@@ -189,7 +187,7 @@ class ServiceCore:
     def revert(self, ids: Sequence[str], *, reason: str = "", by: str | None = None) -> Future[RevertOutcome]:
         """Take edits out of weights and memory, or withdraw them while they wait.
 
-        The wish is in the journal when this returns, and is carried out after a crash as well.
+        The intent is in the journal when this returns, and is carried out after a crash as well.
 
         Raises:
             ServiceError: 404, 409: an edit that is not there, or that cannot be reverted.
@@ -201,8 +199,8 @@ class ServiceCore:
             if row.state in ("rejected", "superseded"):
                 raise conflict(f"edit {name!r} is {row.state} and cannot be reverted")
         self._room()
-        number = self._reverting.wish(ids, reason=reason, by=by)
-        return self._command(lambda: self._reverting.fulfil(number, ids, reason=reason, by=by), sure=True)
+        number = self._reverting.intend(ids, reason=reason, by=by)
+        return self._command(lambda: self._reverting.carry_out(number, ids, reason=reason, by=by), sure=True)
 
     def refresh(self) -> Future[bool]:
         """Begin a new estimate of the covariance; False if one is under way."""
@@ -320,9 +318,9 @@ class ServiceCore:
         self._look_at(head)
         if self._guard is not None:
             self._guard.start()
-        for wish in self._reverting.open_wishes():
+        for intent in self._reverting.open_intents():
             try:
-                self._reverting.fulfil(wish.number, wish.ids, reason=wish.reason, by=wish.by)
+                self._reverting.carry_out(intent.number, intent.ids, reason=intent.reason, by=intent.by)
             except (UserError, NumericalError, DamagedFileError) as error:
                 logger.warning("a revert that was promised before cannot be done: %s", error)
         self._started.set()
@@ -359,7 +357,7 @@ class ServiceCore:
             asked.problem = str(error) if error is not None else None
             asked.state = "failed" if future.cancelled() or error is not None else "done"
 
-        self.pipeline.measure(requests, kind=ASKED).add_done_callback(done)
+        self.pipeline.measure(requests).add_done_callback(done)
 
     def _do_commands(self) -> None:
         while not self._stopping.is_set():

@@ -20,14 +20,14 @@ from errata.orchestrator.config.presets import find_config
 from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.guard.rules import read_guard
 from errata.orchestrator.history.receipts import open_store
-from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal import JOURNAL_FILE, Journal
 from errata.orchestrator.measuring.measurer import read_held_out
 from errata.orchestrator.progress import Display
 from errata.orchestrator.run.attached import attach, open_source
 from errata.orchestrator.run.opening import (
-    JOURNAL,
     check_layers,
     check_output,
+    for_model,
     open_journal,
     read_records,
     take_in_records,
@@ -91,11 +91,12 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
     check_host(host, tokens)
     directory = resolve_model(config.model.name)
     check_layers(config, directory)
+    config = for_model(config, directory)
     check_embedder(config.memory.embedder)
     read_held_out(config.evaluation.held_out)
     read_guard(config.guard, config.evaluation.held_out)
     records = read_records(config) if config.stream.path or config.stream.endless else []
-    check_output(config, output, resume=Journal.exists(output / JOURNAL))
+    check_output(config, output, resume=Journal.exists(output / JOURNAL_FILE))
     digest = checkpoint_digest(directory)
     with ExitStack() as stack:
         listener = stack.enter_context(listen(host, port))
@@ -128,7 +129,7 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
             say=display.say,
             may_publish=lambda: not publishing.busy,
         )
-        reader = stack.enter_context(Journal.open(output / JOURNAL, read_only=True))
+        reader = stack.enter_context(Journal.open(output / JOURNAL_FILE, read_only=True))
         core = ServiceCore(pipeline, config.service, guard=attached.guard, closing=attached.close)
         stack.callback(core.stop)
         asking = Asking(
@@ -201,8 +202,8 @@ def listen(host: str, port: int) -> Iterator[socket.socket]:
         UserError: the address does not exist here, or is taken.
     """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-        family, kind, protocol, _, address = found[0]
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        family, kind, protocol, _, address = addresses[0]
         # with its protocol named, asyncio sends answers without delay; else each would wait 40 ms for a packet
         listener = socket.socket(family, kind, protocol)
     except (OSError, OverflowError) as error:

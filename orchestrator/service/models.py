@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from errata.editing.closed import Closed
 from errata.editing.request import EditRequest
 from errata.evaluation.outcomes import ARMS, Arm
 
@@ -27,8 +28,8 @@ Note = Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=_L
 Identifier = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+class _Strict(Closed):
+    model_config = ConfigDict(strict=True)
 
 
 class ProvenanceIn(_Strict):

@@ -52,9 +52,9 @@ def headers_of(chat: ChatIn) -> dict[str, str]:
     return {"x-errata-note": f"answers are greedy; without effect: {', '.join(unused)}"} if unused else {}
 
 
-def completion(chat: ChatIn, arm: Arm, found: Answers) -> dict[str, Any]:
+def completion(chat: ChatIn, arm: Arm, answers: Answers) -> dict[str, Any]:
     """The whole answer; ``errata`` says which version spoke and which statement it was given."""
-    reply = found.answers[0][arm]
+    reply = answers.answers[0][arm]
     return {
         **_envelope(chat, "chat.completion"),
         "choices": [
@@ -66,16 +66,16 @@ def completion(chat: ChatIn, arm: Arm, found: Answers) -> dict[str, Any]:
             }
         ],
         "usage": _usage(reply),
-        "errata": _errata(arm, found),
+        "errata": _errata(arm, answers),
     }
 
 
-def events(chat: ChatIn, arm: Arm, found: Answers) -> Iterator[str]:
+def events(chat: ChatIn, arm: Arm, answers: Answers) -> Iterator[str]:
     """The answer as server-sent events, a few words each.
 
     The workers answer at once and not token by token, so all of it is there before the first event.
     """
-    reply = found.answers[0][arm]
+    reply = answers.answers[0][arm]
     frame = _envelope(chat, "chat.completion.chunk")
 
     def event(delta: dict[str, str], finish: str | None = None, **extra: Any) -> str:
@@ -87,7 +87,7 @@ def events(chat: ChatIn, arm: Arm, found: Answers) -> Iterator[str]:
     for start in range(0, len(words), _WORDS_AT_ONCE):
         piece = " ".join(words[start : start + _WORDS_AT_ONCE])
         yield event({"content": piece if start == 0 else f" {piece}"})
-    yield event({}, _finish(chat, reply), errata=_errata(arm, found))
+    yield event({}, _finish(chat, reply), errata=_errata(arm, answers))
     if chat.stream_options is not None and chat.stream_options.include_usage:
         yield _event({**frame, "choices": [], "usage": _usage(reply)})
     yield "data: [DONE]\n\n"
@@ -113,10 +113,10 @@ def _finish(chat: ChatIn, reply: ArmAnswer) -> str:
     return "length" if chat.limit is not None and reply.tokens >= chat.limit else "stop"
 
 
-def _errata(arm: Arm, found: Answers) -> dict[str, Any]:
-    reply = found.answers[0][arm]
-    view: dict[str, Any] = {"arm": arm, "version": found.version.digest, "edits": found.version.edits}
+def _errata(arm: Arm, answers: Answers) -> dict[str, Any]:
+    reply = answers.answers[0][arm]
+    view: dict[str, Any] = {"arm": arm, "version": answers.version.digest, "edits": answers.version.edits}
     if reply.reason is not None:
-        view["chosen"] = chosen_statement(found.answers[0], arm, found.edits)
+        view["chosen"] = chosen_statement(answers.answers[0], arm, answers.edits)
         view["reason"] = reply.reason
     return view

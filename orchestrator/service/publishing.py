@@ -91,7 +91,7 @@ class Publishing:
         return list(self._asked)
 
     def ask(self, wanted: PublicationIn, version: Version) -> Publication:
-        """Note a wish; `begin` is to follow, from the thread that commits, or `give_up`.
+        """Note an intent; `begin` is to follow, from the thread that commits, or `give_up`.
 
         Raises:
             ServiceError: 409 where there is nothing to publish to, 422 for a server that the configuration does not

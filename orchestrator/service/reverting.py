@@ -1,4 +1,4 @@
-"""Taking edits back: the wish is journalled before it is answered, and carried out exactly once, crash or not."""
+"""Taking edits back: the intent is journalled before it is answered, and carried out exactly once, crash or not."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from errata.editing.errors import DamagedFileError, NumericalError, UserError
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.rows import Version
 
-WISHED: Final = "revert_wished"
-SETTLED: Final = "revert_settled"
+REQUESTED: Final = "revert_wished"
+DONE: Final = "revert_settled"
 
 
 class Reverter(Protocol):
@@ -24,8 +24,8 @@ class Reverter(Protocol):
 
 
 @dataclass(frozen=True)
-class Wish:
-    """A journalled wish to take edits back."""
+class Intent:
+    """A journalled intent to take edits back."""
 
     number: int
     ids: tuple[str, ...]
@@ -45,26 +45,26 @@ class RevertOutcome:
 
 
 class Reverting:
-    """All but ``wish`` is for the thread that owns the pipeline."""
+    """All but ``intend`` is for the thread that owns the pipeline."""
 
     def __init__(self, pipeline: Reverter) -> None:
         self._pipeline, self._journal = pipeline, pipeline.journal
 
-    def wish(self, ids: Sequence[str], *, reason: str, by: str | None) -> int:
-        """Keep a wish; returns its number. From any thread."""
-        return self._journal.record_event(WISHED, {"ids": list(ids), "reason": reason, "by": by})
+    def intend(self, ids: Sequence[str], *, reason: str, by: str | None) -> int:
+        """Keep an intent; returns its number. From any thread."""
+        return self._journal.record_event(REQUESTED, {"ids": list(ids), "reason": reason, "by": by})
 
-    def open_wishes(self) -> list[Wish]:
-        """Wishes that an interruption has left, oldest first."""
-        settled = {event.data["wish"] for event in self._journal.events(SETTLED)}
+    def open_intents(self) -> list[Intent]:
+        """Intents that an interruption has left, oldest first."""
+        settled = {event.data["wish"] for event in self._journal.events(DONE)}
         return [
-            Wish(event.number, tuple(event.data["ids"]), event.data["reason"], event.data["by"])
-            for event in self._journal.events(WISHED)
+            Intent(event.number, tuple(event.data["ids"]), event.data["reason"], event.data["by"])
+            for event in self._journal.events(REQUESTED)
             if event.number not in settled
         ]
 
-    def fulfil(self, number: int, ids: Sequence[str], *, reason: str, by: str | None) -> RevertOutcome:
-        """Carry a wish out. Doing it again changes nothing.
+    def carry_out(self, number: int, ids: Sequence[str], *, reason: str, by: str | None) -> RevertOutcome:
+        """Carry an intent out. Doing it again changes nothing.
 
         Raises:
             UserError, NumericalError, DamagedFileError: it is impossible, and settled as such; nothing has changed.
@@ -92,4 +92,4 @@ class Reverting:
         return RevertOutcome(tuple(applied + before), tuple(waiting), version)
 
     def _settle(self, number: int, **data: Any) -> None:
-        self._journal.record_event(SETTLED, {"wish": number, **data})
+        self._journal.record_event(DONE, {"wish": number, **data})

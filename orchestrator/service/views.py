@@ -89,16 +89,16 @@ def evaluation_view(row: EvaluationRow) -> dict[str, Any]:
     }
 
 
-def answers_view(found: Answers, questions: list[str]) -> dict[str, Any]:
+def answers_view(answers: Answers, questions: list[str]) -> dict[str, Any]:
     """Answers side by side."""
     return {
-        "version": found.version.digest,
-        "sequence": found.version.sequence,
-        "edits": found.version.edits,
-        "seconds": round(found.seconds, 4),
+        "version": answers.version.digest,
+        "sequence": answers.version.sequence,
+        "edits": answers.version.edits,
+        "seconds": round(answers.seconds, 4),
         "answers": [
-            {"question": question, "arms": {arm: _answer(reply, found.edits) for arm, reply in by_arm.items()}}
-            for question, by_arm in zip(questions, found.answers, strict=True)
+            {"question": question, "arms": {arm: _answer(reply, answers.edits) for arm, reply in by_arm.items()}}
+            for question, by_arm in zip(questions, answers.answers, strict=True)
         ],
     }
 
@@ -108,18 +108,18 @@ def _answer(reply: ArmAnswer, edits: Mapping[int, str]) -> dict[str, Any]:
     if reply.reason is not None:
         view["chosen"] = _statement(reply.chosen, edits)
         view["reason"] = reply.reason
-        view["retrieved"] = [_statement(found, edits) for found in reply.retrieved]
+        view["retrieved"] = [_statement(statement, edits) for statement in reply.retrieved]
     return view
 
 
-def _statement(found: Retrieved | None, edits: Mapping[int, str]) -> dict[str, Any] | None:
-    if found is None:
+def _statement(statement: Retrieved | None, edits: Mapping[int, str]) -> dict[str, Any] | None:
+    if statement is None:
         return None
     return {
-        "edit": edits.get(found.id),
-        "number": found.id,
-        "statement": found.statement,
-        "similarity": round(found.score, 4),
+        "edit": edits.get(statement.id),
+        "number": statement.id,
+        "statement": statement.statement,
+        "similarity": round(statement.score, 4),
     }
 
 

@@ -96,8 +96,8 @@ class FollowedFile:
     def read(self, timeout: float) -> list[Delivery]:
         deadline = time.monotonic() + timeout
         while True:
-            if found := self._look():
-                return found
+            if deliveries := self._look():
+                return deliveries
             left = deadline - time.monotonic()
             if left <= 0:
                 return []
@@ -151,14 +151,14 @@ class FollowedFile:
 
     def _cut(self, data: bytes) -> tuple[list[Delivery], bytes]:
         """Deliveries of the whole lines, and what is left after the last of them; moves the place."""
-        found: list[Delivery] = []
+        deliveries: list[Delivery] = []
         at = 0
-        while len(found) < _MAX_LINES and (end := data.find(b"\n", at)) >= 0:
-            found += self._line(data[at:end], end + 1 - at)
+        while len(deliveries) < _MAX_LINES and (end := data.find(b"\n", at)) >= 0:
+            deliveries += self._line(data[at:end], end + 1 - at)
             at = end + 1
         if at:
             self._place = replace(self._place, tail=self._tail(self._place.offset))
-        return found, data[at:]
+        return deliveries, data[at:]
 
     def _line(self, text: bytes, size: int) -> list[Delivery]:
         """The deliveries of one line of ``size`` bytes in the file."""
@@ -179,15 +179,15 @@ class FollowedFile:
     def _last_words(self, rest: bytes, *, whole: bool) -> list[Delivery]:
         """A line without an end: the last of a file that was rotated away, or one that is too long to wait for."""
         if whole:
-            found = self._line(rest, len(rest))
+            deliveries = self._line(rest, len(rest))
         else:
             self._place = replace(self._place, offset=self._place.offset + len(rest))
             position = self._place.position(self._place.line + 1)
             problem = f"the line is longer than {MAX_LINE} bytes"
-            found = [] if self._skipping else [Delivery(position, problem=problem, token=self._place)]
+            deliveries = [] if self._skipping else [Delivery(position, problem=problem, token=self._place)]
             self._skipping = True
         self._place = replace(self._place, tail=self._tail(self._place.offset))
-        return found
+        return deliveries
 
     # ---------------------------------------------------------------- which file it is
 

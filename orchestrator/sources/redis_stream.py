@@ -66,7 +66,7 @@ class RedisStream:
         from redis.exceptions import BusyLoadingError, ConnectionError, ResponseError, TimeoutError
 
         try:
-            found = self._fetch(timeout)
+            deliveries = self._fetch(timeout)
         except (ConnectionError, TimeoutError, BusyLoadingError, OSError) as error:
             if not self._away:
                 logger.warning("stream %s: the Redis server is away: %s", self._config.stream, error)
@@ -82,7 +82,7 @@ class RedisStream:
         if self._away:
             logger.info("stream %s: the Redis server is back", self._config.stream)
         self._away = False
-        return found
+        return deliveries
 
     def ack(self, *deliveries: Delivery) -> None:
         from redis.exceptions import RedisError
@@ -189,7 +189,7 @@ class RedisStream:
         return self._deliveries(entries, times)
 
     def _deliveries(self, entries: list[Entry], times: dict[bytes, int]) -> list[Delivery]:
-        found: list[Delivery] = []
+        deliveries: list[Delivery] = []
         for name, fields in entries:
             if not fields:
                 continue
@@ -197,15 +197,15 @@ class RedisStream:
             often = times.get(name, 1)
             if often > self._config.max_deliveries:
                 problem = f"handed out {often} times without being acknowledged; allowed: {self._config.max_deliveries}"
-                found.append(Delivery(position, problem=problem, token=token))
+                deliveries.append(Delivery(position, problem=problem, token=token))
                 continue
             try:
                 raw = self._record(fields)
             except (ValueError, RecursionError) as error:
-                found.append(Delivery(position, problem=f"malformed entry: {error}", token=token))
+                deliveries.append(Delivery(position, problem=f"malformed entry: {error}", token=token))
                 continue
-            found += deliveries_of(raw, position, token, schema=self._schema, target=self._target)
-        return found
+            deliveries += deliveries_of(raw, position, token, schema=self._schema, target=self._target)
+        return deliveries
 
     def _record(self, fields: dict[bytes, bytes]) -> Any:
         packed = fields.get(self._config.field.encode())

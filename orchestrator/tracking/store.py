@@ -138,9 +138,9 @@ class MlflowStore:
             # without a server MLflow would put artifacts into the working directory
             location = None if self._uri else (self._directory / "mlartifacts").as_uri()
             experiment_id = client.create_experiment(self._experiment, artifact_location=location)
-        found = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{self._run_key}'", max_results=1)
-        if found:
-            run_id = str(found[0].info.run_id)
+        matches = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{self._run_key}'", max_results=1)
+        if matches:
+            run_id = str(matches[0].info.run_id)
         else:
             tags = {**self._tags, RUN_TAG: self._run_key}
             run_id = str(client.create_run(experiment_id, tags=tags, run_name=self._run_name).info.run_id)

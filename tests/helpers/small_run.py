@@ -30,13 +30,12 @@ from errata.editing.request import EditBatch, EditRequest, NeighborhoodProbe, Pr
 from errata.editing.session import EditReceipt, EditSession, RequestResult
 from errata.editing.values import ValueConfig
 from errata.orchestrator.history.receipts import commit_data, open_store, store_receipt
-from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal import JOURNAL_FILE, Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.rows import CovarianceRow, JournalMeta
 from tests.helpers.tiny import save_tiny
 
 LAYERS = (0, 1)
-JOURNAL = "journal.sqlite"
 CONFIG = MemitConfig(layers=LAYERS, cov_weight=2.0, values=ValueConfig(lr=0.3, steps=3, clamp=2.0, weight_decay=0.0))
 REQUESTS = {
     "lyon": EditRequest(
@@ -72,7 +71,7 @@ class SmallRun:
     versions: list[str] = field(default_factory=list)
 
     def journal(self) -> Journal:
-        return Journal.open(self.directory / JOURNAL, read_only=True)
+        return Journal.open(self.directory / JOURNAL_FILE, read_only=True)
 
     def store(self) -> ArtifactStore:
         return open_store(self.directory)
@@ -109,7 +108,7 @@ def make_run(
         },
         errata_version="0.1.0",
     )
-    with Journal.create(run.directory / JOURNAL, meta) as journal:
+    with Journal.create(run.directory / JOURNAL_FILE, meta) as journal:
         _course(run, journal, run.store(), session, model)
     return run
 

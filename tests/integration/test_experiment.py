@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from errata.evaluation.outcomes import ARMS
 from errata.orchestrator.config.loading import load_config
 from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.history.receipts import open_store
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.progress import Display
-from errata.orchestrator.report.summary import ARMS, Summary, read_summary
+from errata.orchestrator.report.summary import Summary, read_summary
 from errata.orchestrator.run.launch import run_experiment
 from tests.integration.harness import config, outcome
 

@@ -83,6 +83,6 @@ def test_a_stream_that_breaks_the_model_is_taken_back(place: Path, model: Path) 
     weights = run(place, model, lr=50.0, pause=False, revert=True)
     assert states(place) == ["reverted"] * 8
     checks = [(e["sequence"], e["good"]) for e in events(place) if e["what"] == "check"]
-    assert checks == [(n, n % 2 == 0) for n in range(1, 9)], "every batch broke it, every revert mended it"
+    assert checks == [(n, n % 2 == 0) for n in range(1, 9)], "every batch broke it, every revert repaired it"
     for layer, base in base_maps(model, tuple(weights)).items():
         assert torch.allclose(weights[layer], base, atol=1e-3)

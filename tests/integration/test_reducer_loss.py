@@ -14,7 +14,7 @@ import ray
 
 import errata.actors.reduction
 from errata.actors.covariance import CovarianceEstimator
-from errata.actors.reduction import BlockTree, Piece, add_pieces, cut, fetch_mending
+from errata.actors.reduction import BlockTree, Piece, add_pieces, cut, fetch_repairing
 from errata.actors.settings import ModelSpec, RayConfig
 from errata.actors.workers.covariance import EstimateJob, Sums
 from errata.editing.estimation.selfgen import SelfGenerationConfig
@@ -48,7 +48,7 @@ def test_a_sum_is_the_same_bytes_after_the_processes_that_add_were_killed(local_
     tree = BlockTree()
     for sums in given:
         tree.push(tuple(map(ray.put, cut(sums, piece_bytes=200))))
-    found = fetch_mending(tree, never, 0)
+    found = fetch_repairing(tree, never, 0)
     assert len(list(tmp_path.glob("death*"))) == DEATHS
     wanted = tree_sum(given)
     assert found is not None and {k: v.tobytes() for k, v in found.items()} == {

@@ -19,10 +19,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from errata.evaluation.outcomes import Arm
 from errata.orchestrator.history.rebuild import base_maps, edited_layers, weights_at
 from errata.orchestrator.history.receipts import load_covariance, open_store
 from errata.orchestrator.journal import Journal
-from errata.orchestrator.report.summary import Arm, Summary, read_summary
+from errata.orchestrator.report.summary import Summary, read_summary
 from tests.integration.harness import outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]

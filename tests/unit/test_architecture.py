@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "orchestrator": {"editing", "retrieval", "evaluation", "actors"},
 }
 OUTSIDE = {"tests", "benchmarks", "configs", "k8s", "docs"} | set(MAY_IMPORT)  # rooms have no names of their own
-EDITING_NEEDS_ONLY = {"torch", "transformers", "pydantic", "safetensors", "numpy"}
+EDITING_NEEDS_ONLY = {"torch", "transformers", "pydantic", "safetensors", "numpy", "regex"}
 MAX_LINES = 600
 
 

@@ -12,6 +12,7 @@ SECRETS = {
     "errata-tokens": {"tokens", "metrics"},
     "errata-postgres": {"password", "uri"},
     "errata-vllm": {"token"},
+    "errata-hub": {"token"},
     "errata-tls": {"tls.crt", "tls.key"},
 }
 """Secrets that the operator makes by hand, with their keys; docs/kubernetes.md has the commands."""

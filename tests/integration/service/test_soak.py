@@ -22,7 +22,7 @@ from errata.orchestrator.history.receipts import memory_entries
 from errata.orchestrator.history.verify import Report, verify
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.rows import RequestRow, Version
-from errata.orchestrator.service.reverting import SETTLED, WISHED
+from errata.orchestrator.service.reverting import DONE, REQUESTED
 from tests.integration.harness import settings
 from tests.integration.service.conftest import Services
 from tests.integration.service.soak import (
@@ -213,11 +213,11 @@ def test_the_memory_holds_the_applied_edits_that_were_not_taken_back_or_overwrit
 
 def test_what_was_promised_to_be_taken_back_is_out(soak: Soak) -> None:
     with Journal.open(soak.run / "journal.sqlite", read_only=True) as journal:
-        wishes = {event.number: event.data["ids"] for event in journal.events(WISHED)}
-        settled = Counter(event.data["wish"] for event in journal.events(SETTLED))
-        impossible = {event.data["wish"] for event in journal.events(SETTLED) if "problem" in event.data}
-    assert settled == Counter(wishes.keys()), "every wish was carried out once"
-    failed = {name for number in impossible for name in wishes[number]}
+        intents = {event.number: event.data["ids"] for event in journal.events(REQUESTED)}
+        settled = Counter(event.data["wish"] for event in journal.events(DONE))
+        impossible = {event.data["wish"] for event in journal.events(DONE) if "problem" in event.data}
+    assert settled == Counter(intents.keys()), "every wish was carried out once"
+    failed = {name for number in impossible for name in intents[number]}
     for client in soak.clients:
         for name, status in client.taken_back.items():
             state = soak.rows[name].state

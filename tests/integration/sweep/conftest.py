@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.unit.orchestrator.sweep.conftest import sweep
+from tests.unit.orchestrator.experiments.conftest import sweep
 
 __all__ = ["sweep"]

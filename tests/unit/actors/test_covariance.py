@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 import errata.actors.reduction
 from errata.actors.covariance import _progress, _Run
-from errata.actors.reduction import BlockTree, Pieces, Subtree, add_pieces, cut, fetch_mending, joined
+from errata.actors.reduction import BlockTree, Pieces, Subtree, add_pieces, cut, fetch_repairing, joined
 from errata.actors.workers.covariance import BlockInfo, EstimateJob, UnitWorker
 from errata.editing.checkpoint.load import load_model
 from errata.editing.estimation.selfgen import SelfGenerationConfig, run_unit, unit_of
@@ -137,10 +137,10 @@ def test_a_lost_subtree_is_made_of_its_blocks_again_and_stands_where_it_stood(mo
         asked.append(list(blocks))
         return [(100 + block,) for block in blocks]
 
-    assert fetch_mending(tree, redo, 1) == ((((100, 101), (102, 103)), (4, 5)), 106)
+    assert fetch_repairing(tree, redo, 1) == ((((100, 101), (102, 103)), (4, 5)), 106)
     assert asked == [[0, 1, 2, 3], [6]]
     with pytest.raises(ValueError, match="subtree of 2 blocks: got 1"):
-        tree.mend(Subtree(4, 2, ()), [(104,)])
+        tree.repair(Subtree(4, 2, ()), [(104,)])
 
 
 def test_a_sum_that_is_lost_again_and_again_is_given_up(monkeypatch):
@@ -148,7 +148,7 @@ def test_a_sum_that_is_lost_again_and_again_is_given_up(monkeypatch):
     tree = _Lossy()
     tree.push((0,))
     monkeypatch.setattr(_Lossy, "lost", lambda self: list(self._nodes.values()))
-    assert fetch_mending(tree, lambda blocks: [(block,) for block in blocks], 2) is None
+    assert fetch_repairing(tree, lambda blocks: [(block,) for block in blocks], 2) is None
 
 
 def test_a_node_adds_stripe_by_stripe_in_float64():

@@ -9,7 +9,7 @@ import pytest
 import ray.exceptions
 import torch
 
-from errata.actors.connection import _own_sigterm, check_born, first_line, unwrap
+from errata.actors.connection import _own_sigterm, first_line, raise_if_init_failed, unwrap
 from errata.actors.evaluation import free_slot
 from errata.actors.runtime import WorkerGroup
 from errata.actors.settings import ModelSpec, RayConfig
@@ -268,16 +268,16 @@ def test_connecting_leaves_this_processs_answer_to_sigterm_as_it_was():
 
 
 def test_an_actor_that_could_not_be_made_is_told_from_one_that_died():
-    check_born(ray.exceptions.RayActorError("id", "it died"))
+    raise_if_init_failed(ray.exceptions.RayActorError("id", "it died"))
     remote = "The actor died because of an error raised in its creation task, ray::X\n  File ...\n"
     with pytest.raises(UserError, match=r"^editor\.layers: there is no layer 17$"):
-        check_born(
+        raise_if_init_failed(
             ray.exceptions.RayActorError(
                 "id", remote + "errata.editing.errors.UserError: editor.layers: there is no layer 17", True
             )
         )
     with pytest.raises(ErrataError, match=r"could not be started: ImportError: no module"):
-        check_born(ray.exceptions.RayActorError("id", remote + "ImportError: no module\n", True))
+        raise_if_init_failed(ray.exceptions.RayActorError("id", remote + "ImportError: no module\n", True))
 
 
 def test_a_question_goes_to_a_worker_that_is_at_no_part_of_an_evaluation():

@@ -128,6 +128,24 @@ def test_generation_is_the_same_with_and_without_keys(model: EditableModel) -> N
     assert result["share"] == pytest.approx(result["fused_tokens_per_cpu_s"] / result["alone_tokens_per_cpu_s"])
 
 
+def test_the_cost_of_sampling_stands_beside_the_products(model: EditableModel) -> None:
+    config = SelfGenerationConfig(max_new_tokens=3, slots=2)
+    result = covariance.sampling_cost(model, config, repeats=1)
+    assert result["tokens"] == 6 and result["default"] == "inversion"
+    spent = result["ms_per_token"]
+    for way, ratio in result["times_the_products"].items():
+        assert ratio == pytest.approx(spent[way] / spent["products"])
+    shapes: list[tuple[int, ...]] = []
+    linear = torch.nn.functional.linear
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "linear", lambda x, w: shapes.append((len(x), *w.shape)) or linear(x, w))
+        covariance.products_of_a_step(model, 4)()
+    hidden, inner, kv, words = 32, 48, 16, int(model.hf.config.vocab_size)
+    layer = [(hidden, hidden), (kv, hidden), (kv, hidden), (hidden, hidden)]
+    layer += [(inner, hidden), (inner, hidden), (hidden, inner)]
+    assert shapes == [(4, *shape) for shape in [*layer * model.num_layers, (words, hidden)]]
+
+
 def test_simulated_blocks_and_additions_take_what_they_take() -> None:
     machine = scaling_simulation.Machine(flush=2.0, add=4.0, network=1.0)
     job = scaling_simulation.Job(seconds=20.0, blocks=2, bytes=8.0, variation=0.0)

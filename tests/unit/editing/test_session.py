@@ -378,8 +378,8 @@ def test_a_batch_that_overwrites_another_stores_all_of_it_whatever_the_editor(
 def test_superseding_in_a_batch_with_others(make: Callable[..., EditSession], requests: list[EditRequest]) -> None:
     session = make()
     session.apply(batch(1, *requests[:3]))
-    again = EditRequest(id="new", subject="rome", prompt="{} lies in", target_new="Africa")
-    assert again.fact_key == requests[1].fact_key, "case does not matter"
+    again = EditRequest(id="new", subject="Rome", prompt="{} lies in ", target_new="Africa")
+    assert again.fact_key == requests[1].fact_key, "white space at the end does not matter"
     receipt = session.apply(batch(2, requests[3], again))
     assert receipt.superseded == (requests[1].id,)
     assert session.state.request_ids == (requests[0].id, requests[2].id, requests[3].id, "new")

@@ -18,7 +18,7 @@ FILES = [
     ("zsre_mend/zsre_mend_eval.json", "default", 613, 0),
     ("zsre_mend/zsre_mend_eval_portability_gpt4.json", "alt", 613, 0),
     ("zsre_mend/zsre_mend_train.json", "alt", 584, 1),
-    ("zsre_mend/zsre_subject_replace.json", "default", 152, 3),
+    ("zsre_mend/zsre_subject_replace.json", "default", 151, 4),
     ("knowedit_zsre/ZsRE-test-all.json", "default", 756, 2),
     ("knowedit_wiki_counterfact/train_cf.json", "default", 836, 0),
     ("knowedit_wiki_counterfact/test_cf.json", "default", 514, 0),

@@ -14,8 +14,8 @@ from tests.helpers.k8s.objects import K8S, KUBECTL, ROOT, Object, build
 
 Check = Callable[[Sequence[Object]], list[str]]
 
-SERVICES = ("base", "overlays/local", "overlays/gpu", "overlays/cluster")
-JOBS = ("jobs/sweep", "jobs/sweep-queued", "jobs/covariance", "jobs/migrate", "jobs/fetch")
+SERVICES = ("base", "overlays/local", "overlays/gpu", "overlays/cluster", "overlays/mine", "overlays/single-node")
+JOBS = ("jobs/sweep", "jobs/sweep-queued", "jobs/covariance", "jobs/migrate", "jobs/fetch", "jobs/fetch-hub")
 """Laid upon a service: what they name may be its."""
 
 

@@ -11,8 +11,9 @@ import pytest
 
 from errata.orchestrator.history.rebuild import BaseCheckpoint
 from errata.orchestrator.history.verify import verify
+from errata.orchestrator.journal import JOURNAL_FILE
 from tests.helpers.k8s.objects import K8S
-from tests.helpers.small_run import JOURNAL, SmallRun, make_run
+from tests.helpers.small_run import SmallRun, make_run
 
 back_up = runpy.run_path(str(K8S / "base" / "backup.py"))["back_up"]
 
@@ -23,7 +24,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
 
 
 def test_a_backup_of_a_run_that_is_open_is_sound(run: SmallRun, tmp_path: Path) -> None:
-    writer = sqlite3.connect(run.directory / JOURNAL)
+    writer = sqlite3.connect(run.directory / JOURNAL_FILE)
     writer.execute("BEGIN IMMEDIATE")  # a commit is under way: the backup neither waits for it nor sees it
     try:
         done = back_up(run.directory, tmp_path / "backups", 3)
@@ -31,7 +32,7 @@ def test_a_backup_of_a_run_that_is_open_is_sound(run: SmallRun, tmp_path: Path) 
         writer.rollback()
         writer.close()
     assert (tmp_path / "backups" / "latest").resolve() == done
-    assert not [p for p in done.iterdir() if p.name.startswith(JOURNAL) and p.name != JOURNAL]
+    assert not [p for p in done.iterdir() if p.name.startswith(JOURNAL_FILE) and p.name != JOURNAL_FILE]
     report = verify(done, BaseCheckpoint(run.model))
     assert report.sound and [r.version for r in report.rebuilt] == run.versions
 
@@ -43,7 +44,7 @@ def test_the_second_one_links_what_is_written_once(run: SmallRun, tmp_path: Path
     second = back_up(run.directory, tmp_path / "backups", 3)
     delta = next(p.relative_to(first) for p in (first / "deltas").rglob("*") if p.is_file())
     assert (first / delta).stat().st_ino == (second / delta).stat().st_ino
-    assert (first / JOURNAL).stat().st_ino != (second / JOURNAL).stat().st_ino
+    assert (first / JOURNAL_FILE).stat().st_ino != (second / JOURNAL_FILE).stat().st_ino
     shutil.rmtree(first)
     assert verify(second, None).sound
 

@@ -46,7 +46,7 @@ def test_versions_are_those_of_the_lock_file_and_of_the_manifests():
     cluster = yaml.safe_load((K8S / "base" / "raycluster.yaml").read_text())
     assert cluster["spec"]["rayVersion"] == LOCK["ray"]
     (release,) = re.findall(r'^version = "(.+)"', project, re.MULTILINE)
-    tags = re.findall(r"errata:([0-9][\w.-]*)", RECIPE + "".join(p.read_text() for p in K8S.rglob("*.yaml")))
+    tags = re.findall(r"errata:([0-9]+\.[\w.-]*)", RECIPE + "".join(p.read_text() for p in K8S.rglob("*.yaml")))
     assert tags and set(tags) == {f"{release}-cpu", f"{release}-cuda"}
 
 

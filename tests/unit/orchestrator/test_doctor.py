@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from errata.actors.nodes import NodeFacts, homeless
+from errata.actors.nodes import NodeFacts, unplaceable
 from errata.actors.settings import RayConfig
 from errata.editing.errors import UserError
 from errata.orchestrator import doctor
@@ -141,13 +141,13 @@ def test_actors_without_a_place_are_counted():
         }
     )
     gpu = NodeFacts(8, 2, {"CPU": 8, "GPU": 2}, {"errata.io/group": "gpu"})
-    assert homeless(config, [gpu]) == ["editor 1 of 1", "generation 3 of 3"]
+    assert unplaceable(config, [gpu]) == ["editor 1 of 1", "generation 3 of 3"]
     editor = NodeFacts(1, 0, {"CPU": 1}, {"errata.io/group": "editor"})
-    assert homeless(config, [gpu, editor, gpu]) == []
+    assert unplaceable(config, [gpu, editor, gpu]) == []
     # a model on two ranks: three generators are six actors, the memory is one
-    assert homeless(config, [gpu, editor, gpu], 2) == ["editor 1 of 1", "generation 3 of 3"]
+    assert unplaceable(config, [gpu, editor, gpu], 2) == ["editor 1 of 1", "generation 3 of 3"]
     two = NodeFacts(2, 0, {"CPU": 2}, {"errata.io/group": "editor"})
-    assert homeless(config, [gpu, two, gpu, gpu], 2) == []
+    assert unplaceable(config, [gpu, two, gpu, gpu], 2) == []
 
 
 def _config(tmp_path: Path, **changes) -> Path:

@@ -12,7 +12,7 @@ from errata.actors import placement
 from errata.actors.placement import PlacedRole
 from errata.actors.settings import RayConfig, RoleConfig
 from errata.actors.sharded import places
-from errata.actors.sharded.places import RankPlaces, RankReservation, RanksRole, Turns, make_places, plain
+from errata.actors.sharded.places import GroupPool, RankPlaces, RankReservation, RanksRole, make_places, plain
 from errata.editing.errors import UserError
 
 GPU: dict[str, Any] = {"num_cpus": 4, "num_gpus": 1, "labels": {"errata.io/group": "gpu"}}
@@ -65,7 +65,7 @@ def test_every_copy_of_the_model_has_a_group_of_its_own(cluster: SimpleNamespace
     generation = reservation.config.generation
     assert isinstance(generation, RanksRole)
     first, second = RankPlaces(generation, 2), RankPlaces(generation, 2)
-    assert {first.group.name, second.group.name} == set(generation.turns.names)
+    assert {first.group.name, second.group.name} == set(generation.pool.names)
     lost = first.group.name
     first.give_back()
     first.give_back()
@@ -86,7 +86,7 @@ def test_no_room_is_said_with_what_a_copy_takes(cluster: SimpleNamespace, monkey
 
 
 def test_ranks_see_the_plain_role() -> None:
-    role = RanksRole(**GPU, turns=Turns(["a"]))
+    role = RanksRole(**GPU, pool=GroupPool(["a"]))
     assert plain(role) == RoleConfig.model_validate(GPU) and type(plain(role)) is RoleConfig
     assert pickle.loads(pickle.dumps(plain(role))).num_gpus == 1
     assert plain("spec") == "spec"

@@ -19,15 +19,15 @@ from errata.orchestrator.config.guard import WEBHOOK, GuardConfig
 from errata.orchestrator.guard.guard import EVENT, Guard
 from errata.orchestrator.guard.rules import Reading, judge, read_guard
 from errata.orchestrator.guard.webhook import Webhook
-from errata.orchestrator.history.bisect import Probe
+from errata.orchestrator.history.bisect import RegressionProbe
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.rows import CommitData, JournalMeta, RequestOutcome, Version
 
 PROBES = (
-    Probe(prompt="France?", expected=("Paris",), id="france"),
-    Probe(prompt="Italy?", expected=("Rome",)),
-    Probe(prompt="how?"),
-    Probe(prompt="wrong anyway", expected=("yes",)),
+    RegressionProbe(prompt="France?", expected=("Paris",), id="france"),
+    RegressionProbe(prompt="Italy?", expected=("Rome",)),
+    RegressionProbe(prompt="how?"),
+    RegressionProbe(prompt="wrong anyway", expected=("yes",)),
 )
 BASE = Reading(("It is Paris.", "Rome", "so", "no"), 10.0)
 
@@ -49,7 +49,7 @@ def test_readings_are_compared_with_the_base() -> None:
         "perplexity is 1.3 times the base's (allowed: 1.2)",
     )
     # exactly at a threshold is allowed, whatever floats make of it
-    ten = tuple(Probe(prompt=str(number), expected=("a",)) for number in range(10))
+    ten = tuple(RegressionProbe(prompt=str(number), expected=("a",)) for number in range(10))
     fine, bad = Reading(("a",) * 10, 10.0), Reading(("a",) * 9 + ("b",), 12.0)
     assert judge(config(max_sentinel_loss=0.1), ten, fine, bad).good
     assert not judge(config(max_sentinel_loss=0.09), ten, fine, bad).good
@@ -92,7 +92,7 @@ class World:
         self.crash = False
 
     # the watch
-    def answers(self, probes: Sequence[Probe], weights: Any) -> list[str]:
+    def answers(self, probes: Sequence[RegressionProbe], weights: Any) -> list[str]:
         return ["same"] * len(probes)
 
     def perplexity(self, text: str, weights: Any) -> float:
@@ -106,7 +106,7 @@ class World:
     def make(self, **changes: Any) -> Guard:
         self.guard = Guard(
             GuardConfig(**{"every": 2, **changes}),
-            [Probe(prompt="p")],
+            [RegressionProbe(prompt="p")],
             "text",
             journal=self.journal,
             watch=self,

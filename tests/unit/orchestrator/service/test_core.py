@@ -69,14 +69,14 @@ def test_a_promised_revert_is_carried_out_by_the_next_process(tmp_path: Path) ->
     with running(tmp_path) as run:
         run.client.post("/v1/edits", json=[edit(1), edit(2)])
         until(lambda: state(run, "edit-2") == "applied")
-    with Journal.open(tmp_path / "journal.sqlite") as journal:  # as after a crash between the wish and the commit
+    with Journal.open(tmp_path / "journal.sqlite") as journal:  # as after a crash between the intent and the commit
         journal.record_event("revert_wished", {"ids": ["edit-1"], "reason": "wrong", "by": "write:12345678"})
     with running(tmp_path) as run:
         until(lambda: run.core.ready)
         assert state(run, "edit-1") == "reverted"
     with running(tmp_path) as run:
         until(lambda: run.core.ready)
-        assert run.journal.head().sequence == 2, "a settled wish is not carried out again"
+        assert run.journal.head().sequence == 2, "a finished intent is not carried out again"
 
 
 def test_a_wish_that_cannot_be_carried_out_does_not_stop_the_service(tmp_path: Path) -> None:

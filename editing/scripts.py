@@ -1,0 +1,78 @@
+"""What a script asks of texts: where words end, whether a space stands between two pieces, what ends a sentence.
+
+Chinese, Japanese, Thai and their like put no space between words; the others do. A word is made of letters, their
+combining marks, digits and the underscore. See docs/decisions/0012-texts-and-identity.md.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import regex
+
+_UNSPACED: Final = regex.compile(
+    r"[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Bopomofo}\p{Script=Thai}\p{Script=Lao}"
+    r"\p{Script=Khmer}\p{Script=Myanmar}\p{Script=Tibetan}\p{Block=CJK_Symbols_And_Punctuation}"
+    r"\p{Block=Halfwidth_And_Fullwidth_Forms}]"
+)
+_GLUED: Final = regex.compile(r"\p{Script=Hangul}")
+"""Korean writes spaces between words, and its particles onto the word before them."""
+_IN_WORD: Final = regex.compile(r"[\p{L}\p{M}\p{N}_]")
+_ENDED: Final = regex.compile(r"[.!?。！？｡।॥؟۔…]['\"”’»」』）)]*$")
+_STOPS: Final = (
+    (regex.compile(r"[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Bopomofo}]"), "。"),
+    (regex.compile(r"\p{Script=Devanagari}"), "।"),
+    (regex.compile(r"[\p{Script=Thai}\p{Script=Lao}]"), ""),
+)
+
+
+def is_unspaced(character: str) -> bool:
+    """Whether the character belongs to a script (or its punctuation) that puts no space between words."""
+    return _UNSPACED.match(character) is not None
+
+
+def space_before(text: str) -> str:
+    """What stands between a text and what ``text`` continues: nothing where its script has no spaces, else one."""
+    return "" if text and is_unspaced(text[0]) else " "
+
+
+def joined(before: str, after: str) -> str:
+    """Two texts as one, the second going on with the first."""
+    if not before or before[-1].isspace():
+        return before + after
+    return before + space_before(after) + after
+
+
+def sentence(text: str) -> str:
+    """The text with the sign that ends a sentence in the script of its last letter, unless it has one."""
+    if _ENDED.search(text):
+        return text
+    last = next((character for character in reversed(text) if _IN_WORD.match(character)), "")
+    return text + next((stop for letters, stop in _STOPS if letters.match(last)), ".")
+
+
+def find_word(text: str, word: str) -> int:
+    """Index of the last place where ``word`` stands as whole words, -1 where it nowhere does.
+
+    Beside a script without spaces any place will do, and so it will before a Korean particle.
+    """
+    at = text.rfind(word)
+    while word and at >= 0:
+        end = at + len(word)
+        after = text[end : end + 1]
+        particle = _GLUED.match(word[-1]) is not None and _GLUED.match(after) is not None
+        if _border(text[at - 1 : at], word[0]) and (particle or _border(word[-1], after)):
+            return at
+        at = text.rfind(word, 0, end - 1)
+    return -1
+
+
+def _border(left: str, right: str) -> bool:
+    """Whether a word may end between two neighbors; a combining mark never begins one."""
+    if not left or not right:
+        return True
+    if regex.match(r"\p{M}", right):
+        return False
+    if not _IN_WORD.match(left) or not _IN_WORD.match(right):
+        return True
+    return is_unspaced(left) or is_unspaced(right)

@@ -1,0 +1,51 @@
+"""A journal with reverts, snapshots and an overwritten fact, recorded once; later releases read it the same."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from errata.orchestrator.history.log import History, RequestStory
+from errata.orchestrator.history.snapshots import snapshots
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.rows import version_digest
+from errata.orchestrator.journal.schema import MIGRATIONS, schema_of
+from errata.orchestrator.run.reverting import gone
+
+RECORDED = Path(__file__).parents[3] / "assets" / "journals" / "reverts.sql"
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Path:
+    path = tmp_path / "journal.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript(RECORDED.read_text(encoding="utf-8"))
+    connection.close()
+    return path
+
+
+def test_it_reads_as_it_was_written(recorded: Path) -> None:
+    assert schema_of(recorded) == 1
+    with Journal.open(recorded, read_only=True) as journal:
+        versions = journal.versions()
+        assert [version.kind for version in versions] == ["base", "edit", "edit", "edit", "revert", "edit"]
+        assert [version.edits for version in versions] == [0, 3, 6, 9, 9, 12]
+        deltas = [version.delta for version in versions if version.delta is not None]
+        assert journal.head().digest == version_digest(journal.meta.base_digest, deltas)
+        assert [row.sequence for row in snapshots(journal)] == [2, 4]
+        assert gone(journal.requests()) == {"fact-1", "fact-4", "fact-7"}
+        history = History(journal)
+        story = history.show("fact-4")
+        assert isinstance(story, RequestStory)
+        assert [fate.state for fate in story.fates] == ["accepted", "applied", "reverted"]
+        assert story.fates[-1].reason == "wrong (by on call)"
+        assert set(history.held(5)) == {f"fact-{number}" for number in range(12) if number not in (1, 4, 7)}
+
+
+def test_it_is_migrated_and_goes_on(recorded: Path) -> None:
+    with Journal.open(recorded) as journal:
+        assert journal.next_sequence() == 6
+        assert journal.record_event("later", {"is": "read"}) > 0
+    assert schema_of(recorded) == len(MIGRATIONS)
