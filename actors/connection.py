@@ -21,6 +21,7 @@ LOST = (
     ray.exceptions.WorkerCrashedError,
     ray.exceptions.ObjectLostError,
     ray.exceptions.GetTimeoutError,
+    ray.exceptions.OutOfMemoryError,
 )
 """The call may never have run, or its result is gone: start the actor again and repeat what is idempotent."""
 

@@ -7,7 +7,7 @@ call; applying a batch is idempotent by its sequence number.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -21,11 +21,13 @@ from errata.actors.sharded.stored import stored
 from errata.actors.workers.editor import ContextSpec, EditorWorker
 from errata.editing.covariance import KeyCovariance
 from errata.editing.errors import ErrataError
-from errata.editing.request import EditBatch
+from errata.editing.request import EditBatch, EditRequest
 from errata.editing.reverting import HistoryItem, RevertOrder
 from errata.editing.session import EditReceipt, Snapshot
 
 logger = logging.getLogger(__name__)
+
+Died = Callable[[Exception], None]
 
 
 @ray.remote
@@ -49,6 +51,9 @@ class EditorActor:
 
     def apply(self, batch: EditBatch) -> EditReceipt:
         return self._worker.session().apply(batch)
+
+    def rehearse(self, requests: Sequence[EditRequest]) -> None:
+        self._worker.rehearse(requests)
 
     def swap(self, covariance: KeyCovariance) -> None:
         self._worker.session().swap_covariance(covariance)
@@ -85,6 +90,8 @@ class EditorClient:
         self._config, self._spec, self._editor_config = config, spec, editor_config
         self._contexts, self._history = contexts, history
         self._revivals = 0
+        self._counted = 0
+        """Deaths that count towards ``ray.max_revivals``."""
         self._begun = False
         self._limit: int | None = None
         """Items of the history taken so far in a restoration item by item; None: all there are."""
@@ -140,12 +147,21 @@ class EditorClient:
         if self._limit is not None:
             self._limit += 1
 
-    def apply(self, batch: EditBatch) -> EditReceipt:
-        """Write a batch; the weights have changed when this returns."""
+    def apply(self, batch: EditBatch, died: Died | None = None) -> EditReceipt:
+        """Write a batch; the weights have changed when this returns.
+
+        Args:
+            died: told of every death of the actor while it had the batch, once another one stands where it stood; what
+                it raises ends the call. Such deaths do not count towards ``ray.max_revivals``: who is told decides.
+        """
         self._limit = None
-        receipt: EditReceipt = self._call("apply", batch)
+        receipt: EditReceipt = self._call("apply", batch, died=died)
         self._last = receipt
         return receipt
+
+    def rehearse(self, requests: Sequence[EditRequest], died: Died | None = None) -> None:
+        """Compute a batch and forget it; ``died`` as for `apply`."""
+        self._call("rehearse", list(requests), died=died)
 
     def swap(self, covariance: KeyCovariance) -> None:
         """Continue on another covariance. Journal the swap first: a revival replays it from there."""
@@ -197,39 +213,43 @@ class EditorClient:
 
     # --- fault handling ---
 
-    def _call(self, method: str, *args: Any) -> Any:
+    def _call(self, method: str, *args: Any, died: Died | None = None) -> Any:
         def once() -> Any:
             # each name is a method of EditorActor above; a table of bound methods would go stale with the actor
             call = {
                 "contexts": self._actor.contexts,
                 "map_widths": self._actor.map_widths,
                 "apply": self._actor.apply,
+                "rehearse": self._actor.rehearse,
                 "swap": self._actor.swap,
                 "norms": self._actor.norms,
                 "snapshot": self._actor.snapshot,
             }[method]
             return self._get(call.remote(*args))
 
-        return self._guarded(once)
+        return self._guarded(once, died)
 
     def _get(self, reference: Any) -> Any:
         return ray.get(reference, timeout=self._config.call_timeout_seconds)
 
-    def _guarded(self, action: Callable[[], Any]) -> Any:
+    def _guarded(self, action: Callable[[], Any], died: Died | None = None) -> Any:
         while True:
             try:
                 return action()
             except LOST as error:
                 raise_if_init_failed(error)
-                self._revive(error)
+                self._revive(error, counted=died is None)
+                if died is not None:
+                    died(error)
             except ray.exceptions.RayTaskError as error:
                 raise unwrap(error) from error
 
-    def _revive(self, error: Exception) -> None:
+    def _revive(self, error: Exception, *, counted: bool = True) -> None:
         self._revivals += 1
-        if self._revivals > self._config.max_revivals:
+        self._counted += counted
+        if self._counted > self._config.max_revivals:
             raise ErrataError(
-                f"the editor died {self._revivals} times; allowed: ray.max_revivals {self._config.max_revivals}"
+                f"the editor died {self._counted} times; allowed: ray.max_revivals {self._config.max_revivals}"
             ) from error
         logger.warning("the editor died (%s); starting a new one from the journal", type(error).__name__)
         kill(self._actor)

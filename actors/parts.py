@@ -41,8 +41,11 @@ class EditorPart(Protocol):
     def replay(self, item: HistoryItem) -> None:
         """The next item of such a restoration."""
 
-    def apply(self, batch: EditBatch) -> EditReceipt:
-        """Write a batch; the weights have changed when this returns."""
+    def apply(self, batch: EditBatch, died: Callable[[Exception], None] | None = None) -> EditReceipt:
+        """Write a batch; the weights have changed when this returns. ``died`` is told of deaths with it in hand."""
+
+    def rehearse(self, requests: Sequence[EditRequest], died: Callable[[Exception], None] | None = None) -> None:
+        """Compute a batch and forget it, to see whether the editor outlives that."""
 
     def swap(self, covariance: KeyCovariance) -> None:
         """Continue on another covariance."""

@@ -28,3 +28,11 @@ class NumericalError(ErrataError):
 
 class DamagedFileError(ErrataError):
     """A stored file does not carry the digest it is known by."""
+
+
+def in_words(error: BaseException) -> str:
+    """An error as one line: its own text where it was raised on purpose, else with its type in front."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if isinstance(error, ErrataError) and first:
+        return first
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from errata.editing.covariance import KeyCovariance
+from errata.editing.cutting import cut_out_culprits
 from errata.editing.delta import WeightDelta, apply_delta
 from errata.editing.editors.base import Computation, Editor, Progress
-from errata.editing.errors import DependentKeysError, ErrataError, NumericalError, UserError
+from errata.editing.errors import DependentKeysError, ErrataError, NumericalError, UserError, in_words
 from errata.editing.limits import check_request
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditBatch, EditRequest
@@ -91,6 +92,21 @@ class Snapshot:
     """With ``about``, the lifelong state."""
 
 
+CONTROL = EditRequest(id="control", subject="Paris", prompt="The city of {} lies in", target_new="France")
+"""An edit that any working editor can compute."""
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """A change that is not written yet, and what it would do."""
+
+    requests: list[EditRequest]
+    refused: dict[str, str]
+    superseded: tuple[str, ...]
+    state: LifelongState
+    computation: Computation | None
+
+
 class EditSession:
     """Applies batches in order; applying a sequence number again returns the receipt it had."""
 
@@ -111,8 +127,12 @@ class EditSession:
     def apply(self, batch: EditBatch, progress: Progress | None = None) -> EditReceipt:
         """Write a batch into the weights.
 
+        A request that cannot be written is refused, with the error, and the others are written. Those that could not
+        be written together with them, though nothing is wrong with them, have no result: they are for another batch.
+
         Raises:
             ErrataError: the sequence number neither follows the last one nor repeats it.
+            Exception: nothing can be written any more, whatever it is.
         """
         if self.last is not None and batch.sequence == self.last.sequence:
             if self.last.kind != "edit":
@@ -121,32 +141,15 @@ class EditSession:
         if batch.sequence != self.sequence + 1:
             raise ErrataError(f"batch {batch.sequence} does not follow batch {self.sequence}; replay what lies between")
         started = time.perf_counter()
-        good, refused = self._check(batch.requests)
-        superseded = tuple(self.state.holding([r.fact_key for r in good]))
-        state = self.state.without(superseded)
-        computation: Computation | None = None
-        while good:
-            try:
-                computation = self.editor.compute(self.model, good, state, self.contexts, progress)
-            except DependentKeysError as error:
-                refused |= error.reasons
-                good = [r for r in good if r.id not in error.reasons]
-                superseded = tuple(self.state.holding([r.fact_key for r in good]))
-                state = self.state.without(superseded)
-                continue
-            bad = [i for i, value in enumerate(computation.values) if not value.finite]
-            if not bad:
-                break
-            for i in bad:
-                refused[good[i].id] = "the target value did not stay finite; check editor.values.lr"
-            good = [r for i, r in enumerate(good) if i not in bad]
-            computation = None
-            # what a refused request would have superseded stays
-            superseded = tuple(self.state.holding([r.fact_key for r in good]))
-            state = self.state.without(superseded)
-        if computation is not None:
-            self._require_finite(computation.delta)
-        receipt = self._receipt(batch, good, refused, superseded, computation)
+        fitting, refused = self._check(batch.requests)
+        cut = cut_out_culprits(fitting, lambda requests: self._computed(requests, progress))
+        if cut.culprits and not cut.kept:
+            self._require_working(cut.culprits[0][1], progress)
+        refused |= {request.id: in_words(error) for request, error in cut.culprits}
+        found = cut.result or _Computed([], {}, (), self.state, None)
+        refused |= found.refused
+        good, superseded, state, computation = found.requests, found.superseded, found.state, found.computation
+        receipt = self._receipt(batch, good, refused, superseded, computation, left={r.id for r in cut.left})
         if computation is not None:
             self._advance(receipt, state)
         self.sequence, self.last = batch.sequence, replace(receipt, seconds=time.perf_counter() - started)
@@ -221,7 +224,44 @@ class EditSession:
         """Frobenius norm of each edited matrix as it is now."""
         return {layer: float(self.model.weight(layer).double().norm()) for layer in self.editor.layers}
 
+    def rehearse(self, requests: Sequence[EditRequest]) -> None:
+        """Compute a batch and forget it: raises what `apply` would meet with these requests, and changes nothing."""
+        fitting, _ = self._check(requests)
+        if fitting:
+            self._computed(fitting, None)
+
     # --- parts ---
+
+    def _computed(self, requests: Sequence[EditRequest], progress: Progress | None) -> _Computed:
+        """The change that writes the requests, without those that the method cannot write beside the others."""
+        refused: dict[str, str] = {}
+        good = list(requests)
+        while True:
+            # what a refused request would have superseded stays
+            superseded = tuple(self.state.holding([r.fact_key for r in good]))
+            state = self.state.without(superseded)
+            if not good:
+                return _Computed(good, refused, superseded, state, None)
+            try:
+                computation = self.editor.compute(self.model, good, state, self.contexts, progress)
+            except DependentKeysError as error:
+                refused |= error.reasons
+                good = [r for r in good if r.id not in error.reasons]
+                continue
+            bad = [i for i, value in enumerate(computation.values) if not value.finite]
+            if not bad:
+                self._require_finite(computation.delta)
+                return _Computed(good, refused, superseded, state, computation)
+            for i in bad:
+                refused[good[i].id] = "the target value did not stay finite; check editor.values.lr"
+            good = [r for i, r in enumerate(good) if i not in bad]
+
+    def _require_working(self, error: Exception, progress: Progress | None) -> None:
+        """Raise ``error`` where a plain edit fails as well: then no request is at fault."""
+        try:
+            self._computed([CONTROL], progress)
+        except Exception:
+            raise error from None
 
     def _check(self, requests: Sequence[EditRequest]) -> tuple[list[EditRequest], dict[str, str]]:
         good: list[EditRequest] = []
@@ -250,13 +290,14 @@ class EditSession:
         refused: Mapping[str, str],
         superseded: tuple[str, ...],
         computation: Computation | None,
+        left: Collection[str] = (),
     ) -> EditReceipt:
         values = {} if computation is None else {r.id: v for r, v in zip(good, computation.values, strict=True)}
         results = []
         for request in batch.requests:
             if request.id in refused:
                 results.append(RequestResult(request.id, applied=False, reason=refused[request.id]))
-            else:
+            elif request.id not in left:
                 v = values[request.id]
                 results.append(RequestResult(request.id, True, None, v.loss, v.steps, v.converged, v.clamped))
         return EditReceipt(

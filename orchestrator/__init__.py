@@ -1,10 +1,33 @@
-"""The control plane. It decides *when*; the rooms below know *how*.
+"""The control plane: it decides *when*; the other packages know *how*.
 
-* ``cli`` - the command line; ``config`` - the root configuration, composed of the components' own settings.
-* ``run`` - the loop: stream -> journal -> batch -> editor -> commit -> memory -> evaluation.
-* ``journal`` / ``artifacts`` / ``versions`` - what happened, and the files it names; the single source of truth.
-* ``streams`` / ``batcher`` / ``refresh`` - where updates come from and when they are written.
-* ``measure`` - evaluations of frozen versions; ``tracking`` - MLflow; ``summary`` / ``report`` - what comes out.
+Rooms, top floor first. Each imports from floors below its own and from no other; a test holds them to it, and to this
+list.
 
-Components never refer back to the loop.
+What people type:
+
+* ``cli`` - the command line, one file for each group of commands.
+
+The uses of a run:
+
+* ``service`` - the HTTP API and its page, for as long as the process lives.
+* ``doctor`` - checks of machine, cluster and configuration before a run.
+* ``experiments`` - grids of runs, and the tables and curves that compare them.
+
+What a run does:
+
+* ``run`` - opening and closing, the loop from stream to commit, batches, reverts.
+* ``covariance`` - estimates of key covariances: obtained, stored, refreshed, compared.
+* ``publish`` - committed versions for live servers, and samples taken from them.
+* ``guard`` - fixed probes after every few commits; a breach pauses the run or reverts.
+* ``history`` - the log, versions rebuilt and verified, exports, the search for the edit that broke something.
+* ``sources`` - where requests come from: files, files that grow, Redis streams.
+* ``measuring`` - evaluations of frozen versions, the timeline, retention, preserved abilities.
+
+The ground:
+
+* ``journal`` - what was asked, committed and measured, in SQLite, and the files that it names.
+* ``config`` - settings as models, read from files, presets and flags.
+* ``tracking`` - MLflow, fed from a spool that survives its absence.
+* ``report`` - summaries, pages and pictures.
+* ``progress`` - the lines and bars that a waiting person sees.
 """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,12 @@ from errata.actors.workers.model import load_for
 from errata.editing.contexts import sample_contexts
 from errata.editing.covariance import KeyCovariance
 from errata.editing.editors import make_editor
-from errata.editing.errors import ErrataError
+from errata.editing.errors import ErrataError, in_words
+from errata.editing.request import EditRequest
 from errata.editing.reverting import HistoryItem, RevertOrder, revert
 from errata.editing.session import EditReceipt, EditSession, Snapshot
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,13 @@ class EditorWorker:
         if self._session is None:
             raise ErrataError("the editor has not been started with a covariance yet")
         return self._session
+
+    def rehearse(self, requests: Sequence[EditRequest]) -> None:
+        """Compute a batch and forget it, to see whether this process outlives that; `apply` meets what is raised."""
+        try:
+            self.session().rehearse(requests)
+        except Exception as error:
+            logger.info("a rehearsal raised %s", in_words(error))
 
     def replay(self, item: HistoryItem) -> None:
         """Take over one item of history."""

@@ -223,6 +223,15 @@ class Journal(JournalReader):
         with self._transaction() as connection:
             self._move(connection, name, ("accepted",), "reverted", None, "ended_in = NULL", reason=reason)
 
+    def set_aside(self, name: str, reason: str) -> None:
+        """Reject a request that still waits, outside any batch: the editor cannot survive it.
+
+        Raises:
+            ValueError: the request is not there, or does not wait any more.
+        """
+        with self._transaction() as connection:
+            self._move(connection, name, ("accepted",), "rejected", None, "ended_in = NULL", reason=reason)
+
     def _insert_request(
         self,
         connection: sqlite3.Connection,

@@ -15,7 +15,7 @@ from errata.editing.request import EditRequest
 RequestState = Literal["accepted", "applied", "rejected", "superseded", "reverted"]
 BatchKind = Literal["edit", "revert", "repair", "module", "erase"]
 Outcome = Literal["landed", "weak"]
-AttemptOutcome = Literal["committed", "failed", "died"]
+AttemptOutcome = Literal["committed", "passed", "failed", "died"]
 MarkState = Literal["compacted", "unprovable"]
 RefreshState = Literal["started", "done", "refused", "swapped"]
 

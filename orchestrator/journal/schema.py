@@ -153,7 +153,7 @@ CREATE TABLE attempts (
     request_ids TEXT NOT NULL,
     started_at  TEXT NOT NULL,
     ended_at    TEXT,
-    outcome     TEXT CHECK (outcome IN ('committed', 'failed', 'died')),
+    outcome     TEXT CHECK (outcome IN ('committed', 'passed', 'failed', 'died')),
     reason      TEXT
 );
 CREATE INDEX attempts_by_batch ON attempts (sequence, number);

@@ -47,6 +47,7 @@ from errata.orchestrator.journal.rows import RequestRow, Version
 from errata.orchestrator.measuring.measurer import Measurement, Measurer
 from errata.orchestrator.measuring.timeline import Timeline
 from errata.orchestrator.progress import Display
+from errata.orchestrator.run.attempts import Attempts
 from errata.orchestrator.run.batcher import Batcher, BatchPlan
 from errata.orchestrator.run.reverting import commit_revert, forgotten
 from errata.orchestrator.tracking.tracker import NullTracker, Tracker
@@ -128,6 +129,7 @@ class Pipeline:
         self._batcher = Batcher(
             config.batching.size, config.batching.max_age_seconds, config.batching.distinct_subjects
         )
+        self._attempts = Attempts(journal, self.editor, display.say)
         self._contexts_digest: str | None = None
         self._edits_before = 0
         self._restoring = False
@@ -169,6 +171,8 @@ class Pipeline:
         if plan is None:
             return None
         version = self._write(plan)
+        if version is None:
+            return self.write_next(ended=ended)
         self._settle(version)
         return version
 
@@ -305,14 +309,21 @@ class Pipeline:
 
     # --- one batch ---
 
-    def _write(self, plan: BatchPlan) -> Version:
-        """Apply, store, commit, remember: the order is what makes a crash harmless."""
+    def _write(self, plan: BatchPlan) -> Version | None:
+        """Apply, store, commit, remember: the order is what makes a crash harmless.
+
+        Returns:
+            None where every request of the plan was set aside.
+        """
         batch = plan.batch(self.journal.next_sequence())
         reach("after_batch_planned")
-        receipt = self.editor.apply(batch)
+        receipt = self._attempts.apply(batch)
+        if receipt is None:
+            return None
         reach("after_batch_applied")
         with self._undone_on_error():
             version = self._commit(receipt, plan.superseded)
+        self._attempts.committed()
         applied = {result.request_id for result in receipt.results if result.applied}
         for result in receipt.results:
             if not result.applied:

@@ -189,7 +189,10 @@ class PlainEditor:
     def replay(self, item: Any) -> None:
         self._worker.replay(item)
 
-    def apply(self, batch: Any) -> Any:
+    def rehearse(self, requests: Any, died: Any = None) -> None:
+        self._worker.rehearse(requests)
+
+    def apply(self, batch: Any, died: Any = None) -> Any:
         return self._worker.session().apply(batch)
 
     def swap(self, covariance: KeyCovariance) -> None:

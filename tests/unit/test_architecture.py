@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -26,6 +27,18 @@ MAY_IMPORT: dict[str, set[str]] = {
 OUTSIDE = {"tests", "benchmarks", "configs", "k8s", "docs"} | set(MAY_IMPORT)  # rooms have no names of their own
 EDITING_NEEDS_ONLY = {"torch", "transformers", "pydantic", "safetensors", "numpy", "regex"}
 MAX_LINES = 600
+FLOORS: tuple[frozenset[str], ...] = (
+    frozenset({"cli"}),
+    frozenset({"service", "doctor", "experiments"}),
+    frozenset({"run"}),
+    frozenset({"covariance"}),
+    frozenset({"publish", "guard"}),
+    frozenset({"history", "sources", "measuring"}),
+    frozenset({"journal", "config", "tracking", "report", "progress"}),
+)
+"""The rooms of `orchestrator/`, top floor first: each imports from floors below its own, and from no other."""
+MOST_FILES = 4
+"""Python files that may lie in `orchestrator/` itself."""
 
 
 def sources(*folders: str) -> list[Path]:
@@ -128,6 +141,129 @@ def test_the_checker_sees_a_forbidden_import(package: str, code: str) -> None:
 )
 def test_the_checker_allows_what_is_allowed(package: str, code: str) -> None:
     assert forbidden_imports(code, ("errata", *package.split("."))) == []
+
+
+def climbing_imports(code: str, package: tuple[str, ...], room: str, name: str = "<code>") -> list[str]:
+    """What in `code`, a file of the room of `orchestrator/` called `room`, does not go down a floor."""
+    floor_of = {each: number for number, floor in enumerate(FLOORS) for each in floor}
+    bad = []
+    for line, module, _ in imported_modules(code, package, name):
+        parts = module.split(".")
+        if parts[:2] != ["errata", "orchestrator"]:
+            continue
+        if len(parts) == 2:
+            bad.append(f"{line}: {room} imports {module}; name the room")
+        elif parts[2] != room and floor_of[parts[2]] <= floor_of[room]:
+            bad.append(f"{line}: {room} imports {module}")
+    return bad
+
+
+def rooms_of_orchestrator() -> set[str]:
+    """Folders and files, without the file that says what they are."""
+    folders = {path.parent.name for path in (ROOT / "orchestrator").glob("*/__init__.py")}
+    return folders | {path.stem for path in (ROOT / "orchestrator").glob("*.py")} - {"__init__"}
+
+
+def test_imports_between_the_rooms_of_orchestrator_go_down() -> None:
+    assert rooms_of_orchestrator() == frozenset().union(*FLOORS), "each room has a floor"
+    bad = []
+    for path in sources("orchestrator"):
+        relative = path.relative_to(ROOT)
+        room = relative.parts[1].removesuffix(".py")
+        if room != "__init__":
+            package = ("errata", *relative.parent.parts)
+            bad += [f"{relative}:{b}" for b in climbing_imports(path.read_text(), package, room, str(relative))]
+    assert not bad, "\n".join(bad)
+
+
+@pytest.mark.parametrize(
+    ("upper", "lower", "file"),
+    [
+        ("cli", "run", "cli/main.py"),
+        ("service", "run", "service/launch.py"),
+        ("run", "covariance", "run/pipeline.py"),
+        ("covariance", "publish", "covariance/refresh.py"),
+        ("guard", "history", "guard/guard.py"),
+        ("measuring", "report", "measuring/judging.py"),
+    ],
+)
+def test_an_import_turned_round_is_seen(upper: str, lower: str, file: str) -> None:
+    """The arrow from a real file to the floor below is allowed; the same arrow the other way is not, however it is
+    written."""
+    modules = [
+        module
+        for _, module, _ in imported_modules((ROOT / "orchestrator" / file).read_text(), ("errata",))
+        if module.startswith(f"errata.orchestrator.{lower}")
+    ]
+    assert modules, f"{file} no longer imports {lower}: take another file"
+    up, down = ("errata", "orchestrator", upper), ("errata", "orchestrator", lower)
+    assert climbing_imports(f"import {modules[0]}", up, upper) == []
+    for code in (
+        f"from errata.orchestrator.{upper} import x",
+        f"def f():\n    import errata.orchestrator.{upper}.x",
+        f"from ..{upper} import x",
+        f"from .. import {upper}",
+        f"import importlib\nimportlib.import_module('errata.orchestrator.{upper}.x')",
+    ):
+        assert climbing_imports(code, down, lower), code
+
+
+def test_rooms_of_one_floor_do_not_import_each_other() -> None:
+    package = ("errata", "orchestrator", "guard")
+    assert climbing_imports("from errata.orchestrator.publish.policy import x", package, "guard")
+    assert climbing_imports("from errata.orchestrator import publish", package, "guard"), "the room stands in the path"
+
+
+def test_few_files_lie_in_orchestrator_itself_and_every_room_is_described() -> None:
+    """The docstring of `orchestrator/__init__.py` has one line for each room: ``* `name` - what is there.``"""
+    assert len(list((ROOT / "orchestrator").glob("*.py"))) <= MOST_FILES
+    text = ast.get_docstring(ast.parse((ROOT / "orchestrator" / "__init__.py").read_text())) or ""
+    described = re.findall(r"^\* ``(\w+)`` - \S.*\.$", text, re.MULTILINE)
+    assert sorted(described) == sorted(rooms_of_orchestrator())
+
+
+def import_graph(files: Iterator[tuple[str, str]]) -> dict[str, set[str]]:
+    """Module -> modules of the same set that it imports, anywhere in its code; from (dotted module, code) pairs."""
+    codes = dict(files)
+    graph: dict[str, set[str]] = {module: set() for module in codes}
+    for module, code in codes.items():
+        package = tuple(module.split(".")[:-1])
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom):
+                base = package[: len(package) - node.level + 1] if node.level else ()
+                origin = ".".join((*base, *([node.module] if node.module else [])))
+                named = {f"{origin}.{alias.name}" for alias in node.names} & set(codes)
+                graph[module] |= named or {origin} & set(codes)
+        graph[module] |= {name for _, name, _ in imported_modules(code, package) if name in codes and name != module}
+    return graph
+
+
+def circle_in(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle, in order; empty where there is none."""
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+@pytest.mark.parametrize("room", sorted(MAY_IMPORT))
+def test_no_module_imports_itself_in_a_circle(room: str) -> None:
+    """Imports inside functions count too: a circle that is hidden in one is still a circle."""
+
+    def modules() -> Iterator[tuple[str, str]]:
+        for path in sources(room):
+            if path.name != "__init__.py":
+                yield ".".join(("errata", *path.relative_to(ROOT).with_suffix("").parts)), path.read_text()
+
+    assert circle_in(import_graph(modules())) == []
+
+
+def test_a_circle_is_seen() -> None:
+    hidden = "def f():\n    from errata.actors import a"
+    files = [("errata.actors.a", "from .b import x"), ("errata.actors.b", hidden), ("errata.actors.c", "import ray")]
+    assert set(circle_in(import_graph(iter(files)))) == {"errata.actors.a", "errata.actors.b"}
+    assert circle_in(import_graph(iter(files[::2]))) == []
 
 
 def test_editing_imports_without_ray_faiss_or_mlflow() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from errata.actors.workers.covariance import Estimate
 from errata.editing.covariance import KeyCovariance
 from errata.editing.delta import LayerDelta, WeightDelta, apply_delta
-from errata.editing.request import EditBatch
+from errata.editing.request import EditBatch, EditRequest
 from errata.editing.reverting import HistoryItem, RevertOrder
 from errata.editing.session import EditReceipt, Part, RequestResult, Snapshot
 from errata.retrieval.memory import MemoryEntry
@@ -87,7 +87,10 @@ class FakeEditor:
     def swap(self, covariance: KeyCovariance) -> None:
         self.covariance = covariance.digest
 
-    def apply(self, batch: EditBatch) -> EditReceipt:
+    def rehearse(self, requests: Sequence[EditRequest], died: Callable[[Exception], None] | None = None) -> None:
+        pass
+
+    def apply(self, batch: EditBatch, died: Callable[[Exception], None] | None = None) -> EditReceipt:
         if batch.sequence == self.sequence:
             return self.last
         good = [request for request in batch.requests if request.target_new != "bad"]
