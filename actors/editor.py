@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
@@ -122,7 +123,7 @@ class EditorClient:
     def contexts(self) -> tuple[str, ...]:
         """The context prefixes in use; fixes them for every later revival."""
         contexts: tuple[str, ...] = self._call("contexts")
-        self._contexts = ContextSpec(self._contexts.count, self._contexts.length, self._contexts.seed, contexts)
+        self._contexts = replace(self._contexts, given=contexts)
         return contexts
 
     def map_widths(self) -> dict[int, int]:

@@ -5,8 +5,7 @@ change, applied to the weights before the batch: what was looked at is what is c
 edits that are weak. One that did not get where it was to go is written again with a weaker ridge; one that did, and
 still is not said, gets a further target, found on the weights as they are. The other edits of the batch keep theirs.
 
-Whether there is another sweep is decided by counts of tokens, and what was done is part of the receipt: a replay
-decides nothing.
+Whether there is another sweep is decided here, once: what was done is part of the receipt, and a replay decides nothing.
 
 Letters: m edits, d hidden size.
 """
@@ -166,9 +165,10 @@ class _Loop:
                     targets[number] = value.state
 
 
-def score(outcomes: Sequence[Outcome]) -> tuple[int, int]:
-    """What a correction must raise: edits that landed, then tokens that are the argmax."""
-    return sum(outcome.landed for outcome in outcomes), sum(sum(outcome.argmax) for outcome in outcomes)
+def score(outcomes: Sequence[Outcome]) -> tuple[int, int, float]:
+    """What a correction must raise: edits that landed, else tokens that are the argmax, else their probability."""
+    tokens = sum(sum(outcome.argmax) for outcome in outcomes)
+    return sum(outcome.landed for outcome in outcomes), tokens, sum(outcome.p_target for outcome in outcomes)
 
 
 def finish(

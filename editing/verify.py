@@ -229,7 +229,13 @@ def held_prompts(config: VerifyConfig) -> tuple[str, ...]:
     return lines
 
 
-def counted(outcomes: Mapping[str, Outcome]) -> tuple[int, int]:
-    """How many landed, and how many are weak."""
-    landed = sum(outcome.landed for outcome in outcomes.values())
-    return landed, len(outcomes) - landed
+def in_short(figures: Mapping[str, Any]) -> str:
+    """Figures of an outcome in one line."""
+    parts = []
+    if "argmax" in figures:
+        parts.append("{} of {} target tokens are the likeliest".format(*figures["argmax"]))
+    if "p_target" in figures:
+        parts.append(f"P(target) {figures['p_target']:.2g}")
+    if "reached" in figures:
+        parts.append(f"{figures['reached']:.2f} of the change reached")
+    return ", ".join(parts)

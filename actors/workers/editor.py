@@ -16,18 +16,21 @@ from errata.editing.errors import ErrataError, in_words
 from errata.editing.request import EditRequest
 from errata.editing.reverting import HistoryItem, RevertOrder, revert
 from errata.editing.session import EditReceipt, EditSession, Snapshot
+from errata.editing.verify import VerifyConfig
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ContextSpec:
-    """Context prefixes: given, or sampled from the base model."""
+    """What a session is made with besides its editor: the context prefixes, given or sampled from the base model, and
+    how it looks at its batches."""
 
     count: int
     length: int
     seed: int
     given: tuple[str, ...] | None = None
+    verify: VerifyConfig | None = None
 
 
 class EditorWorker:
@@ -40,11 +43,12 @@ class EditorWorker:
         self.contexts = contexts.given or sample_contexts(
             self._model, count=contexts.count, length=contexts.length, seed=contexts.seed
         )
+        self._verify = contexts.verify
         self._session: EditSession | None = None
 
     def start(self, covariance: KeyCovariance | None) -> None:
         """Begin the lifetime on its first covariance."""
-        self._session = EditSession(self._model, self._editor, covariance, self.contexts)
+        self._session = EditSession(self._model, self._editor, covariance, self.contexts, self._verify)
 
     def map_widths(self) -> dict[int, int]:
         """d_in of every edited map."""

@@ -17,6 +17,7 @@ from errata.actors.settings import ModelSpec, ParallelConfig, RayConfig
 from errata.editing.closed import Closed
 from errata.editing.digest import digest_json
 from errata.editing.editors import REGISTRY
+from errata.editing.verify import VerifyConfig
 from errata.orchestrator.config.covariance import CovarianceConfig
 from errata.orchestrator.config.evaluation import EvaluationConfig, MemoryConfig
 from errata.orchestrator.config.guard import GuardConfig
@@ -87,6 +88,7 @@ class RunConfig(Closed):
     contexts: ContextsConfig = ContextsConfig()
     stream: StreamConfig
     batching: BatchingConfig = BatchingConfig()
+    verify: VerifyConfig = VerifyConfig()
     schedule: Literal["deterministic", "asap"] = "deterministic"
     """``deterministic``: batches form by count and covariances change over by edits; ``asap``: both by the clock."""
     snapshots: SnapshotConfig = SnapshotConfig()
@@ -160,10 +162,22 @@ class RunConfig(Closed):
         return ModelSpec(name=self.model.name, dtype=self.model.dtype, digest=digest, parallel=self.model.parallel)
 
 
+def _known_of_old(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without the units that runs of older releases had no other choice of."""
+    return {key: value for key, value in settings.items() if key != "units" or value != "absolute"}
+
+
 def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     """`RunConfig.identity` of a configuration kept as plain data, perhaps by an older release."""
     elsewhere = ("ray", "tracking", "name", "schedule", "snapshots", "guard", "publish", "service")
     kept = {key: value for key, value in plain.items() if key not in elsewhere}
+    if kept.get("verify") == VerifyConfig().model_dump(mode="json"):
+        del kept["verify"]  # runs of older releases know nothing of it
+    editor = kept.get("editor")
+    if isinstance(editor, Mapping):
+        kept["editor"] = _known_of_old(editor)
+        if isinstance(values := editor.get("values"), Mapping):
+            kept["editor"]["values"] = _known_of_old(values)
     model = kept.get("model")
     if isinstance(model, Mapping):
         # runs of older releases know nothing of it

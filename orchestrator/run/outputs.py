@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import errata.evaluation.perplexity  # noqa: F401 - enters its metric
+from errata.editing.session import NOT_LANDED
 from errata.evaluation.metrics import METRICS
 from errata.evaluation.outcomes import fact_line, portability_by_kind
 from errata.orchestrator.config.run import RunConfig
@@ -72,6 +73,7 @@ def write_outputs(
         editor=config.editor.type,
         edits_applied=head.edits,
         edits_failed=counts.rejected,
+        **_verified(config, journal),
         batches=head.sequence,
         refreshes=len(refreshes),
         version=head.digest,
@@ -101,6 +103,15 @@ def write_outputs(
     page = render_report(summary.model_dump(mode="json"), facts, resolved)
     (output / "report.html").write_text(page, encoding="utf-8")
     return summary
+
+
+def _verified(config: RunConfig, journal: Journal) -> dict[str, int]:
+    """How many edits landed, are weak and were refused, where batches are looked at."""
+    if not config.verify.enabled:
+        return {}
+    counts = journal.counts()
+    refused = sum(row.reason in (NOT_LANDED, "damage") for row in journal.requests("rejected"))
+    return {"edits_landed": counts.landed, "edits_weak": counts.weak, "edits_refused": refused}
 
 
 def _arms(metrics: dict[str, dict[str, float | None]]) -> Any:
