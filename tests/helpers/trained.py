@@ -20,7 +20,7 @@ RELATIONS = {
     "{} works as a": ("writer", "subject", "capital", "question"),
     "{} lies in": ("Italy", "Canada", "Africa", "France"),
 }
-_STEPS = 220
+_STEPS = 150
 
 
 def facts() -> list[tuple[str, str, str]]:
@@ -59,7 +59,7 @@ def _sentences(model: EditableModel, prefixes: tuple[str, ...] = ("",)) -> list[
 def _weights(model_type: str, layers: int) -> dict[str, torch.Tensor]:
     model = _fresh(model_type, layers)
     hf = model.hf.train().requires_grad_(True)
-    rows = _sentences(model, ("", "You. "))
+    rows = _sentences(model)
     width = max(map(len, rows))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     labels = torch.tensor([row + [-100] * (width - len(row)) for row in rows])
