@@ -21,7 +21,9 @@ from errata.editing.errors import ErrataError
 from errata.editing.request import EditRequest
 from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.arms import Evaluation
+from errata.evaluation.free_text import FreeText
 from errata.evaluation.outcomes import Arm
+from errata.evaluation.sampling import SamplingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,11 @@ class EvaluationActor:
     ) -> list[str]:
         return self._worker.continuations(prompts, weights, max_new_tokens, chat)
 
+    def free_texts(
+        self, openings: Mapping[str, Sequence[str]], weights: Mapping[int, Tensor], sampling: SamplingConfig
+    ) -> dict[str, FreeText]:
+        return self._worker.free_texts(openings, weights, sampling)
+
     def answer(
         self,
         questions: Sequence[Question],
@@ -70,6 +77,10 @@ def _ask(part: Sequence[EditRequest], weights: Any, hits: Any, actor: Any) -> An
 
 def _read(documents: Sequence[str], weights: Any, actor: Any) -> Any:
     return actor.perplexity.remote(documents, weights)
+
+
+def _continue(openings: Mapping[str, Sequence[str]], weights: Any, sampling: SamplingConfig, actor: Any) -> Any:
+    return actor.free_texts.remote(openings, weights, sampling)
 
 
 def free_slot(turn: int, count: int, busy: Collection[int]) -> int:
@@ -162,6 +173,18 @@ class EvaluationPool:
             [lambda actor: actor.continuations.remote(given, weights, max_new_tokens, chat)]
         )
         return texts[0]
+
+    def free_texts(
+        self, openings: Mapping[str, Sequence[str]], weights: Any, sampling: SamplingConfig
+    ) -> dict[str, FreeText]:
+        """Sampled continuations by a version; the facts go over the workers, and no other changes what one says."""
+        names = list(openings)
+        parts = [names[i :: len(self.actors)] for i in range(min(len(names), len(self.actors)))]
+        calls = [partial(_continue, {name: list(openings[name]) for name in part}, weights, sampling) for part in parts]
+        found: dict[str, FreeText] = {}
+        for part in self._spread(calls):
+            found |= part
+        return {name: found[name] for name in names}
 
     def answer(
         self,

@@ -18,7 +18,9 @@ from errata.editing.reverting import HistoryItem, RevertOrder
 from errata.editing.session import EditReceipt, Snapshot
 from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.arms import Evaluation
+from errata.evaluation.free_text import FreeText
 from errata.evaluation.outcomes import Arm
+from errata.evaluation.sampling import SamplingConfig
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import Hit, MemoryEntry
 
@@ -109,6 +111,11 @@ class EvaluationPart(Protocol):
 
     def continuations(self, prompts: Sequence[str], weights: Any, max_new_tokens: int, chat: bool) -> list[str]:
         """What a version says after each prompt."""
+
+    def free_texts(
+        self, openings: Mapping[str, Sequence[str]], weights: Any, sampling: SamplingConfig
+    ) -> dict[str, FreeText]:
+        """Sampled continuations of each fact's openings by a version; no weights for the base."""
 
     def answer(
         self,

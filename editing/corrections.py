@@ -5,7 +5,8 @@ change, applied to the weights before the batch: what was looked at is what is c
 edits that are weak. One that did not get where it was to go is written again with a weaker ridge; one that did, and
 still is not said, gets a further target, found on the weights as they are. The other edits of the batch keep theirs.
 
-Whether there is another sweep is decided here, once: what was done is part of the receipt, and a replay decides nothing.
+Whether there is another sweep is decided here, once: what was done is part of the receipt, and a replay decides
+nothing.
 
 Letters: m edits, d hidden size.
 """

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -23,7 +23,14 @@ from errata.editing.model.engine import Answer, Continuation, LanguageEngine
 from errata.editing.request import EditRequest
 from errata.evaluation.caching import CachingEngine
 from errata.evaluation.judge import Case, ContainsJudge, Judge
-from errata.evaluation.metrics import locality_exact, locality_match_ratio, token_accuracy
+from errata.evaluation.metrics import (
+    all_tokens_correct,
+    answer_f1,
+    locality_exact,
+    locality_match_ratio,
+    locality_tf,
+    token_accuracy,
+)
 from errata.evaluation.outcomes import (
     ARMS,
     MEMORY_ARMS,
@@ -32,10 +39,12 @@ from errata.evaluation.outcomes import (
     ProbeResult,
     RecordResult,
     Retrieved,
+    arm_intervals,
     arm_metrics,
     choice_rates,
 )
 from errata.evaluation.probes import Probe, probes_of
+from errata.evaluation.reasoning import ReasoningMarks, answer_part
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +96,14 @@ class Evaluation:
         times = query_seconds or {}
         return {arm: arm_metrics(self.records, arm, query_seconds=times.get(arm)) for arm in self.arms}
 
+    def intervals(self) -> dict[Arm, dict[str, tuple[float, float]]]:
+        """`arm_intervals` of every arm."""
+        return {arm: arm_intervals(self.records, arm) for arm in self.arms}
+
+    def only(self, names: Collection[str]) -> Evaluation:
+        """The same of some records."""
+        return replace(self, records=tuple(record for record in self.records if record.request_id in names))
+
     def choices(self) -> dict[Arm, dict[str, float | None]]:
         """`choice_rates` of the memory arms."""
         return {arm: choice_rates(self.records, arm) for arm in self.arms if arm in MEMORY_ARMS}
@@ -126,6 +143,7 @@ class ArmEvaluator:
         judge: Judge | None = None,
         max_new_tokens: int = 12,
         stop_at_newline: bool = True,
+        reasoning: ReasoningMarks | None = None,
     ) -> None:
         """Build the `chooser` on the same ``CachingEngine`` as given here, and its scores are remembered too.
 
@@ -136,6 +154,7 @@ class ArmEvaluator:
             judge: of generated answers to in-scope questions; containment by default.
             max_new_tokens: end of a generated answer.
             stop_at_newline: whether a newline ends it too.
+            reasoning: marks around what a reasoning model writes before its answer; what is judged is what follows.
         """
         self.model = model
         self.chooser = chooser
@@ -143,6 +162,7 @@ class ArmEvaluator:
         self.judge: Judge = judge if judge is not None else ContainsJudge()
         self.max_new_tokens = max_new_tokens
         self.stop_at_newline = stop_at_newline
+        self.reasoning = reasoning
 
     def evaluate(
         self,
@@ -353,22 +373,25 @@ class ArmEvaluator:
     ) -> dict[Probe, ProbeOutcome]:
         distinct = list(dict.fromkeys(probe for group in probes for probe in group))
         rows = {probe: (probe.prompt, probe.teacher or "") for probe in distinct}
-        judged = [probe for probe in distinct if probe.in_scope]
-        verdicts = dict(
-            zip(
-                judged,
-                self.judge.judge([Case(p.prompt, replies[rows[p]].answer.text, p.expected) for p in judged]),
-                strict=True,
-            )
-        )
+        said = {probe: answer_part(replies[rows[probe]].answer.text, self.reasoning) for probe in distinct}
+        before = {probe: answer_part(unedited[rows[probe]].answer.text, self.reasoning)[0] for probe in distinct}
+        cases = [Case(probe.prompt, said[probe][0], probe.expected) for probe in distinct]
+        verdicts = dict(zip(distinct, self.judge.judge(cases), strict=True))
         outcomes: dict[Probe, ProbeOutcome] = {}
         for probe in distinct:
             reply, plain = replies[rows[probe]], unedited[rows[probe]]
             choice = reply.choice
+            answer, reasoning = said[probe]
+            scored = reply.continuation
             outcomes[probe] = ProbeOutcome(
-                answer=reply.answer.text.strip(),
-                ok=verdicts[probe] if probe.in_scope else locality_exact(reply.answer.text, plain.answer.text),
-                accuracy=token_accuracy(reply.continuation.hits) if reply.continuation.hits else None,
+                answer=answer.strip(),
+                ok=verdicts[probe] if probe.in_scope else locality_exact(answer, before[probe]),
+                right=verdicts[probe],
+                f1=answer_f1(answer, probe.expected),
+                accuracy=token_accuracy(scored.hits) if scored.hits else None,
+                exact=all_tokens_correct(scored.hits) if scored.hits else None,
+                agreement=self._agreement(scored, plain.continuation) if scored.hits else None,
+                reasoning=reasoning,
                 match_ratio=locality_match_ratio(reply.answer.ids, plain.answer.ids),
                 chosen=choice.hit.statement if choice is not None and choice.hit is not None else None,
                 reason=choice.reason if choice is not None else None,
@@ -379,6 +402,13 @@ class ArmEvaluator:
                 else (),
             )
         return outcomes
+
+    def _agreement(self, scored: Continuation, plain: Continuation) -> float:
+        """`locality_tf`, by the tokens' texts: in a chat template an answer begins without a space."""
+        own, other = (
+            [self.model.text.decode([token]).strip() or token for token in part.argmax] for part in (scored, plain)
+        )
+        return locality_tf(own, other)
 
 
 def base_weights_digest(model: EditableModel, base: Mapping[int, Tensor]) -> str:

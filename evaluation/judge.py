@@ -92,7 +92,7 @@ class F1Judge:
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
-        self.name = f"f1>={threshold:g}"
+        self.name = judge_name(F1JudgeConfig(threshold=threshold))
 
     def judge(self, cases: Sequence[Case]) -> list[bool]:
         """One verdict a case."""
@@ -101,9 +101,10 @@ class F1Judge:
 
 _INSTRUCTION = (
     "You check answers. Given a question, the reference answers and a model's answer, decide whether the "
-    "model's answer gives one of the reference answers. Wording, case and further true remarks do not count; "
-    "an answer that names something else, hedges between several, or says nothing is wrong. Reply with one "
-    "word: correct or incorrect."
+    "model's answer means the same as one of the reference answers. Wording, case and further true remarks do not "
+    "count. Wrong is an answer that names something else or hedges between several; one that repeats itself over "
+    "and over or goes on without end, even if it holds the reference; one that gives only a part of a reference "
+    "that lists several things; and one that says nothing. Reply with one word: correct or incorrect."
 )
 _VERDICT = re.compile(r"\b(correct|incorrect)\b", re.IGNORECASE)
 
@@ -113,7 +114,7 @@ class LlmJudge:
 
     def __init__(self, endpoint: ChatEndpoint) -> None:
         self.endpoint = endpoint
-        self.name = f"llm:{endpoint.config.model}"
+        self.name = judge_name(LlmJudgeConfig(endpoint=endpoint.config))
         self.unreadable = 0
         self._fallback = ContainsJudge()
 
@@ -142,6 +143,13 @@ class LlmJudge:
             logger.warning("judge %s gave no verdict (%r); the string judge decides", self.name, reply[:80])
             return self._fallback.judge([case])[0]
         return bool(verdicts[-1].lower() == "correct")
+
+
+def judge_name(config: ExactJudgeConfig | ContainsJudgeConfig | F1JudgeConfig | LlmJudgeConfig) -> str:
+    """What a judge of this configuration is called in tables, without making it."""
+    if isinstance(config, F1JudgeConfig):
+        return f"f1>={config.threshold:g}"
+    return f"llm:{config.endpoint.model}" if isinstance(config, LlmJudgeConfig) else config.type
 
 
 def build_judge(config: ExactJudgeConfig | ContainsJudgeConfig | F1JudgeConfig | LlmJudgeConfig) -> Judge:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from errata.editing.request import EditRequest
+from errata.evaluation.metrics import average_true, interval, overall
+from errata.evaluation.metrics.composite import AVERAGE_PARTS, OVERALL_PARTS
 from errata.evaluation.probes import Probe, ProbeKind
 
 Arm = Literal["base", "edited", "memory", "edited_memory"]
@@ -41,6 +43,16 @@ class ProbeOutcome:
     reason: str | None = None
     """Why it was chosen, or why none was; None in arms without memory."""
     retrieved: tuple[Retrieved, ...] = ()
+    right: bool | None = None
+    """The judge's verdict against the expected answers; out of scope too, where that is the true answer."""
+    f1: float | None = None
+    """Word-level F1 of the answer against the expected ones."""
+    exact: bool | None = None
+    """Teacher-forced: every token of the target is the argmax; None where the probe has no target."""
+    agreement: float | None = None
+    """Teacher-forced: share of the target's positions at which the argmax is the unedited model's."""
+    reasoning: str | None = None
+    """What a reasoning model wrote before its answer; None where reasoning is not told apart."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,28 @@ class RecordResult:
     probes: tuple[ProbeResult, ...]
 
 
+PER_RECORD: Final[Mapping[str, tuple[ProbeKind, Callable[[ProbeOutcome], float | None]]]] = {
+    # teacher-forced
+    "efficacy": ("edit", lambda o: o.accuracy),
+    "generalization": ("paraphrase", lambda o: o.accuracy),
+    "specificity": ("neighborhood", lambda o: o.accuracy),
+    "specificity_exact": ("neighborhood", lambda o: o.exact),
+    "locality_tf": ("neighborhood", lambda o: o.agreement),
+    # generated
+    "reliability": ("edit", lambda o: o.ok),
+    "generalization_gen": ("paraphrase", lambda o: o.ok),
+    "locality": ("neighborhood", lambda o: o.ok),
+    "locality_match": ("neighborhood", lambda o: o.match_ratio),
+    "locality_true": ("neighborhood", lambda o: o.right),
+    "portability": ("portability", lambda o: o.ok),
+    "reliability_f1": ("edit", lambda o: o.f1),
+    "generalization_f1": ("paraphrase", lambda o: o.f1),
+    "portability_f1": ("portability", lambda o: o.f1),
+}
+"""Number of an arm -> the probes it is over, and what of an outcome it is the mean of. `errata.evaluation.figures`
+says what each one means."""
+
+
 def record_mean(
     records: Iterable[RecordResult], arm: Arm, kind: ProbeKind, value: Callable[[ProbeOutcome], float | None]
 ) -> float | None:
@@ -67,6 +101,14 @@ def record_mean(
     Records weigh alike however many probes they have (the convention of ROME and EasyEdit); records without
     a probe of the kind are left out.
     """
+    means = record_means(records, arm, kind, value)
+    return sum(means) / len(means) if means else None
+
+
+def record_means(
+    records: Iterable[RecordResult], arm: Arm, kind: ProbeKind, value: Callable[[ProbeOutcome], float | None]
+) -> list[float]:
+    """The means that `record_mean` is over, one for each record with such a probe."""
     means = []
     for record in records:
         measured = [
@@ -75,42 +117,41 @@ def record_mean(
         values = [float(item) for item in measured if item is not None]
         if values:
             means.append(sum(values) / len(values))
-    return sum(means) / len(means) if means else None
+    return means
 
 
 def arm_metrics(
     records: Sequence[RecordResult], arm: Arm, *, query_seconds: float | None = None
 ) -> dict[str, float | None]:
-    """The numbers of one arm, by the names of ``summary.json``.
-
-    Teacher-forced (share of target tokens that are the argmax): ``efficacy`` on edit prompts,
-    ``generalization`` on paraphrases, ``specificity`` on neighbourhood prompts with the original answer.
-    Generated: ``reliability``, ``generalization_gen``, ``portability`` by the judge, ``locality`` the share
-    of neighbourhood answers equal to the unedited model's, ``locality_match`` the share of their tokens that are.
-    All by `record_mean`; None where no record has such a probe.
-    """
-
-    def accuracy(kind: ProbeKind) -> float | None:
-        return record_mean(records, arm, kind, lambda outcome: outcome.accuracy)
-
-    def judged(kind: ProbeKind) -> float | None:
-        return record_mean(records, arm, kind, lambda outcome: outcome.ok)
-
-    return {
-        "efficacy": accuracy("edit"),
-        "generalization": accuracy("paraphrase"),
-        "specificity": accuracy("neighborhood"),
-        "reliability": judged("edit"),
-        "generalization_gen": judged("paraphrase"),
-        "locality": judged("neighborhood"),
-        "locality_match": locality_match_ratio_of(records, arm),
-        "portability": judged("portability"),
-        "query_seconds": query_seconds,
+    """The numbers of one arm, by the names of ``summary.json``: those of `PER_RECORD` by `record_mean`, and what is
+    made of them (``average_true``, ``overall``); None where no record has such a probe."""
+    found: dict[str, float | None] = {
+        key: record_mean(records, arm, kind, value) for key, (kind, value) in PER_RECORD.items()
     }
+    known = {key: value for key, value in found.items() if value is not None}
+    for key, score, parts in (("average_true", average_true, AVERAGE_PARTS), ("overall", overall, OVERALL_PARTS)):
+        found[key] = score(known) if known.keys() >= set(parts) else None
+    return found | {"query_seconds": query_seconds}
 
 
-def portability_by_kind(records: Sequence[RecordResult], arm: Arm) -> dict[str, float]:
-    """Portability of each kind of question, by `record_mean`."""
+def arm_intervals(records: Sequence[RecordResult], arm: Arm) -> dict[str, tuple[float, float]]:
+    """95 % intervals of the numbers of `PER_RECORD`, by `interval` over the records; those of fewer than two left out.
+
+    Records drawn stratified by age scatter less than records drawn at random, so that the intervals are on the safe
+    side.
+    """
+    found = {}
+    for key, (kind, value) in PER_RECORD.items():
+        means = record_means(records, arm, kind, value)
+        if (span := interval(means)) is not None:
+            found[key] = span
+    return found
+
+
+def portability_by_kind(
+    records: Sequence[RecordResult], arm: Arm, value: Callable[[ProbeOutcome], float | None] = lambda o: o.ok
+) -> dict[str, float]:
+    """Portability of each kind of question, by `record_mean`; ``value`` of an outcome is the judge's verdict."""
     kinds = {r.probe.detail for record in records for r in record.probes if r.probe.kind == "portability"}
     by_kind = {}
     for kind in sorted(kinds):
@@ -118,9 +159,9 @@ def portability_by_kind(records: Sequence[RecordResult], arm: Arm) -> dict[str, 
             RecordResult(record.request_id, tuple(r for r in record.probes if r.probe.detail == kind))
             for record in records
         ]
-        value = record_mean(part, arm, "portability", lambda outcome: outcome.ok)
-        if value is not None:
-            by_kind[kind] = value
+        mean = record_mean(part, arm, "portability", value)
+        if mean is not None:
+            by_kind[kind] = mean
     return by_kind
 
 
@@ -211,7 +252,12 @@ def _arm_line(outcome: ProbeOutcome) -> dict[str, Any]:
     return {
         "answer": outcome.answer,
         "ok": outcome.ok,
+        "right": outcome.right,
+        "f1": outcome.f1,
         "accuracy": outcome.accuracy,
+        "exact": outcome.exact,
+        "agreement": outcome.agreement,
+        **({} if outcome.reasoning is None else {"reasoning": outcome.reasoning}),
         "chosen": outcome.chosen,
         "reason": outcome.reason,
         "retrieved": [

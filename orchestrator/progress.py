@@ -62,6 +62,13 @@ class Display:
         else:
             logger.info("%s", message)
 
+    def warn(self, message: str) -> None:
+        """One line about what somebody should look at."""
+        if self._bars is not None:
+            self._bars.console.print(f"warning: {message}", highlight=False, markup=False, style="yellow")
+        else:
+            logger.warning("%s", message)
+
     def update(self, stage: str, done: float, total: float, note: str = "") -> None:
         """Set how far a stage is; the stage appears with its first call."""
         if self._bars is not None:

@@ -13,8 +13,11 @@ from errata.editing.request import EditRequest
 from errata.evaluation.answering import ArmAnswer, Question, answer
 from errata.evaluation.arms import ArmEvaluator, Evaluation
 from errata.evaluation.caching import CachingEngine
+from errata.evaluation.free_text import FreeText, free_texts
 from errata.evaluation.outcomes import Arm
 from errata.evaluation.perplexity import paragraphs_of, perplexity, windows_of
+from errata.evaluation.reasoning import ReasoningMarks
+from errata.evaluation.sampling import SamplingConfig, SamplingEngine
 from errata.retrieval.memory import Hit
 from errata.retrieval.scr import ScrConfig, SelectiveReasoner
 
@@ -29,6 +32,7 @@ class EvaluationSettings:
     arms: tuple[Arm, ...]
     max_new_tokens: int = 12
     stop_at_newline: bool = True
+    reasoning: ReasoningMarks | None = None
 
 
 class EvaluationWorker:
@@ -48,6 +52,7 @@ class EvaluationWorker:
             engine=engine,
             max_new_tokens=settings.max_new_tokens,
             stop_at_newline=settings.stop_at_newline,
+            reasoning=settings.reasoning,
         )
 
     def evaluate(self, requests: Sequence[EditRequest], weights: Mapping[int, Tensor], hits: Hits) -> Evaluation:
@@ -95,6 +100,16 @@ class EvaluationWorker:
             encode = model.text.encode_prompt
             rows = [model.text.encode_chat([{"role": "user", "content": p}]) if chat else encode(p) for p in prompts]
             return [answer.text for answer in self._evaluator.engine.generate(rows, max_new_tokens=max_new_tokens)]
+
+    def free_texts(
+        self, openings: Mapping[str, Sequence[str]], weights: Mapping[int, Tensor], sampling: SamplingConfig
+    ) -> dict[str, FreeText]:
+        """Sampled continuations of each fact's openings by the version; no weights for the base."""
+        self._versioned.show_base()
+        model = self._versioned.model
+        with model.patched(sorted(weights)):
+            model.set_weights(weights)
+            return free_texts(SamplingEngine(model), openings, sampling=sampling)
 
     def answer(
         self,

@@ -12,9 +12,11 @@ import torch
 from errata.editing.checkpoint.stage import checkpoint_digest, fetched, recorded_digest, staged
 from errata.editing.errors import UserError
 from errata.editing.model.adapter import EditableModel
+from errata.editing.model.capacity import Capacity
 from errata.editing.model.decoder import FAMILIES
+from errata.editing.model.text import TextCodec
 
-__all__ = ["DTYPES", "checkpoint_digest", "load_model", "read_model_config", "resolve_model"]
+__all__ = ["DTYPES", "checkpoint_digest", "load_model", "load_text", "read_model_config", "resolve_model"]
 
 DTYPES = {
     "float32": torch.float32,
@@ -79,6 +81,23 @@ def read_model_config(directory: Path, name: str) -> Any:
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"model {name!r}: its config.json cannot be read ({type(error).__name__})") from error
     return config
+
+
+def load_text(name_or_path: str) -> tuple[TextCodec, Capacity]:
+    """The tokenizer of a model and what the model can take in, without its weights.
+
+    Raises:
+        UserError: the model is not there, its type is not supported, or its tokenizer cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    directory = resolve_model(name_or_path)
+    config = read_model_config(directory, name_or_path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"model {name_or_path!r}: its tokenizer cannot be read ({_first_line(error)})") from error
+    return TextCodec(tokenizer), Capacity.of(config)
 
 
 def load_model(

@@ -52,7 +52,7 @@ class MoseConfig(LocateConfig):
     values: MoseValues = MoseValues()
     """How target values are optimised."""
     preservation: float = Field(10.0, gt=0)
-    """lam: weight of the preserved second moment, a mean per token. Grid: 1, 10, 100."""
+    """lam: weight of the preserved second moment, a mean per token. The paper gives neither a value nor a grid."""
     selection: Literal["neighbours", "single", "predefined"] = "neighbours"
     """Edit the chosen layer and the two beside it, the chosen one alone, or (an ablation) all of ``layers``."""
     candidates: int = Field(5, ge=1)

@@ -33,10 +33,11 @@ _PASS_TOKENS_ACCELERATOR = 1024
 
 @dataclass(frozen=True)
 class Continuation:
-    """Teacher-forced scores of a continuation, per token: log-probability, and whether it is the argmax."""
+    """Teacher-forced scores of a continuation, per token: log-probability, whether it is the argmax, and the argmax."""
 
     logprobs: tuple[float, ...]
     hits: tuple[bool, ...]
+    argmax: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -212,11 +213,12 @@ class LanguageEngine:
             targets[row, : len(tokens)] = torch.tensor(tokens)
             wanted[row, : len(tokens)] = True
         wanted = wanted.to(last.device)
-        logprobs, hits = self._token_logprobs(states[wanted], targets.to(last.device)[wanted])
-        flat_p, flat_h, at = logprobs.tolist(), hits.tolist(), 0
+        targets = targets.to(last.device)[wanted]
+        logprobs, argmax = self._token_logprobs(states[wanted], targets)
+        flat_p, flat_h, flat_a, at = logprobs.tolist(), (argmax == targets).tolist(), argmax.tolist(), 0
         for (_, user), tokens in zip(pairs, continuations, strict=True):
             span = slice(at, at + len(tokens))
-            scores[user] = Continuation(tuple(flat_p[span]), tuple(flat_h[span]))
+            scores[user] = Continuation(tuple(flat_p[span]), tuple(flat_h[span]), tuple(flat_a[span]))
             at += len(tokens)
 
     def _decode(self, cache: SlotKV, last: Tensor, limit: int, stop_at_newline: bool) -> list[Answer]:
@@ -254,16 +256,17 @@ class LanguageEngine:
         return self._newline[token]
 
     def _token_logprobs(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logprobs, hits = [], []
+        """Of each state the log-probability of its target, and the likeliest token."""
+        logprobs, argmax = [], []
         for at in range(0, states.shape[0], _LOGIT_ROWS):
             logits = self.model.logits(states[at : at + _LOGIT_ROWS]).float()
             wanted = targets[at : at + _LOGIT_ROWS]
             picked = logits.gather(1, wanted[:, None]).squeeze(1)
             logprobs.append(picked - logits.logsumexp(dim=1))
-            hits.append(logits.argmax(dim=1) == wanted)
+            argmax.append(logits.argmax(dim=1))
         if not logprobs:
-            return states.new_zeros(0), torch.zeros(0, dtype=torch.bool, device=states.device)
-        return torch.cat(logprobs), torch.cat(hits)
+            return states.new_zeros(0), torch.zeros(0, dtype=torch.long, device=states.device)
+        return torch.cat(logprobs), torch.cat(argmax)
 
     def _most_rows(self, capacity: int) -> int:
         """How many rows of a cache with ``capacity`` places each may be held at once."""

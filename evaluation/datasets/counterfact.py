@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from errata.evaluation.datasets.record import Draft, Loader, Raw, optional_text, text_of, texts
 
@@ -12,7 +12,7 @@ def convert(raw: Raw, target: str) -> Iterator[Draft]:
 
     Added fields are used where they are: `portability` (one hop, Yao et al. 2023) and
     `alternative_subject`, whose question is the edit's own template about the alias. `attribute_prompts`
-    and `generation_prompts` are not part of a request.
+    and `generation_prompts` are not part of a request; `openings` reads the latter.
     """
     yield _draft(raw, "neighborhood_prompts")
 
@@ -63,6 +63,32 @@ def convert_flat(raw: Raw, target: str) -> Iterator[Draft]:
         "paraphrases": tuple(texts(raw.get("rephrase_prompt", ()))),
         "neighborhood": ({"prompt": probe, "answer": text_of(raw, "locality_ground_truth")},) if probe else (),
     }
+
+
+def openings(records: Iterable[Raw]) -> dict[str, list[str]]:
+    """Per edit the openings that ROME lets a model continue (`generation_prompts`; they repeat, as there)."""
+    return {
+        f"cf-{raw['case_id']}": [str(text) for text in raw["generation_prompts"]]
+        for raw in records
+        if isinstance(raw, Mapping) and "case_id" in raw and raw.get("generation_prompts")
+    }
+
+
+def references(records: Iterable[Raw], snippets: Iterable[Raw]) -> dict[str, list[str]]:
+    """Per edit texts about other subjects that have the new object, from ROME's ``attribute_snippets.json``: objects
+    with ``relation_id``, ``target_id`` and ``samples``, each with a ``text``."""
+    known = {
+        (str(item["relation_id"]), str(item["target_id"])): [str(sample["text"]) for sample in item["samples"]]
+        for item in snippets
+    }
+    found = {}
+    for raw in records:
+        rewrite = raw.get("requested_rewrite") if isinstance(raw, Mapping) else None
+        if isinstance(rewrite, Mapping) and isinstance(new := rewrite.get("target_new"), Mapping):
+            texts_of_it = known.get((str(rewrite.get("relation_id")), str(new.get("id"))))
+            if texts_of_it:
+                found[f"cf-{raw['case_id']}"] = texts_of_it
+    return found
 
 
 def _is_full(raw: Raw) -> bool:

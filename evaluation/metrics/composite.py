@@ -8,7 +8,9 @@ from math import sqrt
 
 from errata.evaluation.metrics.card import metric
 
-EDIT_PARTS = ("efficacy", "generalization", "specificity", "fluency_star", "portability")
+EDIT_PARTS = ("efficacy", "generalization", "specificity_exact", "fluency_star", "portability")
+AVERAGE_PARTS = ("reliability", "generalization_gen", "locality_true", "portability")
+OVERALL_PARTS = ("reliability", "generalization_gen", "locality_true")
 PRESERVATION_PARTS = ("mmlu", "gsm8k", "hellaswag", "winogrande", "arc_challenge", "humaneval")
 
 
@@ -25,23 +27,38 @@ def harmonic_mean(values: Sequence[float]) -> float:
     return len(values) / sum(1 / value for value in values)
 
 
-def _composite(parts: Sequence[str], scores: Mapping[str, float]) -> float:
+def _parts(parts: Sequence[str], scores: Mapping[str, float]) -> list[float]:
     missing = [part for part in parts if part not in scores]
     if missing:
         raise ValueError(f"composite score lacks {', '.join(missing)}")
-    return harmonic_mean([scores[part] for part in parts])
+    return [scores[part] for part in parts]
 
 
-@metric("edit_score", version=1, source="moir eq. 19 (S_e)")
+@metric("edit_score", version=2, source="moir eq. 19 (S_e)")
 def edit_score(scores: Mapping[str, float]) -> float:
-    """S_e: harmonic mean of efficacy, generalisation, specificity, fluency* and portability."""
-    return _composite(EDIT_PARTS, scores)
+    """S_e: harmonic mean of efficacy, generalisation, exact specificity (eq. 16), fluency* and portability.
+
+    Version 1 took the specificity that gives credit for part of an answer.
+    """
+    return harmonic_mean(_parts(EDIT_PARTS, scores))
+
+
+@metric("average_true", version=1, source="revisiting, tables 3 and 29-32 (Avg.)")
+def average_true(scores: Mapping[str, float]) -> float:
+    """Mean of reliability, generalisation, locality against the true answer and portability (generated answers)."""
+    return sum(_parts(AVERAGE_PARTS, scores)) / len(AVERAGE_PARTS)
+
+
+@metric("overall", version=1, source="rose, table 1 (Overall)")
+def overall(scores: Mapping[str, float]) -> float:
+    """Mean of RoSE's efficacy, paraphrase and locality: generated answers, locality against the true answer."""
+    return sum(_parts(OVERALL_PARTS, scores)) / len(OVERALL_PARTS)
 
 
 @metric("preservation_score", version=1, source="moir eq. 20 (S_p)")
 def preservation_score(scores: Mapping[str, float]) -> float:
     """S_p: harmonic mean of MMLU, GSM8K strict, HellaSwag, WinoGrande, ARC-C and HumanEval pass@1."""
-    return _composite(PRESERVATION_PARTS, scores)
+    return harmonic_mean(_parts(PRESERVATION_PARTS, scores))
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,15 @@ def answer_f1(answer: str, expected: Sequence[str]) -> float:
     return best_f1(answer, expected)
 
 
+@metric("locality_true", version=MATCHING_VERSION, source="revisiting C.1 (its Locality: before any edit 14, not 100)")
+def locality_true(answer: str, true: Sequence[str]) -> bool:
+    """Whether the generated answer to a neighbourhood prompt contains the *true* one, whatever the unedited model says.
+
+    A run's own judge decides it, as it decides reliability.
+    """
+    return contains(answer, true)
+
+
 @metric("locality_exact", version=1, source="revisiting C.5, table 40 (exact match)")
 def locality_exact(answer: str, unedited: str) -> bool:
     """Whether an answer is that of the unedited model: the same text but for white space at its ends."""

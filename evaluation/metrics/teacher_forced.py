@@ -3,7 +3,7 @@ freely."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from errata.evaluation.metrics.card import metric
 
@@ -70,6 +70,22 @@ def neighborhood_score(new: Sequence[float], old: Sequence[float]) -> bool:
 def neighborhood_score_argmax(hits: Sequence[bool]) -> bool:
     """NS, argmax form: on a neighbourhood prompt every token of the *original* target is the argmax."""
     return all_tokens_correct(hits)
+
+
+@metric("locality_tf", version=1, source="EasyEdit (`locality_acc`); mose eq. 27")
+def locality_tf(argmax: Sequence[Hashable], unedited: Sequence[Hashable]) -> float:
+    """Share of the old answer's tokens at which a version's likeliest token is the unedited model's, teacher-forced.
+
+    Whether those tokens are right plays no part; the unedited model scores 1. Where a context makes the answer more
+    tokens or fewer, the share is of the longer of the two.
+
+    Args:
+        argmax, unedited: per token of the neighbourhood prompt's own answer the likeliest token, after the prompt and
+            the answer's earlier tokens.
+    """
+    if not argmax or not unedited:
+        raise ValueError("locality_tf needs the likeliest tokens of both, at least one")
+    return sum(a == b for a, b in zip(argmax, unedited, strict=False)) / max(len(argmax), len(unedited))
 
 
 @metric("probability_margin", version=1, source=f"EM, PM and NM of {_ROME}")

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from math import isfinite, sqrt
 from typing import Any, Protocol
 
+from errata.evaluation.metrics import interval as interval_of_mean
 from errata.evaluation.metrics import preservation_score
+from errata.evaluation.metrics.interval import NORMAL_95
 from errata.evaluation.sampling import SamplingEngine
 
 Item = tuple[str, int]
@@ -25,9 +27,6 @@ S_P_METRICS: Mapping[str, str] = {
     "humaneval": "pass@1",
 }
 """Which metric of each benchmark S_p takes (moir, table 3)."""
-
-_Z = 1.959963984540054
-"""Of a two-sided interval that covers 95 %."""
 
 
 class Suite(Protocol):
@@ -75,22 +74,11 @@ def sampled(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
 
 
 def interval(values: Sequence[float], of: int) -> tuple[float, float] | None:
-    """95 % interval of a mean over ``of`` items, from some of them; None for fewer than two values.
+    """95 % interval of a mean over a benchmark of ``of`` items, from some of them; None for fewer than two values.
 
-    Shares of zeros and ones: Wilson's interval, which stays within 0 and 1 and is not empty at the ends. Other
-    values: mean and normal quantile times s / sqrt(n). The items were drawn from a benchmark that ends, but the
-    interval is for the ability that the benchmark samples: no finite-population correction.
+    The items were drawn from a benchmark that ends, but the interval is for the ability that the benchmark samples.
     """
-    n = len(values)
-    if n < 2 or of < n:
-        return None
-    mean = sum(values) / n
-    if all(value in (0, 1) for value in values):
-        spread = _Z * sqrt(mean * (1 - mean) / n + _Z * _Z / (4 * n * n))
-        middle, scale = mean + _Z * _Z / (2 * n), 1 + _Z * _Z / n
-        return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
-    spread = _Z * sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    return mean - spread, mean + spread
+    return interval_of_mean(values) if of >= len(values) else None
 
 
 def scores_of(suite: Suite, outcomes: Mapping[str, Sequence[Any]]) -> list[Score]:
@@ -159,5 +147,5 @@ def change(suite: Suite, metric: str, before: Sequence[Any], after: Sequence[Any
     mean = sum(moves) / n
     if n < 2:
         return Change(suite.name, metric, sum(first) / n, sum(second) / n, None, None)
-    spread = _Z * sqrt(sum((move - mean) ** 2 for move in moves) / (n - 1) / n)
+    spread = NORMAL_95 * sqrt(sum((move - mean) ** 2 for move in moves) / (n - 1) / n)
     return Change(suite.name, metric, sum(first) / n, sum(second) / n, mean - spread, mean + spread)

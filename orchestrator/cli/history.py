@@ -108,20 +108,36 @@ def checkout(
 def export(
     version: Annotated[str, typer.Argument(metavar="VERSION", help="head, v3, or a digest.")],
     form: Annotated[Form, typer.Option("--format", help="Checkpoint, one weight change, or a PEFT LoRA adapter.")],
-    output: Annotated[Path, typer.Option(help="New directory; for a delta, a new file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="New directory; for a delta, a new file.")],
     run: RunOption = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Largest rank of a LoRA adapter.")] = None,
     model: ModelOption = None,
+    repository: Annotated[
+        str | None, typer.Option("--push", metavar="ORG/NAME", help="Publish it on the Hub, with a model card.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
+    base_name: Annotated[
+        str | None, typer.Option("--base-on-hub", metavar="ORG/NAME", help="The base model's name on the Hub.")
+    ] = None,
+    facts: Annotated[bool, typer.Option("--facts/--no-facts", help="List the facts on the model card.")] = True,
 ) -> None:
-    """Write a version for other programs."""
+    """Write a version for other programs, and publish it."""
     from errata.orchestrator.history import export as exporting
-    from errata.orchestrator.history.rebuild import open_base
+    from errata.orchestrator.history import hub
+    from errata.orchestrator.history.card import model_card
+    from errata.orchestrator.history.rebuild import model_name, open_base
     from errata.orchestrator.history.text import by_layer
 
     if rank is not None and form is not Form.lora:
         raise UserError(f"--rank {rank} is for --format lora; {form.value} has no rank")
+    if repository is not None and form is Form.delta:
+        raise UserError("--push is for --format full or lora: no program but this one reads a delta")
     with _opened(run) as (_, journal, store), Display() as display:
         chosen = journal.find_version(version)
+        base = None
+        if repository is not None:
+            hub.check_repository(repository)
+            base = hub.base_on_hub(model_name(journal), base_name)
         exporting.check_output(output, directory=form is not Form.delta)
         checkpoint = open_base(journal, model)
         edition = exporting.edition(journal, store, checkpoint, chosen, display.update)
@@ -131,7 +147,18 @@ def export(
             card = exporting.write_delta(edition, output)
         else:
             card = exporting.write_adapter(edition, checkpoint, output, rank=rank)
+        address = None
+        if repository is not None and base is not None:
+            hub.name_base(output, base)
+            text = model_card(
+                journal, chosen, form=form.value, base=base, repository=repository, card=card, facts=facts
+            )
+            (output / "README.md").write_text(text, encoding="utf-8")
+            message = f"v{chosen.sequence} {chosen.digest[:12]}: {chosen.edits} edits"
+            address = hub.push(output, repository, message=message, private=private)
     typer.echo(f"v{chosen.sequence} {chosen.digest} -> {output}")
+    if address is not None:
+        typer.echo(f"published: {address}")
     if form is Form.full and any(card["rounding"].values()):
         typer.echo(f"the checkpoint's type rounds the edited matrices by {by_layer(card['rounding'])}")
     elif form is Form.delta:

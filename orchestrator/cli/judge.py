@@ -74,6 +74,7 @@ def _judge(by: Kind, threshold: float, url: str | None, model: str | None, key_e
         LlmJudgeConfig,
         build_judge,
     )
+    from errata.orchestrator.measuring.measurer import JUDGEMENTS
 
     if by is Kind.exact:
         return build_judge(ExactJudgeConfig())
@@ -87,7 +88,7 @@ def _judge(by: Kind, threshold: float, url: str | None, model: str | None, key_e
         raise UserError("--by llm needs --url and --model; 'exact', 'contains' and 'f1' need neither")
     try:
         # what was answered is kept: the same answers are not asked about twice, nor paid for
-        cache = run / "judged.jsonl"
+        cache = run / JUDGEMENTS
         endpoint = EndpointConfig(base_url=url, model=model, api_key_env=key_env, cache=cache)
     except ValidationError as error:
         raise UserError(f"--url {url!r} must begin with http:// or https://") from error

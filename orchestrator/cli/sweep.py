@@ -94,6 +94,19 @@ def compare(
     timeline: Annotated[
         bool, typer.Option("--timeline", help="A table at every point of the runs' timelines, not at their ends.")
     ] = False,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY[,KEY]",
+            help="Only these figures, by their names in summary.json, in this order; all by default.",
+        ),
+    ] = None,
+    intervals: Annotated[
+        bool,
+        typer.Option(
+            "--intervals", help="95 % intervals of single runs over their facts, even where all facts were asked about."
+        ),
+    ] = False,
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Compare what differs in data or metrics too, with a note that says so.")
     ] = False,
@@ -111,7 +124,11 @@ def compare(
     if output is not None and not output.absolute().parent.is_dir():
         raise UserError(f"--output {str(output)!r}: there is no directory {str(output.parent)!r}")
     collection = collect(runs)
-    text = render(compared(at_points(collection) if timeline else collection, by=by or [], anyway=anyway), wanted)
+    only = [key.strip() for key in (columns or "").split(",") if key.strip()]
+    table = compared(
+        at_points(collection) if timeline else collection, by=by or [], anyway=anyway, only=only, intervals=intervals
+    )
+    text = render(table, wanted)
     if output is None:
         typer.echo(text, nl=False)
     else:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from errata.editing.closed import Closed
 from errata.editing.errors import UserError
 from errata.editing.estimation.corpus import CorpusConfig, CorpusReader
+from errata.evaluation.judge import ContainsJudgeConfig, JudgeConfig
 from errata.evaluation.outcomes import ARMS, Arm
+from errata.evaluation.reasoning import ReasoningMarks
 from errata.orchestrator.config.presets import find_data
 from errata.retrieval.embedder import EmbedderConfig, SentenceEmbedderConfig
 from errata.retrieval.index import IndexConfig
@@ -62,6 +64,26 @@ class MemoryConfig(Closed):
     scr: ScrConfig = ScrConfig()
 
 
+class FreeTextConfig(Closed):
+    """Free continuations of texts about edited subjects: fluency, fluency*, consistency, and with them S_e."""
+
+    facts: int = Field(24, ge=1)
+    """At most this many facts, spread over their ages."""
+    openings: str | None = None
+    """CounterFact's full records, whose ``generation_prompts`` are continued; null, or a fact that is not among them:
+    the edit's own prompt."""
+    references: str | None = None
+    """ROME's ``attribute_snippets.json``, the texts that consistency compares with; needs ``openings``."""
+    max_new_tokens: int = Field(100, ge=1)
+    """Length of a continuation."""
+
+    @model_validator(mode="after")
+    def _references_need_records(self) -> FreeTextConfig:
+        if self.references is not None and self.openings is None:
+            raise ValueError("references are found by the records in openings; give both")
+        return self
+
+
 class EvaluationConfig(Closed):
     """What is measured, when, and on how many facts."""
 
@@ -75,12 +97,33 @@ class EvaluationConfig(Closed):
     """Length at which a generated answer ends."""
     stop_at_newline: bool = True
     """Whether a newline ends it too."""
+    judge: JudgeConfig = ContainsJudgeConfig()
+    """Who decides whether a generated answer is right: ``contains``, ``exact``, ``f1`` (``{type: f1, threshold: 0.8}``)
+    or a language model (``{type: llm, endpoint: {base_url: ..., model: ...}}``)."""
+    reasoning: ReasoningMarks | None = None
+    """Marks around what a reasoning model writes before its answer, which alone is judged; null: all of it is the
+    answer. Reasoning takes ``stop_at_newline: false`` and a long ``max_new_tokens``."""
+    final: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
+    """Facts asked about at the end: all, or at most so many, spread evenly over their ages."""
+    free_text: FreeTextConfig | None = None
+    """Measure free continuations at the end; null for none."""
     held_out: str | None = "configs/text/heldout.txt"
     """Text on which perplexity is measured; null for none."""
     texts: dict[str, TextConfig] = Field({})
     """More texts on which perplexity is measured at every point, each under its name: ``code``, ``math``."""
     latency_questions: int = Field(8, ge=0)
     """Questions asked one by one at the end to measure ``query_seconds``."""
+
+    @field_validator("judge", mode="before")
+    @classmethod
+    def _judge_by_name(cls, value: object) -> object:
+        return {"type": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _reasoning_has_lines(self) -> EvaluationConfig:
+        if self.reasoning is not None and self.stop_at_newline:
+            raise ValueError("reasoning goes over many lines: it needs stop_at_newline false")
+        return self
 
     @model_validator(mode="after")
     def _has_base(self) -> EvaluationConfig:

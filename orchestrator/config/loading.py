@@ -101,7 +101,8 @@ def with_found_files(config: RunConfig, source: Path | None = None) -> RunConfig
     beside = source.parent if source else None
     update: dict[str, Any] = {}
     if config.stream.path:
-        update["stream"] = config.stream.model_copy(update={"path": find_data(config.stream.path, beside)})
+        streams = {k: find_data(v, beside) for k in ("path", "portability") if (v := getattr(config.stream, k))}
+        update["stream"] = config.stream.model_copy(update=streams)
     named = {key: path for key in ("sentinels", "held_out") if (path := getattr(config.guard, key)) is not None}
     if named:
         found_files = {key: find_data(path, beside) for key, path in named.items()}
@@ -113,6 +114,11 @@ def with_found_files(config: RunConfig, source: Path | None = None) -> RunConfig
         evaluation = update.get("evaluation", config.evaluation)
         texts = {name: text.found(beside) for name, text in evaluation.texts.items()}
         update["evaluation"] = evaluation.model_copy(update={"texts": texts})
+    if (free := config.evaluation.free_text) is not None:
+        evaluation = update.get("evaluation", config.evaluation)
+        named = {key: path for key in ("openings", "references") if (path := getattr(free, key)) is not None}
+        free = free.model_copy(update={key: find_data(path, beside) for key, path in named.items()})
+        update["evaluation"] = evaluation.model_copy(update={"free_text": free})
     if config.covariance.corpus is not None:
         text = config.covariance.corpus
         text = text.model_copy(update={"path": find_data(text.path, beside)})

@@ -162,6 +162,16 @@ class RunConfig(Closed):
         return ModelSpec(name=self.model.name, dtype=self.model.dtype, digest=digest, parallel=self.model.parallel)
 
 
+_LATER: dict[str, tuple[object, ...]] = {
+    "texts": ({}, None),
+    "judge": ({"type": "contains"},),
+    "reasoning": (None,),
+    "final": ("all",),
+    "free_text": (None,),
+}
+"""Settings of the evaluation of which older releases know nothing, and what they were then."""
+
+
 def _known_of_old(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings without the units that runs of older releases had no other choice of."""
     return {key: value for key, value in settings.items() if key != "units" or value != "absolute"}
@@ -184,7 +194,8 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
         kept["model"] = {key: value for key, value in model.items() if key != "parallel" or value}
     stream = kept.get("stream")
     if isinstance(stream, Mapping):
-        left_out = ("limit", "follow", "redis", "kafka", *(() if stream.get("probes") else ("probes",)))
+        unused = [key for key in ("probes", "portability") if not stream.get(key)]
+        left_out = ("limit", "follow", "redis", "kafka", *unused)
         kept["stream"] = {key: value for key, value in stream.items() if key not in left_out}
     batching = kept.get("batching")
     if isinstance(batching, Mapping):
@@ -201,7 +212,7 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     evaluation = kept.get("evaluation")
     if isinstance(evaluation, Mapping):
         # runs of older releases know nothing of them
-        kept["evaluation"] = {key: value for key, value in evaluation.items() if key != "texts" or value}
+        kept["evaluation"] = {k: v for k, v in evaluation.items() if k not in _LATER or v not in _LATER[k]}
     memory = kept.get("memory")
     if isinstance(memory, Mapping):
         plain_statement = StatementConfig().model_dump(mode="json")

@@ -24,11 +24,26 @@ class ServiceConfig(Closed):
     """Questions under way or waiting for an evaluation worker at one moment; beyond it 429."""
     max_questions_per_query: int = Field(64, ge=1)
     """Questions in one ``POST /v1/query``."""
+    max_question_tokens: int = Field(2048, ge=1)
+    """Longest question or conversation in tokens, the chat template's own among them; the model's context bounds it as
+    well. 16 000 tokens take a CPU half a minute and 2 GB."""
     max_answer_tokens: int = Field(256, ge=1)
     """Longest answer a client may ask for."""
     revert_wait_seconds: float = Field(20.0, ge=0, le=600)
     """How long a ``DELETE`` waits for its commit before it answers 202."""
     poll_seconds: float = Field(0.25, gt=0, le=10)
     """How often the age of a waiting batch and a finished refresh are looked at while nothing else happens."""
+    hosts: tuple[str, ...] | None = None
+    """Names under which the service may be called, besides those of this machine; null for any."""
+    max_connections: int = Field(512, ge=1)
+    """Connections at one moment; never more than the process's limit of open files leaves beside a reserve."""
+    head_seconds: float = Field(10.0, gt=0, le=600)
+    """A connection that has sent no whole request head within this time is closed."""
+    calls_per_second: float | None = Field(None, gt=0)
+    """Calls that one token (without tokens: one address) may make; beyond it 429. Null for no bound."""
+    calls_burst: int = Field(50, ge=1)
+    """Calls that may come at once before ``calls_per_second`` holds."""
+    audit_reads: bool = False
+    """Whether the log also names who read what; changes are in the journal with their caller in any case."""
     open_metrics: bool = False
     """Whether ``/metrics`` is readable without a token."""

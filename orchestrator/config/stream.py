@@ -116,6 +116,9 @@ class StreamConfig(Closed):
     """Records passed over at the beginning."""
     probes: int | None = Field(None, ge=1)
     """At most this many paraphrases, neighbourhood and portability questions of each record; null for all."""
+    portability: str | None = None
+    """Records of the same data set with portability questions, which the stream's lack: those of a record with the same
+    id are asked. CounterFact's: ``counterfact_portability_gpt4.json``; null for none."""
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -133,4 +136,6 @@ class StreamConfig(Closed):
             raise ValueError(f"follow needs a file in path, got {self.path!r}")
         if self.endless and (self.limit is not None or self.skip):
             raise ValueError("limit and skip are for a file that is read once, not with follow, redis or kafka")
+        if self.endless and self.portability is not None:
+            raise ValueError("portability is for a file that is read once, not with follow, redis or kafka")
         return self

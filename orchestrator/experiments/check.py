@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from errata.orchestrator.experiments.collect import Run
 
 _FREE = ("evaluation.arms", "evaluation.every", "evaluation.sample", "evaluation.latency_questions")
 """Settings of the evaluation that change no figure of the end."""
-_HELD_OUT = "evaluation.held_out"
-_TEXTS = "evaluation.texts"
+_BESIDE = ("evaluation.held_out", "evaluation.texts", "evaluation.final", "evaluation.free_text")
+"""Settings that decide single columns, or which of the facts are asked: worth a note."""
+_ENDPOINT = "evaluation.judge.endpoint."
+_SINCE: Mapping[str, object] = {
+    "evaluation.judge.type": "contains",
+    "evaluation.reasoning": None,
+    "evaluation.final": "all",
+    "evaluation.free_text": None,
+}
+"""What runs of older releases, which do not name these, were measured with."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +69,20 @@ def _metrics(runs: Sequence[Run]) -> Iterator[Mismatch]:
 
 
 def _settings(runs: Sequence[Run]) -> Iterator[Mismatch]:
-    keys = {key for run in runs for key in run.settings if key.startswith("evaluation.") and key not in _FREE}
+    keys = {
+        key
+        for run in runs
+        for key in run.settings
+        if key.startswith("evaluation.")
+        and key not in _FREE
+        # where a judge is and how it is asked is not who it is
+        and (not key.startswith(_ENDPOINT) or key == f"{_ENDPOINT}model")
+    }
     for key in sorted(keys):
-        values = {str(run.settings.get(key)): run for run in runs}
+        values = {str(run.settings.get(key, _SINCE.get(key))): run for run in runs}
         if len(values) > 1:
             said = ", ".join(f"{value} in {run.directory.name}" for value, run in sorted(values.items()))
-            yield Mismatch(f"{key} differs: {said}", key != _HELD_OUT and not key.startswith(_TEXTS))
+            yield Mismatch(f"{key} differs: {said}", not key.startswith(_BESIDE))
 
 
 def _questions(runs: Sequence[Run], repeated: Sequence[str]) -> Iterator[Mismatch]:

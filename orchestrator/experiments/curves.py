@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 from markupsafe import Markup
 
 from errata.orchestrator.experiments.labels import GROUP, SEED
-from errata.orchestrator.experiments.tables import Block, Column, Figure, RunComparison, mean_of
+from errata.orchestrator.experiments.tables import Block, Column, Figure, RunComparison, heading, mean_of
 from errata.orchestrator.report.charts import nice_ticks
 from errata.orchestrator.report.summary import TimelinePoint
 
@@ -20,7 +20,17 @@ STYLES = 10
 """Colours of the page: one for the unedited model, one for the memory alone, the others for methods in turn."""
 _ALONE = ("unedited", "memory")
 _WITH_MEMORY = " + memory"
-_KEYS = ("reliability", "generalization_gen", "locality", "portability", "efficacy", "specificity", "perplexity")
+_KEYS = (
+    "reliability",
+    "generalization_gen",
+    "locality",
+    "locality_true",
+    "portability",
+    "efficacy",
+    "specificity",
+    "specificity_exact",
+    "perplexity",
+)
 _SHORTEST = 2
 
 
@@ -76,7 +86,7 @@ def _panel(title: str, lines: Mapping[str, Sequence[Line]], comparison: RunCompa
         chosen = [line for line in lines.get(key, ()) if len(line.points) >= _SHORTEST]
         if chosen and key in columns:
             column = columns[key]
-            charts.append(Chart(f"{column.heading} {'↑' if column.higher else '↓'}", draw(chosen, styles, column)))
+            charts.append(Chart(heading(column), draw(chosen, styles, column)))
     about = "Bands are standard errors over repetitions." if _has_bands(lines) else ""
     return Panel(title, about, tuple(styles.items()), tuple(charts)) if charts else None
 

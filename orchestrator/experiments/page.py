@@ -7,8 +7,8 @@ from importlib import resources
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from errata.orchestrator.experiments.curves import STYLES, panels_of
-from errata.orchestrator.experiments.tables import RunComparison
-from errata.orchestrator.experiments.text import MISSING, columns_of, heading, number, reading
+from errata.orchestrator.experiments.tables import RunComparison, heading
+from errata.orchestrator.experiments.text import MISSING, columns_of, number, reading
 
 
 def render_page(comparison: RunComparison) -> str:

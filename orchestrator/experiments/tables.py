@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from errata.editing.errors import UserError
 from errata.evaluation.outcomes import Arm
@@ -31,7 +31,8 @@ class Column:
 
     key: str
     heading: str
-    higher: bool = True
+    higher: bool | None = True
+    """None where neither end is better in itself."""
     share: bool = True
     """Shown in per cent."""
     meaning: str = ""
@@ -47,12 +48,32 @@ COLUMNS = (
     Column("efficacy", "Eff.", meaning="efficacy, teacher-forced tokens"),
     Column("generalization", "Gen.", meaning="the same on paraphrases"),
     Column("specificity", "Spec.", meaning="teacher-forced tokens of the old answers on neighbourhood prompts"),
+    Column("specificity_exact", "Spec. (x)", meaning="the same, all tokens of an answer or none (MOIR eq. 16, NS)"),
+    Column("locality_tf", "Loc. (tf)", meaning="tokens of the old answers at which the argmax is the unedited model's"),
     Column("reliability", "Rel.", meaning="generated answers to the edit prompts that state the new target"),
     Column("generalization_gen", "Gen. (g)", meaning="the same on paraphrases"),
     Column("locality", "Loc.", meaning="generated answers to neighbourhood prompts that are the unedited model's"),
     Column("locality_match", "Loc. (m)", meaning="share of the tokens of those answers that are the unedited model's"),
+    Column(
+        "locality_true", "Loc. (t)", meaning="generated answers to neighbourhood prompts that state the true answer"
+    ),
     Column("portability", "Port.", meaning="right generated answers to questions that follow from the new fact"),
     Column("average", "Avg.", meaning="mean of Rel., Gen. (g), Loc. and Port."),
+    Column("average_true", "Avg. (t)", meaning="the same with Loc. (t) for Loc., as in Revisiting"),
+    Column("overall", "Overall", meaning="mean of Rel., Gen. (g) and Loc. (t), as in RoSE"),
+    Column("reliability_f1", "Rel. F1", meaning="word-level F1 of the generated answers to the edit prompts"),
+    Column("generalization_f1", "Gen. F1", meaning="the same on paraphrases"),
+    Column("portability_f1", "Port. F1", meaning="the same on questions that follow from the new fact"),
+    Column("fluency", "Flu.", share=False, meaning="entropy of n-grams of free texts, bits"),
+    Column(
+        "fluency_star",
+        "Flu.*",
+        higher=None,
+        share=False,
+        meaning="log-probability of own free texts over the unedited model's",
+    ),
+    Column("consistency", "Cons.", meaning="tf-idf cosine of free texts with texts about the new object"),
+    Column("edit_score", "S_e", meaning="harmonic mean of Eff., Gen., Spec. (x), Flu.* and Port. (MOIR eq. 19)"),
     Column("perplexity", "PPL", higher=False, share=False, meaning="perplexity on held-out text"),
     Column(
         "norm_growth",
@@ -78,6 +99,8 @@ class Figure:
     """Standard error of the mean; None of a single repetition."""
     count: int
     best: bool = False
+    interval: tuple[float, float] | None = None
+    """95 % over the facts of a single run; None where it is not to be shown."""
 
 
 @dataclass(frozen=True)
@@ -110,17 +133,33 @@ class RunComparison:
     notes: tuple[str, ...]
     split: tuple[str, ...] = ()
     """Axes that make the blocks."""
+    measured: str = ""
+    """Who judged the answers, and the versions of the metrics."""
 
 
-def compare(collection: Collection, *, by: Sequence[str] = (), anyway: bool = False) -> RunComparison:
+def heading(column: Column) -> str:
+    """The column's name with the direction that is better."""
+    return column.heading if column.higher is None else f"{column.heading} {'↑' if column.higher else '↓'}"
+
+
+def compare(
+    collection: Collection,
+    *,
+    by: Sequence[str] = (),
+    anyway: bool = False,
+    only: Sequence[str] = (),
+    intervals: bool = False,
+) -> RunComparison:
     """Make the tables.
 
     Args:
         by: axes that make the blocks; those that change model, data or number of edits by default.
+        only: keys of the columns wanted, in that order; all that have a figure by default.
+        intervals: show the intervals of single runs even where every fact was asked about.
         anyway: set side by side what differs in data or metrics, with a note that says so.
 
     Raises:
-        UserError: ``by`` names no axis, or the runs of a block differ in data, model or metrics.
+        UserError: ``by`` names no axis, ``only`` no column, or the runs of a block differ in data, model or metrics.
     """
     for name in by:
         if name not in collection.axes:
@@ -138,14 +177,37 @@ def compare(collection: Collection, *, by: Sequence[str] = (), anyway: bool = Fa
         coordinates = {axis: label for axis, label in zip(split, labels, strict=True) if label}
         title = title_of(coordinates)
         notes += _settled(check_block(runs, [*_REPEATED, *_AVERAGED]), title, anyway)
-        rows = tuple(_rows(runs, free, changes))
+        rows = tuple(_rows(runs, free, changes, intervals))
         notes += _uneven(rows, title)
         blocks.append(Block(title, coordinates, _marked(rows)))
     used = {key for block in blocks for row in block.rows for key, figure in row.figures.items() if figure is not None}
     columns = tuple(column for column in all_columns(used) if column.key in used)
     return RunComparison(
-        collection.title, collection.about, columns, tuple(blocks), tuple(dict.fromkeys(notes)), tuple(split)
+        collection.title,
+        collection.about,
+        _chosen(columns, only),
+        tuple(blocks),
+        tuple(dict.fromkeys(notes)),
+        tuple(split),
+        _measured(collection.runs),
     )
+
+
+def _chosen(columns: tuple[Column, ...], only: Sequence[str]) -> tuple[Column, ...]:
+    by_key = {column.key: column for column in columns}
+    for key in only:
+        if key not in by_key:
+            raise UserError(f"--columns {key!r}: no run has such a figure; allowed: {', '.join(by_key)}")
+    return tuple(by_key[key] for key in only) or columns
+
+
+def _measured(runs: Sequence[Run]) -> str:
+    judges = sorted({run.summary.judge for run in runs if run.summary.metric_versions})
+    versions = {name: v for run in runs for name, v in run.summary.metric_versions.items()}
+    if not versions:
+        return ""
+    said = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+    return f"Answers judged by {' or '.join(judges)}; versions of the metrics: {said}."
 
 
 def all_columns(used: Iterable[str] = ()) -> list[Column]:
@@ -239,7 +301,7 @@ def _settled(mismatches: Iterable[Mismatch], title: str, anyway: bool) -> list[s
     return notes
 
 
-def _rows(runs: Sequence[Run], free: Sequence[str], changes: Mapping[str, set[str]]) -> Iterable[Row]:
+def _rows(runs: Sequence[Run], free: Sequence[str], changes: Mapping[str, set[str]], intervals: bool) -> Iterable[Row]:
     """Rows by arm and label: first what needs no editor, then every method, alone and with the memory."""
     rows: dict[tuple[Arm, str], list[Run]] = {}
     for arm in ("base", "memory"):
@@ -255,7 +317,7 @@ def _rows(runs: Sequence[Run], free: Sequence[str], changes: Mapping[str, set[st
                     label = method if edited == "edited" else f"{method} + memory"
                     rows.setdefault((edited, label), []).append(run)
     for (arm, label), row_runs in rows.items():
-        yield Row(label, arm, _figures(row_runs, arm), tuple(row_runs))
+        yield Row(label, arm, _figures(row_runs, arm, intervals), tuple(row_runs))
 
 
 def _reaches(arm: Arm, changed: set[str]) -> bool:
@@ -270,7 +332,7 @@ def _label(arm: Arm, run: Run, axes: Sequence[str]) -> str:
     return f"{name}, {said}" if said else name
 
 
-def _figures(runs: Sequence[Run], arm: Arm) -> dict[str, Figure | None]:
+def _figures(runs: Sequence[Run], arm: Arm, intervals: bool) -> dict[str, Figure | None]:
     values: dict[str, dict[tuple[str, str], list[float]]] = {}
     for run in runs:
         seed = "/".join(run.coordinates.get(axis, "") for axis in _REPEATED)
@@ -278,7 +340,15 @@ def _figures(runs: Sequence[Run], arm: Arm) -> dict[str, Figure | None]:
         for key, value in figures_of(run, arm).items():
             if value is not None:
                 values.setdefault(key, {}).setdefault((seed, group), []).append(value)
-    return {key: mean_of(measured) for key, measured in values.items()}
+    figures = {key: mean_of(measured) for key, measured in values.items()}
+    if len(runs) == 1 and (intervals or _sampled(runs[0].summary)):
+        spans = runs[0].summary.intervals.get(arm, {})
+        return {k: replace(f, interval=spans.get(k)) if f is not None else None for k, f in figures.items()}
+    return figures
+
+
+def _sampled(summary: Summary) -> bool:
+    return summary.facts_measured is not None and summary.facts_measured < summary.edits_applied
 
 
 def _marked(rows: Sequence[Row]) -> tuple[Row, ...]:
@@ -288,13 +358,13 @@ def _marked(rows: Sequence[Row]) -> tuple[Row, ...]:
     used = {key for row in rows for key in row.figures}
     for column in all_columns(used):
         means = [figure.mean for row in rivals if (figure := row.figures.get(column.key)) is not None]
-        if len({column.text(mean) for mean in means}) > 1:
+        if column.higher is not None and len({column.text(mean) for mean in means}) > 1:
             best[column.key] = column.text(max(means) if column.higher else min(means))
     columns = {column.key: column for column in all_columns(used)}
 
     def mark(row: Row) -> Row:
         figures = {
-            key: Figure(f.mean, f.error, f.count, best=columns[key].text(f.mean) == best[key])
+            key: replace(f, best=columns[key].text(f.mean) == best[key])
             if f is not None and row.arm != "base" and key in best
             else f
             for key, f in row.figures.items()

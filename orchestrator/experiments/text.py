@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from errata.orchestrator.experiments.tables import Block, Column, Figure, RunComparison
+from errata.orchestrator.experiments.tables import Block, Column, Figure, RunComparison, heading
 
 MISSING = "–"
 _LATEX = {
@@ -82,15 +82,13 @@ def columns_of(block: Block, comparison: RunComparison) -> list[Column]:
     return [c for c in comparison.columns if any(row.figures.get(c.key) is not None for row in block.rows)]
 
 
-def heading(column: Column) -> str:
-    """The column's name with the direction that is better."""
-    return f"{column.heading} {'↑' if column.higher else '↓'}"
-
-
 def number(figure: Figure, column: Column) -> str:
-    """A mean, with its standard error where it has one."""
+    """A mean, with its standard error where it has one, or its interval."""
     if figure.error is None:
-        return column.text(figure.mean)
+        if figure.interval is None:
+            return column.text(figure.mean)
+        low, high = map(column.text, figure.interval)
+        return f"{column.text(figure.mean)} [{low}, {high}]"
     error = f"{100 * figure.error:.1f}" if column.share else f"{figure.error:.2g}"
     return f"{column.text(figure.mean)} ± {error}"
 
@@ -102,8 +100,11 @@ def reading(comparison: RunComparison, columns: Sequence[Column] | None = None) 
     rows = [row for block in comparison.blocks for row in block.rows]
     counts = sorted({f.count for row in rows for f in row.figures.values() if f is not None and f.error is not None})
     over = f" Means with standard errors over {' or '.join(map(str, counts))} repetitions." if counts else ""
+    if any(f.interval is not None for row in rows for f in row.figures.values() if f is not None):
+        over += " In brackets 95 % intervals over the facts that were asked about."
     shares = " Shares in per cent." if any(column.share for column in shown) else ""
-    return f"{said}.{shares}{over} All figures at the end of the stream.".lstrip(".")
+    measured = f" {comparison.measured}" if comparison.measured else ""
+    return f"{said}.{shares}{over} All figures at the end of the stream.{measured}".lstrip(".")
 
 
 def escape(text: str) -> str:

@@ -38,6 +38,8 @@ def _at(run: Run, point: TimelinePoint) -> Run:
         "perplexity": point.perplexity,
         "perplexities": point.perplexities,
         "edits_applied": point.edits,
+        "facts_measured": point.facts,
+        "intervals": {},
     }
     coordinates = {**run.coordinates, EDITS: str(point.edits)}
     return replace(run, summary=run.summary.model_copy(update=figures), coordinates=coordinates)

@@ -38,6 +38,8 @@ from errata.orchestrator.journal.rows import (
     VersionHash,
     VersionParts,
     dump_json,
+    payload_digest,
+    payload_of,
     version_digest,
 )
 from errata.orchestrator.journal.schema import migrate
@@ -185,9 +187,7 @@ class Journal(JournalReader):
         return answers
 
     def _accept_one(self, connection: sqlite3.Connection, request: EditRequest) -> Accepted:
-        payload = request.model_dump(mode="json", exclude_defaults=True)
-        # who asked and when may differ when a client tries again; what is asked may not
-        digest = digest_json({key: value for key, value in payload.items() if key != "provenance"})
+        payload, digest = payload_of(request), payload_digest(request)
         known = connection.execute("SELECT seq, payload_digest FROM requests WHERE id = ?", (request.id,)).fetchone()
         if known is not None:
             if known["payload_digest"] == digest:
@@ -197,8 +197,20 @@ class Journal(JournalReader):
                 None,
                 refused=f"id {request.id!r} was used before, for a request with another content",
             )
-        seq = self._insert_request(connection, request.id, request.fact_key, dump_json(payload), digest, "accepted")
+        fact_key = self._fact_key(connection, request)
+        seq = self._insert_request(connection, request.id, fact_key, dump_json(payload), digest, "accepted")
         return Accepted(request.id, seq)
+
+    @staticmethod
+    def _fact_key(connection: sqlite3.Connection, request: EditRequest) -> str:
+        """The name of the request's fact, or the one that an earlier release gave the same fact and that is in use."""
+        rows = connection.execute(
+            "SELECT payload FROM requests WHERE fact_key = ? AND state IN ('accepted', 'applied')",
+            (request.former_fact_key,),
+        ).fetchall()
+        # the former names are shared by facts that are told apart now
+        same = any(EditRequest.model_validate_json(row["payload"]).fact_key == request.fact_key for row in rows)
+        return request.former_fact_key if same else request.fact_key
 
     def reject(self, record: str, reason: str, payload: Mapping[str, Any] | None = None) -> Accepted:
         """Keep a record that is no valid request, once, under a name such as ``file:line``."""

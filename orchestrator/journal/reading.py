@@ -105,6 +105,11 @@ class JournalReader:
             )
         ]
 
+    def payload_digest(self, name: str) -> str | None:
+        """Digest of what a request asked for; None for an id that is not known."""
+        rows = self._rows("SELECT payload_digest FROM requests WHERE id = ?", name)
+        return None if not rows else str(rows[0]["payload_digest"])
+
     def tags(self) -> dict[str, int]:
         """Names that were given to versions, with their sequence numbers."""
         return {row["name"]: row["sequence"] for row in self._rows("SELECT name, sequence FROM tags ORDER BY name")}

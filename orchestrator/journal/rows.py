@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Final, Literal
 
+from errata.editing.digest import digest_json
 from errata.editing.request import EditRequest
 
 RequestState = Literal["accepted", "applied", "rejected", "superseded", "reverted"]
@@ -107,6 +108,8 @@ class Accepted:
     duplicate: bool = False
     """The journal already had it; whatever happened to it then still holds."""
     refused: str | None = None
+    invalid: bool = False
+    """Refused for what it is, and not for another of the same id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +142,7 @@ class RequestRow:
     @property
     def request(self) -> EditRequest:
         """The request itself; raises for a record that never was a valid one."""
-        return EditRequest.model_validate(dict(self.payload))
+        return EditRequest.model_validate(dict(self.payload)).named(self.fact_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +327,16 @@ class Counts:
     @property
     def requests(self) -> int:
         return self.accepted + self.applied + self.rejected + self.superseded + self.reverted
+
+
+def payload_of(request: EditRequest) -> dict[str, Any]:
+    """What the journal keeps of a request, as JSON."""
+    return request.model_dump(mode="json", exclude_defaults=True)
+
+
+def payload_digest(request: EditRequest) -> str:
+    """Names what is asked for. Who asked and when may differ when a client tries again."""
+    return digest_json({key: value for key, value in payload_of(request).items() if key != "provenance"})
 
 
 def dump_json(value: Any) -> str:

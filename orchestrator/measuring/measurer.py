@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from errata.actors.parts import EvaluationPart, MemoryPart
 from errata.actors.workers.evaluation import Hits
 from errata.editing.errors import UserError
 from errata.editing.request import EditRequest
 from errata.evaluation.arms import Evaluation
+from errata.evaluation.judge import ContainsJudgeConfig, Judge, JudgeConfig, LlmJudgeConfig, build_judge
+from errata.evaluation.judged import judged
 from errata.evaluation.outcomes import Arm
 from errata.evaluation.probes import questions_of
 from errata.orchestrator.config.evaluation import EvaluationConfig, MemoryConfig
+from errata.orchestrator.measuring.free import FreeTexts, with_edit_score
 from errata.orchestrator.measuring.texts import read_texts
 
 logger = logging.getLogger(__name__)
+
+JUDGEMENTS: Final = "judged.jsonl"
+"""File of a run in which a language model's verdicts are kept."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +41,23 @@ class Measurement:
     seconds: float
     perplexities: Mapping[str, float] = field(default_factory=dict)
     """By the names of ``evaluation.texts``."""
+    free: Mapping[Arm, Mapping[str, float | None]] = field(default_factory=dict)
+    """Figures of free continuations by arm."""
 
     def arms(self) -> dict[str, dict[str, float | None]]:
         """Metrics by arm."""
-        return {arm: dict(values) for arm, values in self.evaluation.metrics(self.query_seconds).items()}
+        found = {arm: dict(values) for arm, values in self.evaluation.metrics(self.query_seconds).items()}
+        return {
+            arm: with_edit_score({**own, **self.free[arm]}) if arm in self.free else own for arm, own in found.items()
+        }
+
+    def only(self, names: Collection[str]) -> Measurement:
+        """The same with the figures of some facts; a note that there were more is not kept."""
+        return replace(self, evaluation=self.evaluation.only(names))
+
+    def intervals(self) -> dict[str, dict[str, tuple[float, float]]]:
+        """95 % intervals by arm and metric, over the facts."""
+        return {arm: dict(spans) for arm, spans in self.evaluation.intervals().items()}
 
     def choices(self) -> dict[str, dict[str, float | None]]:
         """How often the memory arms chose nothing."""
@@ -49,13 +68,28 @@ class Measurer:
     """Puts questions to frozen versions, one evaluation at a time, in a thread of its own."""
 
     def __init__(
-        self, pool: EvaluationPart, memory: MemoryPart, config: EvaluationConfig, mem: MemoryConfig, base: str
+        self,
+        pool: EvaluationPart,
+        memory: MemoryPart,
+        config: EvaluationConfig,
+        mem: MemoryConfig,
+        base: str,
+        *,
+        judgements: Path | None = None,
     ) -> None:
-        """``base`` is the digest of the version without edits."""
+        """Args:
+            base: digest of the version without edits.
+            judgements: file in which a language model's verdicts are kept.
+
+        Raises:
+            UserError: a file that is measured on is not there, or the judge's key is not set.
+        """
         self._pool, self._memory, self._config, self._mem = pool, memory, config, mem
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="evaluation")
         self._text = read_held_out(config.held_out)
         self._texts = read_texts(config.texts)
+        self._free = None if config.free_text is None else FreeTexts(config.free_text)
+        self._judge = run_judge(config.judge, judgements)
         self._base = base
         self._base_perplexity: Future[float | None] | None = None
         self._base_perplexities: dict[str, float] | None = None
@@ -92,6 +126,7 @@ class Measurer:
         version: str,
         latency: bool = False,
         remembered: bool = True,
+        free_texts: bool = False,
         done: Callable[[Measurement], None] | None = None,
     ) -> Future[Measurement]:
         """Freeze what the memory finds now, then evaluate in the background.
@@ -101,6 +136,7 @@ class Measurer:
             weights: reference to the version's edited maps.
             latency: also measure ``query_seconds``.
             remembered: ask the memory; else the version is one of which nothing was remembered yet.
+            free_texts: also continue openings freely, where the configuration says so.
             done: called in the background with the result.
         """
         questions = questions_of(requests)
@@ -112,13 +148,16 @@ class Measurer:
             known = self._base_perplexity if version == self._base else None  # submitted before: it is there
             text = None if known is not None else self._text
             evaluation, perplexity = self._pool.evaluate_with_text(requests, weights, hits, text)
+            if self._judge is not None:
+                evaluation = judged(evaluation, self._judge)
             if known is not None:
                 perplexity = known.result()
             by_text = self._perplexities(version, weights)
             times = self._latency(questions, weights, hits) if latency else {}
+            free = self._free.measure(self._pool, requests, weights) if free_texts and self._free is not None else {}
             taken = time.perf_counter() - started
             self.seconds += taken
-            result = Measurement(edits, version, evaluation, perplexity, times, taken, by_text)
+            result = Measurement(edits, version, evaluation, perplexity, times, taken, by_text, free)
             if done is not None:
                 done(result)
             return result
@@ -137,6 +176,35 @@ class Measurer:
         """Drop what has not begun and give up what has; returns when the thread is done with the journal."""
         self._pool.give_up()
         self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+def check_evaluation(config: EvaluationConfig) -> None:
+    """Everything that measuring needs, before anything has started.
+
+    Raises:
+        UserError: a file that is measured on is not there or not what it should be, or the judge's key is not set.
+    """
+    read_held_out(config.held_out)
+    read_texts(config.texts)
+    run_judge(config.judge)
+    if config.free_text is not None:
+        FreeTexts(config.free_text)
+
+
+def run_judge(config: JudgeConfig, judgements: Path | None = None) -> Judge | None:
+    """The judge of a run, or None for containment, by which evaluation workers judge themselves.
+
+    A language model is asked from here, not from the workers: one process keeps its verdicts and knows its key.
+
+    Raises:
+        UserError: the environment variable with the key is not set.
+    """
+    if isinstance(config, ContainsJudgeConfig):
+        return None
+    if isinstance(config, LlmJudgeConfig) and config.endpoint.cache is None:
+        endpoint = config.endpoint.model_copy(update={"cache": judgements})
+        config = config.model_copy(update={"endpoint": endpoint})
+    return build_judge(config)
 
 
 def read_held_out(path: str | None) -> str | None:

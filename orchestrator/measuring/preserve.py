@@ -144,7 +144,9 @@ def _report(
         s_e = None
         if "edits" in suites and star is not None:
             edits, outcomes = suites["edits"], by_version[version.digest, "edits"]
-            parts = {m: edits.aggregate(m, outcomes[m]) for m in EDIT_PARTS if m in outcomes}
+            # the suite names it as ROME and MOIR name the score: the exact form, all tokens or none
+            named = {part: "neighborhood_score_argmax" if part == "specificity_exact" else part for part in EDIT_PARTS}
+            parts = {part: edits.aggregate(m, outcomes[m]) for part, m in named.items() if m in outcomes}
             parts["fluency_star"] = star
             s_e = edit_score(parts) if all(isfinite(value) and value >= 0 for value in parts.values()) else None
         comparisons.append(VersionComparison(version, tuple(changes), steadiness, star, s_e))

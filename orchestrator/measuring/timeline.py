@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Final
@@ -102,10 +102,19 @@ class Timeline:
             self._points.append(self.measure(sample, version, TIMELINE))
 
     def measure(
-        self, requests: Sequence[EditRequest], version: Version, kind: str, *, latency: bool = False
+        self,
+        requests: Sequence[EditRequest],
+        version: Version,
+        kind: str,
+        *,
+        latency: bool = False,
+        counted: Collection[str] | None = None,
     ) -> Future[Measurement]:
-        """Measure facts on the version as it stands, in the background; the figures are kept under ``kind``."""
-        return self._submit(requests, self._weights(), version, kind, latency=latency)
+        """Measure facts on the version as it stands, in the background; the figures are kept under ``kind``.
+
+        ``counted`` are the facts whose figures these are, where others are asked beside them.
+        """
+        return self._submit(requests, self._weights(), version, kind, latency=latency, counted=counted)
 
     def _submit(
         self,
@@ -116,6 +125,7 @@ class Timeline:
         *,
         latency: bool = False,
         remembered: bool = True,
+        counted: Collection[str] | None = None,
     ) -> Future[Measurement]:
         return self._measurer.submit(
             requests,
@@ -124,7 +134,10 @@ class Timeline:
             version=version.digest,
             latency=latency,
             remembered=remembered,
-            done=lambda result: self._keep(result, version, kind, len(requests)),
+            free_texts=kind == FINAL,
+            done=lambda result: self._keep(
+                result if counted is None else result.only(counted), version, kind, len(counted or requests)
+            ),
         )
 
     def close_with(self, final: Measurement, head: Version) -> None:
@@ -134,7 +147,7 @@ class Timeline:
         wanted = {request.id for request in self.sample()}
         records = tuple(r for r in final.evaluation.records if r.request_id in wanted)
         if records:
-            point = replace(final, evaluation=replace(final.evaluation, records=records), query_seconds={})
+            point = replace(final, evaluation=replace(final.evaluation, records=records), query_seconds={}, free={})
             self._keep(point, head, TIMELINE, len(records))
 
     def wait(self) -> None:

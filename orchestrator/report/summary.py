@@ -31,23 +31,39 @@ Figure = Annotated[float | None, BeforeValidator(_number_or_none)]
 """A measured number; null where there was nothing to measure, or it was not finite."""
 
 
+NO_SHARES = ("fluency", "fluency_star", "query_seconds")
+"""Figures of an arm that are no shares: bits, a ratio to the unedited model, seconds."""
+
+
 class ModelName(Closed):
     name: str
     digest: str
 
 
 class ArmMetrics(Closed):
-    """One way of knowing, on one set of facts. All figures but the last are shares from 0 to 1, higher is
-    better."""
+    """One way of knowing, on one set of facts. Shares from 0 to 1, higher is better, but for `NO_SHARES`;
+    `errata.evaluation.figures` defines each."""
 
     efficacy: Figure = None
     generalization: Figure = None
     specificity: Figure = None
+    specificity_exact: Figure = None
+    locality_tf: Figure = None
     reliability: Figure = None
     generalization_gen: Figure = None
     locality: Figure = None
     locality_match: Figure = None
+    locality_true: Figure = None
     portability: Figure = None
+    average_true: Figure = None
+    overall: Figure = None
+    reliability_f1: Figure = None
+    generalization_f1: Figure = None
+    portability_f1: Figure = None
+    fluency: Figure = None
+    fluency_star: Figure = None
+    consistency: Figure = None
+    edit_score: Figure = None
     query_seconds: Figure = None
 
 
@@ -126,7 +142,9 @@ class Summary(Closed):
     wall_seconds: float = Field(ge=0)
     edit_seconds_per_edit: Figure = None
     arms: dict[Arm, ArmMetrics] = {}
+    intervals: dict[Arm, dict[str, tuple[float, float]]] = {}
     portability_by_kind: dict[Arm, dict[str, Figure]] = {}
+    portability_f1_by_kind: dict[Arm, dict[str, Figure]] = {}
     choice: dict[MemoryArm, ChoiceRates] = {}
     perplexity: Perplexity = Perplexity()
     perplexities: dict[str, Perplexity] = {}
@@ -134,6 +152,8 @@ class Summary(Closed):
     refresh_events: tuple[RefreshEvent, ...] = ()
     failures: tuple[Failure, ...] = ()
     stages: Stages = Stages()
+    facts_measured: int | None = Field(None, ge=0)
+    judge: str = "contains"
     metric_versions: dict[str, int] = {}
 
 
@@ -142,7 +162,12 @@ class ProbeAnswer(Closed):
 
     answer: str
     ok: bool
+    right: bool | None = None
+    f1: Figure = None
     accuracy: Figure = None
+    exact: bool | None = None
+    agreement: Figure = None
+    reasoning: str | None = None
     chosen: str | None = None
     reason: str | None = None
     retrieved: tuple[Any, ...] = ()

@@ -152,6 +152,9 @@ def groups(summary: Mapping[str, Any], facts: Sequence[Mapping[str, Any]]) -> li
             _cells(summary, metric.key),
         )
 
+    def shown(metric: Metric) -> bool:
+        return not metric.since or any(number(_arm(summary, arm.key).get(metric.key)) is not None for arm in ARM_LABELS)
+
     seconds = {arm.key: number(_arm(summary, arm.key).get("query_seconds")) for arm in ARM_LABELS}
     longest = max((value for value in seconds.values() if value is not None), default=0.0)
     time_cells = tuple(
@@ -164,8 +167,8 @@ def groups(summary: Mapping[str, Any], facts: Sequence[Mapping[str, Any]]) -> li
     alone = "What each arm writes by itself: greedy decoding, judged on the text."
     forced = "Each token of a given answer is predicted after the right ones before it: easier than writing the answer."
     return [
-        Group("Generated", alone, tuple(map(row, GENERATED))),
-        Group("Teacher-forced", forced, tuple(map(row, TEACHER_FORCED))),
+        Group("Generated", alone, tuple(row(metric) for metric in GENERATED if shown(metric))),
+        Group("Teacher-forced", forced, tuple(row(metric) for metric in TEACHER_FORCED if shown(metric))),
         Group("Cost", "", (time_row,)),
     ]
 
@@ -178,7 +181,7 @@ def _cells(summary: Mapping[str, Any], metric: str) -> tuple[Cell, ...]:
     cells = []
     for arm in ARM_LABELS:
         share = number(_arm(summary, arm.key).get(metric))
-        own = metric == "locality" and arm.key == "base" and share is not None
+        own = metric in ("locality", "locality_tf") and arm.key == "base" and share is not None
         cells.append(Cell(arm, percent(share), share, "by definition" if own else ""))
     return tuple(cells)
 

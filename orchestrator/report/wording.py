@@ -23,6 +23,8 @@ class Metric:
     name: str
     definition: str
     kind: str | None
+    since: bool = False
+    """Not in the summaries of older releases, and then left out."""
 
 
 ARM_LABELS = (
@@ -47,6 +49,13 @@ GENERATED = (
         "A question about a neighbour, not updated, is answered as the base answers it.",
         "neighborhood",
     ),
+    Metric(
+        "locality_true",
+        "Locality, true",
+        "A question about a neighbour is answered with what is true, whatever the base says.",
+        "neighborhood",
+        since=True,
+    ),
 )
 TEACHER_FORCED = (
     Metric(
@@ -58,6 +67,20 @@ TEACHER_FORCED = (
         "Specificity",
         "Tokens of a neighbour's original answer that are still the first choice.",
         "neighborhood",
+    ),
+    Metric(
+        "specificity_exact",
+        "Specificity, exact",
+        "Neighbours' original answers of which every token is still the first choice.",
+        "neighborhood",
+        since=True,
+    ),
+    Metric(
+        "locality_tf",
+        "Locality, tokens",
+        "Tokens of a neighbour's original answer where the first choice is the base's, right or wrong.",
+        "neighborhood",
+        since=True,
     ),
 )
 

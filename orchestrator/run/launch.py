@@ -14,7 +14,8 @@ from errata.editing.checkpoint.load import checkpoint_digest, resolve_model
 from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.guard.rules import read_guard
 from errata.orchestrator.history.receipts import open_store
-from errata.orchestrator.measuring.measurer import read_held_out
+from errata.orchestrator.journal.intake import Admission, Intake
+from errata.orchestrator.measuring.measurer import check_evaluation
 from errata.orchestrator.progress import Display
 from errata.orchestrator.run.attached import open_source
 from errata.orchestrator.run.loop import RunLoop
@@ -44,15 +45,17 @@ def run_experiment(config: RunConfig, output: Path, *, resume: bool, display: Di
     check_layers(config, directory)
     config = for_model(config, directory)
     check_embedder(config.memory.embedder)
-    read_held_out(config.evaluation.held_out)
+    check_evaluation(config.evaluation)
     read_guard(config.guard, config.evaluation.held_out)
     records = read_records(config)
+    admission = Admission.of(config.model.name, context_tokens=config.contexts.length if config.contexts.count else 0)
     check_output(config, output, resume=resume)
     model_digest = checkpoint_digest(directory)
     with termination_as_interrupt(), open_journal(config, output, model_digest) as journal:
         store = open_store(output)
         store.sweep()
-        take_in_records(journal, records, display)
+        intake = Intake(journal, admission)
+        take_in_records(intake, records, display)
         source = open_source(config.stream, journal)
         (output / "resolved.yaml").write_text(config.to_yaml(), encoding="utf-8")
         tracker = Tracker(
@@ -77,6 +80,7 @@ def run_experiment(config: RunConfig, output: Path, *, resume: bool, display: Di
                     tracker=tracker,
                     display=display,
                     source=source,
+                    intake=intake,
                 )
                 try:
                     loop.run()

@@ -10,9 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from errata.actors.parts import Parts
+from errata.evaluation.strata import by_age
 from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
+from errata.orchestrator.journal.intake import Intake
 from errata.orchestrator.measuring.measurer import Measurement
 from errata.orchestrator.measuring.timeline import FINAL
 from errata.orchestrator.progress import Display
@@ -20,6 +22,7 @@ from errata.orchestrator.run.attached import attach
 from errata.orchestrator.run.outputs import write_outputs
 from errata.orchestrator.run.pipeline import Pipeline
 from errata.orchestrator.sources import Pump, Source
+from errata.orchestrator.sources.base import TakesRequests
 from errata.orchestrator.tracking.tracker import NullTracker, Tracker
 
 _IDLE_SECONDS = 0.5
@@ -41,12 +44,13 @@ class RunLoop:
         tracker: Tracker | NullTracker,
         display: Display,
         source: Source | None = None,
+        intake: TakesRequests | None = None,
     ) -> None:
         self._config, self._journal = config, journal
         self._output, self._model_digest = output, model_digest
         self._tracker, self._display = tracker, display
         self._started_at = datetime.now(UTC)
-        self._source = source
+        self._source, self._intake = source, intake or Intake(journal)
         self.pipeline = Pipeline(config, journal, store, cluster, tracker=tracker, display=display, final_follows=True)
         self.attached = attach(self.pipeline, config, output, metrics=tracker.log_metrics, say=display.say)
 
@@ -71,7 +75,7 @@ class RunLoop:
         pump = (
             None
             if self._source is None
-            else Pump(self._source, self._journal, wake=lambda _: woken.set(), say=self._display.say)
+            else Pump(self._source, self._intake, wake=lambda _: woken.set(), say=self._display.warn)
         )
         try:
             while True:
@@ -95,13 +99,23 @@ class RunLoop:
     def _finish(self) -> None:
         head = self.pipeline.head()
         rows = self._journal.requests("applied")
-        requests = [row.request for row in rows]
         final: Measurement | None = None
         timeline = self.pipeline.timeline
-        if requests:
-            self._display.say(f"final evaluation of {len(requests)} facts on {len(self._config.evaluation.arms)} arms")
-            final = timeline.measure(requests, head, FINAL, latency=True).result()
-            timeline.close_with(final, head)
+        if rows:
+            wanted = self._config.evaluation.final
+            by_time = sorted(rows, key=lambda row: (row.applied_in or 0, row.seq))
+            chosen = by_age([row.id for row in by_time], None if wanted == "all" else wanted)
+            counted = {by_time[at].id for at in chosen}
+            # the timeline's last point is read off this evaluation, so its facts are asked too
+            also = {request.id for request in timeline.sample()} if self._config.evaluation.every else set()
+            requests = [row.request for row in rows if row.id in counted | also]
+            of = "" if len(counted) == len(rows) else f" of {len(rows)}"
+            self._display.say(
+                f"final evaluation of {len(counted)}{of} facts on {len(self._config.evaluation.arms)} arms"
+            )
+            everything = timeline.measure(requests, head, FINAL, latency=True, counted=counted).result()
+            timeline.close_with(everything, head)
+            final = everything.only(counted)
         write_outputs(
             self._config,
             self._journal,

@@ -21,6 +21,7 @@ from errata.orchestrator.journal import JOURNAL_FILE, Journal
 from errata.orchestrator.journal.rows import JournalMeta
 from errata.orchestrator.progress import Display
 from errata.orchestrator.run.outputs import errata_version
+from errata.orchestrator.sources.base import TakesRequests
 from errata.orchestrator.sources.streams import StreamRecord, open_stream
 
 
@@ -38,6 +39,7 @@ def read_records(config: RunConfig) -> list[StreamRecord]:
             limit=config.stream.limit,
             skip=config.stream.skip,
             probes=config.stream.probes,
+            portability=config.stream.portability,
         )
     )
     if not any(record.request for record in records):
@@ -123,18 +125,15 @@ def open_journal(config: RunConfig, output: Path, model_digest: str) -> Journal:
     )
 
 
-def take_in_records(journal: Journal, records: list[StreamRecord], display: Display) -> None:
+def take_in_records(intake: TakesRequests, records: list[StreamRecord], display: Display) -> None:
     """Accept the stream; from here nothing is lost. Doing it again on resume changes nothing."""
     good = [record for record in records if record.request is not None]
-    accepted = journal.accept([record.request for record in good if record.request is not None])
-    for record, answer in zip(good, accepted, strict=True):
-        if answer.refused:
-            journal.reject(record.position, answer.refused)
-            display.say(f"{record.position}: {answer.refused}")
-    for record in records:
-        if record.problem is not None:
-            journal.reject(record.position, record.problem)
-            display.say(f"{record.position}: {record.problem}")
+    accepted = intake.accept([record.request for record in good if record.request is not None])
+    refused = [(r.position, answer.refused) for r, answer in zip(good, accepted, strict=True) if answer.refused]
+    refused += [(record.position, record.problem) for record in records if record.problem is not None]
+    for position, reason in refused:
+        intake.reject(position, reason)
+        display.warn(f"{position}: {reason}")
 
 
 @contextmanager

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import errata.evaluation.perplexity  # noqa: F401 - enters its metric
 from errata.editing.session import NOT_LANDED
+from errata.evaluation.figures import MEASURED_BY
+from errata.evaluation.judge import judge_name
 from errata.evaluation.metrics import METRICS
-from errata.evaluation.outcomes import fact_line, portability_by_kind
+from errata.evaluation.outcomes import ProbeOutcome, fact_line, portability_by_kind
 from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.rows import RequestRow
@@ -31,9 +32,6 @@ from errata.orchestrator.report.summary import (
     write_facts,
     write_summary,
 )
-
-MEASURED_BY = ("token_accuracy", "answer_contains", "locality_exact", "perplexity")
-"""The metrics behind the figures of a summary; what their versions differ in cannot be compared."""
 
 
 def errata_version() -> str:
@@ -80,7 +78,9 @@ def write_outputs(
         wall_seconds=wall_seconds,
         edit_seconds_per_edit=edit_seconds / head.edits if head.edits else None,
         arms={} if final is None else _arms(final.arms()),
-        portability_by_kind={} if final is None else _by_kind(final),
+        intervals={} if final is None else _intervals(final),
+        portability_by_kind={} if final is None else _by_kind(final, lambda outcome: outcome.ok),
+        portability_f1_by_kind={} if final is None else _by_kind(final, lambda outcome: outcome.f1),
         choice={} if final is None else _choices(final.choices()),
         perplexity=Perplexity(base=base_perplexity, edited=None if final is None else final.perplexity),
         perplexities=_by_text(base_perplexities or {}, {} if final is None else final.perplexities),
@@ -92,6 +92,8 @@ def write_outputs(
             evaluation_seconds=evaluation_seconds,
             edit_seconds=edit_seconds,
         ),
+        facts_measured=None if final is None else len(final.evaluation.records),
+        judge=judge_name(config.evaluation.judge),
         metric_versions={name: METRICS[name].version for name in MEASURED_BY},
     )
     records = {} if final is None else {record.request_id: record for record in final.evaluation.records}
@@ -119,8 +121,12 @@ def _arms(metrics: dict[str, dict[str, float | None]]) -> Any:
     return {arm: ArmMetrics(**{k: v for k, v in values.items() if k in known}) for arm, values in metrics.items()}
 
 
-def _by_kind(final: Measurement) -> Any:
-    kinds = {arm: portability_by_kind(final.evaluation.records, arm) for arm in final.evaluation.arms}
+def _intervals(final: Measurement) -> Any:
+    return {arm: {k: (low, high) for k, (low, high) in spans.items()} for arm, spans in final.intervals().items()}
+
+
+def _by_kind(final: Measurement, value: Callable[[ProbeOutcome], float | None]) -> Any:
+    kinds = {arm: portability_by_kind(final.evaluation.records, arm, value) for arm in final.evaluation.arms}
     return {arm: figures for arm, figures in kinds.items() if figures}
 
 

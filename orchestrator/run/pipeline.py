@@ -45,7 +45,7 @@ from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.fail_points import reach
 from errata.orchestrator.journal.rows import RequestRow, Version
-from errata.orchestrator.measuring.measurer import Measurement, Measurer
+from errata.orchestrator.measuring.measurer import JUDGEMENTS, Measurement, Measurer
 from errata.orchestrator.measuring.timeline import Timeline
 from errata.orchestrator.progress import Display
 from errata.orchestrator.run.attempts import Attempts
@@ -113,9 +113,17 @@ class Pipeline:
             config.evaluation.arms,
             config.evaluation.max_new_tokens,
             config.evaluation.stop_at_newline,
+            config.evaluation.reasoning,
         )
         self.evaluators: EvaluationPart = cluster.evaluators(settings)
-        self.measurer = Measurer(self.evaluators, self.memory, config.evaluation, config.memory, journal.base().digest)
+        self.measurer = Measurer(
+            self.evaluators,
+            self.memory,
+            config.evaluation,
+            config.memory,
+            journal.base().digest,
+            judgements=store.root / JUDGEMENTS,
+        )
         self.base_perplexity: Future[float | None] = self.measurer.base_perplexity()
         self.timeline = Timeline(
             config.evaluation,
@@ -130,7 +138,7 @@ class Pipeline:
         self._batcher = Batcher(
             config.batching.size, config.batching.max_age_seconds, config.batching.distinct_subjects
         )
-        self._attempts = Attempts(journal, self.editor, display.say)
+        self._attempts = Attempts(journal, self.editor, display.warn)
         self._alone: list[str] = []
         """Requests that stayed weak among others and are to be tried in a batch of their own."""
         self._contexts_digest: str | None = None
@@ -343,9 +351,9 @@ class Pipeline:
         applied = {result.request_id for result in receipt.results if result.applied}
         for result in receipt.results:
             if not result.applied:
-                self._display.say(f"edit {result.request_id} not applied: {result.reason}")
+                self._display.warn(f"edit {result.request_id} not applied: {result.reason}")
             elif result.outcome == "weak":
-                self._display.say(f"edit {result.request_id} is weak: {in_short(result.figures or {})}")
+                self._display.warn(f"edit {result.request_id} is weak: {in_short(result.figures or {})}")
         rows = [row for name in applied if (row := self.journal.request(name)) is not None]
         self._remember(sorted(rows, key=lambda row: row.seq))
         reach("after_memory_add")

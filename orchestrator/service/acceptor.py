@@ -17,6 +17,7 @@ from typing import Final
 
 from errata.editing.request import EditRequest
 from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.intake import Admit, Intake
 from errata.orchestrator.journal.rows import Accepted
 from errata.orchestrator.service.errors import ServiceError, busy, unavailable
 
@@ -41,6 +42,7 @@ class Acceptor:
         max_queued: submissions that may wait for their transaction.
         retry_after: seconds after which a refused client may find room, as things are.
         accepted: called after every transaction.
+        admit: the gate; see `errata.orchestrator.journal.intake`.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class Acceptor:
         max_queued: int,
         retry_after: Callable[[], float] = lambda: 1.0,
         accepted: Callable[[], None] = lambda: None,
+        admit: Admit = EditRequest.cleaned,
     ) -> None:
         self._journal, self._max_waiting = journal, max_waiting
+        self._intake = Intake(journal, admit)
         self._retry_after, self._accepted = retry_after, accepted
         self._queue: queue.Queue[_Item | None] = queue.Queue(max_queued)
         self._gate = threading.Lock()
@@ -124,7 +128,7 @@ class Acceptor:
             if not fitting:
                 return
             started = time.perf_counter()
-            answers = iter(self._journal.accept([request for item in fitting for request in item.requests]))
+            answers = iter(self._intake.accept([request for item in fitting for request in item.requests]))
             self.write_seconds += time.perf_counter() - started
             self.transactions += 1
         except Exception as error:

@@ -28,11 +28,12 @@ from errata.evaluation.answering import Question
 from errata.evaluation.outcomes import Arm
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.rows import RequestRow, RequestState
-from errata.orchestrator.service import openai
+from errata.orchestrator.service import cloudevents, openai
 from errata.orchestrator.service.asking import Answers, Asking
 from errata.orchestrator.service.auth import Caller, Role, Tokens
+from errata.orchestrator.service.connections import Buckets
 from errata.orchestrator.service.core import ServiceCore
-from errata.orchestrator.service.errors import ServiceError, conflict, not_found, unavailable
+from errata.orchestrator.service.errors import ServiceError, conflict, not_found, printable, unavailable
 from errata.orchestrator.service.limits import Limits
 from errata.orchestrator.service.metrics import Metrics
 from errata.orchestrator.service.models import ChatIn, EditIn, EditsIn, EvaluationIn, PublicationIn, QueryIn, ReasonIn
@@ -97,13 +98,30 @@ def make_app(service: Service) -> FastAPI:
     _publication_routes(app, service)
     _operating_routes(app, service)
     describe(app)
+    settings = service.core.config
     app.add_middleware(
         Limits,
         max_body=service.core.config.max_body_bytes,
         loopback_only=not service.tokens,
         answered=service.metrics.answered,
+        caller=_labels(service.tokens) if service.tokens else None,
+        hosts=None if settings.hosts is None else frozenset(name.lower() for name in settings.hosts),
+        calls=None if settings.calls_per_second is None else Buckets(settings.calls_per_second, settings.calls_burst),
+        audit=_audit if settings.audit_reads else None,
     )
     return app
+
+
+def _labels(tokens: Tokens) -> Callable[[str | None], str | None]:
+    def label(authorization: str | None) -> str | None:
+        caller = tokens.caller(authorization)
+        return None if caller is None else caller.label
+
+    return label
+
+
+def _audit(who: str, method: str, path: str) -> None:
+    logger.info("read: %s %s %s", who, method, printable(path)[:200])
 
 
 # ---------------------------------------------------------------- shared by the routes
@@ -230,8 +248,13 @@ def _edit_routes(app: FastAPI, service: Service) -> None:
         `duplicate` of one that is known, is in `conflict` with one of the same id, or `invalid`.
         """
         started = time.perf_counter()
-        parsed = parse_edits(
-            await request.body(),
+        body = await request.body()
+        if cloudevents.is_event(request.headers):
+            body = cloudevents.edits_of(request.headers, body)
+        # a megabyte of JSON takes a tenth of a second: the probes and everybody else must not wait for it
+        parsed = await run_in_threadpool(
+            parse_edits,
+            body,
             most=core.config.max_edits_per_request,
             key=request.headers.get("idempotency-key"),
             by=None if caller is _LOCAL else caller.label,

@@ -7,14 +7,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-from errata.editing.errors import ErrataError
+from errata.editing.errors import ErrataError, in_words
+from errata.editing.model.capacity import Capacity
+from errata.editing.model.text import TextCodec
 from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.outcomes import MEMORY_ARMS, Arm
 from errata.orchestrator.journal.rows import Version
 from errata.orchestrator.service.core import Live
-from errata.orchestrator.service.errors import busy, unavailable
+from errata.orchestrator.service.errors import ServiceError, busy, unavailable
+
+_LETTERS_PER_TOKEN: Final = 32
+"""No text that somebody means has more; what has is refused unread."""
 
 
 class Finder(Protocol):
@@ -47,16 +52,74 @@ class Answers:
     seconds: float
 
 
+class Bounds:
+    """How long a question may be: ``most`` tokens, and what the model can take in.
+
+    A conversation counts as the chat template makes it; what the memory adds is left out where it does not fit.
+    """
+
+    def __init__(self, text: TextCodec, capacity: Capacity, most: int) -> None:
+        self._text, self._capacity, self._most = text, capacity, most
+
+    def check(self, question: Question) -> None:
+        """Raise unless it may be asked.
+
+        Raises:
+            ServiceError: 400 where it is too long, holds a token that the model does not know, or is a conversation
+                that the model's chat template refuses.
+        """
+        written = [message["content"] for message in question.messages] or [question.text]
+        if sum(map(len, written)) > self._most * _LETTERS_PER_TOKEN:
+            raise self._too_long(f"more than {self._most * _LETTERS_PER_TOKEN} characters")
+        try:
+            ids = self._ids(question)
+        except Exception as error:  # a template's own words, of whatever type
+            raise ServiceError(400, "bad_conversation", f"the model's chat template says: {in_words(error)}") from error
+        if len(ids) > self._most:
+            raise self._too_long(f"{len(ids)} tokens")
+        problem = self._capacity.problem(self._text, ids)
+        if problem is not None:
+            raise ServiceError(400, "context_length_exceeded", f"the question cannot be taken in: {problem}")
+
+    def _ids(self, question: Question) -> list[int]:
+        if not question.messages:
+            return self._text.encode_prompt(question.text)
+        told = [dict(message) for message in question.messages]
+        if self._text.has_chat_template:
+            return self._text.encode_chat(told)
+        return self._text.encode_prompt("\n".join(message["content"] for message in told))
+
+    def _too_long(self, what: str) -> ServiceError:
+        return ServiceError(
+            400, "context_length_exceeded", f"the question has {what}; service.max_question_tokens is {self._most}"
+        )
+
+
 class Asking:
     """At most ``limit`` calls at a time; a further one is refused rather than queued."""
 
     def __init__(
-        self, live: Callable[[], Live], memory: Finder, evaluators: Answerer, *, k: int, arms: Sequence[Arm], limit: int
+        self,
+        live: Callable[[], Live],
+        memory: Finder,
+        evaluators: Answerer,
+        *,
+        k: int,
+        arms: Sequence[Arm],
+        limit: int,
+        bounds: Bounds | None = None,
     ) -> None:
+        self._bounds = bounds
         self._live, self._memory, self._evaluators, self._k = live, memory, evaluators, k
         self.arms = tuple(arms)
         self._room = threading.Semaphore(limit)
         self._threads = ThreadPoolExecutor(limit, thread_name_prefix="errata-ask")
+
+    def check(self, questions: Sequence[Question]) -> None:
+        """Raise ServiceError unless every question may be asked; `Bounds.check`."""
+        if self._bounds is not None:
+            for question in questions:
+                self._bounds.check(question)
 
     def submit(self, questions: Sequence[Question], arms: Sequence[Arm], max_new_tokens: int | None) -> Future[Answers]:
         """Ask in the background.

@@ -8,8 +8,10 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from pathlib import Path
 from typing import Final
@@ -41,12 +43,28 @@ class Caller:
     label: str
 
 
+@dataclass(frozen=True)
+class Grant:
+    """What one token allows, and until when."""
+
+    role: Role
+    until: datetime | None = None
+
+    def holds(self, now: datetime) -> bool:
+        """Whether it has not expired."""
+        return self.until is None or now < self.until
+
+
 class Tokens:
     """The tokens that are accepted. Holds their SHA-256 digests only."""
 
-    def __init__(self, roles: Mapping[str, Role]) -> None:
+    def __init__(
+        self, roles: Mapping[str, Role | Grant], *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
         """``roles`` by hexadecimal SHA-256 digest of the token."""
-        self._roles = tuple((bytes.fromhex(digest), role) for digest, role in roles.items())
+        grants = {digest: g if isinstance(g, Grant) else Grant(g) for digest, g in roles.items()}
+        self._roles = tuple((bytes.fromhex(digest), grant) for digest, grant in grants.items())
+        self._clock = clock
 
     def __bool__(self) -> bool:
         return bool(self._roles)
@@ -66,24 +84,93 @@ class Tokens:
         if scheme.lower() != "bearer" or not token.strip():
             return None
         digest = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
-        granted: Role | None = None
-        for known, role in self._roles:
+        granted: Grant | None = None
+        for known, grant in self._current():
             if hmac.compare_digest(known, digest):
-                granted = role
-        return None if granted is None else Caller(granted, f"{granted.name}:{digest.hex()[:8]}")
+                granted = grant
+        if granted is None or not granted.holds(self._clock()):
+            return None
+        return Caller(granted.role, f"{granted.role.name}:{digest.hex()[:8]}")
+
+    def _current(self) -> tuple[tuple[bytes, Grant], ...]:
+        return self._roles
+
+
+class WatchedTokens(Tokens):
+    """Tokens that are read again when their file changes, so that one is added or taken away without a restart.
+
+    A file that cannot be read, or holds an entry that is none, changes nothing: the tokens of before stay in force and
+    the log says so. Tokens cannot all be taken away: a service that began with tokens would then be open.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Tokens],
+        path: Path,
+        *,
+        every: float = 1.0,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        super().__init__({}, clock=clock)
+        self._read, self._path, self._every = read, path, every
+        self._roles = read()._current()
+        self._stamp = self._state()
+        self._looked_at = time.monotonic()
+
+    def _state(self) -> tuple[int, int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+    def _current(self) -> tuple[tuple[bytes, Grant], ...]:
+        now = time.monotonic()
+        if now - self._looked_at < self._every:
+            return self._roles
+        self._looked_at = now
+        stamp = self._state()
+        if stamp == self._stamp:
+            return self._roles
+        self._stamp = stamp
+        try:
+            roles = self._read()._current()
+        except UserError as error:
+            logger.warning("%s; the tokens of before stay in force", error)
+            return self._roles
+        if not roles:
+            logger.warning("tokens file %s holds no token; the tokens of before stay in force", self._path)
+            return self._roles
+        logger.info("tokens file %s was read again: %d tokens", self._path, len(roles))
+        self._roles = roles
+        return self._roles
+
+
+def watched_tokens(file: str | None = None, environment: Mapping[str, str] | None = None) -> Tokens:
+    """`load_tokens`, read again when the file changes; without a file, or without tokens, as they are.
+
+    Raises:
+        UserError: as `load_tokens`.
+    """
+    environment = os.environ if environment is None else environment
+    first = load_tokens(file, environment)
+    path = environment.get(FILE_VARIABLE) or file
+    if not path or not first:
+        return first
+    return WatchedTokens(lambda: load_tokens(file, environment), Path(path).expanduser())
 
 
 def load_tokens(file: str | None = None, environment: Mapping[str, str] | None = None) -> Tokens:
     """Tokens of ``ERRATA_TOKENS`` (``role:token,...``) and of a file (``ERRATA_TOKENS_FILE``, else ``file``).
 
-    A line of the file is ``role:token`` or ``role:sha256:<64 hex digits>``; empty lines and lines that begin with
-    ``#`` are passed over.
+    A line of the file is ``role:token`` or ``role:sha256:<64 hex digits>``, then perhaps ``until=2027-01-31`` or a time
+    with its zone; empty lines and lines that begin with ``#`` are passed over.
 
     Raises:
         UserError: the file cannot be read, or an entry is not of that form; no message repeats a token.
     """
     environment = os.environ if environment is None else environment
-    roles: dict[str, Role] = {}
+    roles: dict[str, Grant] = {}
     for number, entry in enumerate(environment.get(TOKENS_VARIABLE, "").split(","), start=1):
         if entry.strip():
             _add(roles, entry.strip(), f"{TOKENS_VARIABLE}, entry {number}")
@@ -106,7 +193,8 @@ def _lines(path: Path) -> list[str]:
     return text.splitlines()
 
 
-def _add(roles: dict[str, Role], entry: str, where: str) -> None:
+def _add(roles: dict[str, Grant], entry: str, where: str) -> None:
+    entry, until = _until(entry, where)
     name, _, rest = entry.partition(":")
     if name not in Role.__members__:
         raise UserError(f"{where}: want role:token with role one of {', '.join(Role.__members__)}")
@@ -123,6 +211,23 @@ def _add(roles: dict[str, Role], entry: str, where: str) -> None:
                 f"got {len(token)} characters"
             )
         digest = hashlib.sha256(token.encode()).hexdigest()
-    known = roles.setdefault(digest, Role[name])
-    if known is not Role[name]:
-        raise UserError(f"{where}: the same token is listed with the roles {known.name} and {name}")
+    grant = Grant(Role[name], until)
+    known = roles.setdefault(digest, grant)
+    if known.role is not grant.role:
+        raise UserError(f"{where}: the same token is listed with the roles {known.role.name} and {name}")
+    if known.until != grant.until:
+        raise UserError(f"{where}: the same token is listed with two ends")
+
+
+def _until(entry: str, where: str) -> tuple[str, datetime | None]:
+    """An entry without its ``until=``, and the moment; a day ends with it, in UTC."""
+    entry, mark, text = entry.partition(" until=")
+    if not mark:
+        return entry, None
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise UserError(f"{where}: until= wants a day or a time in ISO 8601, such as 2027-01-31") from None
+    if len(text.strip()) == len("2027-01-31"):
+        moment += timedelta(days=1)
+    return entry.strip(), moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

@@ -21,6 +21,7 @@ from errata.editing.errors import DamagedFileError, NumericalError, UserError
 from errata.editing.request import EditRequest
 from errata.orchestrator.config.service import ServiceConfig
 from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.intake import Admit
 from errata.orchestrator.journal.rows import Accepted, Version
 from errata.orchestrator.service.acceptor import Acceptor
 from errata.orchestrator.service.errors import ServiceError, busy, conflict, not_found, unavailable
@@ -98,6 +99,7 @@ class ServiceCore:
         pipeline: built, not started; from ``start`` on it belongs to the writer thread.
         guard: attached to the pipeline already; its verdicts are acted on between batches.
         closing: called by the writer thread before the pipeline is closed.
+        admit: the gate that every edit goes through.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class ServiceCore:
         *,
         guard: GuardLike | None = None,
         closing: Callable[[], None] = lambda: None,
+        admit: Admit = EditRequest.cleaned,
     ) -> None:
         self.pipeline, self.config, self.journal = pipeline, config, pipeline.journal
         self._guard, self._closing = guard, closing
@@ -134,6 +137,7 @@ class ServiceCore:
             max_queued=config.max_queued_calls,
             retry_after=self.retry_after,
             accepted=self._wake.set,
+            admit=admit,
         )
         # before the guard, which may take its time or commit a revert of its own
         pipeline.after_commit.insert(0, self._committed)

@@ -21,7 +21,8 @@ from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.guard.rules import read_guard
 from errata.orchestrator.history.receipts import open_store
 from errata.orchestrator.journal import JOURNAL_FILE, Journal
-from errata.orchestrator.measuring.measurer import read_held_out
+from errata.orchestrator.journal.intake import Admission, Intake
+from errata.orchestrator.measuring.measurer import check_evaluation
 from errata.orchestrator.progress import Display
 from errata.orchestrator.run.attached import attach, open_source
 from errata.orchestrator.run.opening import (
@@ -35,8 +36,9 @@ from errata.orchestrator.run.opening import (
 from errata.orchestrator.run.outputs import errata_version
 from errata.orchestrator.run.pipeline import Pipeline
 from errata.orchestrator.service.app import Service, make_app
-from errata.orchestrator.service.asking import Asking
-from errata.orchestrator.service.auth import Tokens, load_tokens
+from errata.orchestrator.service.asking import Asking, Bounds
+from errata.orchestrator.service.auth import Tokens, watched_tokens
+from errata.orchestrator.service.connections import ConnectionGuard, protocol
 from errata.orchestrator.service.core import ServiceCore
 from errata.orchestrator.service.metrics import Metrics
 from errata.orchestrator.service.publishing import publishing_of
@@ -87,15 +89,16 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
         UserError: something the user can put right; nothing was written then.
         ErrataError: the service could not go on; what was journalled is kept.
     """
-    tokens = load_tokens(config.service.tokens_file)
+    tokens = watched_tokens(config.service.tokens_file)
     check_host(host, tokens)
     directory = resolve_model(config.model.name)
     check_layers(config, directory)
     config = for_model(config, directory)
     check_embedder(config.memory.embedder)
-    read_held_out(config.evaluation.held_out)
+    check_evaluation(config.evaluation)
     read_guard(config.guard, config.evaluation.held_out)
     records = read_records(config) if config.stream.path or config.stream.endless else []
+    admission = Admission.of(config.model.name, context_tokens=config.contexts.length if config.contexts.count else 0)
     check_output(config, output, resume=Journal.exists(output / JOURNAL_FILE))
     digest = checkpoint_digest(directory)
     with ExitStack() as stack:
@@ -105,7 +108,8 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
         journal = stack.enter_context(open_journal(config, output, digest))
         store = open_store(output)
         store.sweep()
-        take_in_records(journal, records, display)
+        intake = Intake(journal, admission)
+        take_in_records(intake, records, display)
         source = open_source(config.stream, journal)
         (output / "resolved.yaml").write_text(config.to_yaml(), encoding="utf-8")
         tracker = Tracker(
@@ -130,7 +134,7 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
             may_publish=lambda: not publishing.busy,
         )
         reader = stack.enter_context(Journal.open(output / JOURNAL_FILE, read_only=True))
-        core = ServiceCore(pipeline, config.service, guard=attached.guard, closing=attached.close)
+        core = ServiceCore(pipeline, config.service, guard=attached.guard, closing=attached.close, admit=admission)
         stack.callback(core.stop)
         asking = Asking(
             lambda: core.live,
@@ -139,16 +143,17 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
             k=config.memory.scr.k,
             arms=config.evaluation.arms,
             limit=config.service.max_queries,
+            bounds=Bounds(admission.text, admission.capacity, config.service.max_question_tokens),
         )
         stack.callback(asking.close)
         pump = None
         if source is not None:
             pump = Pump(
                 source,
-                journal,
+                intake,
                 wake=lambda _: core.wake(),
                 room=lambda: reader.waiting() < config.service.max_waiting,
-                say=display.say,
+                say=display.warn,
             )
             stack.callback(pump.close)
         guard = attached.guard
@@ -244,6 +249,7 @@ class _Stopper:
 def _run(service: Service, listener: socket.socket, stopper: _Stopper) -> None:
     import uvicorn
 
+    settings = service.core.config
     server = uvicorn.Server(
         uvicorn.Config(
             make_app(service),
@@ -252,6 +258,7 @@ def _run(service: Service, listener: socket.socket, stopper: _Stopper) -> None:
             server_header=False,
             lifespan="off",
             timeout_graceful_shutdown=_GRACE_SECONDS,
+            http=protocol(ConnectionGuard(settings.max_connections, settings.head_seconds)),
         )
     )
 

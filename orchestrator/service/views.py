@@ -54,7 +54,7 @@ def edit_story(journal: Journal, row: RequestRow) -> dict[str, Any]:
 def accepted_view(answer: Accepted, row: RequestRow | None = None) -> dict[str, Any]:
     """What a client is told of one edit it submitted."""
     if answer.refused is not None:
-        return {"id": answer.id, "status": "conflict", "error": answer.refused}
+        return {"id": answer.id, "status": "invalid" if answer.invalid else "conflict", "error": answer.refused}
     status = "duplicate" if answer.duplicate else "accepted"
     view: dict[str, Any] = {"id": answer.id, "status": status, "number": answer.seq}
     return {**view, "state": state_of(row)} if row is not None else view

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from errata.editing.errors import UserError
-from errata.editing.request import EditRequest
+from errata.editing.request import EditRequest, PortabilityProbe
 from errata.evaluation.datasets import ValidRecord, open_dataset
 
 
@@ -30,6 +31,7 @@ def open_stream(
     limit: int | None = None,
     skip: int = 0,
     probes: int | None = None,
+    portability: str | Path | None = None,
 ) -> Iterator[StreamRecord]:
     """The records of a file or data set, in order. Nothing is read twice and nothing is kept.
 
@@ -41,6 +43,7 @@ def open_stream(
         limit: at most this many records, good and bad ones alike; None for all.
         skip: records passed over at the beginning.
         probes: keep at most this many questions of each kind of a record; None for all.
+        portability: file of the same schema whose records' portability questions are joined to the stream's by id.
 
     Raises:
         UserError: at the call, before anything has started: no such file, malformed JSON (file and line),
@@ -51,20 +54,36 @@ def open_stream(
     if first is None:
         raise UserError(f"stream {str(path)!r} holds no record with limit={limit} and skip={skip}")
 
+    questions = {} if portability is None else _portability(portability, schema, target)
+
     def all_records() -> Iterator[StreamRecord]:
-        yield _convert(first, str(path), probes)
-        for record in records:
-            yield _convert(record, str(path), probes)
+        for record in chain([first], records):
+            yield _convert(record, str(path), probes, questions)
 
     return all_records()
 
 
-def _convert(record: object, source: str, probes: int | None) -> StreamRecord:
+def _portability(path: str | Path, schema: str, target: str) -> dict[str, tuple[PortabilityProbe, ...]]:
+    """The portability questions of a file, by the id of their edit."""
+    records = open_dataset(path, schema, target=target)
+    valid = [record.request for record in records if isinstance(record, ValidRecord)]
+    questions = {request.id: request.portability for request in valid if request.portability}
+    if not questions:
+        raise UserError(f"stream.portability {str(path)!r} holds no portability questions")
+    return questions
+
+
+def _convert(
+    record: object, source: str, probes: int | None, questions: Mapping[str, tuple[PortabilityProbe, ...]]
+) -> StreamRecord:
     position = str(getattr(record, "position", ""))
     if position.startswith(source):
         position = Path(source).name + position[len(source) :]
     if isinstance(record, ValidRecord):
-        return StreamRecord(position, request=_with_fewer(record.request, probes))
+        request = record.request
+        if (more := questions.get(request.id)) and not request.portability:
+            request = request.model_copy(update={"portability": more})
+        return StreamRecord(position, request=_with_fewer(request, probes))
     return StreamRecord(position, problem=str(getattr(record, "reason", "not a record")))
 
 

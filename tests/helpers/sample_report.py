@@ -148,7 +148,12 @@ def _arms(progress: float, noise: random.Random | None) -> dict[str, dict[str, f
             name: value if key == "base" else near(value + drift * shift)
             for name, value, shift in zip(names, values, shifts, strict=False)
         }
-        result[key] = row | {"query_seconds": values[7]}
+        later = {
+            "specificity_exact": near(row["specificity"] - 0.1234),
+            "locality_tf": 1.0 if key == "base" else near(row["specificity"] + 0.0817),
+            "locality_true": near(0.1439 - drift * 0.02 + (0.0117 if key != "base" else 0)),
+        }
+        result[key] = row | later | {"query_seconds": values[7]}
     return result
 
 

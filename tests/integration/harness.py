@@ -248,6 +248,10 @@ class PlainEvaluators(EvaluationWorker):
         with self._turn:
             return super().continuations(prompts, weights, max_new_tokens, chat)
 
+    def free_texts(self, openings: Any, weights: Any, sampling: Any) -> Any:
+        with self._turn:
+            return super().free_texts(openings, weights, sampling)
+
     def evaluate_with_text(self, requests: Any, weights: Any, hits: Any, text: str | None) -> Any:
         return self.evaluate(requests, weights, hits), None if text is None else self.perplexity(text, weights)
 

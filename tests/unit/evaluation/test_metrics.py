@@ -261,11 +261,11 @@ def test_composites() -> None:
     parts = {
         "efficacy": 1.0,
         "generalization": 0.5,
-        "specificity": 0.5,
+        "specificity_exact": 0.5,
         "fluency_star": 1.0,
         "portability": 0.25,
     }
-    assert edit_score(parts | {"other": 0.0}) == pytest.approx(5 / (1 + 2 + 2 + 1 + 4))
+    assert edit_score(parts | {"specificity": 0.9, "other": 0.0}) == pytest.approx(5 / (1 + 2 + 2 + 1 + 4))
     six = dict.fromkeys(("mmlu", "gsm8k", "hellaswag", "winogrande", "arc_challenge", "humaneval"), 0.5)
     assert preservation_score(six) == pytest.approx(0.5)
     with pytest.raises(ValueError, match="lacks portability"):

@@ -26,7 +26,19 @@ def result(
     kind: ProbeKind, accuracy: float | None, ok: bool, detail: str = "", chosen: str | None = None
 ) -> ProbeResult:
     probe = Probe(kind, f"{kind} {accuracy} {ok} {detail}", ("x",), "x", detail)
-    outcome = ProbeOutcome("x", ok, accuracy, 1.0 if ok else 0.25, chosen, "why", (Retrieved(3, 0.51234, "s"),))
+    outcome = ProbeOutcome(
+        "x",
+        ok,
+        accuracy,
+        1.0 if ok else 0.25,
+        chosen,
+        "why",
+        (Retrieved(3, 0.51234, "s"),),
+        right=ok != (kind == "neighborhood"),
+        f1=1.0 if ok else 0.5,
+        exact=None if accuracy is None else accuracy == 1.0,
+        agreement=0.75 if kind == "neighborhood" else None,
+    )
     return ProbeResult(probe, {"memory": outcome})
 
 
@@ -58,11 +70,19 @@ def test_arm_metrics_weigh_records_alike() -> None:
         "efficacy": pytest.approx((1.0 + 0.5) / 2),
         "generalization": pytest.approx((0.75 + 0.0) / 2),  # over probes it would be 0.5
         "specificity": pytest.approx(0.5),
+        "specificity_exact": pytest.approx((0 + 1) / 2),
+        "locality_tf": pytest.approx(0.75),
         "reliability": pytest.approx(0.5),
         "generalization_gen": pytest.approx((0.5 + 0.0) / 2),
         "locality": pytest.approx(0.5),
         "locality_match": pytest.approx((1.0 + 0.25) / 2),
+        "locality_true": pytest.approx((0 + 1) / 2),  # a's answer is the base's and false, b's is another and true
         "portability": pytest.approx(0.5),  # record b has no such probe and is left out
+        "average_true": pytest.approx((0.5 + 0.25 + 0.5 + 0.5) / 4),
+        "overall": pytest.approx((0.5 + 0.25 + 0.5) / 3),
+        "reliability_f1": pytest.approx((1.0 + 0.5) / 2),
+        "generalization_f1": pytest.approx((0.75 + 0.5) / 2),
+        "portability_f1": pytest.approx((1.0 + 0.5) / 2),
         "query_seconds": 0.1,
     }
     assert set(arm_metrics([], "memory").values()) == {None}
@@ -142,7 +162,11 @@ def test_fact_line_is_json_with_the_documented_fields() -> None:
             "memory": {
                 "answer": "x",
                 "ok": True,
+                "right": True,
+                "f1": 1.0,
                 "accuracy": 1.0,
+                "exact": True,
+                "agreement": None,
                 "chosen": "s",
                 "reason": "why",
                 "retrieved": [{"id": 3, "score": 0.5123, "statement": "s"}],

@@ -120,9 +120,9 @@ def test_every_answer_is_shown_with_a_verdict_that_needs_no_colour(page: Page) -
 
 def test_charts_mark_refreshes_and_say_what_they_show(html: str, page: Page) -> None:
     charts = [attrs for name, attrs in page.tags if name == "svg"]
-    assert len(charts) == 9
+    assert len(charts) == 12
     assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in charts)
-    assert html.count('class="event"') == 9 * 2
+    assert html.count('class="event"') == 12 * 2
     assert "triggered at edit 40, in use from edit 60" in html
     labels = [attrs["aria-label"] or "" for attrs in charts]
     assert any("Perplexity" in label and "Edited 31.2" in label for label in labels)

@@ -72,7 +72,8 @@ def test_a_summary_comes_back_as_it_was(tmp_path):
 def test_the_names_are_those_that_are_promised():
     arm = {
         "efficacy", "generalization", "specificity", "reliability", "generalization_gen", "locality",
-        "locality_match", "portability",
+        "locality_match", "portability", "specificity_exact", "locality_tf", "locality_true", "average_true", "overall",
+        "reliability_f1", "generalization_f1", "portability_f1", "fluency", "fluency_star", "consistency", "edit_score",
         "query_seconds",
     }  # fmt: skip
     assert set(ArmMetrics.model_fields) == arm

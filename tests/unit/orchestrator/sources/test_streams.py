@@ -113,3 +113,18 @@ def test_fewer_questions_of_each_kind_are_the_first_ones_and_the_request_keeps_i
     assert [probe.prompt for probe in short.request.neighborhood] == prompts[:2]
     assert len(whole.request.neighborhood) == 5 and short.request.paraphrases == whole.request.paraphrases
     assert short.request.id == whole.request.id and short.position == whole.position
+
+
+def test_portability_questions_of_another_file_are_joined_by_the_record(tmp_path):
+    asked = {"Recalled Relation": "x", "New Question": "Which land is it in?", "New Answer": "Italy"}
+    (tmp_path / "cf.json").write_text(json.dumps([{**COUNTERFACT, "case_id": number} for number in (7, 8)]))
+    (tmp_path / "port.json").write_text(json.dumps([{**COUNTERFACT, "case_id": 8, "portability": asked}]))
+    plain, joined = (
+        list(open_stream(tmp_path / "cf.json", portability=more)) for more in (None, tmp_path / "port.json")
+    )
+    assert [len(record.request.portability) for record in plain] == [0, 0]
+    assert [len(record.request.portability) for record in joined] == [0, 1]
+    assert joined[1].request.portability[0].prompt == "Which land is it in?"
+    assert [record.request.id for record in joined] == [record.request.id for record in plain]
+    with pytest.raises(UserError, match="holds no portability questions"):
+        open_stream(tmp_path / "cf.json", portability=tmp_path / "cf.json")
