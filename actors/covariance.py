@@ -40,6 +40,7 @@ from errata.actors.workers.covariance import (
 from errata.actors.workers.model import yield_to_others
 from errata.editing.covariance import KeyCovariance
 from errata.editing.errors import ErrataError
+from errata.editing.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -235,7 +236,12 @@ class CovarianceEstimator:
                 logger.warning("the corpus ended at %d of %d tokens", run.tokens, job.tokens)
             seconds = time.perf_counter() - started
             nodes = crew.blocks_by_node
-            logger.info("%d blocks on %d nodes, %d of them again", sum(nodes.values()), len(nodes), run.repeated)
+            logger.info(
+                "%s finished on %s%s",
+                counted(sum(nodes.values()), "block"),
+                counted(len(nodes), "node"),
+                f"; {counted(run.repeated, 'block')} repeated after a worker was lost" if run.repeated else "",
+            )
             return Estimate(covariance, tuple(documents), seconds, run.repeated, tuple(openings), nodes)
 
     def check(self, job: EstimateJob, weights: Any) -> KeyCheck:
@@ -258,11 +264,11 @@ class CovarianceEstimator:
     def _step(self, run: _Run, crew: Crew, stop: threading.Event | None) -> bool:
         """Keep the workers busy and take in what is ready; whether a block was."""
         if stop is not None and stop.is_set():
-            raise ErrataError("the covariance estimate was given up")
+            raise ErrataError("the covariance estimate was stopped")
         self._hand_out(run, crew)
         if not run.outstanding and time.monotonic() >= run.say_waiting_at:
             run.say_waiting_at = time.monotonic() + _SAY_WAITING_SECONDS
-            logger.info("no worker is there yet; %d are asked for", len(crew.coming))
+            logger.info("waiting for a worker; %s requested", counted(len(crew.coming), "worker"))
         ready, _ = ray.wait([*run.outstanding, *crew.coming], num_returns=1, timeout=0.5)
         took = False
         for reference in ready:
@@ -309,7 +315,7 @@ class CovarianceEstimator:
             run.repeated += 1
             run.redo.append(call.block)
             crew.lost(call.member, error)
-            logger.warning("a covariance worker died; block %d is done again by another", call.block)
+            logger.warning("a covariance worker died; another one repeats block %d", call.block)
         except ray.exceptions.RayTaskError as error:
             raise unwrap(error) from error
 

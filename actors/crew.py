@@ -94,7 +94,7 @@ class Crew:
             return
         self._members.append(member)
         if slot is None:
-            logger.info("a further worker has come, on node %s", member.node[:8])
+            logger.info("a worker has joined, on node %s", member.node[:8])
 
     def idle(self, busy: Sequence[Member]) -> list[Member]:
         """Who is there and at nothing."""
@@ -153,5 +153,5 @@ class Crew:
             return
         # one beyond the group costs its block and no more, whatever took it
         self._losses_left -= 1
-        logger.warning("a further worker is gone (%s); %d more may go", first_line(error), self._losses_left)
+        logger.warning("a worker has left (%s); up to %d more may leave", first_line(error), self._losses_left)
         self._end(actor)

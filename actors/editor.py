@@ -92,7 +92,7 @@ class EditorClient:
         self._contexts, self._history = contexts, history
         self._revivals = 0
         self._counted = 0
-        """Deaths that count towards ``ray.max_revivals``."""
+        """Deaths that count toward ``ray.max_revivals``."""
         self._begun = False
         self._limit: int | None = None
         """Items of the history taken so far in a restoration item by item; None: all there are."""
@@ -133,7 +133,7 @@ class EditorClient:
 
     def restore(self) -> None:
         """Replay the whole history into a fresh actor."""
-        # what was applied and could not be journalled is forgotten with the actor
+        # what was applied and could not be journaled is forgotten with the actor
         self._begun, self._limit, self._last = True, None, None
         self._guarded(self._catch_up)
 
@@ -153,7 +153,7 @@ class EditorClient:
 
         Args:
             died: told of every death of the actor while it had the batch, once another one stands where it stood; what
-                it raises ends the call. Such deaths do not count towards ``ray.max_revivals``: who is told decides.
+                it raises ends the call. Such deaths do not count toward ``ray.max_revivals``: who is told decides.
         """
         self._limit = None
         receipt: EditReceipt = self._call("apply", batch, died=died)

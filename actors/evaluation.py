@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import count
+from math import ceil
 from typing import Any
 
 import ray
@@ -28,6 +29,8 @@ from errata.evaluation.sampling import SamplingConfig
 logger = logging.getLogger(__name__)
 
 _CHUNKS_PER_WORKER = 2
+_MOST_PER_CALL = 16
+"""Requests of one call at most, so that there is something to report while a long evaluation goes on."""
 """The workers end at nearly the same time, and what a chunk's questions have in common is still run together."""
 
 
@@ -130,16 +133,34 @@ class EvaluationPool:
         return self.evaluate_with_text(requests, weights, hits, None)[0]
 
     def evaluate_with_text(
-        self, requests: Sequence[EditRequest], weights: Any, hits: Hits, text: str | None
+        self,
+        requests: Sequence[EditRequest],
+        weights: Any,
+        hits: Hits,
+        text: str | None,
+        progress: Callable[[int], None] | None = None,
     ) -> tuple[Evaluation, float | None]:
-        """As ``evaluate``, with the version's perplexity on a text measured beside it where one is given."""
-        chunks = min(len(requests), len(self.actors) * _CHUNKS_PER_WORKER)
+        """As ``evaluate``, with the version's perplexity on a text measured beside it where one is given.
+
+        ``progress`` is called with the number of requests that are done, from the calling thread.
+        """
+        fewest = max(len(self.actors) * _CHUNKS_PER_WORKER, ceil(len(requests) / _MOST_PER_CALL))
+        chunks = min(len(requests), fewest)
         parts = [list(requests[i::chunks]) for i in range(chunks)]
         reference = ray.put(dict(hits))
         calls: list[Callable[[Any], Any]] = [partial(_ask, part, weights, reference) for part in parts]
         if text is not None:
             calls.insert(0, lambda actor: actor.perplexity.remote(text, weights))
-        results = self._spread(calls)
+        sizes = [0] * (len(calls) - chunks) + [len(part) for part in parts]
+        finished = 0
+
+        def told(place: int) -> None:
+            nonlocal finished
+            finished += sizes[place]
+            if progress is not None:
+                progress(finished)
+
+        results = self._spread(calls, told)
         done: list[Evaluation] = results[-chunks:]
         by_id = {record.request_id: record for evaluation in done for record in evaluation.records}
         ordered = tuple(by_id[request.id] for request in requests)
@@ -215,7 +236,7 @@ class EvaluationPool:
                 self._workers.replace(slot, actor, error)
             except ray.exceptions.RayTaskError as error:
                 raise unwrap(error) from error
-        raise ErrataError("the question was given up")
+        raise ErrataError("the question was abandoned")
 
     def give_up(self) -> None:
         """End evaluations that are under way with an error; call from any thread."""
@@ -226,8 +247,11 @@ class EvaluationPool:
         self.give_up()
         self._workers.close()
 
-    def _spread(self, calls: Sequence[Callable[[Any], Any]]) -> list[Any]:
-        """Run the calls over the workers, at most one at a time on each; results in the order of the calls."""
+    def _spread(self, calls: Sequence[Callable[[Any], Any]], told: Callable[[int], None] | None = None) -> list[Any]:
+        """Run the calls over the workers, at most one at a time on each; results in the order of the calls.
+
+        ``told`` hears the place of each call that has come to its end.
+        """
         with self._lock:
             self._busy.clear()
             waiting = list(enumerate(calls))
@@ -235,7 +259,7 @@ class EvaluationPool:
             results: dict[int, Any] = {}
             while waiting or running:
                 if self._given_up.is_set():
-                    raise ErrataError("the evaluation was given up")
+                    raise ErrataError("the evaluation was abandoned")
                 while waiting and len(self._busy) < len(self.actors):
                     place, call = waiting.pop(0)
                     slot = free_slot(place, len(self.actors), self._busy)
@@ -248,12 +272,14 @@ class EvaluationPool:
                     self._busy.discard(slot)
                     try:
                         results[place] = ray.get(reference)
+                        if told is not None:
+                            told(place)
                     except LOST as error:
                         if self._given_up.is_set():
-                            raise ErrataError("the evaluation was given up") from error
+                            raise ErrataError("the evaluation was abandoned") from error
                         raise_if_init_failed(error)
                         self._workers.replace(slot, actor, error)
-                        logger.warning("an evaluation worker died; its records are done again by a new one")
+                        logger.warning("an evaluation worker died; a new one repeats its records")
                         waiting.append((place, calls[place]))
                     except ray.exceptions.RayTaskError as error:
                         raise unwrap(error) from error

@@ -56,13 +56,13 @@ def unplaceable(config: RayConfig, nodes: Sequence[NodeFacts], ranks: int = 1) -
     for role, count in config.counts().items():
         asked = getattr(config, role)
         bundle = bundle_of(asked)
-        labelled = [
+        labeled = [
             left
             for node, left in zip(nodes, free, strict=True)
             if all(node.labels.get(key) == value for key, value in asked.labels.items())
         ]
         for number in range(count):
-            if not all([_take(bundle, labelled) for _ in range(processes(role, ranks))]):
+            if not all([_take(bundle, labeled) for _ in range(processes(role, ranks))]):
                 missing.append(f"{role} {number + 1} of {count}")
     return missing
 

@@ -94,9 +94,17 @@ class EvaluationPart(Protocol):
         """Every probe of every request on every arm."""
 
     def evaluate_with_text(
-        self, requests: Sequence[EditRequest], weights: Any, hits: Hits, text: str | None
+        self,
+        requests: Sequence[EditRequest],
+        weights: Any,
+        hits: Hits,
+        text: str | None,
+        progress: Callable[[int], None] | None = None,
     ) -> tuple[Evaluation, float | None]:
-        """As ``evaluate``, with the version's perplexity on a text where one is given."""
+        """As ``evaluate``, with the version's perplexity on a text where one is given.
+
+        ``progress`` is called with the number of requests that are done, now and then, from the calling thread.
+        """
 
     def query_seconds(
         self, questions: Sequence[str], weights: Any, hits: Hits, search_seconds: float

@@ -134,12 +134,12 @@ class BlockTree:
         try:
             pieces: list[Piece] = ray.get(list(self.root()))
         except (ray.exceptions.ObjectLostError, ray.exceptions.WorkerCrashedError) as error:
-            logger.warning("a sum of finished blocks is gone (%s)", type(error).__name__)
+            logger.warning("a sum of finished blocks was lost (%s)", type(error).__name__)
             return None
         except ray.exceptions.RayTaskError as error:
             if not isinstance(error.cause, ray.exceptions.ObjectLostError):
                 raise
-            logger.warning("a sum of finished blocks is gone (%s)", type(error.cause).__name__)
+            logger.warning("a sum of finished blocks was lost (%s)", type(error.cause).__name__)
             return None
         return joined(pieces)
 
@@ -175,6 +175,6 @@ def fetch_repairing(tree: BlockTree, redo: Callable[[Sequence[int]], Sequence[Pi
         if sums is not None:
             return sums
         for node in tree.lost():
-            logger.warning("blocks %d to %d are done again", node.first, node.first + node.count - 1)
+            logger.warning("repeating blocks %d to %d", node.first, node.first + node.count - 1)
             tree.repair(node, redo(list(node.blocks)))
     return tree.fetch()

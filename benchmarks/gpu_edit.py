@@ -104,7 +104,7 @@ def random_state(model: EditableModel, layers: Sequence[int], past: int) -> Life
 def roofline(
     model: EditableModel, requests: Sequence[EditRequest], layer: int, config: ValueConfig, chip: tuple[float, float]
 ) -> dict[str, float]:
-    """Least seconds per edit of the value optimisation: by operations, by memory, and the larger of the two."""
+    """Least seconds per edit of the value optimization: by operations, by memory, and the larger of the two."""
     rate, bandwidth = chip
     operations = floor_operations(model, requests, layer=layer, contexts=CONTEXTS) * config.steps / rate
     widest = max(sum(len(s.tokens) - s.subject for s in edit_segments(model, r, CONTEXTS)) for r in requests)

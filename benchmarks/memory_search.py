@@ -29,12 +29,12 @@ Vectors = NDArray[np.float32]
 
 
 def sentence_like(count: int, rng: np.random.Generator) -> Vectors:
-    """(count, DIM) unit vectors around one centre per ``PER_CLUSTER`` of them."""
-    centres = unit_rows(rng.standard_normal((max(1, count // PER_CLUSTER), DIM), dtype=np.float32))
-    owner = rng.integers(len(centres), size=count)
+    """(count, DIM) unit vectors around one center per ``PER_CLUSTER`` of them."""
+    centers = unit_rows(rng.standard_normal((max(1, count // PER_CLUSTER), DIM), dtype=np.float32))
+    owner = rng.integers(len(centers), size=count)
     noise = rng.standard_normal((count, DIM), dtype=np.float32)
     noise *= SPREAD / np.sqrt(DIM)
-    noise += centres[owner]
+    noise += centers[owner]
     return unit_rows(noise)
 
 

@@ -3,7 +3,7 @@
 An update is only worth showing if the model held the old fact. For every record this measures, teacher-forced
 and on the unedited model: the mean token log-probability of ``target_true`` and of ``target_new`` after the
 edit prompt, whether every token of ``target_true`` is the argmax, the rank of its first token, and whether every
-neighbourhood answer is.
+neighborhood answer is.
 
     python -m benchmarks.quickstart_facts --model MODEL             # measure and write the numbers
     python -m benchmarks.quickstart_facts --model MODEL --filter    # and keep only the known records
@@ -78,7 +78,7 @@ def criterion(true: Scored, new: Scored) -> str | None:
 def score_pairs(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Scored]:
     """Score ``(prompt, target)`` pairs with a causal language model; results in the order given.
 
-    Targets are tokenised as a continuation, with a leading space and no special tokens. Batches are padded on
+    Targets are tokenized as a continuation, with a leading space and no special tokens. Batches are padded on
     the right, which a causal model cannot see.
     """
     encoded: list[tuple[list[int], list[int]]] = [
@@ -139,12 +139,12 @@ def measure(model: Any, tokenizer: Any, records: Sequence[dict[str, Any]]) -> di
 
 
 def table(known: Iterable[dict[str, Any]]) -> str:
-    """One line per relation: records, how many are known by which criterion, neighbourhood answers right."""
+    """One line per relation: records, how many are known by which criterion, neighborhood answers right."""
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in known:
         groups[row["relation"]].append(row)
     groups = dict(sorted(groups.items())) | {"all": [row for rows in groups.values() for row in rows]}
-    head = ("records", "strict", "loose", "P(true)>P(new)", "neighbours right")
+    head = ("records", "strict", "loose", "P(true)>P(new)", "neighbors right")
     lines = [f"{'relation':28}" + "".join(f"{title:>18}" for title in head)]
     for name, rows in groups.items():
         near = [accuracy == 1.0 for row in rows for accuracy in row["neighborhood_accuracy"]]

@@ -8,7 +8,7 @@ table 1, figures 6 and 20, in small). A fact is asked for as the statement it wa
 as a question to the chat model through its template. A right answer, generated greedily, contains the new object;
 locality is the share of statements about people that are never edited which are continued as before.
 
-Values are optimised once where methods share them: RoSE with RoSE without IGA, MEMIT-Merge with RoSE without HKI.
+Values are optimized once where methods share them: RoSE with RoSE without IGA, MEMIT-Merge with RoSE without HKI.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Scores = dict[str, list[float]]
 
 
 def editors(layers: tuple[int, ...], steps: int, templates: int, cov_weight: float) -> dict[str, LocateEditor]:
-    """The methods by name, with like settings of the value optimisation."""
+    """The methods by name, with like settings of the value optimization."""
     # statements, a question and an instruction, however many are wanted
     forms = tuple(TEMPLATES[i * len(TEMPLATES) // templates] for i in range(templates))
     plain, merged = ValueConfig(steps=steps), MergeValues(steps=steps)

@@ -4,7 +4,7 @@
 
 Starts ``errata serve`` in a directory of its own and prints: acceptance of single edits one after the other, by eight
 clients at once, and while batches are being edited; edits a minute; questions while idle and while batches are edited,
-and an evaluation meanwhile. An accepted edit is in the journal, synchronised to the disk, before its client has the
+and an evaluation meanwhile. An accepted edit is in the journal, synchronized to the disk, before its client has the
 answer. The settings are those of the configuration, but for a covariance of fewer tokens, which an edit's time does not
 depend on; figures go to ``benchmarks/results/service_latency.json``.
 """

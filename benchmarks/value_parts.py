@@ -1,9 +1,9 @@
-"""What a step of the value optimisation spends its time on, and what writing the layers out and packing weights save.
+"""What a step of the value optimization spends its time on, and what writing the layers out and packing weights save.
 
     python -m benchmarks.value_parts [--data counterfact.json] [--edits 1 4]      # SmolLM2, six contexts
 
 The upper layers of one step, forward and back, in four ways: the library's layers under autograd (``general``), the
-same with packed weights, written out (``span``), and written out with packed weights, which is what an optimisation
+same with packed weights, written out (``span``), and written out with packed weights, which is what an optimization
 does for few rows. All four must give the same losses and gradients before their times count. Beside them, by shape
 alone: the products that a step consists of, plain and packed, each way, and at the core's rate for many rows.
 """

@@ -1,9 +1,9 @@
-"""The `fast` profile of the value optimisation against the exact form: cost, and what it does to the edits.
+"""The `fast` profile of the value optimization against the exact form: cost, and what it does to the edits.
 
     python -m benchmarks.value_profiles [--records 50] [--data counterfact.json]     # SmolLM2, AlphaEdit, batches of 10
 
 Both profiles, and every ``--candidate CONTEXTS STEPS LR``, edit the same records from the same model, covariance and
-contexts. Efficacy and generalisation are token accuracies under teacher forcing, on the edit prompt and on its
+contexts. Efficacy and generalization are token accuracies under teacher forcing, on the edit prompt and on its
 paraphrases, after the last batch; a ``score`` is the share where the new target is likelier than the true one. Ratios
 are per edit, as the fast profile makes fewer steps.
 """
@@ -27,7 +27,7 @@ from errata.editing.model.adapter import EditableModel
 from errata.editing.model.engine import LanguageEngine
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.session import EditSession
-from errata.editing.values import TargetValue, ValueConfig, optimise_values
+from errata.editing.values import TargetValue, ValueConfig, optimize_values
 from errata.evaluation.edit_scores import edit_scores, mean_scores
 
 SCORES = ("efficacy", "generalization", "efficacy_score", "paraphrase_score", "neighborhood_score")
@@ -85,7 +85,7 @@ def main() -> None:
     one_thread()
     model = smollm2()
     layer = LAYERS[-1]
-    # two neighbourhood prompts of ten are enough to see whether a profile spills over
+    # two neighborhood prompts of ten are enough to see whether a profile spills over
     requests = [
         request.model_copy(update={"neighborhood": request.neighborhood[:2]})
         for request in counterfact(options.data, options.records)
@@ -106,7 +106,7 @@ def main() -> None:
     for name, values in profiles.items():
         alone, _ = timed(
             lambda: [
-                optimise_values(model, [r], layer=layer, contexts=contexts, config=values)  # noqa: B023
+                optimize_values(model, [r], layer=layer, contexts=contexts, config=values)  # noqa: B023
                 for r in few
             ]
         )

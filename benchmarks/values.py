@@ -27,7 +27,7 @@ from benchmarks.records import CONTEXT_LENGTH, CONTEXTS, LAYERS, counterfact, sm
 from errata.editing.contexts import sample_contexts
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest
-from errata.editing.values import KL_TEMPLATE, TargetValue, ValueConfig, edit_segments, optimise_values
+from errata.editing.values import KL_TEMPLATE, TargetValue, ValueConfig, edit_segments, optimize_values
 
 
 def published(
@@ -129,13 +129,13 @@ def measure(
     fast_s: dict[int, list[float]] = {size: [] for size in batches}
     alone: list[TargetValue] = []
     worst, steps_plain, steps_fast = 0.0, 0, {}
-    for _ in range(repeats):  # in turns, so that both meet the same neighbours
+    for _ in range(repeats):  # in turns, so that both meet the same neighbors
         for i in range(plain):
             seconds, (delta, loss, steps) = timed(
                 lambda: published(model, requests[i], layer=layer, contexts=contexts, config=config)  # noqa: B023
             )
             published_s[i].append(seconds)
-            (value,) = alone[i : i + 1] or optimise_values(
+            (value,) = alone[i : i + 1] or optimize_values(
                 model, requests[i : i + 1], layer=layer, contexts=contexts, config=config
             )
             alone[i:] = [value]
@@ -147,7 +147,7 @@ def measure(
                 lambda: [
                     value
                     for group in groups  # noqa: B023
-                    for value in optimise_values(model, group, layer=layer, contexts=contexts, config=config)
+                    for value in optimize_values(model, group, layer=layer, contexts=contexts, config=config)
                 ]
             )
             fast_s[size].append(seconds)

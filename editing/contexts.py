@@ -1,6 +1,6 @@
 """Context prefixes: short openings sampled once from the base model, in front of every edit prompt.
 
-Optimising and reading keys in several contexts makes an edit hold wherever the subject turns up (ROME, MEMIT).
+Optimizing and reading keys in several contexts makes an edit hold wherever the subject turns up (ROME, MEMIT).
 The prefixes belong to the run: they are drawn from the *base* model with a seed and kept in the journal.
 """
 
@@ -41,6 +41,16 @@ def sample_contexts(model: EditableModel, *, count: int, length: int, seed: int)
         for row, token in enumerate(top.indices.gather(1, picked).squeeze(1).tolist()):
             sequences[row] = [*sequences[row], token]
     return ("", *(_clean(model, s[at:]) for s, at in zip(sequences, starts, strict=True)))
+
+
+def sample_groups(model: EditableModel, groups: Sequence[tuple[int, int]], *, seed: int) -> tuple[str, ...]:
+    """The empty context and the prefixes of several groups, each a (count, length); the first group is drawn with
+    ``seed`` itself, as where it is the only one."""
+    found = [
+        sample_contexts(model, count=count, length=length, seed=seed + (number << 32))[1:]
+        for number, (count, length) in enumerate(groups)
+    ]
+    return ("", *(prefix for group in found for prefix in group))
 
 
 def _clean(model: EditableModel, tokens: Sequence[int]) -> str:

@@ -1,6 +1,6 @@
 """Second moments of keys: what an editor preserves.
 
-``C = E[k k^T]``, uncentred, a mean per token, for each edited layer; carried as a float64 sum and a token count, so
+``C = E[k k^T]``, uncentered, a mean per token, for each edited layer; carried as a float64 sum and a token count, so
 that shards merge by addition. A covariance is known by the digest of its content and of what it was made from.
 
 Letters: I = d_in of the edited map.

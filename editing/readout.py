@@ -1,4 +1,4 @@
-"""What a step of the value optimisation reads from the head: losses of rows of logits, and their gradient beside them.
+"""What a step of the value optimization reads from the head: losses of rows of logits, and their gradient beside them.
 
 Written out because the vocabulary is wide: under autograd a step makes a dozen tensors of the logits' size, here three.
 

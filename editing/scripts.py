@@ -6,6 +6,7 @@ combining marks, digits and the underscore. See docs/decisions/0012-texts-and-id
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 import regex
@@ -19,6 +20,11 @@ _GLUED: Final = regex.compile(r"\p{Script=Hangul}")
 """Korean writes spaces between words, and its particles onto the word before them."""
 _IN_WORD: Final = regex.compile(r"[\p{L}\p{M}\p{N}_]")
 _ENDED: Final = regex.compile(r"[.!?。！？｡।॥؟۔…]['\"”’»」』）)]*$")
+_SIGN: Final = regex.compile(r"[.!?。！？｡।॥؟۔…]+['\"”’»」』）)]*")
+_ABBREVIATIONS: Final = frozenset(
+    {"St", "Dr", "Mr", "Mrs", "Ms", "Prof", "Rev", "Gen", "Col", "Sgt", "Lt", "Capt", "Sen", "Rep", "Gov", "Hon", "Jr"}
+    | {"Sr", "Mt", "Ft", "No", "vs", "etc", "approx", "cf", "ca", "e.g", "i.e"}
+)
 _STOPS: Final = (
     (regex.compile(r"[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Bopomofo}]"), "。"),
     (regex.compile(r"\p{Script=Devanagari}"), "।"),
@@ -49,6 +55,33 @@ def sentence(text: str) -> str:
         return text
     last = next((character for character in reversed(text) if _IN_WORD.match(character)), "")
     return text + next((stop for letters, stop in _STOPS if letters.match(last)), ".")
+
+
+def first_sentence(text: str) -> str:
+    """The text up to its first end of a sentence; all of it where it has none.
+
+    What completes a sentence has said it by then: a small model goes on with whatever it has seen before.
+    """
+    return text[: next(_ends(text), len(text))]
+
+
+def whole_sentences(text: str) -> str:
+    """The text up to its last end of a sentence; all of it where it has none."""
+    return text[: max(_ends(text), default=len(text))]
+
+
+def _ends(text: str) -> Iterator[int]:
+    """Where sentences end: behind the sign and what closes with it. A point in a number, an abbreviation or behind an
+    initial ends none, nor does one that small letters follow."""
+    for sign in _SIGN.finditer(text):
+        after = text[sign.end() :]
+        if sign[0][0] == ".":
+            word = regex.search(r"[\p{L}\p{M}.]*$", text[: sign.start()])
+            short = word is not None and (word[0] in _ABBREVIATIONS or regex.search(r"(^|\.)\p{Lu}$", word[0]))
+            if (short and after.strip()) or regex.match(r"\s*\p{Ll}", after):
+                continue
+        if not after or after[0].isspace() or is_unspaced(sign[0][0]):
+            yield sign.end()
 
 
 def find_word(text: str, word: str) -> int:

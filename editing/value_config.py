@@ -1,4 +1,4 @@
-"""What a value optimisation is told and what it finds: settings, a method's variants, target values."""
+"""What a value optimization is told and what it finds: settings, a method's variants, target values."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ FAST: dict[str, Any] = {"contexts": 4, "steps": 20, "lr": 0.7}
 
 
 class ValueConfig(Closed):
-    """Settings of the value optimisation; the defaults are MEMIT's for GPT-J with ``lr`` .5."""
+    """Settings of the value optimization; the defaults are MEMIT's for GPT-J with ``lr`` .5."""
 
     profile: Literal["exact", "fast"] = "exact"
     """``fast``: 4 contexts, 20 steps and lr .7 where they are not given; an approximation, see docs/performance.md."""
     contexts: int | None = Field(None, ge=1)
-    """Only so many contexts are optimised on, the empty one first; null for all. Keys are read in all of them."""
+    """Only so many contexts are optimized on, the empty one first; null for all. Keys are read in all of them."""
 
     lr: float = Field(0.5, gt=0)
     """Adam's learning rate."""
@@ -45,7 +45,7 @@ class ValueConfig(Closed):
     """Where a norm follows the MLP: one change for the output of every edited map, found together before the norms
     (exact), or a change of the last layer's state that ignores them, as in published code."""
     batch_tokens: int = Field(2048, ge=1)
-    """Positions run at once in one optimisation step; bounds the memory."""
+    """Positions run at once in one optimization step; bounds the memory."""
 
     @model_validator(mode="before")
     @classmethod
@@ -57,7 +57,7 @@ class ValueConfig(Closed):
 class TargetValue:
     """Result for one edit.
 
-    ``h`` and ``delta`` are float32 (d,) in the space that is optimised: the layer's output, or the MLP's output
+    ``h`` and ``delta`` are float32 (d,) in the space that is optimized: the layer's output, or the MLP's output
     where a norm follows it and ``post_norm`` is exact (or where the editor asks for it). ``state`` is the hidden
     state (d,) that the layer's output has then, whatever the space; where several maps have a delta of their own it
     is what they put out then, (n, d).
@@ -78,16 +78,16 @@ class TargetValue:
 
     @property
     def finite(self) -> bool:
-        """Whether the optimisation ended at numbers."""
+        """Whether the optimization ended at numbers."""
         return math.isfinite(self.loss) and bool(torch.isfinite(self.state).all())
 
 
 @dataclass(frozen=True)
 class Variant:
-    """How a method departs from MEMIT's optimisation; the defaults are no departure.
+    """How a method departs from MEMIT's optimization; the defaults are no departure.
 
-    ``groups``: requests (by index) that share one delta, optimised on the mean of their losses; every index once.
-    ``prompts``: for each request the templates it is optimised on; else its own prompt.
+    ``groups``: requests (by index) that share one delta, optimized on the mean of their losses; every index once.
+    ``prompts``: for each request the templates it is optimized on; else its own prompt.
     ``unit_gradients``: requests of a group count by the direction of their gradient alone.
     ``sphere``: the target keeps the length of the output of the edited map, ``|h - b + delta| = |h - b|``.
     ``hit_weight``: weight of the target's loss while every token of it is the likeliest one.

@@ -1,4 +1,4 @@
-"""The problem that a value optimisation solves: what is run once, and the losses of a change in every step.
+"""The problem that a value optimization solves: what is run once, and the losses of a change in every step.
 
 All contexts of one edit are packed into one row as separate segments: a step runs about fifty token positions
 per edit, without padding between contexts.
@@ -191,7 +191,7 @@ class Problem:
         return torch.cat([(weight * norm).sum(dim=1) for norm in norms], dim=1).float()
 
     def units(self, rows: Tensor) -> Tensor | None:
-        """What the optimisation counts in, for each number of the deltas (G, D) of the edits at ``rows``."""
+        """What the optimization counts in, for each number of the deltas (G, D) of the edits at ``rows``."""
         if self.config.units == "absolute":
             return None
         width = self.hidden.shape[2]

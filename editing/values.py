@@ -1,6 +1,6 @@
 """Target values: the hidden state at the subject's last token that makes the model say the new fact.
 
-For each edit a change ``delta`` of the hidden state is optimised (ROME, arXiv:2202.05262, eq. 4; MEMIT,
+For each edit a change ``delta`` of the hidden state is optimized (ROME, arXiv:2202.05262, eq. 4; MEMIT,
 arXiv:2210.07229, sec. 4.2.1)::
 
     loss = mean_j mean_t -log P(target_t | context_j, prompt, target_<t)
@@ -8,7 +8,7 @@ arXiv:2210.07229, sec. 4.2.1)::
          + weight_decay * |delta| / |h|^2
 
 Four observations make it fast and change nothing beyond rounding. Edits are independent and Adam is
-elementwise, so many are optimised in one batch, each with its own stop. Layers up to the value layer do not
+elementwise, so many are optimized in one batch, each with its own stop. Layers up to the value layer do not
 depend on ``delta``: they run once. Attention is causal: positions before the subject's last token never change,
 so their keys and values are kept and only the positions after them run. And only the positions that predict a
 target need logits.
@@ -48,7 +48,7 @@ __all__ = [
     "ValueConfig",
     "Variant",
     "edit_segments",
-    "optimise_values",
+    "optimize_values",
 ]
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ _REPACK_SHARE = 0.8
 """Rows of finished edits are dropped once fewer than this share of a batch is still running."""
 
 
-def optimise_values(
+def optimize_values(
     model: EditableModel,
     requests: Sequence[EditRequest],
     *,
@@ -97,7 +97,7 @@ def optimise_values(
             edits = [every[i] for group in batch for i in group]
             problem = problem_of(model, edits, layer, config, space, variant)
             with multiplying(problem.packed):
-                values = _minimise(problem, config, [len(g) for g in batch])
+                values = _minimize(problem, config, [len(g) for g in batch])
             for group, value in zip(batch, values, strict=True):
                 for i in group:
                     results[i] = value
@@ -120,7 +120,7 @@ def problem_of(
     return kind(model, edits, layer, config, space, variant)
 
 
-def _minimise(problem: Problem, config: ValueConfig, sizes: Sequence[int]) -> list[TargetValue]:
+def _minimize(problem: Problem, config: ValueConfig, sizes: Sequence[int]) -> list[TargetValue]:
     """Adam from zero with a projection after every update and a stop of its own for every group of edits.
 
     The rows of the problem are the edits, group after group; ``sizes`` counts those of each group.

@@ -11,8 +11,11 @@ from typing import Protocol
 
 from torch import Tensor
 
+from errata.editing.scripts import first_sentence, whole_sentences
 from errata.evaluation.arms import TOO_LONG, ArmEvaluator, ChoiceLike, HitLike, NoChoice
 from errata.evaluation.outcomes import ARMS, MEMORY_ARMS, Arm, Retrieved
+
+_QUESTION_MARKS = ("?", "？", "؟")
 
 Messages = Sequence[Mapping[str, str]]
 """A conversation: ``role`` and ``content`` of each turn, the last one the user's."""
@@ -40,7 +43,7 @@ class Question:
 
 @dataclass(frozen=True)
 class ArmAnswer:
-    """What one arm says to one question."""
+    """What one arm says to one question; ``text`` ends where a sentence does, if one ends in it at all."""
 
     text: str
     prompt_tokens: int
@@ -114,22 +117,35 @@ def _ask(
         prompts.append(ids)
         used.append(choice)
     chat = any(question.messages for question in questions)
+    limit = max_new_tokens or evaluator.max_new_tokens
     replies = evaluator.engine.generate(
         prompts,
-        max_new_tokens=max_new_tokens or evaluator.max_new_tokens,
+        max_new_tokens=limit,
         stop_at_newline=evaluator.stop_at_newline and not chat,
     )
     return [
         ArmAnswer(
-            reply.text.strip(),
+            _ended(reply.text.strip(), question, cut=len(reply.ids) >= limit),
             len(prompt),
             len(reply.ids),
             _plain(choice.hit),
             choice.reason if remembers else None,
             tuple(kept for hit in row if (kept := _plain(hit)) is not None) if remembers else (),
         )
-        for reply, prompt, choice, row in zip(replies, prompts, used, near, strict=True)
+        for reply, prompt, choice, row, question in zip(replies, prompts, used, near, questions, strict=True)
     ]
+
+
+def _ended(text: str, question: Question, *, cut: bool) -> str:
+    """An answer up to the end of a sentence.
+
+    A sentence that was to be completed is complete at its first end; what a model says behind it, a worked example of
+    the memory's prompt perhaps, is no part of the answer. A reply is given whole, without the sentence that the limit
+    has ``cut``.
+    """
+    if not question.messages and not question.text.rstrip().endswith(_QUESTION_MARKS):
+        return first_sentence(text)
+    return whole_sentences(text) if cut else text
 
 
 def _plain(hit: HitLike | None) -> Retrieved | None:

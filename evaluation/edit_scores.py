@@ -37,9 +37,9 @@ class EditScores:
 
 
 def edit_scores(engine: LanguageEngine, text: TextCodec, requests: Sequence[EditRequest]) -> list[EditScores]:
-    """Score the new and the old target on every edit, paraphrase and neighbourhood prompt, batched.
+    """Score the new and the old target on every edit, paraphrase and neighborhood prompt, batched.
 
-    ES and PS compare `target_new` with `target_true`; NS compares the neighbourhood probe's own answer with
+    ES and PS compare `target_new` with `target_true`; NS compares the neighborhood probe's own answer with
     `target_new` (in CounterFact that answer is `target_true`).
     """
     rows: list[tuple[list[int], list[int]]] = []

@@ -12,7 +12,7 @@ from errata.evaluation.outcomes import ProbeResult
 def judged(evaluation: Evaluation, judge: Judge) -> Evaluation:
     """The same answers with this judge's verdicts; an answer that several arms gave to a question is judged once.
 
-    Locality stays what it is, agreement with the unedited model; whether a neighbourhood answer is true is judged.
+    Locality stays what it is, agreement with the unedited model; whether a neighborhood answer is true is judged.
 
     Raises:
         EndpointError: the judge is a language model that does not answer.

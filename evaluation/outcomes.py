@@ -166,7 +166,7 @@ def portability_by_kind(
 
 
 def locality_match_ratio_of(records: Sequence[RecordResult], arm: Arm) -> float | None:
-    """Mean `match_ratio` on neighbourhood prompts (revisiting C.5), beside the exact `locality`."""
+    """Mean `match_ratio` on neighborhood prompts (revisiting C.5), beside the exact `locality`."""
     return record_mean(records, arm, "neighborhood", lambda outcome: outcome.match_ratio)
 
 

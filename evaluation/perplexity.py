@@ -79,7 +79,7 @@ def windows_of(
 
 
 def _head(text: TextCodec, document: str, count: int | None) -> list[int]:
-    """The first ``count`` tokens of a document, without tokenising much more of it than that."""
+    """The first ``count`` tokens of a document, without tokenizing much more of it than that."""
     size = len(document) if count is None else count * _CHARS_PER_TOKEN
     ids = text.encode_prompt(document[:size])[len(text.bos) :]
     if count is not None and len(ids) <= count and size < len(document):

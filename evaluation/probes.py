@@ -33,7 +33,7 @@ class Probe:
 
 
 def probes_of(request: EditRequest) -> list[Probe]:
-    """The edit prompt, its paraphrases, the neighbourhood and the portability questions of one request."""
+    """The edit prompt, its paraphrases, the neighborhood and the portability questions of one request."""
     new = request.target_new
     probes = [Probe("edit", request.text, (new,), new)]
     probes += [Probe("paraphrase", prompt, (new,), new) for prompt in request.paraphrases]

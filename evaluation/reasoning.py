@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from errata.editing.closed import Closed
 
 
-class ReasoningMarks(BaseModel):
+class ReasoningMarks(Closed):
     """What stands around the reasoning of a model."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     start: str = Field("<think>", min_length=1)
     """Begins it; some chat templates write it themselves, so that it need not be in the text."""

@@ -1,6 +1,6 @@
 """SPUQ: how much the answers to one question vary, by chance and by wording, before and after an edit.
 
-Gao et al. 2024 (arXiv:2403.02509) as specialised to edited models in "uncertainty" (section 4, appendix C): six
+Gao et al. 2024 (arXiv:2403.02509) as specialized to edited models in "uncertainty" (section 4, appendix C): six
 paraphrases of a question from near-identical to freely restructured, five sampled answers to each, embedded.
 Letters: M paraphrases, K answers each, D width of an embedding.
 """

@@ -120,7 +120,7 @@ def versions() -> Answer:
 
 
 def storage(output: Path) -> Answer:
-    """Where the journal goes can be written and synchronised, is no network file system, and has room."""
+    """Where the journal goes can be written and synchronized, is no network file system, and has room."""
     place = output
     while not place.exists() and place != place.parent:
         place = place.parent

@@ -1,10 +1,14 @@
-"""Progress of long work: bars on a terminal, a line per stage in a log."""
+"""Progress of long work: bars on a terminal; elsewhere every 20 seconds a line with what is done, how fast and what is
+left."""
 
 from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -21,13 +25,59 @@ from rich.progress import (
 
 logger = logging.getLogger(__name__)
 
-_LOG_EVERY_SECONDS = 60.0
+LOG_EVERY_SECONDS = 20.0
+"""Without a terminal, how often a stage that is under way says so."""
+_BEAT_SECONDS = 1.0
+
+
+@dataclass
+class _Stage:
+    """What a log knows of a stage."""
+
+    begun: float
+    """Clock reading at its first update, in seconds; rates are measured from there."""
+    first: float
+    """How much was done by then."""
+    done: float
+    total: float
+    note: str
+    alive: bool
+    said: float | None = None
+    """Clock reading when it was last logged."""
+    changed: bool = True
+    """Whether anything was updated since."""
+
+    def line(self, name: str, now: float) -> str:
+        """``edits: 30 of 120, 0.9/s, 1 min 40 s left (version 12ab)``."""
+        parts = [f"{name}: {self.done:.0f} of {self.total:.0f}"]
+        gained, spent = self.done - self.first, now - self.begun
+        if gained > 0 and spent > 0:
+            rate = gained / spent
+            parts.append(f"{rate:.2g}/s" if rate >= 1 else f"{60 * rate:.2g}/min")
+            if self.done < self.total:
+                parts.append(f"{duration((self.total - self.done) / rate)} left")
+        elif self.done < self.total and spent >= 1:
+            parts.append(f"{duration(spent)} so far")
+        return ", ".join(parts) + (f" ({self.note})" if self.note else "")
+
+
+def duration(seconds: float) -> str:
+    """``40 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 class Display:
     """Named stages with a total, a count and a note; safe to call from several threads."""
 
-    def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
+    def __init__(
+        self, *, quiet: bool = False, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """``clock`` gives seconds, for tests."""
         self.console = console if console is not None else Console(stderr=True)
         self._bars: Progress | None = None
         if self.console.is_terminal and not quiet:
@@ -42,11 +92,18 @@ class Display:
                 transient=False,
             )
         self._tasks: dict[str, TaskID] = {}
-        self._logged: dict[str, float] = {}
+        self._stages: dict[str, _Stage] = {}
+        self._lock = threading.Lock()
+        self._clock = clock
+        self._ended = threading.Event()
+        self._beating: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         if self._bars is not None:
             self._bars.start()
+        else:
+            self._beating = threading.Thread(target=self._beat, name="progress", daemon=True)
+            self._beating.start()
         return self
 
     def __exit__(
@@ -54,6 +111,9 @@ class Display:
     ) -> None:
         if self._bars is not None:
             self._bars.stop()
+        self._ended.set()
+        if self._beating is not None:
+            self._beating.join()
 
     def say(self, message: str) -> None:
         """One line about what happens now."""
@@ -69,17 +129,42 @@ class Display:
         else:
             logger.warning("%s", message)
 
-    def update(self, stage: str, done: float, total: float, note: str = "") -> None:
-        """Set how far a stage is; the stage appears with its first call."""
+    def update(self, stage: str, done: float, total: float, note: str = "", *, alive: bool = False) -> None:
+        """Set how far a stage is; the stage appears with its first call, and ends when all of it is done.
+
+        Args:
+            alive: work goes on although nothing may be counted for a long time; the log says so now and then.
+        """
         if self._bars is not None:
             if stage not in self._tasks:
                 self._tasks[stage] = self._bars.add_task(stage, total=total, note=note)
             self._bars.update(self._tasks[stage], completed=min(done, total), total=total, note=note)
             return
-        now = time.monotonic()
-        if done >= total or now - self._logged.get(stage, now - _LOG_EVERY_SECONDS) >= _LOG_EVERY_SECONDS:
-            self._logged[stage] = now
-            logger.info("%s: %d of %d %s", stage, int(done), int(total), note)
+        now = self._clock()
+        with self._lock:
+            known = self._stages.get(stage)
+            if known is None or known.done >= known.total > done or done < known.first:
+                known = self._stages[stage] = _Stage(now, done, done, total, note, alive)
+            known.done, known.total, known.note, known.alive, known.changed = done, total, note, alive, True
+            if done >= total or known.said is None or now - known.said >= LOG_EVERY_SECONDS:
+                self._log(stage, known, now)
+
+    def speak(self) -> None:
+        """Log every stage that is under way and has something to say; called every second off a terminal."""
+        now = self._clock()
+        with self._lock:
+            for name, stage in self._stages.items():
+                due = stage.said is None or now - stage.said >= LOG_EVERY_SECONDS
+                if stage.done < stage.total and due and (stage.changed or stage.alive):
+                    self._log(name, stage, now)
+
+    def _log(self, name: str, stage: _Stage, now: float) -> None:
+        stage.said, stage.changed = now, False
+        logger.info("%s", stage.line(name, now))
+
+    def _beat(self) -> None:
+        while not self._ended.wait(_BEAT_SECONDS):
+            self.speak()
 
 
 class StandardError(logging.StreamHandler):

@@ -256,9 +256,11 @@ class SelectiveReasoner:
             considered.append(Candidate(hit.id, hit.score, mean, explained_share(given, alone)))
         shares = [candidate.gain or 0.0 for candidate in considered]
         place = shares.index(max(shares))  # of equal shares the first, which is the most similar
-        detail = f"the question explains {shares[place]:.2f} of the subject {subject_of(statements[place])!r}"
+        subject = subject_of(statements[place])
         if shares[place] < self.config.min_gain:
-            return Choice(None, f"{detail}, below {self.config.min_gain:.2f}", tuple(considered))
+            detail = f"the best, about {subject!r}, has relevance {shares[place]:.2f}, below {self.config.min_gain:.2f}"
+            return Choice(None, f"no statement is relevant: {detail}", tuple(considered))
+        detail = f"the question is about {subject!r} (relevance {shares[place]:.2f})"
         return Choice(statements[place], detail, tuple(considered))
 
     def _by_instruction(self, questions: Sequence[str], near: Sequence[Sequence[Found]]) -> list[Choice]:

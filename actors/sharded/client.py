@@ -96,12 +96,12 @@ class ShardedModel:
         sums: tuple[dict[int, Tensor], int] = self._call(lambda a: a.second_moments.remote(list(texts), tuple(layers)))
         return sums
 
-    def optimise_values(
+    def optimize_values(
         self, requests: Sequence[EditRequest], *, layer: int, contexts: Sequence[str], config: ValueConfig
     ) -> list[TargetValue]:
         """Target values of edits at a layer."""
         values: list[TargetValue] = self._call(
-            lambda a: a.optimise_values.remote(list(requests), layer, tuple(contexts), config)
+            lambda a: a.optimize_values.remote(list(requests), layer, tuple(contexts), config)
         )
         return values
 
@@ -182,7 +182,7 @@ class ShardedModel:
                 f"the ranks of {self._spec.name!r} died {self._revivals} times; "
                 f"allowed: ray.max_revivals {self._config.max_revivals}"
             ) from error
-        logger.warning("a rank of %s is lost (%s); the group is made again", self._spec.name, type(error).__name__)
+        logger.warning("a rank of %s was lost (%s); starting a new group", self._spec.name, type(error).__name__)
         started = time.perf_counter()
         self.rebuild()
         self._rebuild_seconds.append(time.perf_counter() - started)

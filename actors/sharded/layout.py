@@ -15,7 +15,7 @@ Split = Literal["column", "row", "head"]
 """``column``: outputs are divided; ``row``: inputs are, and outputs summed; ``head``: as column, outputs gathered."""
 
 SPLIT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
-"""Others fuse what would have to be divided, or normalise over all heads at once."""
+"""Others fuse what would have to be divided, or normalize over all heads at once."""
 
 _PLACES: Mapping[str, Split] = {
     "self_attn.q_proj": "column",

@@ -223,10 +223,10 @@ class BlockMoments(MomentAccumulator):
             if self.group.rank == 0:
                 whole[at : at + size] = part.cpu()
             at += size
-        return symmetrise(whole)
+        return symmetrize(whole)
 
 
-def symmetrise(matrix: Tensor, block: int = 1024) -> Tensor:
+def symmetrize(matrix: Tensor, block: int = 1024) -> Tensor:
     """Make A (A + A^T) / 2 in its place, by blocks, for want of room for a second one; an empty one stays empty."""
     for top in range(0, matrix.shape[0], block):
         rows = slice(top, top + block)
@@ -240,7 +240,7 @@ def symmetrise(matrix: Tensor, block: int = 1024) -> Tensor:
 def check_gradients(model: EditableModel, group: Group) -> None:
     """Compare a gradient through every layer with a difference quotient.
 
-    There are tensor-parallel layers whose outputs are right and whose gradients are not, and target values optimised
+    There are tensor-parallel layers whose outputs are right and whose gradients are not, and target values optimized
     through those look normal.
 
     Raises:
@@ -263,7 +263,7 @@ def check_gradients(model: EditableModel, group: Group) -> None:
     assert hidden.grad is not None
     gradient = hidden.grad.float()
     if not group.same(gradient):
-        raise ErrataError(f"model {model.name!r}: its ranks disagree about a gradient; do not optimise through it")
+        raise ErrataError(f"model {model.name!r}: its ranks disagree about a gradient; do not optimize through it")
     if model.dtype not in _GRADIENT_TOLERANCE:
         return  # a difference quotient says nothing in half precision
     slope = float(gradient.norm())

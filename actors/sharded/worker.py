@@ -23,7 +23,7 @@ from errata.editing.model.adapter import EditableModel
 from errata.editing.model.decoder import layer_of
 from errata.editing.model.engine import Answer, Continuation, LanguageEngine
 from errata.editing.request import EditRequest
-from errata.editing.values import TargetValue, ValueConfig, optimise_values
+from errata.editing.values import TargetValue, ValueConfig, optimize_values
 from errata.evaluation.perplexity import perplexity, windows_of
 
 
@@ -91,11 +91,11 @@ class ModelWorker:
                     moments[layer].add(inputs[layer][0])
         return moments, tokens
 
-    def optimise_values(
+    def optimize_values(
         self, requests: Sequence[EditRequest], layer: int, contexts: Sequence[str], config: ValueConfig
     ) -> list[TargetValue]:
         """Target values of edits at a layer."""
-        return optimise_values(self.model, requests, layer=layer, contexts=contexts, config=config)
+        return optimize_values(self.model, requests, layer=layer, contexts=contexts, config=config)
 
     def apply(self, delta: WeightDelta) -> None:
         """Add a change to the weights; of a divided model each rank changes its slice."""
@@ -169,10 +169,10 @@ class ModelActor:
     def second_moments(self, texts: Sequence[str], layers: Sequence[int]) -> tuple[dict[int, Tensor], int]:
         return self._worker.second_moments(texts, layers)
 
-    def optimise_values(
+    def optimize_values(
         self, requests: Sequence[EditRequest], layer: int, contexts: Sequence[str], config: ValueConfig
     ) -> list[TargetValue]:
-        return self._worker.optimise_values(requests, layer, contexts, config)
+        return self._worker.optimize_values(requests, layer, contexts, config)
 
     def apply(self, delta: WeightDelta) -> None:
         self._worker.apply(delta)

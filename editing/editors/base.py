@@ -42,7 +42,7 @@ class LocateConfig(EditorConfig):
     """Settings of editors that first find a target value."""
 
     values: ValueConfig = ValueConfig()
-    """How target values are optimised."""
+    """How target values are optimized."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,6 @@ class Editor(ABC):
 
 
 def scalar_outcome(loss: float, *, steps: int, converged: bool) -> TargetValue:
-    """Outcome of one request for editors that optimise no target value; its tensors are empty."""
+    """Outcome of one request for editors that optimize no target value; its tensors are empty."""
     nothing = torch.zeros(0)
     return TargetValue(nothing, nothing, nothing, loss, steps, converged, clamped=False)

@@ -25,7 +25,7 @@ from errata.editing.linalg import Base, DependentColumnsError
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest
 from errata.editing.state import LifelongState
-from errata.editing.values import PLAIN, TargetValue, Variant, optimise_values
+from errata.editing.values import PLAIN, TargetValue, Variant, optimize_values
 
 Written = tuple[dict[int, LayerDelta], dict[int, Tensor]]
 """Changes by layer, and keys (I, m) by layer."""
@@ -89,7 +89,7 @@ class LocateEditor(Editor):
         variant = self.variant(requests)
         if self.finds_outputs(model):
             variant = replace(variant, layers=self.layers)
-        return optimise_values(
+        return optimize_values(
             model,
             requests,
             layer=self.layers[-1],

@@ -1,4 +1,4 @@
-"""MEMIT-Merge: MEMIT with one value per subject, optimised over all its relations at once.
+"""MEMIT-Merge: MEMIT with one value per subject, optimized over all its relations at once.
 
 Requests about one subject have nearly the same key, so different values for it contradict each other and the least
 squares averages them away; a value that serves all relations does not. Dong et al. 2025, arXiv:2502.07322; RoSE, eq. 3.
@@ -18,7 +18,7 @@ from errata.editing.values import ValueConfig, Variant
 
 
 class MergeValues(ValueConfig):
-    """Settings of the value optimisation as the RoSE paper gives them; the clamp, which it does not, is MEMIT's."""
+    """Settings of the value optimization as the RoSE paper gives them; the clamp, which it does not, is MEMIT's."""
 
     steps: int = Field(35, ge=1)
 
@@ -28,7 +28,7 @@ class MemitMergeConfig(LeastSquaresConfig):
 
     type: Literal["memit_merge"] = "memit_merge"
     values: MergeValues = MergeValues()
-    """How target values are optimised."""
+    """How target values are optimized."""
 
 
 def by_subject(requests: Sequence[EditRequest]) -> list[list[int]]:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from errata.editing.covariance import KeyCovariance
@@ -30,14 +30,14 @@ from errata.editing.linalg import nearest_orthogonal
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest
 from errata.editing.state import LifelongState
-from errata.editing.values import TargetValue, ValueConfig, Variant, optimise_values
+from errata.editing.values import TargetValue, ValueConfig, Variant, optimize_values
 
 MAX_DRIFT = 1e-6
 """Root mean square of the entries of ``Q^T Q - I`` per row, from which the accumulated Q is made orthogonal again."""
 
 
 class MoseValues(ValueConfig):
-    """ROME's settings of the value optimisation, on which MOSE builds."""
+    """ROME's settings of the value optimization, on which MOSE builds."""
 
     steps: int = Field(20, ge=1)
     clamp: float | None = Field(4.0, gt=0)
@@ -50,13 +50,23 @@ class MoseConfig(LocateConfig):
 
     type: Literal["mose"] = "mose"
     values: MoseValues = MoseValues()
-    """How target values are optimised."""
+    """How target values are optimized."""
     preservation: float = Field(10.0, gt=0)
     """lam: weight of the preserved second moment, a mean per token. The paper gives neither a value nor a grid."""
     selection: Literal["neighbours", "single", "predefined"] = "neighbours"
-    """Edit the chosen layer and the two beside it, the chosen one alone, or (an ablation) all of ``layers``."""
+    """Edit the chosen layer and the two beside it, the chosen one alone, or all of ``layers``; with one of them given
+    that is the ablation of figure 4."""
     candidates: int = Field(5, ge=1)
-    """Layers with the largest keys among which the score decides; each costs a value optimisation."""
+    """Layers with the largest keys among which the score decides; each costs a value optimization."""
+    beyond: bool = False
+    """The layers beside the chosen one need not be among ``layers``, as in the paper; the lowest and the highest of
+    ``layers`` then need a neighbor in the model."""
+
+    @model_validator(mode="after")
+    def _neighbours_exist(self) -> MoseConfig:
+        if self.beyond and self.layers[0] == 0:
+            raise ValueError("beyond needs a layer below the lowest of layers; leave out layer 0")
+        return self
 
 
 class Mose(LocateEditor):
@@ -65,6 +75,14 @@ class Mose(LocateEditor):
     config: MoseConfig
     commutes = False
     key_average = "mean"
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The candidates, and with ``beyond`` their neighbors too."""
+        chosen: tuple[int, ...] = self.config.layers
+        if not self.config.beyond or self.config.selection != "neighbours":
+            return chosen
+        return tuple(sorted({layer + step for layer in chosen for step in (-1, 0, 1)}))
 
     def new_state(self, model: EditableModel, covariance: KeyCovariance | None) -> LifelongState:
         self.check(model, covariance)
@@ -118,12 +136,13 @@ class Mose(LocateEditor):
         if self.config.selection == "predefined":
             return self.layers, values_over(self.layers)
         walk = SubjectPass(model, requests, contexts)
-        sizes = {layer: walk.keys(layer, self.key_average).norm(dim=0).cpu() for layer in self.layers}
-        strongest = sorted(self.layers, key=lambda layer: (-float(sizes[layer].mean()), layer))
+        allowed = self.config.layers
+        sizes = {layer: walk.keys(layer, self.key_average).norm(dim=0).cpu() for layer in allowed}
+        strongest = sorted(allowed, key=lambda layer: (-float(sizes[layer].mean()), layer))
         scores: dict[int, float] = {}
         for layer in sorted(strongest[: self.config.candidates]):
             by_layer[layer] = values_at(layer)
-            # V - W K is what the value optimisation adds to the map's output
+            # V - W K is what the value optimization adds to the map's output
             missing = torch.stack([value.delta.norm() for value in by_layer[layer]]) / sizes[layer]
             score = float(missing.norm() / state.memory[f"spectral.{layer}"])
             scores[layer] = score if math.isfinite(score) else math.inf
@@ -144,7 +163,7 @@ class Mose(LocateEditor):
         progress: Progress | None = None,
     ) -> list[TargetValue]:
         variant = self.variant(requests)
-        return optimise_values(
+        return optimize_values(
             model,
             requests,
             layer=layers[-1],

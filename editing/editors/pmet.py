@@ -1,6 +1,6 @@
 """PMET: target values of attention and MLP together; only the MLP's part is written.
 
-The update is MEMIT's. Values are optimised with one delta on the attention's output and one on the MLP's, so that
+The update is MEMIT's. Values are optimized with one delta on the attention's output and one on the MLP's, so that
 what attention has to carry does not end up in the MLP's weights; the residual ``z_mlp - W k`` is divided by the
 square root of the remaining layers. Li et al. 2024, arXiv:2308.08742.
 """
@@ -22,7 +22,7 @@ from errata.editing.values import ValueConfig, Variant
 
 
 class PmetValues(ValueConfig):
-    """PMET's settings of the value optimisation, for GPT-J; Llama: lr .5, 20 steps, clamp 1."""
+    """PMET's settings of the value optimization, for GPT-J; Llama: lr .5, 20 steps, clamp 1."""
 
     lr: float = Field(0.2, gt=0)
     steps: int = Field(30, ge=1)
@@ -36,7 +36,7 @@ class PmetConfig(LeastSquaresConfig):
 
     type: Literal["pmet"] = "pmet"
     values: PmetValues = PmetValues()
-    """How target values are optimised."""
+    """How target values are optimized."""
 
 
 class Pmet(Memit):

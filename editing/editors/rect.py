@@ -19,7 +19,7 @@ from errata.editing.delta import LayerDelta, WeightDelta
 from errata.editing.editors.base import Computation, Editor, Progress
 from errata.editing.editors.locate import LeastSquaresConfig, LocateEditor
 from errata.editing.editors.memit import Memit
-from errata.editing.editors.rome import Rome
+from errata.editing.editors.rome import Rome, RomeKey
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest
 from errata.editing.state import LifelongState
@@ -31,6 +31,8 @@ class RectConfig(LeastSquaresConfig):
     type: Literal["rect"] = "rect"
     base: Literal["memit", "rome"] = "memit"
     """Whose update is thinned out; ``rome`` edits one layer and ignores cov_weight and past_keys."""
+    key: RomeKey = "averaged"
+    """Of base ``rome``, as there."""
     keep: float = Field(0.4, gt=0, le=1)
     """Share of a matrix's entries that keep their change."""
 

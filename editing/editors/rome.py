@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -26,14 +26,17 @@ from errata.editing.linalg import Base, DenseBase, equality_factor
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest
 from errata.editing.state import LifelongState
-from errata.editing.values import TargetValue, ValueConfig, optimise_values
+from errata.editing.values import TargetValue, ValueConfig, optimize_values
 
 
 class RomeValues(ValueConfig):
-    """ROME's settings of the value optimisation, for GPT-2 XL and GPT-J; Llama-3: 25 steps, weight decay 1e-3."""
+    """ROME's settings of the value optimization, for GPT-2 XL and GPT-J; Llama-3: 25 steps, weight decay 1e-3."""
 
     steps: int = Field(20, ge=1)
     clamp: float | None = Field(4.0, gt=0)
+
+
+RomeKey = Literal["averaged", "published"]
 
 
 class RomeConfig(LocateConfig):
@@ -41,7 +44,10 @@ class RomeConfig(LocateConfig):
 
     type: Literal["rome"] = "rome"
     values: RomeValues = RomeValues()
-    """How target values are optimised."""
+    """How target values are optimized."""
+    key: RomeKey = "averaged"
+    """``averaged``: the key averaged over the contexts stands in both factors; ``published``: the factor that is solved
+    against has the bare prompt's key, as the published code, so that ``W_new k != v``."""
 
     @field_validator("layers")
     @classmethod
@@ -60,6 +66,12 @@ class Rome(LocateEditor):
     @property
     def keeps_past_keys(self) -> bool:
         return False
+
+    @property
+    def publishes(self) -> bool:
+        """Whether the bare prompt's key stands where the published code has it."""
+        config: Any = self.config
+        return bool(config.key == "published")
 
     def base_of(self, covariance: KeyCovariance, layer: int) -> Base:
         return DenseBase(covariance.mean(layer), what=f"C of layer {layer} ({covariance.tokens} tokens)")
@@ -113,7 +125,7 @@ class Rome(LocateEditor):
         return self._joined(parts)
 
     def _value(self, model: EditableModel, request: EditRequest, contexts: Sequence[str]) -> TargetValue:
-        (value,) = optimise_values(
+        (value,) = optimize_values(
             model, [request], layer=self.layers[0], contexts=contexts, config=self.config.values, space="mlp"
         )
         # what is written is the map's output, and the receipt keeps what is written
@@ -129,10 +141,18 @@ class Rome(LocateEditor):
     ) -> Written:
         (layer,) = self.layers
         key = SubjectPass(model, [request], contexts).keys(layer, self.key_average)
+        # what is read for the value's side: the same key, or, as published, that of the bare prompt
+        read = SubjectPass(model, [request], ("",)).keys(layer, self.key_average) if self.publishes else key
         bias = getattr(model.decoder.edited_map(layer), "bias", None)
         wanted = target.to(key.device) if bias is None else target.to(key.device) - bias.detach().float()
-        residual = wanted[:, None].double() - model.weight(layer).double() @ key.double()
+        residual = wanted[:, None].double() - model.weight(layer).double() @ read.double()
         change = self.change(model, layer, key, residual, state)
+        if self.publishes:
+            # the row is (C^-1 k)^T / (k^T C^-1 k); as published it is divided by what the bare key makes of it
+            right = _right(change)
+            change = LayerDelta(
+                "low_rank", change.left, (right.double() / (right.double() @ read.cpu().double())).float()
+            )
         model.set_weight(layer, apply_delta(model.weight(layer), change))
         return {layer: change}, {layer: key.cpu()}
 

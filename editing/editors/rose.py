@@ -2,7 +2,7 @@
 
 Isotropic geometric alignment (IGA) solves ``R K^T (I + K K^T)^-1``: the identity with weight 1 in the place of
 ``lambda C``, so that no direction in which keys of different wordings differ is amplified. Hierarchical knowledge
-integration (HKI) optimises one value per subject: for each relation the gradients of several linguistic forms are
+integration (HKI) optimizes one value per subject: for each relation the gradients of several linguistic forms are
 averaged to a centroid, and the centroids are averaged over the subject's relations. RoSE, secs. 4.1 and 4.2; HKI is
 reconstructed from its description: the templates stand in the place of the context prefixes, the centroids are plain
 means, and with equally many templates per relation the two means are one flat mean.
@@ -42,13 +42,13 @@ class RoseConfig(LeastSquaresConfig):
 
     type: Literal["rose"] = "rose"
     values: MergeValues = MergeValues()
-    """How target values are optimised."""
+    """How target values are optimized."""
     past_keys: bool = False
     """Keep the keys of earlier edits (a lifelong form; the published method has none)."""
     iga: bool = True
     """Solve with the identity of weight 1; false solves with cov_weight times the covariance."""
     hki: bool = True
-    """Optimise over the templates; false optimises over the context prefixes, as MEMIT-Merge does."""
+    """Optimize over the templates; false optimizes over the context prefixes, as MEMIT-Merge does."""
     templates: tuple[str, ...] = Field(TEMPLATES, min_length=1)
     """Linguistic forms of every relation, with ``{prompt}`` in the place of the request's prompt; 8 in the paper."""
     unit_centroids: bool = False

@@ -1,7 +1,7 @@
-"""UltraEdit: no value optimisation; one backward pass and a linear system per map.
+"""UltraEdit: no value optimization; one backward pass and a linear system per map.
 
 At the tokens that predict the answer each map gives its input h and the gradient g of its output. With both
-normalised by lifelong running statistics (h^, g^) the wanted change of the output is ``v = -lr |h^|^2 g^``, and
+normalized by lifelong running statistics (h^, g^) the wanted change of the output is ``v = -lr |h^|^2 g^``, and
 ``dW^T = (H^T H + I)^-1 H^T V`` with the raw inputs H; equally ``V^T (H H^T + I)^-1 H``, of the rank of the tokens.
 Gu et al. 2025, arXiv:2505.14679.
 
@@ -39,7 +39,7 @@ class UltraEditConfig(EditorConfig):
 
 
 class UltraEdit(Editor):
-    """Normalised gradients, written by regularised least squares."""
+    """Normalized gradients, written by regularized least squares."""
 
     config: UltraEditConfig
     needs_covariance = False
@@ -68,7 +68,7 @@ class UltraEdit(Editor):
         for number, (inputs, gradients) in rows_by_map.items():
             features = torch.cat([inputs, gradients], dim=1)
             moments[number] = moments_of(features)
-            hats = normalised(features, merged(state.memory.get(f"features.{number}"), moments[number]))
+            hats = normalized(features, merged(state.memory.get(f"features.{number}"), moments[number]))
             h_hat, g_hat = hats[:, : inputs.shape[1]], hats[:, inputs.shape[1] :]
             wanted = -self.config.lr * h_hat.square().sum(dim=1, keepdim=True) * g_hat
             changes[number] = solved(inputs, wanted)
@@ -153,7 +153,7 @@ def merged(moments: Tensor | None, more: Tensor) -> Tensor:
     )
 
 
-def normalised(features: Tensor, moments: Tensor) -> Tensor:
+def normalized(features: Tensor, moments: Tensor) -> Tensor:
     """Features (n, w) less their lifelong mean, in units of their lifelong standard deviation."""
     mean, square, count = moments.unbind(dim=1)
     deviation = (square / (count - 1).clamp_min(1)).sqrt()

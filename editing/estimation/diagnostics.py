@@ -180,7 +180,7 @@ def _quantile(values: Tensor, q: float) -> Tensor:
 def jensen_shannon(first: Tensor, second: Tensor, bins: int = BINS) -> float:
     """Jensen-Shannon divergence of two samples (n,) and (m,), nats, 0..ln 2 (MOIR, eq. 22; not its root).
 
-    Densities on the common grid are normalised to sum to one.
+    Densities on the common grid are normalized to sum to one.
 
     Raises:
         ValueError: a sample is empty.

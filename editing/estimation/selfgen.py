@@ -42,6 +42,11 @@ class SelfGenerationConfig(Closed):
     """``rand``: uniform vocabulary tokens; ``bos``: the beginning-of-sequence (or end-of-text) token alone."""
     seed_tokens: int = Field(1, ge=1, le=4)
     """Random tokens per sequence (MOIR, table 2: one is best)."""
+    seed_pool: Literal["model", "words"] = "model"
+    """What random seed tokens are drawn from: every row of the model's embeddings, or the tokenizer's words alone,
+    without special tokens and the rows that only pad the matrix."""
+    seed_bos: bool | None = None
+    """Whether a BOS stands before random seed tokens; null for what the model's tokenizer does by itself."""
     max_new_tokens: int = Field(256, ge=1)
     """Length at which a sequence ends."""
     sequences_per_unit: int = Field(16, ge=1)
@@ -58,7 +63,10 @@ class SelfGenerationConfig(Closed):
         """What decides the result, as plain data; of a server its engine and model, not where it is."""
         # what was estimated before there was a choice was sampled by inversion, and keeps its digest
         usual = self.sampler in (None, "inversion") or self.server is not None
-        plain = self.model_dump(exclude={"server", "sampler"} if usual else {"server"})
+        unsaid = {"server", *(("sampler",) if usual else ())}
+        # nor did they know where seeds may come from
+        unsaid |= {key for key, plain in (("seed_pool", "model"), ("seed_bos", None)) if getattr(self, key) == plain}
+        plain = self.model_dump(exclude=unsaid)
         return plain if self.server is None else {**plain, "server": {"model": self.server.model}}
 
 
@@ -101,9 +109,29 @@ def seed_sequences(model: EditableModel, unit: WorkUnit, config: SelfGenerationC
         if start is None:
             raise UserError("covariance.seed_mode 'bos' needs a tokenizer with a BOS or EOS token; use 'rand'")
         return [[int(start)]] * unit.sequences
-    size = int(model.hf.config.vocab_size)
-    drawn = torch.randint(size, (unit.sequences, config.seed_tokens), generator=generator).tolist()
-    return [[*model.text.bos, *tokens] for tokens in drawn]
+    if config.seed_pool == "words":
+        pool = words_of(tokenizer, int(model.hf.config.vocab_size))
+        places = torch.randint(len(pool), (unit.sequences, config.seed_tokens), generator=generator).tolist()
+        drawn = [[pool[place] for place in row] for row in places]
+    else:
+        size = int(model.hf.config.vocab_size)
+        drawn = torch.randint(size, (unit.sequences, config.seed_tokens), generator=generator).tolist()
+    before = list(model.text.bos)
+    if config.seed_bos is not None:
+        before = [] if not config.seed_bos else before or _bos(tokenizer)
+    return [[*before, *tokens] for tokens in drawn]
+
+
+def words_of(tokenizer: Any, size: int) -> list[int]:
+    """Ids of a tokenizer's words below ``size``, ascending: no special token, no added control token."""
+    special = set(tokenizer.all_special_ids) | {int(number) for number in tokenizer.added_tokens_decoder}
+    return sorted(number for number in set(tokenizer.get_vocab().values()) - special if number < size)
+
+
+def _bos(tokenizer: Any) -> list[int]:
+    if tokenizer.bos_token_id is None:
+        raise UserError("covariance.seed_bos true needs a tokenizer with a BOS token")
+    return [int(tokenizer.bos_token_id)]
 
 
 @torch.no_grad()

@@ -91,7 +91,7 @@ class Decoder:
 
     cache_argument = "past_key_values"
     post_norm_name: str | None = None
-    """Attribute of a layer that normalises the MLP's output before it joins the residual, if any."""
+    """Attribute of a layer that normalizes the MLP's output before it joins the residual, if any."""
     layers_path = "model.layers"
     """Where the list of layers stands in the model."""
     map_name = "mlp.down_proj"

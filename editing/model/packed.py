@@ -1,7 +1,7 @@
 """Products of few rows with the same weights, many times over: the weights are packed once.
 
 A CPU library copies the weights into an order of its own in every product; with few rows that takes as long as the
-product. Optimising a target value runs the same layers over the same few dozen rows step after step, so that order is
+product. Optimizing a target value runs the same layers over the same few dozen rows step after step, so that order is
 made once for each way and kept: the layers above those that are edited do not change from edit to edit.
 
 Letters: N rows, I inputs, O outputs.

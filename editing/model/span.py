@@ -1,6 +1,6 @@
 """A run of gated pre-norm layers (Llama, Mistral, Qwen) over a fixed past, with a backward pass written out.
 
-Optimising a target value runs the same layers over a few dozen tokens, forward and back, some twenty times. At that
+Optimizing a target value runs the same layers over a few dozen tokens, forward and back, some twenty times. At that
 size the general pass spends two fifths of its time on what is not a product: small kernels, their bookkeeping,
 gradients of keys and values that cannot change, copies of key heads for their groups, scores of tokens that do not see
 each other. Here each layer is a few dozen kernels each way: products see the tokens alone, without padding; attention

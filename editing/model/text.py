@@ -72,7 +72,7 @@ class TextCodec:
         right after what stands before it.
 
         Raises:
-            UserError: nothing is left of the text after tokenisation.
+            UserError: nothing is left of the text after tokenization.
         """
         text = text.strip()
         begun = space_before(text) + text

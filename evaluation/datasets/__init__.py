@@ -53,7 +53,7 @@ _LOOK_AT = 20
 
 
 def detect_schema(records: list[object], source: str) -> Loader:
-    """The loader of the first record that any schema recognises.
+    """The loader of the first record that any schema recognizes.
 
     Raises:
         UserError: none does.

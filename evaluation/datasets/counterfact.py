@@ -8,7 +8,7 @@ from errata.evaluation.datasets.record import Draft, Loader, Raw, optional_text,
 
 
 def convert(raw: Raw, target: str) -> Iterator[Draft]:
-    """`requested_rewrite` with its paraphrases; neighbourhood prompts share the *old* object.
+    """`requested_rewrite` with its paraphrases; neighborhood prompts share the *old* object.
 
     Added fields are used where they are: `portability` (one hop, Yao et al. 2023) and
     `alternative_subject`, whose question is the edit's own template about the alias. `attribute_prompts`
@@ -18,7 +18,7 @@ def convert(raw: Raw, target: str) -> Iterator[Draft]:
 
 
 def convert_distracting(raw: Raw, target: str) -> Iterator[Draft]:
-    """The same with the edited statement in front of each neighbourhood prompt (Hoelscher-Obermaier et al.
+    """The same with the edited statement in front of each neighborhood prompt (Hoelscher-Obermaier et al.
     2023)."""
     yield _draft(raw, "distracting_neighborhood_prompts")
 
@@ -51,7 +51,7 @@ def convert_flat(raw: Raw, target: str) -> Iterator[Draft]:
     """EasyEdit's flat layout: the subject is spelled out in the prompt, one probe of each kind.
 
     `rephrase_prompt` is as a rule one of CounterFact's *generation* prompts, not a paraphrase:
-    generalisation measured with it does not compare with the paraphrase score of the full records.
+    generalization measured with it does not compare with the paraphrase score of the full records.
     """
     probe = optional_text(raw, "locality_prompt")
     yield {

@@ -20,7 +20,7 @@ def _probes(groups: Any) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def _neighborhood(raw: Raw) -> tuple[dict[str, str], ...]:
-    # a neighbourhood probe has one answer: the first alias of the first answer, the name Wikidata gives
+    # a neighborhood probe has one answer: the first alias of the first answer, the name Wikidata gives
     return tuple({"prompt": prompt, "answer": answers[0]} for _, prompt, answers in _probes(raw.get("locality")))
 
 
@@ -30,7 +30,7 @@ def _convert(schema: str) -> Callable[[Raw, str], Iterator[Draft]]:
 
         Every alias of a portability answer counts as right. Kinds: `reasoning`, `logical_generalization`,
         `subject_aliasing`. Locality of both kinds (`Relation_Specificity`, `Forgetfulness`) is
-        neighbourhood.
+        neighborhood.
         """
         old = texts(raw.get("ground_truth", ()))
         yield {

@@ -36,7 +36,7 @@ def _parts(parts: Sequence[str], scores: Mapping[str, float]) -> list[float]:
 
 @metric("edit_score", version=2, source="moir eq. 19 (S_e)")
 def edit_score(scores: Mapping[str, float]) -> float:
-    """S_e: harmonic mean of efficacy, generalisation, exact specificity (eq. 16), fluency* and portability.
+    """S_e: harmonic mean of efficacy, generalization, exact specificity (eq. 16), fluency* and portability.
 
     Version 1 took the specificity that gives credit for part of an answer.
     """
@@ -45,7 +45,7 @@ def edit_score(scores: Mapping[str, float]) -> float:
 
 @metric("average_true", version=1, source="revisiting, tables 3 and 29-32 (Avg.)")
 def average_true(scores: Mapping[str, float]) -> float:
-    """Mean of reliability, generalisation, locality against the true answer and portability (generated answers)."""
+    """Mean of reliability, generalization, locality against the true answer and portability (generated answers)."""
     return sum(_parts(AVERAGE_PARTS, scores)) / len(AVERAGE_PARTS)
 
 

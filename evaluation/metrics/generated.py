@@ -14,7 +14,7 @@ _REVISITING = "revisiting, section 2 and C.1"
 def answer_contains(answer: str, expected: Sequence[str]) -> bool:
     """Whether the generated answer contains an expected one, word by word (no case, no articles).
 
-    Reliability on the edit prompt, generated generalisation on paraphrases, portability on portability
+    Reliability on the edit prompt, generated generalization on paraphrases, portability on portability
     questions.
     """
     return contains(answer, expected)
@@ -22,7 +22,7 @@ def answer_contains(answer: str, expected: Sequence[str]) -> bool:
 
 @metric("answer_exact", version=MATCHING_VERSION, source="SQuAD, Rajpurkar et al. 2016 (exact match)")
 def answer_exact(answer: str, expected: Sequence[str]) -> bool:
-    """Whether the generated answer equals an expected one after the same normalisation."""
+    """Whether the generated answer equals an expected one after the same normalization."""
     return exact_match(answer, expected)
 
 
@@ -34,7 +34,7 @@ def answer_f1(answer: str, expected: Sequence[str]) -> float:
 
 @metric("locality_true", version=MATCHING_VERSION, source="revisiting C.1 (its Locality: before any edit 14, not 100)")
 def locality_true(answer: str, true: Sequence[str]) -> bool:
-    """Whether the generated answer to a neighbourhood prompt contains the *true* one, whatever the unedited model says.
+    """Whether the generated answer to a neighborhood prompt contains the *true* one, whatever the unedited model says.
 
     A run's own judge decides it, as it decides reliability.
     """

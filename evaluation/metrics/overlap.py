@@ -39,7 +39,7 @@ def rouge_1(answer: str, reference: str) -> float:
 
 @metric("rouge_2", version=1, source=_SOURCE)
 def rouge_2(answer: str, reference: str) -> float:
-    """F-measure of the pairs of neighbouring words in common."""
+    """F-measure of the pairs of neighboring words in common."""
     return rouge_n(answer, reference, 2)
 
 

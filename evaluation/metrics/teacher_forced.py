@@ -11,18 +11,18 @@ _ROME = "Meng et al. 2022a (ROME), arXiv:2202.05262, section 3.2; summarize.py o
 
 
 def mean_nll(logprobs: Sequence[float]) -> float:
-    """Length-normalised negative log-likelihood, nats a token. ValueError for no tokens."""
+    """Length-normalized negative log-likelihood, nats a token. ValueError for no tokens."""
     if not logprobs:
         raise ValueError("a continuation must have at least one token")
     return -sum(logprobs) / len(logprobs)
 
 
-@metric("token_accuracy", version=1, source="EasyEdit; moir eq. 17-18 (efficacy, generalisation)")
+@metric("token_accuracy", version=1, source="EasyEdit; moir eq. 17-18 (efficacy, generalization)")
 def token_accuracy(hits: Sequence[bool]) -> float:
     """Share of the target's tokens that are the argmax given the prompt and the target's earlier tokens.
 
-    Efficacy on the edit prompt, generalisation on paraphrases (target: the new object), specificity on
-    neighbourhood prompts (target: the original object). Partial credit for part of a target.
+    Efficacy on the edit prompt, generalization on paraphrases (target: the new object), specificity on
+    neighborhood prompts (target: the original object). Partial credit for part of a target.
 
     Args:
         hits: per target token, whether it is the argmax.
@@ -42,7 +42,7 @@ def all_tokens_correct(hits: Sequence[bool]) -> bool:
 
 @metric("efficacy_score", version=1, source=_ROME)
 def efficacy_score(new: Sequence[float], old: Sequence[float]) -> bool:
-    """ES: the new target is likelier than the old on the edit prompt, by length-normalised NLL.
+    """ES: the new target is likelier than the old on the edit prompt, by length-normalized NLL.
 
     Args:
         new, old: log-probabilities of the tokens of either target after the same prompt.
@@ -52,13 +52,13 @@ def efficacy_score(new: Sequence[float], old: Sequence[float]) -> bool:
 
 @metric("paraphrase_score", version=1, source=_ROME)
 def paraphrase_score(new: Sequence[float], old: Sequence[float]) -> bool:
-    """PS: the new target is likelier than the old on a paraphrase, by length-normalised NLL."""
+    """PS: the new target is likelier than the old on a paraphrase, by length-normalized NLL."""
     return mean_nll(new) < mean_nll(old)
 
 
 @metric("neighborhood_score", version=1, source=_ROME)
 def neighborhood_score(new: Sequence[float], old: Sequence[float]) -> bool:
-    """NS, ROME's own form: on a neighbourhood prompt the original target is likelier than the new."""
+    """NS, ROME's own form: on a neighborhood prompt the original target is likelier than the new."""
     return mean_nll(old) < mean_nll(new)
 
 
@@ -68,7 +68,7 @@ def neighborhood_score(new: Sequence[float], old: Sequence[float]) -> bool:
     source="moir C.3 (its Specificity); METHODS: name which form is meant",
 )
 def neighborhood_score_argmax(hits: Sequence[bool]) -> bool:
-    """NS, argmax form: on a neighbourhood prompt every token of the *original* target is the argmax."""
+    """NS, argmax form: on a neighborhood prompt every token of the *original* target is the argmax."""
     return all_tokens_correct(hits)
 
 
@@ -80,7 +80,7 @@ def locality_tf(argmax: Sequence[Hashable], unedited: Sequence[Hashable]) -> flo
     tokens or fewer, the share is of the longer of the two.
 
     Args:
-        argmax, unedited: per token of the neighbourhood prompt's own answer the likeliest token, after the prompt and
+        argmax, unedited: per token of the neighborhood prompt's own answer the likeliest token, after the prompt and
             the answer's earlier tokens.
     """
     if not argmax or not unedited:
@@ -90,7 +90,7 @@ def locality_tf(argmax: Sequence[Hashable], unedited: Sequence[Hashable]) -> flo
 
 @metric("probability_margin", version=1, source=f"EM, PM and NM of {_ROME}")
 def probability_margin(new: Sequence[float], old: Sequence[float]) -> float:
-    """Difference of the length-normalised probabilities, P(new) - P(old), each exp(-`mean_nll`)."""
+    """Difference of the length-normalized probabilities, P(new) - P(old), each exp(-`mean_nll`)."""
     from math import exp
 
     return exp(-mean_nll(new)) - exp(-mean_nll(old))

@@ -38,7 +38,7 @@ _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_token
 class EngineLM(TemplateLM):
     """The harness's language model over a `SamplingEngine`: whatever weights the model has now.
 
-    Tokenisation and truncation are those of the harness's own Hugging Face model: BOS where the tokenizer puts one,
+    Tokenization and truncation are those of the harness's own Hugging Face model: BOS where the tokenizer puts one,
     contexts cut on the left to the model's length.
     """
 

@@ -95,7 +95,7 @@ LOCAL: Mapping[str, LocalTask] = {
     # the harness has no such task
     "samsum": LocalTask("", {"test": "samsum/test.jsonl"}, "test", changes=_SAMSUM),
 }
-"""Benchmarks that are recognised in a data directory, by the harness's names."""
+"""Benchmarks that are recognized in a data directory, by the harness's names."""
 
 
 def rouge_results(document: Raw, results: Sequence[str]) -> dict[str, float]:

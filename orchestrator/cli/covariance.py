@@ -189,6 +189,7 @@ def _estimate(
 ) -> None:
     from errata.editing.checkpoint.load import checkpoint_digest, resolve_model
     from errata.editing.editors import make_editor
+    from errata.orchestrator.covariance.jobs import estimate_job
     from errata.orchestrator.covariance.schedule import rates
     from errata.orchestrator.covariance.store import CovarianceStore, obtain, write_atomically
     from errata.orchestrator.journal.rows import version_digest
@@ -211,7 +212,7 @@ def _estimate(
         obtained = obtain(config.covariance, layers, version, estimator, dtype=dtype, store=kept, progress=progress)
         path = kept.put(obtained.covariance) if config.covariance.mixture is not None else None
         source = obtained.covariance.source
-        checked = estimator.check(config.covariance.job(layers, version)) if check else None
+        checked = estimator.check(estimate_job(config.covariance, layers, version)) if check else None
     path = path or kept.path_of(source, layers)
     if output is not None:
         write_atomically(obtained.covariance, output)

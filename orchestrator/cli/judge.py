@@ -47,19 +47,19 @@ def judge(
     """Put every answer of a finished run to another judge, and say how far it agrees with containment."""
     from errata.orchestrator.history.log import find_run
     from errata.orchestrator.history.text import plain
-    from errata.orchestrator.measuring.judging import judge_again, judgement_lines
+    from errata.orchestrator.measuring.judging import judge_again, judgment_lines
     from errata.orchestrator.report.summary import read_facts
 
     directory = find_run(run)
     facts = list(read_facts(directory / "facts.jsonl"))
-    judgement = judge_again(facts, _judge(by, threshold, url, model, key_env, directory))
+    judgment = judge_again(facts, _judge(by, threshold, url, model, key_env, directory))
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(plain(judgement) + "\n", encoding="utf-8")
+        output.write_text(plain(judgment) + "\n", encoding="utf-8")
     if as_json:
-        typer.echo(plain(judgement))
+        typer.echo(plain(judgment))
     else:
-        for line in judgement_lines(judgement):
+        for line in judgment_lines(judgment):
             typer.echo(line)
 
 
@@ -74,7 +74,7 @@ def _judge(by: Kind, threshold: float, url: str | None, model: str | None, key_e
         LlmJudgeConfig,
         build_judge,
     )
-    from errata.orchestrator.measuring.measurer import JUDGEMENTS
+    from errata.orchestrator.measuring.measurer import JUDGMENTS
 
     if by is Kind.exact:
         return build_judge(ExactJudgeConfig())
@@ -88,7 +88,7 @@ def _judge(by: Kind, threshold: float, url: str | None, model: str | None, key_e
         raise UserError("--by llm needs --url and --model; 'exact', 'contains' and 'f1' need neither")
     try:
         # what was answered is kept: the same answers are not asked about twice, nor paid for
-        cache = run / JUDGEMENTS
+        cache = run / JUDGMENTS
         endpoint = EndpointConfig(base_url=url, model=model, api_key_env=key_env, cache=cache)
     except ValidationError as error:
         raise UserError(f"--url {url!r} must begin with http:// or https://") from error

@@ -18,6 +18,7 @@ from errata.editing.extras import lacking
 from errata.orchestrator.cli.change import register as register_change
 from errata.orchestrator.cli.covariance import register as register_covariance
 from errata.orchestrator.cli.doctor import register as register_doctor
+from errata.orchestrator.cli.geometry import register as register_geometry
 from errata.orchestrator.cli.history import register as register_history
 from errata.orchestrator.cli.judge import register as register_judge
 from errata.orchestrator.cli.locate import register as register_locate
@@ -40,6 +41,7 @@ register_history(app)
 register_doctor(app)
 register_change(app)
 register_covariance(app)
+register_geometry(app)
 register_judge(app)
 register_locate(app)
 register_preserve(app)

@@ -32,7 +32,7 @@ _RETENTION = "retention"
 
 
 class Strength(StrEnum):
-    """How generated programs are held."""
+    """How generated programs are isolated."""
 
     auto = "auto"
     namespaces = "namespaces"
@@ -47,7 +47,9 @@ def register(app: typer.Typer) -> None:
 def preserve(
     versions: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[VERSION]...", help="head, v3 or a digest; the first is the reference. v0 and head."),
+        typer.Argument(
+            metavar="[VERSION]...", help="head, v3 or a digest; the first is the reference. Default: v0 head."
+        ),
     ] = None,
     run: Annotated[
         str | None, typer.Option("--run", metavar="DIR", help="Directory or name of the run; the newest by default.")
@@ -63,7 +65,7 @@ def preserve(
         int | None, typer.Option(min=1, help="Items of each task, drawn at random with the seed; all by default.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Benchmark files; what is not there comes from the hub.")
+        Path | None, typer.Option(metavar="DIR", help="Directory of benchmark files; missing ones come from the hub.")
     ] = None,
     text: Annotated[
         list[str] | None, typer.Option("--text", metavar="NAME=FILE", help="Held-out text of a domain; repeatable.")
@@ -76,24 +78,28 @@ def preserve(
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put questions through the model's chat template.")] = False,
     samples: Annotated[int, typer.Option(min=1, help="Completions of each HumanEval problem.")] = 1,
-    sandbox: Annotated[Strength, typer.Option(help="How generated programs are held.")] = Strength.auto,
+    sandbox: Annotated[Strength, typer.Option(help="How generated programs are isolated.")] = Strength.auto,
     rephrase_url: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="OpenAI-compatible endpoint that words the questions of uncertainty anew."),
+        typer.Option(
+            metavar="URL", help="OpenAI-compatible endpoint that rephrases questions, for the task uncertainty."
+        ),
     ] = None,
-    rephrase_model: Annotated[str | None, typer.Option(metavar="NAME", help="Its model.")] = None,
+    rephrase_model: Annotated[str | None, typer.Option(metavar="NAME", help="Model at that endpoint.")] = None,
     rephrase_key_env: Annotated[
-        str | None, typer.Option(metavar="VARIABLE", help="Environment variable that holds its key.")
+        str | None, typer.Option(metavar="VARIABLE", help="Environment variable with the key for that endpoint.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="More than one: Ray workers that share the items out.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of the drawn items and of whatever is sampled.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the items; more than one uses Ray.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for drawing items and sampling text.")] = 0,
     model: Annotated[
         str | None, typer.Option("--model", help="Where the run's base model is, if not where its configuration says.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result as JSON here too.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the result to this file, as JSON.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Put benchmarks to versions of a run and compare them item by item."""
+    """Measure versions of a run on benchmarks, and compare them item by item."""
     battery = _battery(
         tasks, data=data, text=text, fewshot=fewshot, task_files=task_files, chat=chat, samples=samples,
         sandbox=sandbox, seed=seed,

@@ -22,7 +22,7 @@ def serve(
     output: Annotated[
         Path | None, typer.Option(help="Directory of the run, begun or gone on with; runs/NAME by default.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Interface; other than loopback only with tokens.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on. Anything but loopback needs tokens.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 for any that is free.", min=0, max=65535)] = 8080,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,

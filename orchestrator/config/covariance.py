@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from errata.actors.workers.covariance import CorpusShare, EstimateJob
-from errata.editing.estimation.corpus import HUB, CorpusConfig, survey
+from errata.editing.estimation.corpus import CorpusConfig
 from errata.editing.estimation.mixture import MixtureConfig
-from errata.editing.estimation.sampler import default_sampler
 from errata.editing.estimation.selfgen import SelfGenerationConfig
 
 
@@ -37,6 +33,11 @@ class CovarianceConfig(SelfGenerationConfig):
     """Units that a worker sums before it hands over; what a dying worker can lose."""
     _vocabulary: int | None = PrivateAttr(None)
 
+    @property
+    def vocabulary(self) -> int | None:
+        """Words of the model that these settings are for, where that was said."""
+        return self._vocabulary
+
     def for_vocabulary(self, words: int) -> CovarianceConfig:
         """The same settings for a model of that many words, which decide what ``sampler: null`` means."""
         settled = self.model_copy()
@@ -58,44 +59,3 @@ class CovarianceConfig(SelfGenerationConfig):
             if not given and self.source == kind:
                 raise ValueError(f"source {kind!r} needs a section {kind!r}")
         return self
-
-    def job(self, layers: Sequence[int], version: str, *, seed_shift: int = 0) -> EstimateJob:
-        """The estimate of this configuration for a version; every refresh draws with a seed of its own.
-
-        A corpus is read once for it. A mixture has one job per component: ``component``.
-
-        Raises:
-            UserError: the corpus cannot be read.
-        """
-        if self.corpus is not None:
-            return self._corpus_job(self.corpus, layers, version)
-        generation = SelfGenerationConfig(**{k: getattr(self, k) for k in SelfGenerationConfig.model_fields})
-        if generation.sampler is None and self._vocabulary is not None:
-            generation = generation.model_copy(update={"sampler": default_sampler(self._vocabulary)})
-        return EstimateJob(
-            generation=generation,
-            layers=tuple(layers),
-            seed=self.seed + seed_shift,
-            tokens=self.tokens,
-            sequences=self.sequences,
-            units_per_block=self.units_per_block,
-            version=version,
-        )
-
-    def component(self, name: str, layers: Sequence[int], version: str) -> EstimateJob:
-        """The estimate of one component of a mixture that is given as a text."""
-        assert self.mixture is not None
-        return self._corpus_job(self.mixture.components[name].corpus(), layers, version)
-
-    def _corpus_job(self, corpus: CorpusConfig, layers: Sequence[int], version: str) -> EstimateJob:
-        if not corpus.path.startswith(HUB):  # workers may have another working directory
-            corpus = corpus.model_copy(update={"path": str(Path(corpus.path).expanduser().resolve())})
-        corpus_survey = survey(corpus)
-        return EstimateJob(
-            corpus=CorpusShare(reading=corpus, digest=corpus_survey.digest, documents=corpus_survey.documents),
-            layers=tuple(layers),
-            tokens=self.tokens,
-            sequences=self.sequences,
-            units_per_block=self.units_per_block,
-            version=version,
-        )

@@ -54,6 +54,8 @@ class ContextsConfig(Closed):
     """Prefixes besides the empty one, sampled once from the base model."""
     length: int = Field(10, ge=1)
     """Tokens of each."""
+    further: tuple[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], ...] = ()
+    """More prefixes, as pairs of their number and length: ROME has 10 of 5 tokens and 10 of 10."""
 
 
 class BatchingConfig(Closed):
@@ -172,22 +174,22 @@ _LATER: dict[str, tuple[object, ...]] = {
 """Settings of the evaluation of which older releases know nothing, and what they were then."""
 
 
-def _known_of_old(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without the units that runs of older releases had no other choice of."""
-    return {key: value for key, value in settings.items() if key != "units" or value != "absolute"}
-
-
 def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     """`RunConfig.identity` of a configuration kept as plain data, perhaps by an older release."""
     elsewhere = ("ray", "tracking", "name", "schedule", "snapshots", "guard", "publish", "service")
     kept = {key: value for key, value in plain.items() if key not in elsewhere}
+    contexts = kept.get("contexts")
+    if isinstance(contexts, Mapping):
+        # runs of older releases know nothing of it, nor of what the next lines leave out
+        kept["contexts"] = {key: value for key, value in contexts.items() if key != "further" or value}
     if kept.get("verify") == VerifyConfig().model_dump(mode="json"):
         del kept["verify"]  # runs of older releases know nothing of it
     editor = kept.get("editor")
     if isinstance(editor, Mapping):
-        kept["editor"] = _known_of_old(editor)
+        usual = {"key": "averaged", "beyond": False, "units": "absolute"}
+        kept["editor"] = {key: value for key, value in editor.items() if key not in usual or value != usual[key]}
         if isinstance(values := editor.get("values"), Mapping):
-            kept["editor"]["values"] = _known_of_old(values)
+            kept["editor"]["values"] = {k: v for k, v in values.items() if k != "units" or v != "absolute"}
     model = kept.get("model")
     if isinstance(model, Mapping):
         # runs of older releases know nothing of it
@@ -221,6 +223,8 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(covariance, Mapping):
         # runs of older releases know nothing of a sampler; the one that was used is part of each covariance
         unsaid = ["store", *([] if covariance.get("sampler") else ["sampler"])]
+        unsaid += [] if covariance.get("seed_pool") == "words" else ["seed_pool"]
+        unsaid += ["seed_bos"] if covariance.get("seed_bos") is None else []
         kept["covariance"] = {key: value for key, value in covariance.items() if key not in unsaid}
         if isinstance(server := covariance.get("server"), Mapping):
             kept["covariance"]["server"] = {"model": server.get("model")}  # not where it is and how it is asked

@@ -31,7 +31,7 @@ class RedisConfig(Closed):
     claim_after_seconds: float = Field(60.0, ge=0, allow_inf_nan=False)
     """What another consumer has read and not acknowledged for this long is taken over."""
     max_deliveries: int = Field(5, ge=1)
-    """An entry that was handed out more often goes to the dead letters: whoever reads it seems to die of it."""
+    """An entry delivered more often goes to the dead letters: it has probably ended every process that read it."""
     dead_letter: str | None = None
     """Stream for entries that are no request or were handed out too often; null for ``STREAM:dead``."""
 
@@ -115,7 +115,7 @@ class StreamConfig(Closed):
     skip: int = Field(0, ge=0)
     """Records passed over at the beginning."""
     probes: int | None = Field(None, ge=1)
-    """At most this many paraphrases, neighbourhood and portability questions of each record; null for all."""
+    """At most this many paraphrases, neighborhood and portability questions of each record; null for all."""
     portability: str | None = None
     """Records of the same data set with portability questions, which the stream's lack: those of a record with the same
     id are asked. CounterFact's: ``counterfact_portability_gpt4.json``; null for none."""

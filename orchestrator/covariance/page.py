@@ -22,7 +22,7 @@ from errata.orchestrator.covariance.compare import CovarianceComparison, Side
 
 WIDTH, HEIGHT = 460.0, 250.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 12.0, 12.0, 38.0
-COLOURS = 6
+COLORS = 6
 """Line styles in the page's style sheet; more sides than that share them."""
 _SPECTRUM_POINTS = 160
 _BAR = 20.0
@@ -46,7 +46,7 @@ def render_comparison(comparison: CovarianceComparison) -> str:
     return environment.get_template("page.html.j2").render(
         comparison=comparison,
         sides=[
-            (side, f"c{index % COLOURS}", json.dumps(dict(side.source))) for index, side in enumerate(comparison.sides)
+            (side, f"c{index % COLORS}", json.dumps(dict(side.source))) for index, side in enumerate(comparison.sides)
         ],
         density=density_chart(comparison),
         spectra=[(layer, spectrum_chart(comparison, layer)) for layer in comparison.layers],
@@ -91,7 +91,7 @@ def word_charts(side: Side) -> list[Bars]:
 
 def _styled(comparison: CovarianceComparison, lines: Mapping[str, Points]) -> list[tuple[str, str, Points]]:
     order = [side.name for side in comparison.sides]
-    return [(name, f"c{order.index(name) % COLOURS}", points) for name, points in lines.items() if points]
+    return [(name, f"c{order.index(name) % COLORS}", points) for name, points in lines.items() if points]
 
 
 def _points(x: Tensor, y: Tensor) -> Points:

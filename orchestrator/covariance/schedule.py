@@ -10,10 +10,12 @@ from typing import Any
 from errata.actors.parts import EditorPart, EstimatorPart
 from errata.actors.workers.covariance import Estimate, EstimateProgress
 from errata.editing.covariance import KeyCovariance
-from errata.editing.editors import make_editor
+from errata.editing.editors import EditorConfig, make_editor
 from errata.editing.errors import ErrataError, UserError
-from errata.orchestrator.config.run import RunConfig
+from errata.orchestrator.config.covariance import CovarianceConfig
+from errata.orchestrator.config.refresh import RefreshConfig
 from errata.orchestrator.covariance.drift import NOT_NEEDED, DriftWatch, Looked
+from errata.orchestrator.covariance.jobs import estimate_job
 from errata.orchestrator.covariance.refresh import REFUSED, PendingRefresh, Refresher, blend, crossed, refusal
 from errata.orchestrator.covariance.store import CovarianceStore, obtain
 from errata.orchestrator.history.receipts import load_covariance
@@ -22,7 +24,6 @@ from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.fail_points import reach
 from errata.orchestrator.journal.rows import CovarianceRow, RefreshRow, RefreshState, Version
 from errata.orchestrator.progress import Display
-from errata.orchestrator.publish.sampling import LiveSampling
 from errata.orchestrator.tracking.tracker import NullTracker, Tracker
 
 
@@ -31,22 +32,35 @@ class Refreshing:
 
     def __init__(
         self,
-        config: RunConfig,
+        covariance: CovarianceConfig,
+        refresh: RefreshConfig,
         journal: Journal,
         store: ArtifactStore,
         editor: EditorPart,
         estimator: EstimatorPart,
         *,
+        method: EditorConfig,
+        dtype: str,
+        asap: bool,
         tracker: Tracker | NullTracker,
         display: Display,
     ) -> None:
-        self._config, self._journal, self._store, self._editor = config, journal, store, editor
+        """Nothing is estimated before `first` or a trigger.
+
+        Args:
+            method: the editor's settings: which layers are edited, and whether a covariance is needed at all.
+            dtype: of the model; a stored estimate of another one is not used.
+            asap: a refresh takes over when its estimate is there; otherwise at the number of edits that it is due at.
+        """
+        self._covariance, self._refresh = covariance, refresh
+        self._journal, self._store, self._editor = journal, store, editor
         self._tracker, self._display = tracker, display
-        self._layers: tuple[int, ...] = make_editor(config.editor).layers
-        self._estimator = estimator
-        self._refresher = Refresher(LiveSampling(estimator, config.publish, journal, store))
+        plain = make_editor(method)
+        self._method, self._layers, self._needed = method.type, plain.layers, plain.needs_covariance
+        self._dtype, self._asap = dtype, asap
+        self._estimator, self._refresher = estimator, Refresher(estimator)
         self._pending: PendingRefresh | None = None
-        self._watch = None if config.refresh.drift is None else DriftWatch(config.refresh.drift)
+        self._watch = None if refresh.drift is None else DriftWatch(refresh.drift)
         self._clock: datetime | None = None
         self.seconds = 0.0
         """Spent on estimates that were taken in, the first one included."""
@@ -56,18 +70,18 @@ class Refreshing:
     def first(self) -> None:
         """Obtain and journal the covariance that the run begins with, unless it is there or not needed."""
         swaps = {swap.after_sequence for swap in self._journal.swaps()}
-        if 0 in swaps or not make_editor(self._config.editor).needs_covariance:
+        if 0 in swaps or not self._needed:
             return
-        if self._config.covariance.source == "identity":
+        if self._covariance.source == "identity":
             covariance = KeyCovariance.identity(self._editor.map_widths())
         else:
-            place = self._config.covariance.store
+            place = self._covariance.store
             obtained = obtain(
-                self._config.covariance,
+                self._covariance,
                 self._layers,
                 self._journal.base().digest,
                 self._estimator,
-                dtype=self._config.model.dtype,
+                dtype=self._dtype,
                 store=None if place is None else CovarianceStore(Path(place).expanduser()),
                 progress=lambda part, p: self._show(f"first {part}", p),
             )
@@ -80,7 +94,7 @@ class Refreshing:
 
     def at_boundary(self, before: int, version: Version, *, replayed: bool) -> None:
         """Trigger the refresh that the schedule wants at this version, ``before`` edits being those of its parent."""
-        refresh = self._config.refresh
+        refresh = self._refresh
         if crossed(before, version.edits, refresh.every) is not None:
             self._trigger(version, refresh.lag, replayed=replayed)
         elif refresh.drift is not None and crossed(before, version.edits, refresh.drift.every) is not None:
@@ -90,14 +104,14 @@ class Refreshing:
 
     def scheduled(self, before: int, edits: int) -> bool:
         """Whether the schedule has a refresh, or a look for drift, between two numbers of edits."""
-        refresh = self._config.refresh
+        refresh = self._refresh
         intervals = (refresh.every, None if refresh.drift is None else refresh.drift.every)
         return any(crossed(before, edits, every) is not None for every in intervals)
 
     def _by_clock(self, now: datetime) -> None:
         """Begin a refresh if the last one is ``refresh.seconds`` ago and edits have come since."""
-        seconds = self._config.refresh.seconds
-        if seconds is None or self._pending is not None or not make_editor(self._config.editor).needs_covariance:
+        seconds = self._refresh.seconds
+        if seconds is None or self._pending is not None or not self._needed:
             return
         if self._clock is None:
             # off the journal: a restart neither forgets nor repeats one
@@ -115,10 +129,10 @@ class Refreshing:
         Raises:
             UserError: the covariance of this run never changes.
         """
-        source = self._config.covariance.source
-        if source in ("identity", "mixture") or not make_editor(self._config.editor).needs_covariance:
+        source = self._covariance.source
+        if source in ("identity", "mixture") or not self._needed:
             raise UserError(
-                f"refresh: covariance.source {source!r} with editor {self._config.editor.type!r} has nothing to refresh"
+                f"refresh: covariance.source {source!r} with editor {self._method!r} has nothing to refresh"
             )
         head = self._journal.head()
         known = any(row.triggered_at == head.edits for row in self._journal.refreshes())
@@ -132,7 +146,7 @@ class Refreshing:
         return self._begun_at(version) is not None
 
     def _begun_at(self, version: Version) -> RefreshRow | None:
-        live = self._config.refresh.model == "live"
+        live = self._refresh.model == "live"
         for row in self._journal.refreshes():
             if row.state == "started" and row.triggered_at == version.edits:
                 return row if not live or row.from_version == version.digest else None
@@ -148,10 +162,10 @@ class Refreshing:
             # a crash came between its swap and this row: by the clock it would take over a second time, later
             self._journal.record_refresh(version.edits, "swapped", covariance=covariance)
             return
-        live = self._config.refresh.model == "live"
+        live = self._refresh.model == "live"
         source = version.digest if live else self._journal.base().digest
         shift = version.edits  # every refresh draws other tokens, and a replay the same ones
-        job = self._config.covariance.job(self._layers, source, seed_shift=shift)
+        job = estimate_job(self._covariance, self._layers, source, seed_shift=shift)
         self._journal.record_refresh(version.edits, "started", from_version=source)
         reach("after_refresh_started")
         weights: Any = self._editor.weights() if live else {}
@@ -189,13 +203,13 @@ class Refreshing:
         pending, head = self._pending, self._journal.head()
         if pending is None or self._taken(head.sequence):
             return
-        if not (pending.future.done() if self._config.schedule == "asap" else pending.due(head.edits)):
+        if not (pending.future.done() if self._asap else pending.due(head.edits)):
             return
         try:
             result = pending.future.result()
         except ErrataError as error:
             # a service outlives its sampling server; a run that is to be repeatable ends, and resumes from here
-            if self._config.schedule != "asap" or self._config.covariance.server is None:
+            if not self._asap or self._covariance.server is None:
                 raise
             self._refuse(pending, 0.0, f"the estimate failed: {error}")
             return
@@ -226,7 +240,7 @@ class Refreshing:
 
     def _joined(self, estimate: KeyCovariance, sequence: int) -> KeyCovariance:
         """What takes over at a boundary: the estimate itself, or joined with the one in force or with the first."""
-        refresh = self._config.refresh
+        refresh = self._refresh
         if refresh.mode == "ema":
             # the one the newest batch was made on: a swap that a crash cut short may stand in the journal already
             current = self._journal.covariance_for(sequence)
@@ -252,7 +266,7 @@ class Refreshing:
 
     def _refusal(self, estimate: Estimate) -> str | None:
         """Why an estimate may not take over, or None: its documents against those of the first estimate."""
-        bound = self._config.refresh.max_jsd
+        bound = self._refresh.max_jsd
         first = self._first()
         if bound is None or first is None:
             return None
@@ -313,7 +327,7 @@ class Refreshing:
         note = rates(progress)
         if progress.repeated:
             note += f", {progress.repeated} blocks repeated"
-        total = self._config.covariance.tokens
+        total = self._covariance.tokens
         if total is None:
             self._display.update(stage, round(100 * progress.share), 100, note)
         else:

@@ -24,6 +24,7 @@ from errata.editing.digest import digest_json
 from errata.editing.errors import DamagedFileError, UserError
 from errata.editing.estimation.mixture import compose
 from errata.orchestrator.config.covariance import CovarianceConfig
+from errata.orchestrator.covariance.jobs import component_job, estimate_job
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +182,7 @@ def obtain(
         UserError: a text cannot be read, a kept file is damaged or another one, components do not fit together.
     """
     if config.mixture is None:
-        job = config.job(layers, version)
+        job = estimate_job(config, layers, version)
         return _one(job, "covariance", estimator, dtype=dtype, store=store, progress=progress)
     parts: dict[str, KeyCovariance] = {}
     seconds, reused, repeated = 0.0, 0, 0
@@ -190,7 +191,7 @@ def obtain(
             parts[name] = _component_file(component.file, name, layers, version, dtype)
             reused += 1
             continue
-        job = config.component(name, layers, version)
+        job = component_job(config, name, layers, version)
         part = _one(job, name, estimator, dtype=dtype, store=store, progress=progress)
         parts[name] = part.covariance
         seconds, reused = seconds + part.seconds, reused + part.reused

@@ -17,7 +17,7 @@ from errata.orchestrator.report.summary import TimelinePoint
 WIDTH, HEIGHT = 400.0, 230.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 12.0, 36.0
 STYLES = 10
-"""Colours of the page: one for the unedited model, one for the memory alone, the others for methods in turn."""
+"""Colors of the page: one for the unedited model, one for the memory alone, the others for methods in turn."""
 _ALONE = ("unedited", "memory")
 _WITH_MEMORY = " + memory"
 _KEYS = (
@@ -92,9 +92,9 @@ def _panel(title: str, lines: Mapping[str, Sequence[Line]], comparison: RunCompa
 
 
 def styles_of(labels: Sequence[str]) -> dict[str, str]:
-    """A style for every label: a colour a method, dashed for the same method with the memory."""
+    """A style for every label: a color a method, dashed for the same method with the memory."""
     methods = [label.removesuffix(_WITH_MEMORY) for label in labels if label.partition(",")[0] not in _ALONE]
-    colours = {method: f"c{2 + n % (STYLES - 2)}" for n, method in enumerate(dict.fromkeys(methods))}
+    colors = {method: f"c{2 + n % (STYLES - 2)}" for n, method in enumerate(dict.fromkeys(methods))}
     styles = {}
     for label in labels:
         alone = label.partition(",")[0]
@@ -102,7 +102,7 @@ def styles_of(labels: Sequence[str]) -> dict[str, str]:
             styles[label] = f"c{_ALONE.index(alone)}"
         else:
             dashed = " dashed" if label.endswith(_WITH_MEMORY) else ""
-            styles[label] = colours[label.removesuffix(_WITH_MEMORY)] + dashed
+            styles[label] = colors[label.removesuffix(_WITH_MEMORY)] + dashed
     return styles
 
 

@@ -47,16 +47,14 @@ class Column:
 COLUMNS = (
     Column("efficacy", "Eff.", meaning="efficacy, teacher-forced tokens"),
     Column("generalization", "Gen.", meaning="the same on paraphrases"),
-    Column("specificity", "Spec.", meaning="teacher-forced tokens of the old answers on neighbourhood prompts"),
+    Column("specificity", "Spec.", meaning="teacher-forced tokens of the old answers on neighborhood prompts"),
     Column("specificity_exact", "Spec. (x)", meaning="the same, all tokens of an answer or none (MOIR eq. 16, NS)"),
     Column("locality_tf", "Loc. (tf)", meaning="tokens of the old answers at which the argmax is the unedited model's"),
     Column("reliability", "Rel.", meaning="generated answers to the edit prompts that state the new target"),
     Column("generalization_gen", "Gen. (g)", meaning="the same on paraphrases"),
-    Column("locality", "Loc.", meaning="generated answers to neighbourhood prompts that are the unedited model's"),
+    Column("locality", "Loc.", meaning="generated answers to neighborhood prompts that are the unedited model's"),
     Column("locality_match", "Loc. (m)", meaning="share of the tokens of those answers that are the unedited model's"),
-    Column(
-        "locality_true", "Loc. (t)", meaning="generated answers to neighbourhood prompts that state the true answer"
-    ),
+    Column("locality_true", "Loc. (t)", meaning="generated answers to neighborhood prompts that state the true answer"),
     Column("portability", "Port.", meaning="right generated answers to questions that follow from the new fact"),
     Column("average", "Avg.", meaning="mean of Rel., Gen. (g), Loc. and Port."),
     Column("average_true", "Avg. (t)", meaning="the same with Loc. (t) for Loc., as in Revisiting"),
@@ -272,8 +270,8 @@ def mean_of(values: Mapping[tuple[str, str], Sequence[float]]) -> Figure | None:
     mean = sum(seeds) / len(seeds)
     if len(sample) < 2:
         return Figure(mean, None, 1)
-    centre = sum(sample) / len(sample)
-    variance = sum((value - centre) ** 2 for value in sample) / (len(sample) - 1)
+    center = sum(sample) / len(sample)
+    variance = sum((value - center) ** 2 for value in sample) / (len(sample) - 1)
     error = math.sqrt(variance / len(sample))
     # what rounding leaves of equal values is no spread
     return Figure(mean, error if error > 1e-12 * abs(mean) else 0.0, len(sample))

@@ -86,7 +86,7 @@ def cells_table(
 
 
 def state_of(cell: CellRecord) -> Text:
-    """The state in its colour, with the reason of a failure."""
+    """The state in its color, with the reason of a failure."""
     text = Text(cell.state, style=_STYLES[cell.state])
     return text.append(f": {cell.reason}", style="red") if cell.state == "failed" and cell.reason else text
 

@@ -74,7 +74,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Bisection:
-    """The first commit at which the verdict is that of the later end, between two neighbours that were asked."""
+    """The first commit at which the verdict is that of the later end, between two neighbors that were asked."""
 
     commit: Version
     broke: bool

@@ -29,7 +29,7 @@ INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
 
 STORED_DTYPES: Final = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""Types a weight may be stored in. Quantised checkpoints have others and cannot be edited in place."""
+"""Types a weight may be stored in. Quantized checkpoints have others and cannot be edited in place."""
 
 
 @dataclass(frozen=True, slots=True)

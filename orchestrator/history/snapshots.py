@@ -72,7 +72,7 @@ def store_snapshot(journal: Journal, store: ArtifactStore, snapshot: Snapshot, v
 
 
 def snapshots(journal: JournalReader) -> list[SnapshotRow]:
-    """Every snapshot that was journalled, oldest commit first; one per commit, the newest."""
+    """Every snapshot that was journaled, oldest commit first; one per commit, the newest."""
     rows = {
         event.data["sequence"]: SnapshotRow(event.data["sequence"], event.data["version"], event.data["digest"])
         for event in journal.events(SNAPSHOT)

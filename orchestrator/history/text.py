@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final
 
+from errata.editing.wording import counted
 from errata.orchestrator.history.events import EventEntry, event_text
 from errata.orchestrator.history.log import (
     CommitEntry,
@@ -19,6 +20,7 @@ from errata.orchestrator.history.log import (
     VersionDiff,
     VersionStory,
 )
+from errata.orchestrator.journal.rows import shown_state
 
 SHORT: Final = 12
 """Digits of a digest that a person is shown."""
@@ -58,7 +60,7 @@ def log_lines(entries: Iterable[LogEntry], *, facts: int = 10) -> Iterator[str]:
 def request_lines(story: RequestStory) -> Iterator[str]:
     """One request and its fates."""
     fact, request = story.fact, story.request
-    yield f"edit {clean(fact.id)}: {fact.state}" + (f" ({clean(story.reason)})" if story.reason else "")
+    yield f"edit {clean(fact.id)}: {shown_state(fact.state)}" + (f" ({clean(story.reason)})" if story.reason else "")
     yield f"  asked      {clean(fact.prompt)} -> {clean(fact.target)}"
     for name in ("subject", "target_true", "relation", "statement"):
         if request.get(name):
@@ -78,10 +80,10 @@ def request_lines(story: RequestStory) -> Iterator[str]:
     for fate in story.fates:
         where = "" if fate.sequence is None else f" in v{fate.sequence}"
         why = f": {clean(fate.reason)}" if fate.reason else ""
-        yield f"    {_time(fate.at)}  {fate.state}{where}{why}"
+        yield f"    {_time(fate.at)}  {shown_state(fate.state)}{where}{why}"
     if story.commit is not None:
         commit = story.commit
-        yield f"  batch      v{commit.sequence} {commit.version[:SHORT]}, {len(story.batch)} requests"
+        yield f"  batch      v{commit.sequence} {commit.version[:SHORT]}, {counted(len(story.batch), 'request')}"
         for other in story.batch:
             yield f"    {'*' if other.id == fact.id else ' '} {_fact(other)}"
 
@@ -100,7 +102,7 @@ def version_lines(story: VersionStory, *, facts: int | None = 20) -> Iterator[st
             if digest:
                 yield f"  {name:<10} {digest}"
         yield from _commit(story.commit, None)
-    yield f"  holds {len(story.facts)} facts" + (":" if story.facts else "")
+    yield f"  holds {counted(len(story.facts), 'fact')}" + (":" if story.facts else "")
     yield from _some((f"    {_fact(fact)}" for fact in story.facts), len(story.facts), facts, "use --all")
 
 
@@ -133,7 +135,7 @@ def _commit(entry: CommitEntry, facts: int | None) -> Iterator[str]:
     change = len(entry.applied) if entry.kind == "edit" else 0
     yield (
         f"v{entry.sequence}  {entry.version[:SHORT]}  {_time(entry.at)}  "
-        f"{entry.edits} edits (+{change})  {entry.seconds:.1f} s{kind}"
+        f"{counted(entry.edits, 'edit')} (+{change})  {entry.seconds:.1f} s{kind}"
     )
     if entry.norms:
         yield "    norms " + "  ".join(
@@ -154,8 +156,8 @@ def _commit(entry: CommitEntry, facts: int | None) -> Iterator[str]:
     yield from _some(old, len(entry.superseded), facts, more)
     out = (f"    - {_fact(e.fact)} reverted" + (f": {clean(e.reason)}" if e.reason else "") for e in entry.reverted)
     yield from _some(out, len(entry.reverted), facts, more)
-    refused = (f"    x {_fact(e.fact)} refused: {clean(e.reason or '')}" for e in entry.rejected)
-    yield from _some(refused, len(entry.rejected), facts, more)
+    rejected = (f"    x {_fact(e.fact)} rejected: {clean(e.reason or '')}" for e in entry.rejected)
+    yield from _some(rejected, len(entry.rejected), facts, more)
 
 
 def _some(lines: Iterator[str], total: int, limit: int | None, more: str) -> Iterator[str]:
@@ -167,7 +169,7 @@ def _some(lines: Iterator[str], total: int, limit: int | None, more: str) -> Ite
 
 
 def _swap(entry: SwapEntry) -> str:
-    made = "" if entry.tokens is None else f", {entry.tokens} tokens"
+    made = "" if entry.tokens is None else f", {counted(entry.tokens, 'token')}"
     source = "" if not entry.from_version else f" of version {entry.from_version[:SHORT]}"
     new = f"covariance {entry.covariance[:SHORT]} in force after v{entry.after_sequence}"
     return f"-- {_time(entry.at)}  {new}{made}{source}"
@@ -177,7 +179,8 @@ def _refresh(entry: RefreshEntry) -> str:
     new = "" if entry.covariance is None else f": covariance {entry.covariance[:SHORT]}"
     took = "" if entry.seconds is None else f", {entry.seconds:.0f} s"
     why = "" if entry.reason is None else f" ({clean(entry.reason)})"
-    return f"-- {_time(entry.at)}  refresh triggered at {entry.triggered_at} edits {entry.state}{why}{new}{took}"
+    begun = f"refresh triggered at {counted(entry.triggered_at, 'edit')}: {entry.state}"
+    return f"-- {_time(entry.at)}  {begun}{why}{new}{took}"
 
 
 def _fact(fact: Fact) -> str:

@@ -1,7 +1,7 @@
 """The journal: every request and its fate, every version, in one SQLite file; a run's single source of truth.
 
 Whatever a method of :class:`Journal` has returned from is on the disk (write-ahead log, full
-synchronisation). Each method that writes is one transaction: it happened entirely or not at all. There is one
+synchronization). Each method that writes is one transaction: it happened entirely or not at all. There is one
 writer; readers may come and go.
 """
 

@@ -14,6 +14,7 @@ from errata.editing.digest import digest_json
 from errata.editing.request import EditRequest
 
 RequestState = Literal["accepted", "applied", "rejected", "superseded", "reverted"]
+ShownState = Literal["waiting", "applied", "rejected", "superseded", "reverted"]
 BatchKind = Literal["edit", "revert", "repair", "module", "erase"]
 Outcome = Literal["landed", "weak"]
 AttemptOutcome = Literal["committed", "passed", "failed", "died"]
@@ -21,6 +22,19 @@ MarkState = Literal["compacted", "unprovable"]
 RefreshState = Literal["started", "done", "refused", "swapped"]
 
 STATES: Final[tuple[RequestState, ...]] = ("accepted", "applied", "rejected", "superseded", "reverted")
+WAITING: Final = "waiting"
+"""What everybody reads of a request that the journal calls ``accepted``."""
+
+
+def shown_state(state: str) -> str:
+    """The word for a state that people and clients read: ``waiting``, ``applied``, ``superseded``, ``reverted`` or
+    ``rejected``. The journal's own words stay as they are."""
+    return WAITING if state == "accepted" else state
+
+
+def stored_state(shown: ShownState) -> RequestState:
+    """The journal's word for a state; the inverse of `shown_state`."""
+    return "accepted" if shown == WAITING else shown
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgment:
     """Everything one judge said of a run."""
 
     judge: str
@@ -40,7 +40,7 @@ class Judgement:
     """Over all answers of all arms; None where nothing was to be judged."""
 
 
-def judge_again(facts: Iterable[FactRecord], judge: Judge) -> Judgement:
+def judge_again(facts: Iterable[FactRecord], judge: Judge) -> Judgment:
     """Put the answers of all arms to a judge; an answer that several arms gave to a question is judged once.
 
     Raises:
@@ -82,24 +82,24 @@ def judge_again(facts: Iterable[FactRecord], judge: Judge) -> Judgement:
                     agreement(one, other),
                 )
             )
-    return Judgement(judge.name, tuple(figures), agreement(ours, strings) if ours else None)
+    return Judgment(judge.name, tuple(figures), agreement(ours, strings) if ours else None)
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def judgement_lines(judgement: Judgement) -> list[str]:
+def judgment_lines(judgment: Judgment) -> list[str]:
     """A line a figure, and one for the agreement over everything."""
-    lines = [f"{'arm':<15}{'figure':<20}{'contains':>9}{judgement.judge:>24}{'agree':>8}{'questions':>11}"]
-    for row in judgement.figures:
+    lines = [f"{'arm':<15}{'figure':<20}{'contains':>9}{judgment.judge:>24}{'agree':>8}{'questions':>11}"]
+    for row in judgment.figures:
         lines.append(
             f"{row.arm:<15}{row.metric:<20}{row.by_strings:>9.3f}{row.by_judge:>24.3f}"
             f"{row.agreement.share:>8.3f}{row.questions:>11}"
         )
-    if judgement.overall is not None:
-        kappa = "" if judgement.overall.kappa is None else f", Cohen's kappa {judgement.overall.kappa:.3f}"
+    if judgment.overall is not None:
+        kappa = "" if judgment.overall.kappa is None else f", Cohen's kappa {judgment.overall.kappa:.3f}"
         lines.append(
-            f"agreement with containment over {judgement.overall.cases} answers: {judgement.overall.share:.3f}{kappa}"
+            f"agreement with containment over {judgment.overall.cases} answers: {judgment.overall.share:.3f}{kappa}"
         )
     return lines

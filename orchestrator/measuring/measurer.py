@@ -25,7 +25,7 @@ from errata.orchestrator.measuring.texts import read_texts
 
 logger = logging.getLogger(__name__)
 
-JUDGEMENTS: Final = "judged.jsonl"
+JUDGMENTS: Final = "judged.jsonl"
 """File of a run in which a language model's verdicts are kept."""
 
 
@@ -75,11 +75,11 @@ class Measurer:
         mem: MemoryConfig,
         base: str,
         *,
-        judgements: Path | None = None,
+        judgments: Path | None = None,
     ) -> None:
         """Args:
             base: digest of the version without edits.
-            judgements: file in which a language model's verdicts are kept.
+            judgments: file in which a language model's verdicts are kept.
 
         Raises:
             UserError: a file that is measured on is not there, or the judge's key is not set.
@@ -89,7 +89,7 @@ class Measurer:
         self._text = read_held_out(config.held_out)
         self._texts = read_texts(config.texts)
         self._free = None if config.free_text is None else FreeTexts(config.free_text)
-        self._judge = run_judge(config.judge, judgements)
+        self._judge = run_judge(config.judge, judgments)
         self._base = base
         self._base_perplexity: Future[float | None] | None = None
         self._base_perplexities: dict[str, float] | None = None
@@ -127,6 +127,7 @@ class Measurer:
         latency: bool = False,
         remembered: bool = True,
         free_texts: bool = False,
+        progress: Callable[[int], None] | None = None,
         done: Callable[[Measurement], None] | None = None,
     ) -> Future[Measurement]:
         """Freeze what the memory finds now, then evaluate in the background.
@@ -137,6 +138,7 @@ class Measurer:
             latency: also measure ``query_seconds``.
             remembered: ask the memory; else the version is one of which nothing was remembered yet.
             free_texts: also continue openings freely, where the configuration says so.
+            progress: called in the background with the number of facts done: 0 when it begins.
             done: called in the background with the result.
         """
         questions = questions_of(requests)
@@ -145,9 +147,11 @@ class Measurer:
 
         def work() -> Measurement:
             started = time.perf_counter()
+            if progress is not None:
+                progress(0)
             known = self._base_perplexity if version == self._base else None  # submitted before: it is there
             text = None if known is not None else self._text
-            evaluation, perplexity = self._pool.evaluate_with_text(requests, weights, hits, text)
+            evaluation, perplexity = self._pool.evaluate_with_text(requests, weights, hits, text, progress)
             if self._judge is not None:
                 evaluation = judged(evaluation, self._judge)
             if known is not None:
@@ -191,7 +195,7 @@ def check_evaluation(config: EvaluationConfig) -> None:
         FreeTexts(config.free_text)
 
 
-def run_judge(config: JudgeConfig, judgements: Path | None = None) -> Judge | None:
+def run_judge(config: JudgeConfig, judgments: Path | None = None) -> Judge | None:
     """The judge of a run, or None for containment, by which evaluation workers judge themselves.
 
     A language model is asked from here, not from the workers: one process keeps its verdicts and knows its key.
@@ -202,7 +206,7 @@ def run_judge(config: JudgeConfig, judgements: Path | None = None) -> Judge | No
     if isinstance(config, ContainsJudgeConfig):
         return None
     if isinstance(config, LlmJudgeConfig) and config.endpoint.cache is None:
-        endpoint = config.endpoint.model_copy(update={"cache": judgements})
+        endpoint = config.endpoint.model_copy(update={"cache": judgments})
         config = config.model_copy(update={"endpoint": endpoint})
     return build_judge(config)
 

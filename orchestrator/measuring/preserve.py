@@ -63,7 +63,7 @@ class VersionComparison:
     fluency_star: float | None
     """Mean log-probability of the version's own continuations over the first version's (moir C.3)."""
     s_e: float | None = None
-    """Harmonic mean of the edits' efficacy, generalisation, specificity, portability and fluency* (moir eq. 19)."""
+    """Harmonic mean of the edits' efficacy, generalization, specificity, portability and fluency* (moir eq. 19)."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from errata.evaluation.preservation.battery import Item, Outcomes, Suite
 from errata.orchestrator.measuring.preserve import Ask, Asked, keep_outcomes, kept_outcomes
 
 CURVE_METRICS = ("efficacy", "generalization", "efficacy_score", "paraphrase_score")
-"""What an edit is for; specificity and the neighbourhood are not its own."""
+"""What an edit is for; specificity and the neighborhood are not its own."""
 
 
 @dataclass(frozen=True)

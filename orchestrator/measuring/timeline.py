@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from errata.editing.request import EditRequest
+from errata.editing.wording import counted as counted_of
 from errata.orchestrator.config.evaluation import EvaluationConfig
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.fail_points import reach
@@ -22,8 +23,13 @@ FINAL: Final = "final"
 _ASKED: Final = ("accepted", "applied", "superseded")
 
 
+_STAGES: Final = {TIMELINE: "timeline", FINAL: "final evaluation", "asked": "requested evaluation"}
+"""What people read of each kind of evaluation."""
+_LAST_FIGURES: Final = "last figures"
+
+
 class Timeline:
-    """What is measured as a run goes on; every figure is journalled, and handed to the tracker.
+    """What is measured as a run goes on; every figure is journaled, and handed to the tracker.
 
     Args:
         weights: gives a reference to the weights as they are now.
@@ -135,6 +141,7 @@ class Timeline:
             latency=latency,
             remembered=remembered,
             free_texts=kind == FINAL,
+            progress=lambda done: self._show(kind, done, len(requests), version.edits),
             done=lambda result: self._keep(
                 result if counted is None else result.only(counted), version, kind, len(counted or requests)
             ),
@@ -181,4 +188,11 @@ class Timeline:
         flat |= {f"edited.perplexity.{name}": value for name, value in result.perplexities.items()}
         prefix = "" if kind == TIMELINE else f"{kind}."
         self._tracker.log_metrics({prefix + name: value for name, value in flat.items()}, step=result.edits)
-        self._display.update("final evaluation" if kind == FINAL else kind, 1, 1, f"at {result.edits} edits")
+        if kind == FINAL:
+            self._display.update(_LAST_FIGURES, 1, 1)
+
+    def _show(self, kind: str, done: int, facts: int, edits: int) -> None:
+        note = f"facts, after {counted_of(edits, 'edit')}"
+        self._display.update(_STAGES.get(kind, kind), done, facts, note, alive=True)
+        if kind == FINAL and done == facts:
+            self._display.update(_LAST_FIGURES, 0, 1, "perplexity, times and texts", alive=True)

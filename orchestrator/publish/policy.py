@@ -24,7 +24,7 @@ class PublishPolicy:
     """Decides at every commit; publishes in a thread of its own, one version at a time.
 
     Args:
-        publish: sends a version to all servers; may raise, which is journalled and ends nothing.
+        publish: sends a version to all servers; may raise, which is journaled and ends nothing.
         holds: whether the guard has nothing against the newest version.
         say: one line for whoever watches.
     """

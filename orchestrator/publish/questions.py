@@ -43,7 +43,7 @@ class Marks:
 
 
 def choose_questions(journal: JournalReader, version: Version, count: int) -> Questions:
-    """Evenly over the facts that the version holds, the newest among them; their neighbours as untouched facts.
+    """Evenly over the facts that the version holds, the newest among them; their neighbors as untouched facts.
 
     Args:
         count: most questions of each kind.
@@ -51,8 +51,8 @@ def choose_questions(journal: JournalReader, version: Version, count: int) -> Qu
     held = [row.request for row in History(journal).held(version.sequence).values()]
     edited = [(request.text, request.target_new) for request in held]
     asked = {prompt for prompt, _ in edited}
-    neighbours = {probe.prompt: probe.answer for request in held for probe in request.neighborhood}
-    untouched = [(prompt, answer) for prompt, answer in neighbours.items() if prompt not in asked]
+    neighbors = {probe.prompt: probe.answer for request in held for probe in request.neighborhood}
+    untouched = [(prompt, answer) for prompt, answer in neighbors.items() if prompt not in asked]
     return Questions(tuple(spread(edited, count)), tuple(spread(untouched, count)))
 
 

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG. Colours come from the page's style sheet, so one chart serves light, dark and paper.
+"""Line charts as inline SVG. Colors come from the page's style sheet, so one chart serves light, dark and paper.
 
 The markup is built as an element tree and never by joining strings: text from the data cannot become markup.
 """
@@ -15,7 +15,7 @@ from markupsafe import Markup
 WIDTH, HEIGHT = 340.0, 214.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 94.0, 26.0, 36.0
 LABEL_GAP = 14.0  # least distance of two labels at line ends: one line of text
-CHARACTER = 6.0  # rough width of a character, to keep the labels of neighbouring refreshes apart
+CHARACTER = 6.0  # rough width of a character, to keep the labels of neighboring refreshes apart
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions near `wanted` with at least `gap` between neighbours, within [low, high] if they fit."""
+    """Positions near `wanted` with at least `gap` between neighbors, within [low, high] if they fit."""
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
     placed: list[float] = []
     for index in order:
@@ -86,7 +86,7 @@ def _el(parent: ET.Element, tag: str, text: str | None = None, **attributes: str
 
 
 def _symbol(parent: ET.Element, style: str, x: float, y: float) -> None:
-    """The mark of one measurement; each arm has its own form, so that colour is never the only difference."""
+    """The mark of one measurement; each arm has its own form, so that color is never the only difference."""
     if style == "memory":
         _el(parent, "rect", class_="dot", x=x - 3.4, y=y - 3.4, width=6.8, height=6.8)
     elif style == "edited_memory":
@@ -96,7 +96,7 @@ def _symbol(parent: ET.Element, style: str, x: float, y: float) -> None:
 
 
 def _segments(points: Sequence[tuple[float, float | None]]) -> list[list[tuple[float, float]]]:
-    """Runs of neighbouring measured points: a line is not drawn across what was not measured."""
+    """Runs of neighboring measured points: a line is not drawn across what was not measured."""
     runs: list[list[tuple[float, float]]] = [[]]
     for x, y in points:
         if y is None:
@@ -123,7 +123,7 @@ def line_chart(
         title: what is shown; becomes the name that a screen reader says, together with the last values.
         series: the lines, drawn in this order (the last one on top).
         write: how a value is written at line ends and in the hover text.
-        write_tick: how the y axis is labelled; `write` where it is not given.
+        write_tick: how the y axis is labeled; `write` where it is not given.
         y_range: fixed limits of y; from the data (and the band) where it is not given.
         events: vertical lines.
         band: a shaded range of y.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from errata.editing.scripts import first_sentence
 from errata.evaluation.outcomes import MEMORY_ARMS
 from errata.orchestrator.report.formats import DASH, fixed, mapping, number, percent, sequence
 from errata.orchestrator.report.wording import ARM_LABELS, KIND_SHORT, KINDS
@@ -100,16 +101,21 @@ def probe_view(probe: Mapping[str, Any]) -> ProbeView:
     arms = mapping(probe.get("arms"))
     expected = probe.get("expected")
     listed = [_text(item) for item in expected] if isinstance(expected, list | tuple) else [_text(expected)]
+    prompt = _text(probe.get("prompt"))
     return ProbeView(
         kind=kind,
         label=KINDS.get(kind, kind),
-        prompt=_text(probe.get("prompt")),
+        prompt=prompt,
         expected=" / ".join(dict.fromkeys(item for item in listed if item)),
-        answers=tuple(_answer(kind, arm.key, arm.name, mapping(arms.get(arm.key))) for arm in ARM_LABELS),
+        answers=tuple(
+            _answer(kind, arm.key, arm.name, mapping(arms.get(arm.key)), prompt, listed) for arm in ARM_LABELS
+        ),
     )
 
 
-def _answer(kind: str, key: str, name: str, answer: Mapping[str, Any]) -> AnswerView:
+def _answer(
+    kind: str, key: str, name: str, answer: Mapping[str, Any], prompt: str, expected: Sequence[str]
+) -> AnswerView:
     raw = answer.get("ok")
     ok = raw if isinstance(raw, bool) else None
     words = ("unchanged", "changed") if kind == "neighborhood" else ("right", "wrong")
@@ -119,7 +125,7 @@ def _answer(kind: str, key: str, name: str, answer: Mapping[str, Any]) -> Answer
     return AnswerView(
         style=key,
         arm=name,
-        text=DASH if text is None else _text(text) or "(nothing)",
+        text=DASH if text is None else shown_answer(_text(text), prompt, expected) or "(nothing)",
         ok=ok,
         verdict="not asked" if ok is None else words[0] if ok else words[1],
         tokens="" if accuracy is None else percent(accuracy, 0),
@@ -128,6 +134,18 @@ def _answer(kind: str, key: str, name: str, answer: Mapping[str, Any]) -> Answer
         reason=_text(answer.get("reason")),
         retrieved=tuple((_statement(item), _score(item)) for item in sequence(answer.get("retrieved"))),
     )
+
+
+def shown_answer(text: str, prompt: str, expected: Sequence[str]) -> str:
+    """An answer as people read it: a completed sentence up to its end.
+
+    The figures judge all of the text, so more of it is shown where what was expected comes only then.
+    """
+    if prompt.rstrip().endswith("?"):
+        return text
+    first = first_sentence(text.strip())
+    missed = any(item in text and item not in first for item in expected if item)
+    return text if missed else first
 
 
 def _tallies(others: list[ProbeView], index: int) -> tuple[TallyView, ...]:

@@ -65,7 +65,7 @@ class Group:
 
 
 def model_name(summary: Mapping[str, Any]) -> str:
-    """The model's name without the directory or organisation in front of it."""
+    """The model's name without the directory or organization in front of it."""
     return PurePath(str(mapping(summary.get("model")).get("name") or "the model")).name
 
 
@@ -193,7 +193,7 @@ def choice_rows(summary: Mapping[str, Any]) -> list[Row]:
         ("none_in_scope", "About an update", "The memory holds the answer: choosing nothing is a miss. Low is good."),
         (
             "none_out_of_scope",
-            "About a neighbour",
+            "About a neighbor",
             "The memory has nothing to say: choosing nothing is right. High is good.",
         ),
     )

@@ -36,7 +36,7 @@ ARM_LABELS = (
 
 GENERATED = (
     Metric("reliability", "Reliability", "The updated question itself is answered with the new fact.", "edit"),
-    Metric("generalization_gen", "Generalisation", "So is the same question in other words.", "paraphrase"),
+    Metric("generalization_gen", "Generalization", "So is the same question in other words.", "paraphrase"),
     Metric(
         "portability",
         "Portability",
@@ -46,13 +46,13 @@ GENERATED = (
     Metric(
         "locality",
         "Locality",
-        "A question about a neighbour, not updated, is answered as the base answers it.",
+        "A question about a neighbor, not updated, is answered as the base answers it.",
         "neighborhood",
     ),
     Metric(
         "locality_true",
         "Locality, true",
-        "A question about a neighbour is answered with what is true, whatever the base says.",
+        "A question about a neighbor is answered with what is true, whatever the base says.",
         "neighborhood",
         since=True,
     ),
@@ -61,24 +61,24 @@ TEACHER_FORCED = (
     Metric(
         "efficacy", "Efficacy", "Tokens of the new answer that are the first choice after the updated question.", "edit"
     ),
-    Metric("generalization", "Generalisation", "The same after the question in other words.", "paraphrase"),
+    Metric("generalization", "Generalization", "The same after the question in other words.", "paraphrase"),
     Metric(
         "specificity",
         "Specificity",
-        "Tokens of a neighbour's original answer that are still the first choice.",
+        "Tokens of a neighbor's original answer that are still the first choice.",
         "neighborhood",
     ),
     Metric(
         "specificity_exact",
         "Specificity, exact",
-        "Neighbours' original answers of which every token is still the first choice.",
+        "Neighbors' original answers of which every token is still the first choice.",
         "neighborhood",
         since=True,
     ),
     Metric(
         "locality_tf",
         "Locality, tokens",
-        "Tokens of a neighbour's original answer where the first choice is the base's, right or wrong.",
+        "Tokens of a neighbor's original answer where the first choice is the base's, right or wrong.",
         "neighborhood",
         since=True,
     ),
@@ -88,7 +88,7 @@ KINDS = {
     "edit": "Update",
     "paraphrase": "In other words",
     "portability": "One step further",
-    "neighborhood": "Neighbour, must not change",
+    "neighborhood": "Neighbor, must not change",
 }
 KIND_SHORT = {"edit": "update", "paraphrase": "reworded", "portability": "one step", "neighborhood": "neighbours"}
 
@@ -113,5 +113,5 @@ OUTCOMES = (
     ("memory-wrong", "Memory arm wrong"),
     ("edited_memory-wrong", "Edited + memory wrong"),
     ("disagree", "The three updated arms disagree"),
-    ("side-effect", "A neighbour changed in the edited arm"),
+    ("side-effect", "A neighbor changed in the edited arm"),
 )

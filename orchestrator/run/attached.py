@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from errata.orchestrator.config.guard import GuardConfig
 from errata.orchestrator.config.publish import PublishConfig
-from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.config.stream import StreamConfig
 from errata.orchestrator.guard.guard import Guard, GuardPauseError
 from errata.orchestrator.guard.rules import read_guard
@@ -82,17 +82,20 @@ class Attached:
 
 def attach(
     pipeline: Pipeline,
-    config: RunConfig,
+    guard: GuardConfig,
+    publish: PublishConfig,
     run: Path,
     *,
+    held_out: str | None,
     metrics: Metrics = lambda values, step: None,
     say: Callable[[str], None] = lambda line: None,
     may_publish: Callable[[], bool] = lambda: True,
 ) -> Attached:
-    """Hang what the configuration asks for onto the pipeline's commits.
+    """Hang the guard and the publication policy onto the pipeline's commits, where they are wanted.
 
     Args:
         run: directory of the run.
+        held_out: file of the text whose perplexity the guard watches.
         metrics: draws points of curves, by name, at a number of edits.
         say: one line for whoever watches.
         may_publish: asked by the publication policy, at a commit; no puts its publication off to the next.
@@ -100,12 +103,12 @@ def attach(
     Raises:
         UserError: the guard's files cannot be read.
     """
-    guard = attach_guard(pipeline, config, metrics=metrics, say=say)
+    watching = attach_guard(pipeline, guard, held_out, metrics=metrics, say=say)
 
     def holds() -> bool:
-        return may_publish() and (guard is None or guard.holds)
+        return may_publish() and (watching is None or watching.holds)
 
-    return Attached(guard, attach_policy(pipeline, config.publish, run, holds=holds, say=say))
+    return Attached(watching, attach_policy(pipeline, publish, run, holds=holds, say=say))
 
 
 def open_source(stream: StreamConfig, journal: Journal) -> Source | None:
@@ -131,12 +134,13 @@ def open_source(stream: StreamConfig, journal: Journal) -> Source | None:
 
 def attach_guard(
     pipeline: Pipeline,
-    config: RunConfig,
+    config: GuardConfig,
+    held_out: str | None,
     *,
     metrics: Callable[[Mapping[str, float], int], None] = lambda values, step: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Guard | None:
-    """The guard of a configuration, watching a pipeline's commits; None where none is configured.
+    """The guard, watching a pipeline's commits; None where none is configured.
 
     Call `Guard.start` once the pipeline has started, look at `Guard.paused` before every batch, call `Guard.act` now
     and then where `GuardConfig.wait` is false, and close the guard before the pipeline.
@@ -144,11 +148,11 @@ def attach_guard(
     Raises:
         UserError: see `read_guard`.
     """
-    if config.guard.every is None:
+    if config.every is None:
         return None
-    probes, text = read_guard(config.guard, config.evaluation.held_out)
+    probes, text = read_guard(config, held_out)
     guard = Guard(
-        config.guard,
+        config,
         probes,
         text,
         journal=pipeline.journal,

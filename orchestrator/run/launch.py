@@ -1,37 +1,17 @@
-"""From a configuration to a running loop: checks first, then the directory, then everything else.
-
-Whatever the user can have got wrong is found before a file is written.
-"""
+"""From a configuration to a run that is driven to its end."""
 
 from __future__ import annotations
 
-import logging
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from errata.actors.cluster import Cluster
-from errata.editing.checkpoint.load import checkpoint_digest, resolve_model
 from errata.orchestrator.config.run import RunConfig
-from errata.orchestrator.guard.rules import read_guard
-from errata.orchestrator.history.receipts import open_store
-from errata.orchestrator.journal.intake import Admission, Intake
-from errata.orchestrator.measuring.measurer import check_evaluation
 from errata.orchestrator.progress import Display
-from errata.orchestrator.run.attached import open_source
-from errata.orchestrator.run.loop import RunLoop
-from errata.orchestrator.run.opening import (
-    check_layers,
-    check_output,
-    for_model,
-    open_journal,
-    read_records,
-    take_in_records,
-    termination_as_interrupt,
-)
-from errata.orchestrator.tracking.tracker import Tracker
-from errata.retrieval.embedder import check_embedder
-
-logger = logging.getLogger(__name__)
+from errata.orchestrator.run.assembly import make_pipeline
+from errata.orchestrator.run.attached import attach
+from errata.orchestrator.run.loop import Ending, RunLoop
+from errata.orchestrator.run.opening import OpenRun, check_run, open_run, termination_as_interrupt
+from errata.orchestrator.run.outputs import write_outputs
 
 
 def run_experiment(config: RunConfig, output: Path, *, resume: bool, display: Display) -> None:
@@ -41,55 +21,50 @@ def run_experiment(config: RunConfig, output: Path, *, resume: bool, display: Di
         UserError: something the user can put right; nothing was written then.
         KeyboardInterrupt: interrupted; what was committed is kept and ``resume`` goes on from there.
     """
-    directory = resolve_model(config.model.name)
-    check_layers(config, directory)
-    config = for_model(config, directory)
-    check_embedder(config.memory.embedder)
-    check_evaluation(config.evaluation)
-    read_guard(config.guard, config.evaluation.held_out)
-    records = read_records(config)
-    admission = Admission.of(config.model.name, context_tokens=config.contexts.length if config.contexts.count else 0)
-    check_output(config, output, resume=resume)
-    model_digest = checkpoint_digest(directory)
-    with termination_as_interrupt(), open_journal(config, output, model_digest) as journal:
-        store = open_store(output)
-        store.sweep()
-        intake = Intake(journal, admission)
-        take_in_records(intake, records, display)
-        source = open_source(config.stream, journal)
-        (output / "resolved.yaml").write_text(config.to_yaml(), encoding="utf-8")
-        tracker = Tracker(
-            output,
-            run_key=journal.meta.run_id,
-            uri=config.tracking.uri,
-            experiment=config.tracking.experiment,
-            run_name=config.name,
-            tags=None if config.tracking.parent is None else {"mlflow.parentRunId": config.tracking.parent},
-        )
-        tracker.log_params(config.dump())
-        status: Any = "FAILED"
+    checked = check_run(config, output, resume=resume, needs_stream=True)
+    with (
+        termination_as_interrupt(),
+        open_run(checked, display, completed="FINISHED", patience=60.0) as run,
+    ):
+        loop = make_loop(run, display)
         try:
-            with Cluster(config.ray, config.model_spec(model_digest)) as cluster:
-                loop = RunLoop(
-                    config,
-                    journal,
-                    store,
-                    cluster,
-                    output=output,
-                    model_digest=model_digest,
-                    tracker=tracker,
-                    display=display,
-                    source=source,
-                    intake=intake,
-                )
-                try:
-                    loop.run()
-                finally:
-                    loop.close()
-            status = "FINISHED"
-        except KeyboardInterrupt:
-            status = "KILLED"
-            raise
+            loop.run()
         finally:
-            if not tracker.close(timeout=60.0, status=status):
-                display.say("tracking: the store did not take everything; the rest is kept and sent on --resume")
+            loop.close()
+
+
+def make_loop(run: OpenRun, display: Display) -> RunLoop:
+    """The loop of an open run, with everything it drives."""
+    config, started_at = run.config, datetime.now(UTC)
+    pipeline = make_pipeline(
+        config, run.journal, run.store, run.cluster, tracker=run.tracker, display=display, final_follows=True
+    )
+    attached = attach(
+        pipeline,
+        config.guard,
+        config.publish,
+        run.output,
+        held_out=config.evaluation.held_out,
+        metrics=run.tracker.log_metrics,
+        say=display.say,
+    )
+
+    def write(ending: Ending) -> None:
+        write_outputs(
+            config,
+            run.journal,
+            run.output,
+            model_digest=run.model_digest,
+            final=ending.final,
+            rows=ending.rows,
+            base_perplexity=ending.base_perplexity,
+            base_perplexities=ending.base_perplexities,
+            started_at=started_at,
+            wall_seconds=ending.wall_seconds,
+            covariance_seconds=ending.covariance_seconds,
+            evaluation_seconds=ending.evaluation_seconds,
+        )
+        for name in ("summary.json", "report.html", "resolved.yaml", "facts.jsonl"):
+            run.tracker.log_artifact(run.output / name)
+
+    return RunLoop(pipeline, attached, run.source, run.intake, write, evaluation=config.evaluation, display=display)

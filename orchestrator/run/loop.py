@@ -6,53 +6,64 @@ The run and the service share one course, `errata.orchestrator.run.pipeline.Pipe
 from __future__ import annotations
 
 import threading
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from errata.actors.parts import Parts
 from errata.evaluation.strata import by_age
-from errata.orchestrator.config.run import RunConfig
-from errata.orchestrator.journal import Journal
-from errata.orchestrator.journal.artifacts import ArtifactStore
-from errata.orchestrator.journal.intake import Intake
+from errata.orchestrator.config.evaluation import EvaluationConfig
+from errata.orchestrator.journal.rows import RequestRow
 from errata.orchestrator.measuring.measurer import Measurement
 from errata.orchestrator.measuring.timeline import FINAL
 from errata.orchestrator.progress import Display
-from errata.orchestrator.run.attached import attach
-from errata.orchestrator.run.outputs import write_outputs
+from errata.orchestrator.run.attached import Attached
 from errata.orchestrator.run.pipeline import Pipeline
 from errata.orchestrator.sources import Pump, Source
 from errata.orchestrator.sources.base import TakesRequests
-from errata.orchestrator.tracking.tracker import NullTracker, Tracker
 
 _IDLE_SECONDS = 0.5
 """How long an idle stream is waited for before the clock is looked at again: a batch may be due by its age."""
 
 
+@dataclass(frozen=True)
+class Ending:
+    """What is known of a run once nothing waits any more."""
+
+    final: Measurement | None
+    """Every applied edit on every arm; None where nothing was applied."""
+    rows: Sequence[RequestRow]
+    """The applied requests."""
+    base_perplexity: float | None
+    base_perplexities: Mapping[str, float]
+    wall_seconds: float
+    covariance_seconds: float
+    evaluation_seconds: float
+
+
 class RunLoop:
-    """One run from the state of its journal to its end, or to an interruption that loses nothing."""
+    """One run from the state of its journal to its end, or to an interruption that loses nothing.
+
+    Args:
+        source: the stream, where it goes on.
+        intake: takes what comes of it into the journal.
+        write: called at the end with what there is to be written.
+        evaluation: which facts and arms the final evaluation asks.
+    """
 
     def __init__(
         self,
-        config: RunConfig,
-        journal: Journal,
-        store: ArtifactStore,
-        cluster: Parts,
+        pipeline: Pipeline,
+        attached: Attached,
+        source: Source | None,
+        intake: TakesRequests,
+        write: Callable[[Ending], None],
         *,
-        output: Path,
-        model_digest: str,
-        tracker: Tracker | NullTracker,
+        evaluation: EvaluationConfig,
         display: Display,
-        source: Source | None = None,
-        intake: TakesRequests | None = None,
     ) -> None:
-        self._config, self._journal = config, journal
-        self._output, self._model_digest = output, model_digest
-        self._tracker, self._display = tracker, display
-        self._started_at = datetime.now(UTC)
-        self._source, self._intake = source, intake or Intake(journal)
-        self.pipeline = Pipeline(config, journal, store, cluster, tracker=tracker, display=display, final_follows=True)
-        self.attached = attach(self.pipeline, config, output, metrics=tracker.log_metrics, say=display.say)
+        self.pipeline, self.attached = pipeline, attached
+        self._journal, self._write = pipeline.journal, write
+        self._source, self._intake = source, intake
+        self._evaluation, self._display = evaluation, display
 
     def run(self) -> None:
         """Go on from the journal until nothing waits, then measure and write what comes out."""
@@ -65,7 +76,7 @@ class RunLoop:
         self._finish()
 
     def close(self) -> None:
-        """Stop what runs in the background; nothing journalled is lost."""
+        """Stop what runs in the background; nothing journaled is lost."""
         self.attached.close()
         self.pipeline.close()
 
@@ -102,33 +113,26 @@ class RunLoop:
         final: Measurement | None = None
         timeline = self.pipeline.timeline
         if rows:
-            wanted = self._config.evaluation.final
+            wanted = self._evaluation.final
             by_time = sorted(rows, key=lambda row: (row.applied_in or 0, row.seq))
             chosen = by_age([row.id for row in by_time], None if wanted == "all" else wanted)
             counted = {by_time[at].id for at in chosen}
             # the timeline's last point is read off this evaluation, so its facts are asked too
-            also = {request.id for request in timeline.sample()} if self._config.evaluation.every else set()
+            also = {request.id for request in timeline.sample()} if self._evaluation.every else set()
             requests = [row.request for row in rows if row.id in counted | also]
             of = "" if len(counted) == len(rows) else f" of {len(rows)}"
-            self._display.say(
-                f"final evaluation of {len(counted)}{of} facts on {len(self._config.evaluation.arms)} arms"
-            )
+            self._display.say(f"final evaluation of {len(counted)}{of} facts on {len(self._evaluation.arms)} arms")
             everything = timeline.measure(requests, head, FINAL, latency=True, counted=counted).result()
             timeline.close_with(everything, head)
             final = everything.only(counted)
-        write_outputs(
-            self._config,
-            self._journal,
-            self._output,
-            model_digest=self._model_digest,
-            final=final,
-            rows=rows,
-            base_perplexity=self.pipeline.base_perplexity.result(),
-            base_perplexities=self.pipeline.measurer.base_perplexities().result(),
-            started_at=self._started_at,
-            wall_seconds=timeline.elapsed(),
-            covariance_seconds=self.pipeline.refreshing.seconds,
-            evaluation_seconds=self.pipeline.measurer.seconds,
+        self._write(
+            Ending(
+                final,
+                rows,
+                base_perplexity=self.pipeline.base_perplexity.result(),
+                base_perplexities=self.pipeline.measurer.base_perplexities().result(),
+                wall_seconds=timeline.elapsed(),
+                covariance_seconds=self.pipeline.refreshing.seconds,
+                evaluation_seconds=self.pipeline.measurer.seconds,
+            )
         )
-        for name in ("summary.json", "report.html", "resolved.yaml", "facts.jsonl"):
-            self._tracker.log_artifact(self._output / name)

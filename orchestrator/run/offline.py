@@ -90,13 +90,14 @@ class OfflineRun:
         """
         names, head = list(request_ids), self.journal.head()
         # what is refused is refused before a model is loaded
-        plan_revert(self.journal, self.store, names, commutes=make_editor(self._config.editor).commutes)
+        commutes = make_editor(self._config.editor).commutes
+        plan_revert(self.journal, self.store, names, commutes=commutes)
         return commit_revert(
-            self._config,
             self.journal,
             self.store,
             self._editor(),
             names,
+            commutes=commutes,
             contexts=head.contexts,
             reason=reason,
             by=by,
@@ -129,7 +130,7 @@ class OfflineRun:
             raise UserError("the run's newest commit names no context prefixes; nothing can be computed again")
         contexts: list[Any] = json.loads(self.store.get("contexts", head.contexts).read_text(encoding="utf-8"))
         given = self._config.contexts
-        spec = ContextSpec(given.count, given.length, self._config.seed, tuple(contexts), self._config.verify)
+        spec = ContextSpec(given.count, given.length, self._config.seed, tuple(contexts), verify=self._config.verify)
         newest = newest_snapshot(self.journal, self.store)
         since = None if newest is None else newest[1]
         if self._spec.parallel is None:

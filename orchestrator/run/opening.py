@@ -1,4 +1,4 @@
-"""Opening a run: its directory, its journal, the records it takes in."""
+"""Opening a run, for `errata run` and `errata serve` alike: checks first, then the directory, then everything else."""
 
 from __future__ import annotations
 
@@ -6,23 +6,37 @@ import signal
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
+from errata.actors.cluster import Cluster
 from errata.actors.sharded.layout import check_parallel
-from errata.editing.checkpoint.load import read_model_config
+from errata.editing.checkpoint.load import checkpoint_digest, read_model_config, resolve_model
 from errata.editing.digest import digest_json
 from errata.editing.editors import make_editor
 from errata.editing.errors import UserError
 from errata.editing.model.decoder import layer_of
 from errata.orchestrator.config.run import RunConfig, identity_of
+from errata.orchestrator.guard.rules import read_guard
+from errata.orchestrator.history.receipts import open_store
 from errata.orchestrator.journal import JOURNAL_FILE, Journal
+from errata.orchestrator.journal.artifacts import ArtifactStore
+from errata.orchestrator.journal.intake import Admission, Intake
 from errata.orchestrator.journal.rows import JournalMeta
+from errata.orchestrator.measuring.measurer import check_evaluation
 from errata.orchestrator.progress import Display
+from errata.orchestrator.run.attached import open_source
 from errata.orchestrator.run.outputs import errata_version
+from errata.orchestrator.sources import Source
 from errata.orchestrator.sources.base import TakesRequests
 from errata.orchestrator.sources.streams import StreamRecord, open_stream
+from errata.orchestrator.tracking.tracker import Tracker
+from errata.retrieval.embedder import check_embedder
+
+Status = Literal["FINISHED", "KILLED", "FAILED"]
+"""What MLflow calls the end of a run."""
 
 
 def read_records(config: RunConfig) -> list[StreamRecord]:
@@ -134,6 +148,114 @@ def take_in_records(intake: TakesRequests, records: list[StreamRecord], display:
     for position, reason in refused:
         intake.reject(position, reason)
         display.warn(f"{position}: {reason}")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A configuration in which nothing was found that would keep its run from beginning; nothing is written yet."""
+
+    config: RunConfig
+    """As given, with what it leaves to the model settled."""
+    output: Path
+    model_digest: str
+    records: list[StreamRecord]
+    """Of a stream that is read once."""
+    admission: Admission
+    """What the model can take in."""
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run that can be driven: what it is written to, and where its parts are made."""
+
+    config: RunConfig
+    output: Path
+    model_digest: str
+    journal: Journal
+    intake: Intake
+    """What accepts requests for the journal."""
+    admission: Admission
+    store: ArtifactStore
+    source: Source | None
+    """The stream, where it goes on."""
+    tracker: Tracker
+    cluster: Cluster
+
+
+def check_run(config: RunConfig, output: Path, *, resume: bool | None, needs_stream: bool) -> Checked:
+    """Find whatever the user can have got wrong, before a file is written.
+
+    Args:
+        resume: go on with the run that is in ``output``, or begin one there; None for whichever it is.
+        needs_stream: a stream must be configured.
+
+    Raises:
+        UserError: something the user can put right.
+    """
+    directory = resolve_model(config.model.name)
+    check_layers(config, directory)
+    config = for_model(config, directory)
+    check_embedder(config.memory.embedder)
+    check_evaluation(config.evaluation)
+    read_guard(config.guard, config.evaluation.held_out)
+    has_stream = needs_stream or config.stream.path or config.stream.endless
+    records = read_records(config) if has_stream else []
+    context_tokens = config.contexts.length if config.contexts.count else 0
+    admission = Admission.of(config.model.name, context_tokens=context_tokens)
+    check_output(config, output, resume=Journal.exists(output / JOURNAL_FILE) if resume is None else resume)
+    return Checked(config, output, checkpoint_digest(directory), records, admission)
+
+
+@contextmanager
+def open_run(checked: Checked, display: Display, *, completed: Status, patience: float) -> Iterator[OpenRun]:
+    """Journal, files, stream, tracking and cluster of a run, given back in the opposite order.
+
+    Args:
+        completed: what the tracking store is told of a run that was left without an error.
+        patience: seconds that the tracking store may take for what it has not been sent yet.
+
+    Raises:
+        UserError: the journal is another run's or in use, the stream or the cluster cannot be reached.
+    """
+    config, output = checked.config, checked.output
+    with open_journal(config, output, checked.model_digest) as journal:
+        store = open_store(output)
+        store.sweep()
+        intake = Intake(journal, checked.admission)
+        take_in_records(intake, checked.records, display)
+        source = open_source(config.stream, journal)
+        (output / "resolved.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        tracker = Tracker(
+            output,
+            run_key=journal.meta.run_id,
+            uri=config.tracking.uri,
+            experiment=config.tracking.experiment,
+            run_name=config.name,
+            tags=None if config.tracking.parent is None else {"mlflow.parentRunId": config.tracking.parent},
+        )
+        tracker.log_params(config.dump())
+        status: Status = "FAILED"
+        try:
+            with Cluster(config.ray, config.model_spec(checked.model_digest)) as cluster:
+                yield OpenRun(
+                    config=config,
+                    output=output,
+                    model_digest=checked.model_digest,
+                    journal=journal,
+                    intake=intake,
+                    admission=checked.admission,
+                    store=store,
+                    source=source,
+                    tracker=tracker,
+                    cluster=cluster,
+                )
+            status = completed
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            if not tracker.close(timeout=patience, status=status):
+                display.say("tracking: the store did not take everything; the rest is kept and sent on --resume")
 
 
 @contextmanager

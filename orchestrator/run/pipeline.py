@@ -16,17 +16,15 @@ from datetime import UTC, datetime
 from itertools import chain, pairwise
 from typing import Final
 
-from errata.actors.parts import EditorPart, EvaluationPart, MemoryPart, Parts
-from errata.actors.workers.editor import ContextSpec
-from errata.actors.workers.evaluation import EvaluationSettings
+from errata.actors.parts import EditorPart, EvaluationPart, MemoryPart
 from errata.editing.covariance import KeyCovariance
-from errata.editing.editors import make_editor
+from errata.editing.editors import EditorConfig, make_editor
 from errata.editing.errors import UserError
 from errata.editing.request import EditRequest
 from errata.editing.reverting import HistoryItem
 from errata.editing.session import EditReceipt, Snapshot
 from errata.editing.verify import in_short
-from errata.orchestrator.config.run import RunConfig
+from errata.orchestrator.config.run import BatchingConfig, SnapshotConfig
 from errata.orchestrator.covariance.refresh import crossed
 from errata.orchestrator.covariance.schedule import Refreshing
 from errata.orchestrator.history.rebuild import weights_digest
@@ -36,7 +34,6 @@ from errata.orchestrator.history.receipts import (
     history,
     load_covariance,
     load_receipt,
-    memory_entries,
     memory_entry,
     store_receipt,
 )
@@ -45,13 +42,14 @@ from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.fail_points import reach
 from errata.orchestrator.journal.rows import RequestRow, Version
-from errata.orchestrator.measuring.measurer import JUDGEMENTS, Measurement, Measurer
+from errata.orchestrator.measuring.measurer import Measurement, Measurer
 from errata.orchestrator.measuring.timeline import Timeline
 from errata.orchestrator.progress import Display
 from errata.orchestrator.run.attempts import Attempts
 from errata.orchestrator.run.batcher import Batcher, BatchPlan
 from errata.orchestrator.run.reverting import commit_revert, forgotten
 from errata.orchestrator.tracking.tracker import NullTracker, Tracker
+from errata.retrieval.statements import StatementConfig
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +69,49 @@ class Inspection:
     statements: int
 
 
+class Past:
+    """What an editor that is made anew replays: the journal's history from the newest snapshot.
+
+    While a restoration is under way it is the history from where that began, so that an editor lost in the middle of
+    it comes back to the same place.
+    """
+
+    def __init__(self, journal: Journal, store: ArtifactStore) -> None:
+        self._journal, self._store = journal, store
+        self._restoring = False
+        self.since: Snapshot | None = None
+        """Where the restoration under way began."""
+
+    def __call__(self) -> Iterator[HistoryItem]:
+        """The items, oldest first."""
+        if self.since is None and not self._restoring:
+            newest = newest_snapshot(self._journal, self._store)
+            return history(self._journal, self._store, since=None if newest is None else newest[1])
+        return history(self._journal, self._store, since=self.since)
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Within the context a restoration is under way."""
+        self._restoring = True
+        yield
+        # not in a finally: what interrupts a restoration ends the pipeline, or begins it again
+        self._restoring, self.since = False, None
+
+
+@dataclass(frozen=True)
+class PipelineParts:
+    """What a pipeline drives."""
+
+    editor: EditorPart
+    memory: MemoryPart
+    evaluators: EvaluationPart
+    measurer: Measurer
+    timeline: Timeline
+    refreshing: Refreshing
+    past: Past
+    """What ``editor`` replays when it is made anew."""
+
+
 class Pipeline:
     """Editor, memory, covariance and evaluations around one journal.
 
@@ -82,84 +123,57 @@ class Pipeline:
 
     def __init__(
         self,
-        config: RunConfig,
         journal: Journal,
         store: ArtifactStore,
-        cluster: Parts,
+        parts: PipelineParts,
         *,
+        method: EditorConfig,
+        batching: BatchingConfig,
+        snapshots: SnapshotConfig,
+        statement: StatementConfig,
+        every: int | None,
         tracker: Tracker | NullTracker,
         display: Display,
         final_follows: bool = False,
+        retries: bool = False,
     ) -> None:
-        """``final_follows``: when nothing waits any more, the owner evaluates everything, the timeline's facts too."""
+        """`errata.orchestrator.run.assembly.make_pipeline` makes one from the configuration of a run.
+
+        Args:
+            method: the editor's settings.
+            statement: how the memory words a fact.
+            every: edits between two points of the timeline; None for none.
+            final_follows: when nothing waits any more, the owner evaluates everything, the timeline's facts too.
+            retries: an edit that a batch left waiting is written in a batch of its own (``verify.on_weak: retry``).
+        """
+        self._retries = retries
         self.journal, self.store = journal, store
         self._final_follows = final_follows
-        self._config, self._tracker, self._display = config, tracker, display
+        self._batching, self._snapshots, self._statement, self._every = batching, snapshots, statement, every
+        self._commutes = make_editor(method).commutes
+        self._tracker, self._display = tracker, display
         self.after_commit: list[Callable[[Version], None]] = []
-        estimator = cluster.estimator()
-        self.editor: EditorPart = cluster.editor(
-            config.editor,
-            ContextSpec(config.contexts.count, config.contexts.length, config.seed, verify=config.verify),
-            self._history,
-        )
-        self.memory: MemoryPart = cluster.memory(
-            config.memory.embedder,
-            config.memory.index,
-            lambda: memory_entries(journal, config.memory.statement),
-            kept_in=(store.root / "memory").absolute(),
-        )
-        settings = EvaluationSettings(
-            config.memory.scr,
-            config.evaluation.arms,
-            config.evaluation.max_new_tokens,
-            config.evaluation.stop_at_newline,
-            config.evaluation.reasoning,
-        )
-        self.evaluators: EvaluationPart = cluster.evaluators(settings)
-        self.measurer = Measurer(
-            self.evaluators,
-            self.memory,
-            config.evaluation,
-            config.memory,
-            journal.base().digest,
-            judgements=store.root / JUDGEMENTS,
-        )
+        self.editor, self.memory, self.evaluators = parts.editor, parts.memory, parts.evaluators
+        self.measurer, self.timeline, self.refreshing = parts.measurer, parts.timeline, parts.refreshing
         self.base_perplexity: Future[float | None] = self.measurer.base_perplexity()
-        self.timeline = Timeline(
-            config.evaluation,
-            journal,
-            self.measurer,
-            self.editor.weights,
-            tracker=tracker,
-            display=display,
-            whole=final_follows and not config.stream.endless,
-        )
-        self.refreshing = Refreshing(config, journal, store, self.editor, estimator, tracker=tracker, display=display)
-        self._batcher = Batcher(
-            config.batching.size, config.batching.max_age_seconds, config.batching.distinct_subjects
-        )
+        self._past = parts.past
+        self._batcher = Batcher(batching.size, batching.max_age_seconds, batching.distinct_subjects)
         self._attempts = Attempts(journal, self.editor, display.warn)
         self._alone: list[str] = []
         """Requests that stayed weak among others and are to be tried in a batch of their own."""
         self._contexts_digest: str | None = None
         self._edits_before = 0
-        self._restoring = False
-        self._since: Snapshot | None = None
-        """Where a restoration that is under way began."""
 
     # --- the owner's calls ---
 
     def start(self) -> None:
         """Obtain the first covariance, fix the context prefixes, and bring editor and memory to the journal's head."""
-        layers = list(make_editor(self._config.editor).layers)
-        self._display.say(f"model {self._config.model.name}, editor {self._config.editor.type}, layers {layers}")
         self.refreshing.first()
         contexts = json.dumps(self.editor.contexts()).encode()
         self._contexts_digest = self.store.put_bytes("contexts", contexts, suffix=".json")
-        self._restoring = True
-        self._restore()
-        self._restoring = False
-        if self._config.verify.on_weak == "retry":
+        with self._past.restoring():
+            self._restore()
+        if self._retries:
             # what a batch had in hand and left waiting was weak there
             given = [name for row in self.journal.attempts() if row.outcome == "committed" for name in row.request_ids]
             self._alone = list(dict.fromkeys(given))
@@ -179,7 +193,7 @@ class Pipeline:
         """
         self.refreshing.swap_if_due()
         plan = self._next_alone()
-        rows = [] if plan else self.journal.pending(self._config.batching.size)
+        rows = [] if plan else self.journal.pending(self._batching.size)
         oldest = rows[0].accepted_at if rows else None
         if plan is None and self._batcher.due(len(rows), ended=ended, oldest=oldest, now=datetime.now(UTC)):
             plan = self._batcher.plan([row.request for row in rows])
@@ -200,11 +214,11 @@ class Pipeline:
         """
         with self._undone_on_error():
             version, plan = commit_revert(
-                self._config,
                 self.journal,
                 self.store,
                 self.editor,
                 request_ids,
+                commutes=self._commutes,
                 contexts=self._contexts_digest,
                 reason=reason,
                 by=by,
@@ -252,7 +266,7 @@ class Pipeline:
         self.timeline.wait()
 
     def close(self) -> None:
-        """Stop what runs in the background; nothing journalled is lost."""
+        """Stop what runs in the background; nothing journaled is lost."""
         self.refreshing.close()
         self.measurer.close()
 
@@ -268,16 +282,16 @@ class Pipeline:
             return
         versions = self.journal.versions()
         newest = newest_snapshot(self.journal, self.store, before=self._first_to_visit(versions))
-        self._since = None if newest is None else newest[1]
-        start = 0 if self._since is None else self._since.sequence
+        since = self._past.since = None if newest is None else newest[1]
+        start = 0 if since is None else since.sequence
         self._display.say(
             f"resuming after {head.edits} edits in {head.sequence} batches"
             + (f", from the snapshot of v{start}" if start else "")
         )
-        self._begin()
+        self._begin(since)
         swaps = {swap.after_sequence: swap.covariance for swap in self.journal.swaps()}
         requests = {row.id: row for row in self.journal.requests()}
-        self.memory.add(held_entries(requests.values(), start, self._config.memory.statement))
+        self.memory.add(held_entries(requests.values(), start, self._statement))
         self._edits_before = versions[start].edits
         for version in versions[start + 1 :]:
             self.editor.replay(load_receipt(self.store, version))
@@ -288,11 +302,9 @@ class Pipeline:
             rows = [requests[name] for name in version.request_ids if requests[name].applied_in == version.sequence]
             self._remember(rows)
             self._at_boundary(version, self._edits_before, replayed=True)
-        self._since = None
 
-    def _begin(self) -> None:
-        """The editor at the snapshot that was found, or at the beginning."""
-        since = self._since
+    def _begin(self, since: Snapshot | None) -> None:
+        """The editor at a snapshot, or at the beginning."""
         items = history(self.journal, self.store, since=since, upto=0 if since is None else since.sequence)
         first = next(items, None)
         self.editor.begin(first if isinstance(first, KeyCovariance) else None)
@@ -305,7 +317,7 @@ class Pipeline:
         refreshes = {row.triggered_at: row.state for row in self.journal.refreshes()}
         for parent, version in pairwise(versions):
             last = version.sequence == versions[-1].sequence
-            measured = crossed(parent.edits, version.edits, self._config.evaluation.every) is not None
+            measured = crossed(parent.edits, version.edits, self._every) is not None
             if measured and self.timeline.missing(version) and not self._is_final(version):
                 return version.sequence
             triggered = self.refreshing.scheduled(parent.edits, version.edits)
@@ -314,13 +326,6 @@ class Pipeline:
             if self.refreshing.started(version):
                 return version.sequence
         return versions[-1].sequence + 1
-
-    def _history(self) -> Iterator[HistoryItem]:
-        """For an editor that is made anew: from where the restoration began, or from the newest snapshot."""
-        if self._since is None and not self._restoring:
-            newest = newest_snapshot(self.journal, self.store)
-            return history(self.journal, self.store, since=None if newest is None else newest[1])
-        return history(self.journal, self.store, since=self._since)
 
     # --- one batch ---
 
@@ -360,7 +365,7 @@ class Pipeline:
         return version
 
     def _remember(self, rows: Sequence[RequestRow]) -> None:
-        self.memory.add([memory_entry(row, self._config.memory.statement) for row in rows])
+        self.memory.add([memory_entry(row, self._statement) for row in rows])
 
     def _commit(self, receipt: EditReceipt, superseded: tuple[tuple[str, str], ...]) -> Version:
         """Files first, then the transaction that makes the version exist."""
@@ -397,7 +402,7 @@ class Pipeline:
         metrics["edit_seconds"] = version.seconds
         metrics |= {f"verify.{name}": float(value) for name, value in (version.figures or {}).items()}
         self._tracker.log_metrics(metrics, step=version.edits)
-        every = self._config.snapshots.every
+        every = self._snapshots.every
         if every is not None and version.sequence % every == 0:
             # before a swap, which belongs to the next batch
             self.snapshot()
@@ -410,7 +415,7 @@ class Pipeline:
         counts = self.journal.counts()
         total = counts.accepted + counts.applied + counts.superseded
         self._display.update("edits", version.edits, max(total, version.edits), f"version {version.digest[:10]}")
-        if crossed(before, version.edits, self._config.evaluation.every) is not None and not self._is_final(version):
+        if crossed(before, version.edits, self._every) is not None and not self._is_final(version):
             self.timeline.point(version)
         self.refreshing.at_boundary(before, version, replayed=replayed)
 

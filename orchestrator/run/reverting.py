@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from errata.editing.delta import WeightDelta
-from errata.editing.editors import make_editor
 from errata.editing.errors import DamagedFileError, UserError
 from errata.editing.reverting import HistoryItem, RevertOrder, contribution
 from errata.editing.session import EditReceipt
-from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.history.receipts import commit_data, history, load_receipt, store_receipt
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
@@ -117,23 +115,27 @@ def contributions(store: ArtifactStore, versions: Sequence[Version], batches: Se
 
 
 def commit_revert(
-    config: RunConfig,
     journal: Journal,
     store: ArtifactStore,
     editor: RevertingEditor,
     request_ids: Sequence[str],
     *,
+    commutes: bool,
     contexts: str | None,
     reason: str = "",
     by: str | None = None,
 ) -> tuple[Version, RevertPlan]:
     """Take requests out of the weights, as one commit. The memory is the caller's.
 
+    Args:
+        commutes: whether updates of the run's editor commute (`Editor.commutes`).
+        contexts: digest of the context prefixes in use.
+
     Raises:
         UserError: a request is unknown, or is not in the weights; nothing has changed then.
         NumericalError: without it, another edit of a batch cannot be applied; nothing has changed then.
     """
-    plan = plan_revert(journal, store, request_ids, commutes=make_editor(config.editor).commutes)
+    plan = plan_revert(journal, store, request_ids, commutes=commutes)
     reach("after_revert_planned")
 
     def items() -> Iterator[HistoryItem]:

@@ -1,6 +1,6 @@
 """Taking edits in: many clients share one transaction, and nobody is answered before it is on the disk.
 
-The cost of an acceptance is one synchronised write, a few milliseconds whatever it carries. So while one transaction
+The cost of an acceptance is one synchronized write, a few milliseconds whatever it carries. So while one transaction
 is being written the next clients gather, and go into the following one together.
 """
 
@@ -67,7 +67,7 @@ class Acceptor:
         self._thread.start()
 
     def submit(self, requests: Sequence[EditRequest]) -> Future[list[Accepted]]:
-        """Have requests journalled; the future holds one answer each, once they are on the disk.
+        """Have requests journaled; the future holds one answer each, once they are on the disk.
 
         Raises:
             ServiceError: 429 when too many submissions wait, 503 while the service ends. The future holds a 429 when

@@ -27,7 +27,7 @@ from errata.editing.errors import UserError
 from errata.evaluation.answering import Question
 from errata.evaluation.outcomes import Arm
 from errata.orchestrator.journal import Journal
-from errata.orchestrator.journal.rows import RequestRow, RequestState
+from errata.orchestrator.journal.rows import RequestRow, ShownState, stored_state
 from errata.orchestrator.service import cloudevents, openai
 from errata.orchestrator.service.asking import Answers, Asking
 from errata.orchestrator.service.auth import Caller, Role, Tokens
@@ -268,9 +268,9 @@ def _edit_routes(app: FastAPI, service: Service) -> None:
         return _submitted([results[n] for n in sorted(results)], parsed)
 
     @app.get("/v1/edits", tags=["edits"])
-    def edits(state: RequestState | None = None, limit: Limit = 50, before: Before = None, _: Caller = read) -> Any:
+    def edits(state: ShownState | None = None, limit: Limit = 50, before: Before = None, _: Caller = read) -> Any:
         """Edits, newest first, a page at a time."""
-        rows = service.reader.request_page(limit, before=before, state=state)
+        rows = service.reader.request_page(limit, before=before, state=None if state is None else stored_state(state))
         following = rows[-1].seq if len(rows) == limit else None
         return {"edits": [edit_view(row) for row in rows], "next": following}
 
@@ -286,7 +286,7 @@ def _edit_routes(app: FastAPI, service: Service) -> None:
         wait: Annotated[float | None, Query(ge=0, le=600)] = None,
         caller: Caller = write,
     ) -> Response:
-        """Take an edit out of weights and memory, by a commit of its own; one that waits is withdrawn.
+        """Take an edit out of weights and memory, by a commit of its own; one that waits is never written.
 
         200 when that is done, 202 when it goes on: the intent is in the journal, and outlives the process.
         """
@@ -300,8 +300,7 @@ def _edit_routes(app: FastAPI, service: Service) -> None:
             outcome = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), patience)
         except TimeoutError:
             return JSONResponse({"id": id, "state": "reverting", "version": None}, 202)
-        state = "withdrawn" if id in outcome.withdrawn else "reverted"
-        return JSONResponse({"id": id, "state": state, "version": version_view(outcome.version)})
+        return JSONResponse({"id": id, "state": "reverted", "version": version_view(outcome.version)})
 
 
 def _submitted(results: Sequence[dict[str, Any]], submission: Submission) -> Response:

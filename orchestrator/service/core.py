@@ -180,7 +180,7 @@ class ServiceCore:
         self._wake.set()
         if self._writer.is_alive():
             self._writer.join()
-        self._fail_commands(unavailable("the service is ending; what was journalled is done after the next start"))
+        self._fail_commands(unavailable("the service is ending; what was journaled is done after the next start"))
 
     # --- clients' calls, from any thread ---
 

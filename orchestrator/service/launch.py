@@ -12,29 +12,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from errata.actors.cluster import Cluster
-from errata.editing.checkpoint.load import checkpoint_digest, resolve_model
 from errata.editing.errors import ErrataError, UserError
 from errata.orchestrator.config.loading import apply_override, build_config, read_composed
 from errata.orchestrator.config.presets import find_config
 from errata.orchestrator.config.run import RunConfig
-from errata.orchestrator.guard.rules import read_guard
-from errata.orchestrator.history.receipts import open_store
 from errata.orchestrator.journal import JOURNAL_FILE, Journal
-from errata.orchestrator.journal.intake import Admission, Intake
-from errata.orchestrator.measuring.measurer import check_evaluation
 from errata.orchestrator.progress import Display
-from errata.orchestrator.run.attached import attach, open_source
-from errata.orchestrator.run.opening import (
-    check_layers,
-    check_output,
-    for_model,
-    open_journal,
-    read_records,
-    take_in_records,
-)
+from errata.orchestrator.run.assembly import make_pipeline
+from errata.orchestrator.run.attached import attach
+from errata.orchestrator.run.opening import check_run, open_run
 from errata.orchestrator.run.outputs import errata_version
-from errata.orchestrator.run.pipeline import Pipeline
 from errata.orchestrator.service.app import Service, make_app
 from errata.orchestrator.service.asking import Asking, Bounds
 from errata.orchestrator.service.auth import Tokens, watched_tokens
@@ -43,8 +30,6 @@ from errata.orchestrator.service.core import ServiceCore
 from errata.orchestrator.service.metrics import Metrics
 from errata.orchestrator.service.publishing import publishing_of
 from errata.orchestrator.sources import Pump
-from errata.orchestrator.tracking.tracker import Tracker
-from errata.retrieval.embedder import check_embedder
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +62,7 @@ def serve(config: RunConfig, output: Path, *, host: str, port: int, display: Dis
     try:
         serve_until_stopped(config, output, host=host, port=port, display=display)
     except KeyboardInterrupt:
-        display.say("stopped before it was serving; what was journalled is kept")
+        display.say("stopped before it was serving; what was journaled is kept")
 
 
 def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int, display: Display) -> None:
@@ -87,48 +72,26 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
 
     Raises:
         UserError: something the user can put right; nothing was written then.
-        ErrataError: the service could not go on; what was journalled is kept.
+        ErrataError: the service could not go on; what was journaled is kept.
     """
     tokens = watched_tokens(config.service.tokens_file)
     check_host(host, tokens)
-    directory = resolve_model(config.model.name)
-    check_layers(config, directory)
-    config = for_model(config, directory)
-    check_embedder(config.memory.embedder)
-    check_evaluation(config.evaluation)
-    read_guard(config.guard, config.evaluation.held_out)
-    records = read_records(config) if config.stream.path or config.stream.endless else []
-    admission = Admission.of(config.model.name, context_tokens=config.contexts.length if config.contexts.count else 0)
-    check_output(config, output, resume=Journal.exists(output / JOURNAL_FILE))
-    digest = checkpoint_digest(directory)
+    checked = check_run(config, output, resume=None, needs_stream=False)
     with ExitStack() as stack:
         listener = stack.enter_context(listen(host, port))
         # from here on a signal ends the service, at whatever point its start has come to
         stopper = stack.enter_context(_Stopper())
-        journal = stack.enter_context(open_journal(config, output, digest))
-        store = open_store(output)
-        store.sweep()
-        intake = Intake(journal, admission)
-        take_in_records(intake, records, display)
-        source = open_source(config.stream, journal)
-        (output / "resolved.yaml").write_text(config.to_yaml(), encoding="utf-8")
-        tracker = Tracker(
-            output,
-            run_key=journal.meta.run_id,
-            uri=config.tracking.uri,
-            experiment=config.tracking.experiment,
-            run_name=config.name,
-        )
-        tracker.log_params(config.dump())
-        stack.callback(lambda: tracker.close(timeout=30.0, status="KILLED"))
-        cluster = stack.enter_context(Cluster(config.ray, config.model_spec(digest)))
-        pipeline = Pipeline(config, journal, store, cluster, tracker=tracker, display=display)
+        run = stack.enter_context(open_run(checked, display, completed="KILLED", patience=30.0))
+        config, journal, store, tracker, admission = run.config, run.journal, run.store, run.tracker, run.admission
+        pipeline = make_pipeline(config, journal, store, run.cluster, tracker=tracker, display=display)
         publishing = publishing_of(config, journal, store, output, alone=lambda: attached.wait_published())
         stack.callback(publishing.close)
         attached = attach(
             pipeline,
-            config,
+            config.guard,
+            config.publish,
             output,
+            held_out=config.evaluation.held_out,
             metrics=tracker.log_metrics,
             say=display.say,
             may_publish=lambda: not publishing.busy,
@@ -147,10 +110,10 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
         )
         stack.callback(asking.close)
         pump = None
-        if source is not None:
+        if run.source is not None:
             pump = Pump(
-                source,
-                intake,
+                run.source,
+                run.intake,
                 wake=lambda _: core.wake(),
                 room=lambda: reader.waiting() < config.service.max_waiting,
                 say=display.warn,

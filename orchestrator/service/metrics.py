@@ -10,6 +10,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.rows import STATES, shown_state
 from errata.orchestrator.service.core import ServiceCore
 
 _ACCEPT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -83,8 +84,8 @@ class _State(Collector):
     def collect(self) -> Iterator[Metric]:
         core, counts, head = self._core, self._journal.counts(), self._journal.head()
         edits = GaugeMetricFamily("errata_edits", "Edits of the journal by state.", labels=["state"])
-        for state in ("accepted", "applied", "rejected", "superseded", "reverted"):
-            edits.add_metric([state], getattr(counts, state))
+        for state in STATES:
+            edits.add_metric([shown_state(state)], getattr(counts, state))
         yield edits
         yield _gauge("errata_queue_edits", "Edits that wait to be written.", counts.accepted)
         yield _gauge("errata_queue_submissions", "Submissions that wait for the journal.", core.acceptor.depth)

@@ -1,4 +1,4 @@
-"""Taking edits back: the intent is journalled before it is answered, and carried out exactly once, crash or not."""
+"""Taking edits back: the intent is journaled before it is answered, and carried out exactly once, crash or not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 from errata.editing.errors import DamagedFileError, NumericalError, UserError
 from errata.orchestrator.journal import Journal
-from errata.orchestrator.journal.rows import Version
+from errata.orchestrator.journal.rows import Version, shown_state
 
 REQUESTED: Final = "revert_wished"
 DONE: Final = "revert_settled"
@@ -25,7 +25,7 @@ class Reverter(Protocol):
 
 @dataclass(frozen=True)
 class Intent:
-    """A journalled intent to take edits back."""
+    """A journaled intent to take edits back."""
 
     number: int
     ids: tuple[str, ...]
@@ -83,7 +83,7 @@ class Reverting:
         applied = [name for name in ids if states[name] == "applied"]
         for name in ids:
             if states[name] not in ("accepted", "applied", "reverted"):
-                raise UserError(f"edit {name!r} is {states[name]} and cannot be reverted")
+                raise UserError(f"edit {name!r} is {shown_state(states[name])} and cannot be reverted")
         for name in waiting:
             why = f"withdrawn by {by}" if by else "withdrawn"
             self._journal.withdraw(name, f"{why}: {reason}" if reason else why)

@@ -9,7 +9,7 @@ from typing import Any
 from errata.evaluation.answering import ArmAnswer
 from errata.evaluation.outcomes import Arm, Retrieved
 from errata.orchestrator.journal import Journal
-from errata.orchestrator.journal.rows import Accepted, EvaluationRow, RequestRow, Version
+from errata.orchestrator.journal.rows import Accepted, EvaluationRow, RequestRow, Version, shown_state
 from errata.orchestrator.service.asking import Answers
 
 _SHOWN = ("subject", "prompt", "target_new", "target_true", "relation", "statement", "provenance")
@@ -21,8 +21,8 @@ def time_text(value: datetime | None) -> str | None:
 
 
 def state_of(row: RequestRow) -> str:
-    """The state clients see: an edit that was taken back before it was written is ``withdrawn``."""
-    return "withdrawn" if row.state == "reverted" and row.applied_in is None else row.state
+    """The state clients see (`shown_state`)."""
+    return shown_state(row.state)
 
 
 def edit_view(row: RequestRow) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def edit_view(row: RequestRow) -> dict[str, Any]:
 def edit_story(journal: Journal, row: RequestRow) -> dict[str, Any]:
     """An edit with its probes, the editor's figures and everything that happened to it."""
     fates = [
-        {"state": fate.state, "sequence": fate.sequence, "reason": fate.reason, "at": time_text(fate.at)}
+        {"state": shown_state(fate.state), "sequence": fate.sequence, "reason": fate.reason, "at": time_text(fate.at)}
         for fate in journal.fates(row.id)
     ]
     probes = {key: row.payload.get(key, []) for key in ("paraphrases", "neighborhood", "portability")}

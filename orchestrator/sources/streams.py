@@ -88,7 +88,7 @@ def _convert(
 
 
 def _with_fewer(request: EditRequest, probes: int | None) -> EditRequest:
-    """The first questions of each kind; CounterFact's ten on the neighbourhood take most of an evaluation's time."""
+    """The first questions of each kind; CounterFact's ten on the neighborhood take most of an evaluation's time."""
     if probes is None:
         return request
     kinds = ("paraphrases", "neighborhood", "portability")

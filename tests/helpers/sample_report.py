@@ -68,7 +68,7 @@ def _digest(text: str) -> str:
 
 
 def sample_facts(edits: int = 130, seed: int = 7) -> list[dict[str, Any]]:
-    """Facts with an edit, two paraphrases, three neighbours and, for most, a portability question."""
+    """Facts with an edit, two paraphrases, three neighbors and, for most, a portability question."""
     rng = random.Random(seed)
     facts = []
     for index in range(edits):

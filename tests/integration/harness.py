@@ -38,6 +38,7 @@ from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.history.receipts import open_store
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.progress import Display
+from errata.orchestrator.run.assembly import make_pipeline
 from errata.orchestrator.run.launch import run_experiment
 from errata.orchestrator.run.pipeline import Pipeline
 from errata.orchestrator.tracking.tracker import NullTracker
@@ -252,7 +253,7 @@ class PlainEvaluators(EvaluationWorker):
         with self._turn:
             return super().free_texts(openings, weights, sampling)
 
-    def evaluate_with_text(self, requests: Any, weights: Any, hits: Any, text: str | None) -> Any:
+    def evaluate_with_text(self, requests: Any, weights: Any, hits: Any, text: str | None, progress: Any = None) -> Any:
         return self.evaluate(requests, weights, hits), None if text is None else self.perplexity(text, weights)
 
     def give_up(self) -> None:
@@ -365,7 +366,7 @@ def opened(settings: RunConfig, output: Path) -> Iterator[Pipeline]:
         store = open_store(output)
         store.sweep()
         with PlainCluster(settings.ray, settings.model_spec(digest)) as cluster:
-            pipeline = Pipeline(
+            pipeline = make_pipeline(
                 settings,
                 journal,
                 store,

@@ -17,6 +17,7 @@ from errata.editing.checkpoint.load import checkpoint_digest
 from errata.editing.covariance import KeyCovariance
 from errata.orchestrator.cli import main
 from errata.orchestrator.config.loading import load_config
+from errata.orchestrator.covariance.jobs import estimate_job
 from errata.orchestrator.journal.rows import version_digest
 from tests.integration.harness import PlainEstimator
 
@@ -70,7 +71,7 @@ def test_from_estimates_to_a_comparison(errata, tiny_checkpoint: Path, tmp_path:
 
     # two workers and Ray's reduction give the bytes of one process, and the record of its documents
     version = version_digest(checkpoint_digest(tiny_checkpoint))
-    job = load_config(str(own)).covariance.job(LAYERS, version)
+    job = estimate_job(load_config(str(own)).covariance, LAYERS, version)
     alone = PlainEstimator(RayConfig(), ModelSpec(name=str(tiny_checkpoint))).estimate(job, {})
     assert alone.covariance.digest == first.digest and alone.documents == first.record.documents
 

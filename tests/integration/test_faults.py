@@ -244,7 +244,7 @@ def test_an_editor_killed_between_and_during_batches_goes_on_as_if_nothing_had_b
         history.append(receipt)
         if batch.sequence == 2:
             history.append(swapped_in)
-            murder(process(editor.actor))  # the swap is journalled and not yet told
+            murder(process(editor.actor))  # the swap is journaled and not yet told
             editor.swap(swapped_in)
     assert editor.revivals >= 3  # on a starved machine Ray may give up on one that lives: it comes to the same
     assert finished(editor) == lifetime.versions[-1]

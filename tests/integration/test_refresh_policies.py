@@ -61,8 +61,8 @@ class ScriptedCluster(PlainCluster):
 
 @pytest.fixture(autouse=True)
 def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(errata.orchestrator.run.launch, "Cluster", ScriptedCluster)
-    monkeypatch.setattr(errata.orchestrator.run.launch, "Tracker", lambda *_, **__: NullTracker())
+    monkeypatch.setattr(errata.orchestrator.run.opening, "Cluster", ScriptedCluster)
+    monkeypatch.setattr(errata.orchestrator.run.opening, "Tracker", lambda *_, **__: NullTracker())
     monkeypatch.setattr(Scripted, "jobs", [], raising=False)
     monkeypatch.setattr(Scripted, "far_from", 6)
 

@@ -56,8 +56,8 @@ class ScriptedCluster(PlainCluster):
 
 @pytest.fixture(autouse=True)
 def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(errata.orchestrator.run.launch, "Cluster", ScriptedCluster)
-    monkeypatch.setattr(errata.orchestrator.run.launch, "Tracker", lambda *_, **__: NullTracker())
+    monkeypatch.setattr(errata.orchestrator.run.opening, "Cluster", ScriptedCluster)
+    monkeypatch.setattr(errata.orchestrator.run.opening, "Tracker", lambda *_, **__: NullTracker())
 
 
 def go(settings: RunConfig, output: Path, *, resume: bool = False) -> tuple[dict[int, torch.Tensor], list[str]]:
@@ -93,14 +93,14 @@ def refused(
     """A run whose refreshes are all bad, and that nothing disturbs: its directory, weights and what it said."""
     directory = tmp_path_factory.mktemp("refused") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(errata.orchestrator.run.launch, "Cluster", ScriptedCluster)
-        patch.setattr(errata.orchestrator.run.launch, "Tracker", lambda *_, **__: NullTracker())
+        patch.setattr(errata.orchestrator.run.opening, "Cluster", ScriptedCluster)
+        patch.setattr(errata.orchestrator.run.opening, "Tracker", lambda *_, **__: NullTracker())
         patch.setattr(Scripted, "refreshed", BAD)
         weights, said = go(often(tiny_checkpoint, stream), directory)
     return directory, weights, said
 
 
-def test_a_bad_refresh_is_refused_journalled_and_said(refused):
+def test_a_bad_refresh_is_refused_journaled_and_said(refused):
     directory, _, said = refused
     result = outcome(directory)
     assert result.swaps == result.swaps[:1] and result.swaps[0][0] == 0, "the first covariance stays in force"

@@ -19,7 +19,7 @@ from errata.evaluation.outcomes import arm_metrics
 from tests.unit.evaluation.fakes import FakeHit, KeywordChooser
 
 # SmolLM2-135M-Instruct in float32, unedited, first 50 records of the CounterFact sample with two
-# neighbourhood
+# neighborhood
 # prompts each; all metrics in version 1. A change of these numbers is a change of meaning: raise the version.
 GOLDEN = {
     "efficacy_score": 0.2,

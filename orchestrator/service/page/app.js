@@ -89,9 +89,9 @@ function editRow(edit) {
   fact.append(make("div", edit.target_new ? `${text} → ${edit.target_new}` : text));
   const note = [edit.id, edit.provenance && edit.provenance.who, edit.reason].filter(Boolean).join(" · ");
   fact.append(make("small", note));
-  state.append(make("span", edit.state === "accepted" ? "waiting" : edit.state, `pill ${edit.state}`));
+  state.append(make("span", edit.state, `pill ${edit.state}`));
   if (edit.applied_in) state.append(make("div", `in v${edit.applied_in}`, "mono"));
-  if (edit.state === "applied" || edit.state === "accepted") {
+  if (edit.state === "applied" || edit.state === "waiting") {
     const button = make("button", edit.state === "applied" ? "Revert" : "Withdraw", "small");
     button.type = "button";
     button.addEventListener("click", () => takeBack(edit, button));

@@ -1,5 +1,5 @@
 "use strict";
-// Line charts as inline SVG. Colours come from the style sheet; text from data goes in as text, never as markup.
+// Line charts as inline SVG. Colors come from the style sheet; text from data goes in as text, never as markup.
 const Curves = (() => {
   const NS = "http://www.w3.org/2000/svg";
   const W = 340, H = 200, LEFT = 40, RIGHT = 10, TOP = 26, BOTTOM = 26;

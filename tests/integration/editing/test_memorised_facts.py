@@ -42,7 +42,7 @@ class Known:
     contexts: tuple[str, ...]
 
     def fresh(self) -> EditableModel:
-        return EditableModel(copy.deepcopy(self.hf), tiny_tokenizer(), name="memorised")
+        return EditableModel(copy.deepcopy(self.hf), tiny_tokenizer(), name="memorized")
 
 
 def facts() -> list[tuple[str, str]]:
@@ -60,19 +60,19 @@ def trained(steps: int = 250) -> torch.nn.Module:
     width = max(len(row) for row in rows)
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     labels = torch.tensor([row + [-100] * (width - len(row)) for row in rows])
-    optimiser = torch.optim.Adam(hf.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(hf.parameters(), lr=3e-3)
     hf.train()
     for _ in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         hf(input_ids=ids, labels=labels).loss.backward()
-        optimiser.step()
+        optimizer.step()
     return hf.eval()
 
 
 @pytest.fixture(scope="module")
 def known() -> Known:
     hf = trained()
-    model = EditableModel(copy.deepcopy(hf), tiny_tokenizer(), name="memorised")
+    model = EditableModel(copy.deepcopy(hf), tiny_tokenizer(), name="memorized")
     config = SelfGenerationConfig(max_new_tokens=24, sequences_per_unit=32, slots=32)
     units = [run_unit(model, unit_of(i, seed=0, sequences=32), LAYERS, config) for i in range(6)]
     parts = [KeyCovariance(u.sums, u.tokens, {"kind": "self_generated", "unit": u.unit_id}) for u in units]

@@ -58,7 +58,7 @@ def measure(model: EditableModel, export_to: str | None = None) -> dict[str, Any
         "hidden": worker.hidden_states(PROMPTS[1], 2),
         "keys": {layer: worker.keys(REQUESTS, CONTEXTS, layer) for layer in LAYERS},
         "gradients": value_gradients(model),
-        "values": [value.delta for value in worker.optimise_values(REQUESTS, 2, CONTEXTS, VALUES)],
+        "values": [value.delta for value in worker.optimize_values(REQUESTS, 2, CONTEXTS, VALUES)],
         "moments": worker.second_moments(TEXTS, (1, 1002))[0],
         "moment_rows": worker.second_moment_rows(TEXTS, LAYERS),
         "weights": worker.weights((1, 1001, 2002)),

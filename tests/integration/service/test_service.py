@@ -169,10 +169,10 @@ def test_after_sigkill_nothing_is_lost_and_nothing_doubled(day: Day) -> None:
     before = {row["id"]: row["state"] for row in day.before_kill}
     after = {row["id"]: row["state"] for row in day.after_restart}
     assert set(after) == set(before) and len(after) == 15
-    settled = {name for name, state in before.items() if state != "accepted"}
+    settled = {name for name, state in before.items() if state != "waiting"}
     assert all(after[name] == before[name] for name in settled)
     assert day.again == Counter(duplicate=15)
-    assert day.withdrawn == "withdrawn" and after["edit-14"] == "withdrawn"
+    assert day.withdrawn == "reverted" and after["edit-14"] == "reverted"
 
 
 def test_sigterm_ends_it_after_the_batch_with_everything_kept(day: Day) -> None:

@@ -73,16 +73,16 @@ class Murder:
         assert self.in_time, "the call was over before the rank was killed; make it longer"
 
 
-def test_a_rank_killed_during_value_optimisation_changes_nothing(sharded: ShardedModel, checkpoint: Path) -> None:
+def test_a_rank_killed_during_value_optimization_changes_nothing(sharded: ShardedModel, checkpoint: Path) -> None:
     sharded.apply(change(2))
-    want = sharded.optimise_values(REQUESTS, layer=2, contexts=("",), config=LONG)
+    want = sharded.optimize_values(REQUESTS, layer=2, contexts=("",), config=LONG)
     weights = sharded.weights((1,))
     whole = load_model(str(checkpoint))
     assert not torch.equal(weights[1], whole.weight(1))
     pid = process_of(sharded, 1)
     before = sharded.revivals
     murder = Murder(pid, after=0.4)
-    got = sharded.optimise_values(REQUESTS, layer=2, contexts=("",), config=LONG)
+    got = sharded.optimize_values(REQUESTS, layer=2, contexts=("",), config=LONG)
     murder.join()
     assert sharded.revivals == before + 1
     # the new ranks have taken the deltas over, so that the same bits come out

@@ -43,8 +43,8 @@ def test_smollm2_in_two_parts_is_smollm2(smollm2: Path, tmp_path: Path) -> None:
         found, count = sharded.second_moments(PROMPTS, (5,))
         assert count == tokens
         assert float((found[5] - sums[5]).norm()) < 1e-5 * float(sums[5].norm())
-        [value] = plain.optimise_values([REQUEST], 8, ("",), VALUES)
-        [got] = sharded.optimise_values([REQUEST], layer=8, contexts=("",), config=VALUES)
+        [value] = plain.optimize_values([REQUEST], 8, ("",), VALUES)
+        [got] = sharded.optimize_values([REQUEST], layer=8, contexts=("",), config=VALUES)
         assert float((got.delta - value.delta).norm()) < 1e-2 * float(value.delta.norm())
         assert (got.steps, got.converged) == (value.steps, value.converged)
 

@@ -16,7 +16,7 @@ from errata.editing.editors.memit import Memit, MemitConfig
 from errata.editing.estimation.selfgen import SelfGenerationConfig
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest
-from errata.editing.values import FAST, ValueConfig, edit_segments, optimise_values
+from errata.editing.values import FAST, ValueConfig, edit_segments, optimize_values
 from tests.helpers.tiny import tiny_model
 from tests.unit.helpers import plain
 
@@ -38,7 +38,7 @@ def test_the_published_form_is_the_plain_one(model: EditableModel) -> None:
     config = ValueConfig(lr=0.2, steps=5)
     for request in REQUESTS[:2]:
         delta, loss, steps = values.published(model, request, layer=1, contexts=CONTEXTS, config=config)
-        want = plain.optimise(model, request, layer=1, contexts=CONTEXTS, config=config)
+        want = plain.optimize(model, request, layer=1, contexts=CONTEXTS, config=config)
         torch.testing.assert_close(delta, want.delta, rtol=0, atol=2e-5 * float(want.delta.norm()))
         assert loss == pytest.approx(want.loss, rel=1e-5) and steps == want.steps
 
@@ -55,7 +55,7 @@ def test_values_are_compared_and_counted(model: EditableModel) -> None:
 
 def test_another_loss_or_another_number_of_steps_is_no_result(model: EditableModel) -> None:
     config = ValueConfig(lr=0.2, steps=3)
-    (value,) = optimise_values(model, REQUESTS[:1], layer=1, contexts=CONTEXTS, config=config)
+    (value,) = optimize_values(model, REQUESTS[:1], layer=1, contexts=CONTEXTS, config=config)
     values.same(value, value.delta, value.loss, value.steps, config.stop_loss)
     for other in (dataclasses.replace(value, loss=value.loss + 1e-3), dataclasses.replace(value, steps=2)):
         with pytest.raises(AssertionError):
@@ -83,8 +83,8 @@ def test_the_fast_profile_fills_in_what_is_left_open(model: EditableModel) -> No
 
 def test_fewer_contexts_are_the_first_ones(model: EditableModel) -> None:
     config = ValueConfig(lr=0.2, steps=3, contexts=2)
-    (got,) = optimise_values(model, REQUESTS[:1], layer=1, contexts=CONTEXTS, config=config)
-    (want,) = optimise_values(
+    (got,) = optimize_values(model, REQUESTS[:1], layer=1, contexts=CONTEXTS, config=config)
+    (want,) = optimize_values(
         model, REQUESTS[:1], layer=1, contexts=CONTEXTS[:2], config=config.model_copy(update={"contexts": None})
     )
     assert torch.equal(got.delta, want.delta)

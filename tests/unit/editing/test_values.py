@@ -1,4 +1,4 @@
-"""The batched value optimisation against the plain one: one edit, whole sequences, the library's own pass."""
+"""The batched value optimization against the plain one: one edit, whole sequences, the library's own pass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from errata.editing import values as values_module
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest
-from errata.editing.values import TargetValue, ValueConfig, optimise_values
+from errata.editing.values import TargetValue, ValueConfig, optimize_values
 from tests.unit.helpers import plain
 
 Tiny = Callable[[str], EditableModel]
@@ -28,20 +28,20 @@ def close(got: TargetValue, want: plain.PlainValue, *, atol: float) -> None:
 def test_equals_the_plain_form(tiny: Tiny, requests: list[EditRequest], family: str) -> None:
     model = tiny(family)
     config = ValueConfig(lr=0.1, steps=5, clamp=0.5, weight_decay=0.05, post_norm="published")
-    got = optimise_values(model, requests[:2], layer=1, contexts=CONTEXTS[:2], config=config)
+    got = optimize_values(model, requests[:2], layer=1, contexts=CONTEXTS[:2], config=config)
     for request, value in zip(requests[:2], got, strict=True):
-        want = plain.optimise(model, request, layer=1, contexts=CONTEXTS[:2], config=config)
+        want = plain.optimize(model, request, layer=1, contexts=CONTEXTS[:2], config=config)
         close(value, want, atol=2e-5)
         assert want.losses[-1] < want.losses[0]
         torch.testing.assert_close(value.state, value.z)
 
 
 @pytest.mark.parametrize("family", plain.POST_NORM)
-def test_exact_form_optimises_before_the_norm(tiny: Tiny, requests: list[EditRequest], family: str) -> None:
+def test_exact_form_optimizes_before_the_norm(tiny: Tiny, requests: list[EditRequest], family: str) -> None:
     model, request = tiny(family), requests[1]
     config = ValueConfig(lr=0.2, steps=5, clamp=0.6, post_norm="exact")
-    (got,) = optimise_values(model, [request], layer=1, contexts=CONTEXTS[:2], config=config)
-    want = plain.optimise(model, request, layer=1, contexts=CONTEXTS[:2], config=config, inside_mlp=True)
+    (got,) = optimize_values(model, [request], layer=1, contexts=CONTEXTS[:2], config=config)
+    want = plain.optimize(model, request, layer=1, contexts=CONTEXTS[:2], config=config, inside_mlp=True)
     close(got, want, atol=2e-5)
     # `state` is what the block's output really is with delta in place
     ids, at = plain.subject_position(model, "", request.prompt, request.subject)
@@ -54,26 +54,26 @@ def test_exact_form_optimises_before_the_norm(tiny: Tiny, requests: list[EditReq
 def test_mlp_space_differs_in_norms_only(tiny: Tiny, requests: list[EditRequest], family: str) -> None:
     model, request = tiny(family), requests[0]
     config = ValueConfig(lr=0.2, steps=5, clamp=0.5, weight_decay=0.5)
-    (got,) = optimise_values(model, [request], layer=1, contexts=CONTEXTS[:2], config=config, space="mlp")
-    want = plain.optimise(model, request, layer=1, contexts=CONTEXTS[:2], config=config, inside_mlp=True)
+    (got,) = optimize_values(model, [request], layer=1, contexts=CONTEXTS[:2], config=config, space="mlp")
+    want = plain.optimize(model, request, layer=1, contexts=CONTEXTS[:2], config=config, inside_mlp=True)
     close(got, want, atol=2e-5)
     assert float(got.delta.norm()) <= 0.5 * float(got.h.norm()) * (1 + 1e-5)
 
 
 def test_a_batch_equals_one_by_one(llama: EditableModel, requests: list[EditRequest]) -> None:
     config = ValueConfig(lr=0.3, steps=6)
-    together = optimise_values(llama, requests, layer=1, contexts=CONTEXTS, config=config)
+    together = optimize_values(llama, requests, layer=1, contexts=CONTEXTS, config=config)
     for request, got in zip(requests, together, strict=True):
-        (alone,) = optimise_values(llama, [request], layer=1, contexts=CONTEXTS, config=config)
+        (alone,) = optimize_values(llama, [request], layer=1, contexts=CONTEXTS, config=config)
         torch.testing.assert_close(got.delta, alone.delta, rtol=0, atol=2e-5 * float(alone.delta.norm()))
         assert (got.steps, got.converged, got.clamped) == (alone.steps, alone.converged, alone.clamped)
 
 
 def test_small_batches_give_the_same_and_progress_counts_up(llama: EditableModel, requests: list[EditRequest]) -> None:
     config = ValueConfig(lr=0.3, steps=4)
-    whole = optimise_values(llama, requests, layer=1, contexts=CONTEXTS, config=config)
+    whole = optimize_values(llama, requests, layer=1, contexts=CONTEXTS, config=config)
     seen: list[int] = []
-    split = optimise_values(
+    split = optimize_values(
         llama, requests, layer=1, contexts=CONTEXTS,
         config=config.model_copy(update={"batch_tokens": 60}), progress=seen.append,
     )  # fmt: skip
@@ -86,7 +86,7 @@ def test_each_edit_stops_by_itself(
     llama: EditableModel, requests: list[EditRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = ValueConfig(lr=0.3, steps=12, clamp=None)
-    free = [plain.optimise(llama, r, layer=1, contexts=CONTEXTS[:1], config=config) for r in requests]
+    free = [plain.optimize(llama, r, layer=1, contexts=CONTEXTS[:1], config=config) for r in requests]
     lowest = sorted(min(p.losses) for p in free)
     # a threshold that three edits pass on their way and two never do
     threshold = 0.5 * (lowest[2] + lowest[3])
@@ -96,7 +96,7 @@ def test_each_edit_stops_by_itself(
     monkeypatch.setattr(
         values_module.Problem, "losses", lambda self, delta: packed.append(len(delta)) or losses(self, delta)
     )
-    got = optimise_values(llama, requests, layer=1, contexts=CONTEXTS[:1], config=config)
+    got = optimize_values(llama, requests, layer=1, contexts=CONTEXTS[:1], config=config)
     assert packed == sorted(packed, reverse=True) and packed[0] == 5 and packed[-1] == 2, "finished edits are dropped"
     assert sum(value.converged for value in got) == 3
     assert len({value.steps for value in got}) > 1
@@ -112,11 +112,11 @@ def test_a_finished_edit_rests_while_others_go_on(
     """Without repacking, too: the finished edit stays in the batch and must not move."""
     monkeypatch.setattr(values_module, "_REPACK_SHARE", 0.0)
     config = ValueConfig(lr=0.3, steps=10, clamp=None)
-    free = [plain.optimise(llama, r, layer=1, contexts=CONTEXTS[:1], config=config) for r in requests[:3]]
+    free = [plain.optimize(llama, r, layer=1, contexts=CONTEXTS[:1], config=config) for r in requests[:3]]
     lowest = sorted(min(p.losses) for p in free)
     threshold = 0.5 * (lowest[0] + lowest[1])
     config = config.model_copy(update={"stop_loss": threshold})
-    got = optimise_values(llama, requests[:3], layer=1, contexts=CONTEXTS[:1], config=config)
+    got = optimize_values(llama, requests[:3], layer=1, contexts=CONTEXTS[:1], config=config)
     assert sorted(value.converged for value in got) == [False, False, True]
     for plain_run, value in zip(free, got, strict=True):
         close(value, plain_run.stopped_at(threshold), atol=1e-4)
@@ -124,10 +124,10 @@ def test_a_finished_edit_rests_while_others_go_on(
 
 def test_steps_counts_forward_passes(llama: EditableModel, requests: list[EditRequest]) -> None:
     once = ValueConfig(lr=0.3, steps=1, clamp=None)
-    (value,) = optimise_values(llama, requests[:1], layer=1, contexts=("",), config=once)
+    (value,) = optimize_values(llama, requests[:1], layer=1, contexts=("",), config=once)
     assert value.steps == 1
     assert not bool(value.delta.any()), "one pass makes no update"
-    (value,) = optimise_values(
+    (value,) = optimize_values(
         llama, requests[:1], layer=1, contexts=("",), config=once.model_copy(update={"steps": 2})
     )
     # Adam's first update moves every coordinate by the learning rate
@@ -136,11 +136,11 @@ def test_steps_counts_forward_passes(llama: EditableModel, requests: list[EditRe
 
 def test_the_clamp_bounds_delta_by_the_states_norm(llama: EditableModel, requests: list[EditRequest]) -> None:
     tight = ValueConfig(lr=0.5, steps=8, clamp=0.05)
-    for value in optimise_values(llama, requests[:3], layer=1, contexts=("",), config=tight):
+    for value in optimize_values(llama, requests[:3], layer=1, contexts=("",), config=tight):
         assert value.clamped
         assert float(value.delta.norm()) == pytest.approx(0.05 * float(value.h.norm()), rel=1e-5)
     loose = ValueConfig(lr=0.01, steps=3, clamp=0.75)
-    assert not any(v.clamped for v in optimise_values(llama, requests[:3], layer=1, contexts=("",), config=loose))
+    assert not any(v.clamped for v in optimize_values(llama, requests[:3], layer=1, contexts=("",), config=loose))
 
 
 def test_last_layer_and_first_layer_can_be_the_value_layer(llama: EditableModel, requests: list[EditRequest]) -> None:
@@ -148,12 +148,12 @@ def test_last_layer_and_first_layer_can_be_the_value_layer(llama: EditableModel,
     # above the last layer only the subject's own position feels delta: the prompt ends with the subject
     last = EditRequest(subject="Rome", prompt="What is {}", target_new="Italy yes")
     for layer, request in ((0, requests[0]), (2, last)):
-        (got,) = optimise_values(llama, [request], layer=layer, contexts=CONTEXTS[:2], config=config)
-        close(got, plain.optimise(llama, request, layer=layer, contexts=CONTEXTS[:2], config=config), atol=5e-5)
+        (got,) = optimize_values(llama, [request], layer=layer, contexts=CONTEXTS[:2], config=config)
+        close(got, plain.optimize(llama, request, layer=layer, contexts=CONTEXTS[:2], config=config), atol=5e-5)
 
 
 def test_the_model_is_left_as_it_was(llama: EditableModel, requests: list[EditRequest]) -> None:
     before = {name: value.clone() for name, value in llama.hf.state_dict().items()}
-    optimise_values(llama, requests[:2], layer=1, contexts=CONTEXTS, config=ValueConfig(steps=3))
+    optimize_values(llama, requests[:2], layer=1, contexts=CONTEXTS, config=ValueConfig(steps=3))
     assert all(torch.equal(value, before[name]) for name, value in llama.hf.state_dict().items())
     assert not any(parameter.requires_grad for parameter in llama.hf.parameters())

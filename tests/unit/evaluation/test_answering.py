@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from errata.editing.model.adapter import EditableModel
+from errata.editing.model.engine import Answer
+from errata.editing.scripts import first_sentence
 from errata.evaluation.answering import Question, answer
 from errata.evaluation.arms import ArmEvaluator
 from errata.evaluation.caching import CachingEngine
@@ -46,7 +48,8 @@ def edited_maps(model: EditableModel) -> dict[int, torch.Tensor]:
 def by_hand(model: EditableModel, ids: list[int], weights: dict[int, torch.Tensor]) -> str:
     with model.patched([LAYER]):
         model.set_weights(weights)
-        return CachingEngine(model).generate([ids], max_new_tokens=4, stop_at_newline=False)[0].text.strip()
+        reply = CachingEngine(model).generate([ids], max_new_tokens=4, stop_at_newline=False)[0]
+        return first_sentence(reply.text.strip())
 
 
 def test_every_arm_says_what_its_weights_and_its_prompt_give(model: EditableModel) -> None:
@@ -119,3 +122,35 @@ def test_a_conversation_goes_through_the_chat_template_with_the_statement_in_its
         "Be brief." in text and "Rome lies in Canada." in text and text.index("Canada") < text.index("Where is Rome?")
     )
     assert found["memory"].prompt_tokens == len(told)
+
+
+class Talking:
+    """An engine whose model says the same to everything."""
+
+    def __init__(self, text: str, tokens: int) -> None:
+        self.said = Answer(text, tuple(range(tokens)))
+
+    def generate(self, prompts, *, max_new_tokens, stop_at_newline):
+        return [self.said] * len(prompts)
+
+
+@pytest.mark.parametrize(
+    ("question", "said", "tokens", "text"),
+    [
+        (Question("Ann was born in"), " France. The birthplace of Fred", 4, "France."),
+        (Question("Ann was born in"), " France", 4, "France"),
+        (Question("Where was Ann born?"), " In France. Or so they say. The birthpl", 4, "In France. Or so they say."),
+        (Question("Where was Ann born?"), " In France. Or so they say", 3, "In France. Or so they say"),
+        (Question("Go on", ({"role": "user", "content": "Go on"},)), " One. Two. Thr", 4, "One. Two."),
+    ],
+)
+def test_an_answer_ends_where_a_sentence_does(
+    model: EditableModel, question: Question, said: str, tokens: int, text: str
+) -> None:
+    """What the worked examples of the memory's prompt have left in a small model comes behind that."""
+    evaluator, reasoner = parts(model)
+    evaluator.engine = Talking(said, tokens)  # type: ignore[assignment]
+    base = {LAYER: model.weight(LAYER).clone()}
+    (found,) = answer(evaluator, reasoner, [question], base=base, edited=base, hits={}, arms=["base", "memory"])
+    assert found["base"].text == found["memory"].text == text
+    assert found["base"].tokens == tokens, "what was generated is counted"

@@ -69,7 +69,7 @@ def test_a_bad_record_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
         RECORDS[0],
         {**RECORDS[1], "target_new": " "},
         {**RECORDS[1], "prompt": "Nobody is"},
-        {**RECORDS[1], "colour": "red"},
+        {**RECORDS[1], "color": "red"},
         {"subject": "x", "prompt": "{}"},
         [1, 2],
         RECORDS[2],
@@ -80,7 +80,7 @@ def test_a_bad_record_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
     reasons = [record.reason for record in found if isinstance(record, BadRecord)]
     assert "target_new" in reasons[0] and "blank" in reasons[0]
     assert "neither the slot" in reasons[1] and "'City 2'" in reasons[1]
-    assert "colour" in reasons[2]
+    assert "color" in reasons[2]
     assert "target_new" in reasons[3]
     assert reasons[4] == "a record must be an object, got list"
     assert [record.position for record in found] == [f"{path}:{n}" for n in range(1, 8)]

@@ -136,7 +136,7 @@ def test_rose_overall_is_the_mean_of_its_three(
     assert overall(row) == pytest.approx(total, abs=0.05)
 
 
-def test_rose_f1_after_normalisation() -> None:
+def test_rose_f1_after_normalization() -> None:
     # "the 7 May 2023" against "7 May": precision 2/3 (the article is dropped), recall 1
     assert answer_f1("the 7 May 2023", ["7 May", "spring"]) == pytest.approx(2 * (2 / 3) * 1 / (5 / 3))
     assert answer_contains("It was on 7 May.", ["7 May"]) and not answer_exact("It was on 7 May.", ["7 May"])
@@ -167,7 +167,7 @@ def test_a_sample_has_all_ages_in_it_and_hardly_changes_with_an_edit_less() -> N
 
 
 def test_interval_by_hand() -> None:
-    # Wilson for 8 of 10: centre (.8 + z^2/20) / (1 + z^2/10), as tabulated .4902 to .9433
+    # Wilson for 8 of 10: center (.8 + z^2/20) / (1 + z^2/10), as tabulated .4902 to .9433
     assert interval([1.0] * 8 + [0.0] * 2) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
     assert interval([0.25, 0.75]) == pytest.approx((0.5 - 1.959964 * 0.25, 0.5 + 1.959964 * 0.25), abs=1e-6)
     assert interval([1.0]) is None

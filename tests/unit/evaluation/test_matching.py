@@ -119,7 +119,7 @@ def test_a_text_is_itself_and_words_hold_nothing_blank(text: str) -> None:
 
 @given(before=_scripts, text=_scripts, after=_scripts)
 def test_a_text_is_found_between_others(before: str, text: str, after: str) -> None:
-    """Full stops keep the neighbours from growing into it; articles count nowhere but alone."""
+    """Full stops keep the neighbors from growing into it; articles count nowhere but alone."""
     if words(text) and not set(words(text)) & {"a", "an", "the"} and not set(words(f"{before}{after}")) & {"a"}:
         assert contains(f"{before} \u3002 {text} \u3002 {after}", [text])
 

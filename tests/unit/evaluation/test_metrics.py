@@ -65,7 +65,7 @@ def test_token_accuracy_by_hand() -> None:
         token_accuracy([])
 
 
-def test_scores_normalise_by_length() -> None:
+def test_scores_normalize_by_length() -> None:
     # -1 a token over three tokens beats -2 over one, although its sum is lower
     long, short = [-1.0, -1.0, -1.0], [-2.0]
     assert mean_nll(long) == 1.0

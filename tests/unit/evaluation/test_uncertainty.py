@@ -45,10 +45,10 @@ def test_against_the_sums_as_they_are_written() -> None:
     rng = np.random.default_rng(0)
     m, k = 6, 5
     h = rng.standard_normal((m, k, 7))
-    centre = [sum(h[j][i] for i in range(k)) / k for j in range(m)]
-    wanted_a = sum(sum(np.sqrt(((h[j][i] - centre[j]) ** 2).sum()) for i in range(k)) / k for j in range(m)) / m
+    center = [sum(h[j][i] for i in range(k)) / k for j in range(m)]
+    wanted_a = sum(sum(np.sqrt(((h[j][i] - center[j]) ** 2).sum()) for i in range(k)) / k for j in range(m)) / m
     wanted_e = (
-        2 / (m * (m - 1)) * sum(np.sqrt(((centre[a] - centre[b]) ** 2).sum()) for a, b in combinations(range(m), 2))
+        2 / (m * (m - 1)) * sum(np.sqrt(((center[a] - center[b]) ** 2).sum()) for a, b in combinations(range(m), 2))
     )
     assert aleatoric(h) == pytest.approx(wanted_a, rel=1e-12)
     assert epistemic(h) == pytest.approx(wanted_e, rel=1e-12)

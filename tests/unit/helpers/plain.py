@@ -101,7 +101,7 @@ def subject_position(model: EditableModel, prefix: str, request_prompt: str, sub
 
 @dataclass(frozen=True)
 class PlainValue:
-    """Result of the plain optimisation."""
+    """Result of the plain optimization."""
 
     h: Tensor
     delta: Tensor
@@ -119,7 +119,7 @@ class PlainValue:
         )
 
 
-def optimise(
+def optimize(
     model: EditableModel,
     request: EditRequest,
     *,

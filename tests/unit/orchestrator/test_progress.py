@@ -8,7 +8,7 @@ import logging
 import pytest
 from rich.console import Console
 
-from errata.orchestrator.progress import Display, StandardError
+from errata.orchestrator.progress import Display, StandardError, duration
 
 
 def display(*, terminal: bool, quiet: bool = False) -> tuple[Display, io.StringIO]:
@@ -34,15 +34,87 @@ def test_a_stage_never_shows_more_than_its_total():
     assert "100/100" in out.getvalue() and "130" not in out.getvalue()
 
 
+class Clock:
+    """A clock that stands still until it is set."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def logged(clock: Clock) -> Display:
+    return Display(console=Console(file=io.StringIO(), force_terminal=False), clock=clock)
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_log_gets_the_beginning_and_the_end_of_a_stage_and_not_each_step(terminal, caplog):
-    shown, out = display(terminal=terminal, quiet=terminal)
-    with caplog.at_level(logging.INFO), shown:
+    clock, out = Clock(), io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=120)
+    shown = Display(quiet=terminal, console=console, clock=clock)
+    with caplog.at_level(logging.INFO):
         for done in range(1, 11):
             shown.update("edits", done, 10, "note")
+            clock.now += 1
         shown.say("swapped")
-    assert [record.message for record in caplog.records] == ["edits: 1 of 10 note", "edits: 10 of 10 note", "swapped"]
+    first, last, said = (record.message for record in caplog.records)
+    assert first == "edits: 1 of 10 (note)"
+    assert last == "edits: 10 of 10, 1/s (note)" and said == "swapped"
     assert out.getvalue() == ""
+
+
+def test_every_twenty_seconds_a_log_says_what_is_done_how_fast_and_what_is_left(caplog):
+    clock = Clock()
+    shown = logged(clock)
+    with caplog.at_level(logging.INFO):
+        shown.update("edits", 0, 120)
+        for _ in range(60):
+            clock.now += 1
+            shown.update("edits", clock.now - 100, 120)
+            shown.speak()
+    assert [record.message for record in caplog.records] == [
+        "edits: 0 of 120",
+        "edits: 20 of 120, 1/s, 1 min 40 s left",
+        "edits: 40 of 120, 1/s, 1 min 20 s left",
+        "edits: 60 of 120, 1/s, 1 min 0 s left",
+    ]
+
+
+@pytest.mark.parametrize(("alive", "lines"), [(True, 4), (False, 1)])
+def test_a_stage_in_which_nothing_is_counted_for_long_is_not_silent_if_it_is_at_work(alive, lines, caplog):
+    """The last evaluation is one; a service to which nothing is submitted is none."""
+    clock = Clock()
+    shown = logged(clock)
+    with caplog.at_level(logging.INFO):
+        shown.update("final evaluation", 0, 130, alive=alive)
+        for _ in range(60):
+            clock.now += 1
+            shown.speak()
+        assert len(caplog.records) == lines
+        shown.update("final evaluation", 130, 130)
+        clock.now += 60
+        shown.speak()
+    assert len(caplog.records) == lines + 1, "what is done says nothing more"
+    if alive:
+        assert caplog.records[1].message == "final evaluation: 0 of 130, 20 s so far"
+
+
+def test_a_resumed_stage_counts_its_rate_from_where_it_began(caplog):
+    clock = Clock()
+    shown = logged(clock)
+    with caplog.at_level(logging.INFO):
+        shown.update("edits", 1000, 1100)
+        clock.now += 20
+        shown.update("edits", 1010, 1100)
+    assert caplog.records[-1].message == "edits: 1010 of 1100, 30/min, 3 min 0 s left"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
+)
+def test_durations_in_words(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_a_log_line_goes_above_the_bars(monkeypatch):

@@ -14,7 +14,7 @@ from errata.editing.editors import make_editor
 from errata.editing.editors.mose import procrustes
 from errata.editing.editors.prune import damped_part
 from errata.editing.editors.rect import thinned
-from errata.editing.editors.ultraedit import merged, moments_of, normalised, solved
+from errata.editing.editors.ultraedit import merged, moments_of, normalized, solved
 from errata.editing.errors import NumericalError
 from errata.editing.linalg import DependentColumnsError, dependent_columns
 from errata.editing.state import LifelongState
@@ -242,7 +242,7 @@ def test_ultraedit_statistics_are_those_of_everything_seen() -> None:
         moments = merged(moments, moments_of(part))
     whole = torch.cat(parts).numpy()
     assert moments is not None
-    got = normalised(parts[1], moments).numpy()
+    got = normalized(parts[1], moments).numpy()
     want = (parts[1].numpy() - whole.mean(axis=0)) / whole.std(axis=0, ddof=1)
     np.testing.assert_allclose(got, want, rtol=1e-10)
-    assert np.isfinite(normalised(parts[0], moments_of(parts[0])).numpy()).all(), "one token has no deviation"
+    assert np.isfinite(normalized(parts[0], moments_of(parts[0])).numpy()).all(), "one token has no deviation"

@@ -227,7 +227,7 @@ def test_mose_keeps_norm_and_condition(selection: str, on: str, requests: list[E
 
 
 def test_mose_takes_the_layer_with_the_best_score(requests: list[EditRequest]) -> None:
-    """Eqs. 21 and 22 by plain passes: the strongest keys, then the smallest relative residual; and both neighbours."""
+    """Eqs. 21 and 22 by plain passes: the strongest keys, then the smallest relative residual; and both neighbors."""
     session = session_of("mose", depth=4, layers=(0, 1, 2), candidates=2, selection="single")
     model, editor = session.model, session.editor
     assert isinstance(editor, Mose)
@@ -236,7 +236,7 @@ def test_mose_takes_the_layer_with_the_best_score(requests: list[EditRequest]) -
         keys = SubjectPass(model, requests[:2], CONTEXTS).keys(layer, "mean").double()
         strengths[layer] = float(keys.norm(dim=0).mean())
         values = [
-            plain.optimise(model, r, layer=layer, contexts=CONTEXTS, config=editor.config.values, inside_mlp=True)
+            plain.optimize(model, r, layer=layer, contexts=CONTEXTS, config=editor.config.values, inside_mlp=True)
             for r in requests[:2]
         ]
         missing = np.array([float(v.delta.norm()) for v in values]) / keys.norm(dim=0).numpy()
@@ -276,7 +276,7 @@ def test_rect_changes_the_stated_share(base: str, requests: list[EditRequest]) -
     for change in receipt.delta.layers.values():
         assert int((change.left != 0).sum()) == round(0.3 * change.left.numel())
     whole, other = session_of("rect", base=base, layers=layers, keep=1.0), session_of(base, layers=layers)
-    if base == "rome":  # RECT's own defaults of the value optimisation are MEMIT's
+    if base == "rome":  # RECT's own defaults of the value optimization are MEMIT's
         assert whole.editor.config.values.steps == other.editor.config.values.steps
     for each in (whole, other):
         each.apply(batch(1, *requests[:2]))

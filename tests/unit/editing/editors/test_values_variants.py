@@ -12,7 +12,7 @@ from errata.editing.editors import make_editor
 from errata.editing.editors.rose import PROMPT, TEMPLATES, RoseConfig
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest
-from errata.editing.values import ValueConfig, Variant, optimise_values
+from errata.editing.values import ValueConfig, Variant, optimize_values
 from tests.unit.editing.editors.common import config_of
 from tests.unit.helpers import plain
 
@@ -72,7 +72,7 @@ def test_one_value_for_all_relations_of_a_subject(llama: EditableModel, rome: li
     others = about("Angola", ("{} works as a", "writer"), ("What is {}?", "no"))
     mixed = [rome[0], others[0], rome[1], others[1], rome[2]]
     variant = Variant(groups=[[0, 2, 4], [1, 3]], unit_gradients=unit)
-    got = optimise_values(llama, mixed, layer=1, contexts=("",), config=CONFIG, variant=variant)
+    got = optimize_values(llama, mixed, layer=1, contexts=("",), config=CONFIG, variant=variant)
     for requests, places in ((rome, (0, 2, 4)), (others, (1, 3))):
         delta, loss = shared(llama, [[r] for r in requests], unit=unit)
         for place in places:
@@ -84,15 +84,15 @@ def test_one_value_for_all_relations_of_a_subject(llama: EditableModel, rome: li
 def test_groups_stop_and_are_dropped_on_their_own(llama: EditableModel, rome: list[EditRequest]) -> None:
     others = about("Angola", ("{} works as a", "writer"), ("What is {}?", "no"))
     settings = CONFIG.model_copy(update={"steps": 30, "clamp": None, "weight_decay": 0.0, "kl_factor": 0.0})
-    probe = optimise_values(llama, others, layer=1, contexts=("",), config=settings, variant=Variant(groups=[[0, 1]]))
+    probe = optimize_values(llama, others, layer=1, contexts=("",), config=settings, variant=Variant(groups=[[0, 1]]))
     settings = settings.model_copy(update={"stop_loss": 1.02 * probe[0].loss})
     requests, groups = [*others, *rome], [[0, 1], [2, 3, 4]]
-    together = optimise_values(
+    together = optimize_values(
         llama, requests, layer=1, contexts=("",), config=settings, variant=Variant(groups=groups)
     )
     steps = set()
     for group in groups:
-        alone = optimise_values(
+        alone = optimize_values(
             llama, [requests[i] for i in group], layer=1, contexts=("",), config=settings,
             variant=Variant(groups=[list(range(len(group)))]),
         )  # fmt: skip
@@ -106,10 +106,10 @@ def test_groups_stop_and_are_dropped_on_their_own(llama: EditableModel, rome: li
 def test_small_batches_keep_groups_together(llama: EditableModel, rome: list[EditRequest]) -> None:
     requests = [*rome, *about("Angola", ("{} works as a", "writer"))]
     variant = Variant(groups=[[0, 1, 2], [3]])
-    whole = optimise_values(llama, requests, layer=1, contexts=CONTEXTS, config=CONFIG, variant=variant)
+    whole = optimize_values(llama, requests, layer=1, contexts=CONTEXTS, config=CONFIG, variant=variant)
     seen: list[int] = []
     small = CONFIG.model_copy(update={"batch_tokens": 1})
-    split = optimise_values(
+    split = optimize_values(
         llama, requests, layer=1, contexts=CONTEXTS, config=small, variant=variant, progress=seen.append
     )
     assert sorted(seen) == seen and seen[-1] == 4 and len(seen) == 2
@@ -121,7 +121,7 @@ def test_templates_are_averaged_to_a_centroid_per_relation(llama: EditableModel,
     """Unequal template counts: the mean over relations of the means over templates, not the flat mean."""
     forms = [["{} lies in", "Rome! {} lies in"], ["Is {} known because"]]
     variant = Variant(groups=[[0, 1]], prompts=forms)
-    (got, _) = optimise_values(llama, rome[:2], layer=1, contexts=("",), config=CONFIG, variant=variant)
+    (got, _) = optimize_values(llama, rome[:2], layer=1, contexts=("",), config=CONFIG, variant=variant)
     wordings = [[r.model_copy(update={"prompt": form}) for form in own] for r, own in zip(rome[:2], forms, strict=True)]
     tree, _ = shared(llama, wordings)
     flat, _ = shared(llama, [[wording] for own in wordings for wording in own])
@@ -132,7 +132,7 @@ def test_templates_are_averaged_to_a_centroid_per_relation(llama: EditableModel,
 def test_with_equal_counts_hki_is_the_flat_mean(llama: EditableModel, rome: list[EditRequest]) -> None:
     editor = make_editor(config_of("rose", templates=TEMPLATES[:3]))
     variant = editor.variant(rome)  # type: ignore[attr-defined]
-    tree = optimise_values(llama, rome, layer=1, contexts=("",), config=CONFIG, variant=variant)
+    tree = optimize_values(llama, rome, layer=1, contexts=("",), config=CONFIG, variant=variant)
     wordings = [[r.model_copy(update={"prompt": t.replace(PROMPT, r.prompt)})] for r in rome for t in TEMPLATES[:3]]
     flat, loss = shared(llama, wordings)
     torch.testing.assert_close(tree[0].delta, flat, rtol=0, atol=1e-4 * float(flat.norm()))
@@ -156,10 +156,10 @@ def test_rose_switches(rome: list[EditRequest]) -> None:
 def test_values_on_the_sphere_keep_the_output_length(tiny: Tiny, requests: list[EditRequest], family: str) -> None:
     model = tiny(family)
     bias = getattr(plain.edited_map(model, 1), "bias", None)
-    got = optimise_values(
+    got = optimize_values(
         model, requests[:3], layer=1, contexts=CONTEXTS, config=CONFIG, space="mlp", variant=Variant(sphere=True)
     )
-    free = optimise_values(model, requests[:3], layer=1, contexts=CONTEXTS, config=CONFIG, space="mlp")
+    free = optimize_values(model, requests[:3], layer=1, contexts=CONTEXTS, config=CONFIG, space="mlp")
     for value, other in zip(got, free, strict=True):
         output = value.h if bias is None else value.h - bias
         assert float((output + value.delta).norm()) == pytest.approx(float(output.norm()), rel=1e-5)
@@ -175,7 +175,7 @@ def test_attention_and_mlp_together(tiny: Tiny, requests: list[EditRequest], fam
     model, request = tiny(family), requests[1]
     config = CONFIG.model_copy(update={"kl_factor": 1.0})
     variant = Variant(joint=True, hit_weight=hit_weight)
-    (got,) = optimise_values(model, [request], layer=1, contexts=CONTEXTS, config=config, variant=variant)
+    (got,) = optimize_values(model, [request], layer=1, contexts=CONTEXTS, config=config, variant=variant)
     attention = plain.block(model, 1).get_submodule(
         {"gpt2": "attn", "gptj": "attn", "gpt_neox": "attention"}.get(family, "self_attn")
     )
@@ -217,7 +217,7 @@ def test_a_hit_weighs_less(llama: EditableModel, requests: list[EditRequest], mo
     likeliest, next_one = scores.topk(2).indices.tolist()
     for token, weight in ((likeliest, 0.1), (next_one, 1.0)):
         monkeypatch.setattr(llama.text, "encode_target", lambda _, token=token: [token])
-        (value,) = optimise_values(
+        (value,) = optimize_values(
             llama, requests[:1], layer=1, contexts=("",), config=settings, variant=Variant(hit_weight=0.1)
         )
         assert value.loss == pytest.approx(-weight * float(scores[token]), rel=1e-4)

@@ -94,7 +94,7 @@ def test_nll_shift_is_in_standard_deviations() -> None:
 
 
 def slow_jsd(a: list[float], b: list[float]) -> float:
-    """Equation 22 with loops: densities at 512 points, each normalised to one."""
+    """Equation 22 with loops: densities at 512 points, each normalized to one."""
     low, high = np.percentile([*a, *b], [0.5, 99.5])
     grid = [low + i * (high - low) / 511 for i in range(512)]
 

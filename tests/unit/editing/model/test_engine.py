@@ -179,7 +179,7 @@ def test_an_answer_ends_at_its_first_newline(llama: EditableModel) -> None:
     other = [9, 8, 7, 6, 5]
     stopped, beside = engine.generate([prompt, other], max_new_tokens=6)
     assert stopped == Answer(llama.text.decode(said[:at]), (*said[:at], newline))
-    assert list(beside.ids)[:2] == plain.greedy(llama, other, 6)[:2], "its neighbour goes on"
+    assert list(beside.ids)[:2] == plain.greedy(llama, other, 6)[:2], "its neighbor goes on"
     (free,) = engine.generate([prompt], max_new_tokens=6, stop_at_newline=False)
     assert list(free.ids) == plain.greedy(llama, prompt, 6) and "\n" in free.text
 

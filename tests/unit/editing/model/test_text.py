@@ -103,7 +103,7 @@ def test_targets_continue_a_prompt(codec: TextCodec, target: str) -> None:
     ids = codec.encode_target(target)
     assert codec.decode(ids) == " " + target.strip()
     assert not set(ids) & set(codec.bos)
-    # what follows the prompt when prompt and target are tokenised as one text
+    # what follows the prompt when prompt and target are tokenized as one text
     prompt = codec.encode_prompt("Rome lies in")
     assert prompt + ids == codec.encode_prompt(f"Rome lies in {target.strip()}")
 

@@ -95,5 +95,5 @@ def test_rouge_of_a_summary() -> None:
     assert found["rouge_mean"] == pytest.approx((2 / 3 + 0.5 + 2 / 3) / 3)
 
 
-def test_all_samples_are_recognised(shared_data: Path) -> None:
+def test_all_samples_are_recognized(shared_data: Path) -> None:
     assert set(available(shared_data)) == set(LOCAL) - {"samsum"}

@@ -13,6 +13,7 @@ from errata.editing.errors import UserError
 from errata.orchestrator.config.loading import apply_override, build_config, load_config
 from errata.orchestrator.config.presets import configs_root
 from errata.orchestrator.config.run import RunConfig
+from errata.orchestrator.covariance.jobs import estimate_job
 
 
 def plain(**sections: Any) -> dict[str, Any]:
@@ -288,6 +289,6 @@ def test_what_decides_the_results_is_part_of_the_identity(sections):
 
 def test_a_job_takes_its_budget_its_seed_and_its_version():
     config = build_config(plain(covariance={"sequences": 8, "seed": 3, "slots": 2, "units_per_block": 2}))
-    job = config.covariance.job([1, 2], "v" * 64, seed_shift=50)
+    job = estimate_job(config.covariance, [1, 2], "v" * 64, seed_shift=50)
     assert (job.sequences, job.tokens, job.seed, job.layers) == (8, None, 53, (1, 2))
     assert (job.generation.slots, job.units_per_block, job.version) == (2, 2, "v" * 64)

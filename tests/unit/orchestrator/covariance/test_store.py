@@ -12,6 +12,7 @@ from errata.actors.workers.covariance import Estimate, EstimateJob
 from errata.editing.covariance import KeyCovariance, SampleRecord
 from errata.editing.errors import UserError
 from errata.orchestrator.config.covariance import CovarianceConfig
+from errata.orchestrator.covariance.jobs import estimate_job
 from errata.orchestrator.covariance.store import (
     CovarianceStore,
     check_made_from,
@@ -44,7 +45,7 @@ def config(**given: Any) -> CovarianceConfig:
 
 
 def wanted(seed: int = 0, **given: Any) -> dict[str, Any]:
-    return config(seed=seed, **given).job(LAYERS, "v0").source("float32")
+    return estimate_job(config(seed=seed, **given), LAYERS, "v0").source("float32")
 
 
 def kept(source: dict[str, Any], layers: tuple[int, ...] = LAYERS) -> KeyCovariance:
@@ -205,7 +206,7 @@ def test_a_component_may_be_a_file_of_the_same_model(texts: Path, tmp_path: Path
 def test_the_models_vocabulary_decides_what_a_sampler_left_open_means() -> None:
     """It is named in what the estimate was made from; what smaller vocabularies gave keeps its name."""
     small, large = config().for_vocabulary(49_152), config().for_vocabulary(262_144)
-    assert small.job(LAYERS, "v0").source("float32") == config().job(LAYERS, "v0").source("float32")
-    assert large.job(LAYERS, "v0").source("float32")["sampler"] == "blocks"
+    assert estimate_job(small, LAYERS, "v0").source("float32") == estimate_job(config(), LAYERS, "v0").source("float32")
+    assert estimate_job(large, LAYERS, "v0").source("float32")["sampler"] == "blocks"
     chosen = config(sampler="inversion").for_vocabulary(262_144)
-    assert "sampler" not in chosen.job(LAYERS, "v0").source("float32")
+    assert "sampler" not in estimate_job(chosen, LAYERS, "v0").source("float32")

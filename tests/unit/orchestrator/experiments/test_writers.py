@@ -116,7 +116,7 @@ def test_curves_hold_the_measured_points(sweep_directory):
     assert "MEMIT: 0.0 at 0 edits" in re.findall(r"<title>([^<]*)</title>", str(short.charts[0].svg))
 
 
-def test_a_method_has_one_colour_alone_and_with_the_memory():
+def test_a_method_has_one_color_alone_and_with_the_memory():
     labels = ["unedited", "memory, k 1", "A", "A + memory", "B", "B + memory"]
     assert list(styles_of(labels).values()) == ["c0", "c1", "c2", "c2 dashed", "c3", "c3 dashed"]
     many = styles_of([f"M{n}" for n in range(20)])

@@ -315,7 +315,7 @@ def hook() -> Iterator[type[Hook]]:
     server.server_close()
 
 
-def test_an_alert_is_posted_and_journalled_without_its_address(
+def test_an_alert_is_posted_and_journaled_without_its_address(
     world: World, hook: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(WEBHOOK, hook.url)

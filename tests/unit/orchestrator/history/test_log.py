@@ -121,7 +121,7 @@ def test_the_log_as_text_cannot_steer_the_terminal(history: History) -> None:
     lines = list(text.log_lines(history.log()))
     assert all(line.isprintable() for line in lines)
     joined = "\n".join(lines)
-    assert r"x no\nbody -> x  [odd\x1b[2J] refused: the subject is unknown" in joined
+    assert r"x no\nbody -> x  [odd\x1b[2J] rejected: the subject is unknown" in joined
     assert "+ France -> Paris  [paris] (later reverted in v5)" in joined
     assert "- France -> Paris  [paris] reverted" in joined
     assert "v5" in joined and "revert" in joined and "refresh triggered at 3 edits swapped" in joined

@@ -68,7 +68,7 @@ def test_figures_are_means_over_facts_and_agreement_is_over_answers() -> None:
     assert figures["edited", "reliability"].by_judge == 1.0
     assert ("base", "portability") not in figures and {row.arm for row in found.figures} == {"base", "edited"}
     assert found.overall is not None and (found.overall.cases, found.overall.share) == (10, pytest.approx(0.9))
-    # "Ada's home is": "Rome" from both arms is one case; the neighbourhood is nobody's to judge
+    # "Ada's home is": "Rome" from both arms is one case; the neighborhood is nobody's to judge
     assert len(judge.asked) == 9 and all(case.question != "Bob lives in" for case in judge.asked)
 
 

@@ -64,7 +64,7 @@ def test_questions_are_the_facts_that_the_version_holds(run: SmallRun) -> None:
             ("Alice Munro works as a", "subject"),
         )
     assert first.edited == (("The capital of France is", "Lyon"), ("Rome lies in", "Canada"))
-    assert first.untouched == (), "its only neighbour is itself an edited fact"
+    assert first.untouched == (), "its only neighbor is itself an edited fact"
     assert ("The capital of France is", "Paris") in third.edited and len(third.edited) == 3
     assert spread(list(range(10)), 4) == [0, 3, 6, 9] and spread([1, 2], 5) == [1, 2]
 

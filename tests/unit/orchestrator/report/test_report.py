@@ -107,7 +107,7 @@ def test_number_is_shown(page: Page, shown: str) -> None:
     assert shown in page.text
 
 
-def test_every_answer_is_shown_with_a_verdict_that_needs_no_colour(page: Page) -> None:
+def test_every_answer_is_shown_with_a_verdict_that_needs_no_color(page: Page) -> None:
     facts = sample_facts(24)
     answers = [arm for fact in facts for probe in fact["probes"] for arm in probe["arms"].values()]
     assert page.count("div", "reply") == len(answers)

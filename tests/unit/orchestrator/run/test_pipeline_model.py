@@ -16,7 +16,7 @@ from errata.orchestrator.history.receipts import history, open_store
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.rows import JournalMeta, version_digest
 from errata.orchestrator.progress import Display
-from errata.orchestrator.run.pipeline import Pipeline
+from errata.orchestrator.run.assembly import make_pipeline
 from errata.orchestrator.tracking.tracker import NullTracker
 from tests.helpers.pipeline_model import OPERATIONS, SIZE, Client, Model, play
 from tests.unit.orchestrator.fakes import LAYER, FakeCluster, FakeEditor, addition
@@ -57,7 +57,7 @@ class Service(Client):
         store.sweep()
         self.cluster = FakeCluster()
         cluster: Any = self.cluster
-        self.pipeline = Pipeline(
+        self.pipeline = make_pipeline(
             CONFIG, self.journal, store, cluster, tracker=NullTracker(), display=Display(quiet=True)
         )
         self.pipeline.start()

@@ -44,9 +44,9 @@ def test_an_edit_that_waits_is_withdrawn_and_never_written(tmp_path: Path) -> No
         run.client.post("/v1/pause")
         run.client.post("/v1/edits", json=[edit(1), edit(2)])
         answer = run.client.delete("/v1/edits/edit-1")
-        assert answer.json()["state"] == "withdrawn"
-        assert run.client.delete("/v1/edits/edit-1").json()["state"] == "withdrawn"
-        assert run.client.get("/v1/edits/edit-1").json()["state"] == "withdrawn"
+        assert answer.json()["state"] == "reverted"
+        assert run.client.delete("/v1/edits/edit-1").json()["state"] == "reverted"
+        assert run.client.get("/v1/edits/edit-1").json()["state"] == "reverted"
         run.client.post("/v1/resume")
         until(lambda: state(run, "edit-2") == "applied")
         assert run.journal.versions()[1].request_ids == ("edit-2",)

@@ -50,7 +50,7 @@ def test_own_records_keep_their_order_and_bad_ones_do_not_stop_the_others(tmp_pa
     assert all((record.request is None) != (record.problem is None) for record in records)
 
 
-def test_counterfact_is_recognised(tmp_path):
+def test_counterfact_is_recognized(tmp_path):
     (tmp_path / "cf.json").write_text(json.dumps([COUNTERFACT]))
     (record,) = open_stream(tmp_path / "cf.json")
     request = record.request
