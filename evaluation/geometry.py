@@ -150,27 +150,6 @@ def _ranks(values: Sequence[float]) -> list[float]:
     return ranks
 
 
-def coverage(moment: Tensor, covariance: Tensor, *, k: int) -> float:
-    """Share of a domain's key energy that lies in the ``k`` leading eigenvectors of C: ``tr(V^T M V) / tr(M)``, 0..1.
-
-    Args:
-        moment: second moment M of the domain's keys (I, I), a sum or a mean.
-        covariance: C (I, I).
-        k: how many directions of C count.
-
-    Source: MOIR, figure 7. Beside it: `errata.editing.estimation.diagnostics.energy_outside`, its complement.
-
-    Raises:
-        ValueError: k is not within 1..I.
-    """
-    if not 1 <= k <= covariance.shape[0]:
-        raise ValueError(f"k must be within 1..{covariance.shape[0]}, got {k}")
-    _, vectors = torch.linalg.eigh(covariance.double())
-    basis = vectors[:, -k:]
-    total = float(moment.double().diagonal().sum())
-    return float((basis * (moment.double() @ basis)).sum()) / total if total > 0 else 0.0
-
-
 def aggregated(by_layer: Mapping[int, Rates], summary: str, how: str) -> float:
     """One number of a step: ``summary`` (a field of `Rates`) of each layer, then ``how`` over the layers."""
     values = torch.tensor([getattr(rates, summary) for rates in by_layer.values()], dtype=torch.float64)

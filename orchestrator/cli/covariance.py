@@ -1,4 +1,4 @@
-"""``errata covariance estimate | show | compare | merge``: the key second moments that editors preserve."""
+"""``errata covariance estimate | show | compare | coverage | merge``: the key second moments that editors preserve."""
 
 from __future__ import annotations
 
@@ -130,6 +130,39 @@ def compare(
     except OSError as error:
         raise UserError(f"--output {str(output)!r} cannot be written: {error.strerror or error}") from error
     console.print(str(output))
+
+
+@covariance.command()
+def coverage(
+    files: Annotated[list[str], typer.Argument(help="Covariance files, or beginnings of kept names.")],
+    domain: Annotated[
+        list[str], typer.Option("--domain", metavar="NAME=FILE", help="Covariance of a domain's text; repeatable.")
+    ],
+    energy: Annotated[
+        float, typer.Option(min=0.01, max=0.9999, help="Share of a covariance's energy whose directions count.")
+    ] = 0.95,
+    layers: Annotated[list[int] | None, typer.Option("--layer", help="Only this layer; repeatable.")] = None,
+    store: Store = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result as JSON here too.")] = None,
+) -> None:
+    """Say what share of a domain's key energy lies inside each covariance."""
+    from errata.orchestrator.covariance.coverage import coverage as covered
+    from errata.orchestrator.covariance.coverage import coverage_lines
+    from errata.orchestrator.history.text import plain
+
+    named = dict(_load(files, store))
+    domains = {}
+    for item in domain:
+        name, equals, file = item.partition("=")
+        if not (name and equals and file):
+            raise UserError(f"--domain {item!r} is not of the form NAME=FILE")
+        domains[name] = _load([file], store)[0][1]
+    found = covered(named, domains, energy=energy, layers=layers)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(plain(found) + "\n", encoding="utf-8")
+    for line in coverage_lines(found, energy):
+        typer.echo(line)
 
 
 @covariance.command("merge")

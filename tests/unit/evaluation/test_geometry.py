@@ -10,7 +10,6 @@ from errata.evaluation.geometry import (
     aggregated,
     change_norms,
     change_rates,
-    coverage,
     principal,
     spearman,
     subspace_cosine,
@@ -100,20 +99,6 @@ def test_spearman_by_hand() -> None:
     assert spearman([1, 1, 1], [1, 2, 3]) is None
     with pytest.raises(ValueError, match="as many"):
         spearman([1], [1, 2])
-
-
-def test_coverage_is_the_energy_inside() -> None:
-    rng = np.random.default_rng(3)
-    X, Y = rng.standard_normal((40, 8)) * np.geomspace(1, 0.1, 8), rng.standard_normal((30, 8))
-    C, M = X.T @ X / 40, Y.T @ Y
-    _, vectors = np.linalg.eigh(C)
-    V = vectors[:, ::-1][:, :3]
-    want = np.trace(V.T @ M @ V) / np.trace(M)
-    assert coverage(torch.tensor(M), torch.tensor(C), k=3) == pytest.approx(want, rel=1e-10)
-    assert coverage(torch.tensor(M), torch.tensor(C), k=8) == pytest.approx(1.0)
-    assert coverage(torch.tensor(C), torch.tensor(C), k=3) == pytest.approx(
-        np.linalg.eigvalsh(C)[::-1][:3].sum() / np.trace(C)
-    )
 
 
 def test_versions_of_a_tiny_model() -> None:
