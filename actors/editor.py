@@ -50,6 +50,9 @@ class EditorActor:
     def replay(self, item: HistoryItem) -> None:
         self._worker.replay(item)
 
+    def keys_wanted(self, fact_keys: tuple[str, ...]) -> tuple[str, ...]:
+        return self._worker.session().keys_wanted(fact_keys)
+
     def apply(self, batch: EditBatch) -> EditReceipt:
         return self._worker.session().apply(batch)
 
@@ -148,6 +151,11 @@ class EditorClient:
         if self._limit is not None:
             self._limit += 1
 
+    def keys_wanted(self, fact_keys: Sequence[str]) -> tuple[str, ...]:
+        """Requests whose keys a batch must tell if it writes these facts."""
+        wanted: tuple[str, ...] = self._call("keys_wanted", tuple(fact_keys))
+        return wanted
+
     def apply(self, batch: EditBatch, died: Died | None = None) -> EditReceipt:
         """Write a batch; the weights have changed when this returns.
 
@@ -221,6 +229,7 @@ class EditorClient:
                 "contexts": self._actor.contexts,
                 "map_widths": self._actor.map_widths,
                 "apply": self._actor.apply,
+                "keys_wanted": self._actor.keys_wanted,
                 "rehearse": self._actor.rehearse,
                 "swap": self._actor.swap,
                 "norms": self._actor.norms,

@@ -43,6 +43,9 @@ class EditorPart(Protocol):
     def replay(self, item: HistoryItem) -> None:
         """The next item of such a restoration."""
 
+    def keys_wanted(self, fact_keys: Sequence[str]) -> tuple[str, ...]:
+        """Requests whose keys a batch must tell if it writes these facts."""
+
     def apply(self, batch: EditBatch, died: Callable[[Exception], None] | None = None) -> EditReceipt:
         """Write a batch; the weights have changed when this returns. ``died`` is told of deaths with it in hand."""
 

@@ -26,7 +26,7 @@ from errata.editing.errors import DependentKeysError, ErrataError, NumericalErro
 from errata.editing.limits import check_request
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditBatch, EditRequest
-from errata.editing.state import LifelongState
+from errata.editing.state import LifelongState, OldKeys
 from errata.editing.verify import DamageError, HeldProbes, VerifyConfig, held_prompts
 
 logger = logging.getLogger(__name__)
@@ -92,6 +92,9 @@ class EditReceipt:
     """Share of the held probes whose answer the batch changed; None where nobody asked."""
     later: tuple[str, ...] = ()
     """Requests of the batch that stayed weak among the others, and are to be tried alone; they have no result."""
+    old_keys: OldKeys = field(default_factory=dict)
+    """Keys that leave with this commit, of an editor that does not hold them any more (``EditSession.keys_wanted``);
+    read from the receipts of the commits that wrote them, never stored twice."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,10 @@ class EditSession:
         self.base = {layer: weight.cpu() for layer, weight in model.weights(editor.layers).items()}
         """The maps at the beginning; a revert computes from there."""
 
+    def keys_wanted(self, fact_keys: Sequence[str]) -> tuple[str, ...]:
+        """Requests whose keys a batch must tell if it writes these facts: they leave, and are not held."""
+        return tuple(self.state.holding(fact_keys)) if self.state.wants_keys else ()
+
     def apply(self, batch: EditBatch, progress: Progress | None = None) -> EditReceipt:
         """Write a batch into the weights.
 
@@ -168,7 +175,7 @@ class EditSession:
             raise ErrataError(f"batch {batch.sequence} does not follow batch {self.sequence}; replay what lies between")
         started = time.perf_counter()
         fitting, refused = self._check(batch.requests)
-        cut = cut_out_culprits(fitting, lambda requests: self._computed(requests, progress))
+        cut = cut_out_culprits(fitting, lambda requests: self._computed(requests, progress, batch.old_keys))
         if cut.culprits and not cut.kept and not isinstance(cut.culprits[0][1], DamageError):
             self._require_working(cut.culprits[0][1], progress)
         refused |= {request.id: in_words(error) for request, error in cut.culprits}
@@ -180,6 +187,10 @@ class EditSession:
         if found.computation is not None:
             self._advance(receipt, found.state)
             self._held = None if found.look is None else found.look.held
+        # whoever takes this batch over from the receipt alone has to know what leaves with it
+        receipt = replace(
+            receipt, old_keys={name: batch.old_keys[name] for name in receipt.superseded if name in batch.old_keys}
+        )
         self.sequence, self.last = batch.sequence, replace(receipt, seconds=time.perf_counter() - started)
         return self.last
 
@@ -197,7 +208,7 @@ class EditSession:
                     f"commit {receipt.sequence} was made on covariance {str(receipt.covariance_digest)[:12]}, "
                     f"the editor holds {str(self.state.covariance_digest)[:12]}"
                 )
-            self._advance(receipt, self.state.without(receipt.superseded))
+            self._advance(receipt, self.state.without(receipt.superseded, receipt.old_keys))
         self.sequence, self.last, self._held = receipt.sequence, receipt, None
 
     def take_out(self, sequence: int, revert: Callable[[EditSession], EditReceipt]) -> EditReceipt:
@@ -262,7 +273,9 @@ class EditSession:
 
     # --- parts ---
 
-    def _computed(self, requests: Sequence[EditRequest], progress: Progress | None) -> _Computed:
+    def _computed(
+        self, requests: Sequence[EditRequest], progress: Progress | None, old_keys: OldKeys | None = None
+    ) -> _Computed:
         """The change that writes the requests, without those that the method cannot write beside the others."""
         refused: dict[str, str] = {}
         figures: dict[str, Mapping[str, Any]] = {}
@@ -271,7 +284,9 @@ class EditSession:
         while True:
             # what a refused request would have superseded stays
             superseded = tuple(self.state.holding([r.fact_key for r in good]))
-            state = self.state.without(superseded)
+            # a rehearsal is told no keys, and is as good with those that would leave
+            told = old_keys is not None or not self.state.wants_keys
+            state = self.state.without(superseded, old_keys) if told else self.state
             if not good:
                 return _Computed(good, refused, superseded, state, None, None, figures, later)
             try:
@@ -405,7 +420,7 @@ class EditSession:
             advanced = state.rebuilt(receipt.request_ids, receipt.fact_keys, receipt.keys, receipt.memory)
         elif receipt.kind == "revert":
             # a batch that lost a request was computed again: its other keys come in as they are without it
-            left = state.without((*receipt.taken_out, *receipt.request_ids))
+            left = state.without((*receipt.taken_out, *receipt.request_ids), receipt.old_keys)
             advanced = left.appended(receipt.keys, receipt.request_ids, receipt.fact_keys) if receipt.keys else left
         else:
             assert receipt.delta is not None

@@ -27,13 +27,20 @@ class RetrievalWorker:
         self._questions: dict[str, Any] = {}
 
     def add(self, entries: Sequence[MemoryEntry]) -> int:
-        """Add statements that are not there yet; returns how many are active."""
+        """Add statements that are not there yet; returns how many are active.
+
+        What a newer statement of the same fact has superseded is dropped: a revert takes the fact back with all its
+        values, so nothing would ever ask for it, and a memory of updates would grow for ever.
+        """
         new = [entry for entry in entries if self._memory.get(entry.id) is None]
         self._memory.add(new, self._statements.embed([entry.statement for entry in new]))
+        facts = dict.fromkeys(entry.fact_key for entry in new)
+        old = [entry.id for fact in facts for entry in self._memory.history(fact)[:-1]]
+        self._memory.remove(old)
         return len(self._memory)
 
     def remove(self, ids: Sequence[int]) -> int:
-        """Forget statements; an older one that was superseded by them holds again."""
+        """Forget statements; one that is not there is passed over."""
         self._memory.remove(ids, missing_ok=True)
         return len(self._memory)
 

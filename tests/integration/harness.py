@@ -190,6 +190,9 @@ class PlainEditor:
     def replay(self, item: Any) -> None:
         self._worker.replay(item)
 
+    def keys_wanted(self, fact_keys: Any) -> tuple[str, ...]:
+        return self._worker.session().keys_wanted(fact_keys)
+
     def rehearse(self, requests: Any, died: Any = None) -> None:
         self._worker.rehearse(requests)
 

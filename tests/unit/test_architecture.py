@@ -222,6 +222,21 @@ def test_few_files_lie_in_orchestrator_itself_and_every_room_is_described() -> N
     assert sorted(described) == sorted(rooms_of_orchestrator())
 
 
+def test_the_components_of_a_run_see_their_sections_and_not_the_whole_configuration() -> None:
+    """Those that may see it compose it, check it, cut it up, or write it down."""
+    may = {
+        *(f"cli/{name}.py" for name in ("covariance", "locate")),
+        *(f"config/{name}.py" for name in ("loading", "run")),
+        "doctor.py",
+        *(f"experiments/{name}.py" for name in ("config", "plan")),
+        *(f"run/{name}.py" for name in ("assembly", "launch", "offline", "opening", "outputs")),
+        *(f"service/{name}.py" for name in ("launch", "publishing")),
+    }
+    whole = re.compile(r"\bRunConfig\b")
+    seen = {str(p.relative_to(ROOT / "orchestrator")) for p in sources("orchestrator") if whole.search(p.read_text())}
+    assert seen <= may, sorted(seen - may)
+
+
 def import_graph(files: Iterator[tuple[str, str]]) -> dict[str, set[str]]:
     """Module -> modules of the same set that it imports, anywhere in its code; from (dotted module, code) pairs."""
     codes = dict(files)
