@@ -17,6 +17,7 @@ from errata.actors.workers.retrieval import RetrievalWorker
 from errata.editing.errors import ErrataError
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import Hit, MemoryEntry
+from errata.retrieval.router import FittedRouter, RouterConfig, Routing
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +26,10 @@ logger = logging.getLogger(__name__)
 class RetrievalActor:
     """Shell of `RetrievalWorker`."""
 
-    def __init__(self, embedder_config: Any, index_config: IndexConfig, kept_in: Path | None) -> None:
-        self._worker = RetrievalWorker(embedder_config, index_config, kept_in)
+    def __init__(
+        self, embedder_config: Any, index_config: IndexConfig, kept_in: Path | None, router_config: RouterConfig | None
+    ) -> None:
+        self._worker = RetrievalWorker(embedder_config, index_config, kept_in, router_config)
 
     def add(self, entries: Sequence[MemoryEntry]) -> int:
         return self._worker.add(entries)
@@ -36,6 +39,21 @@ class RetrievalActor:
 
     def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
         return self._worker.search(questions, k)
+
+    def route(self, questions: Sequence[str], k: int) -> Routing:
+        return self._worker.route(questions, k)
+
+    def resolved(self, turns: Sequence[str]) -> str:
+        return self._worker.resolved(turns)
+
+    def router(self) -> FittedRouter:
+        return self._worker.router()
+
+    def set_router(self, fitted: FittedRouter) -> None:
+        self._worker.set_router(fitted)
+
+    def refit_router(self, k: int) -> FittedRouter:
+        return self._worker.refit_router(k)
 
     def search_seconds(self, questions: Sequence[str], k: int) -> float:
         return self._worker.search_seconds(questions, k)
@@ -54,12 +72,15 @@ class MemoryClient:
         index_config: IndexConfig,
         entries: Callable[[], Sequence[MemoryEntry]],
         kept_in: Path | None = None,
+        router: RouterConfig | None = None,
     ) -> None:
         """``entries`` gives everything the memory should hold, in order of acceptance.
 
         ``kept_in`` is a directory for vectors of statements, which the memory's machine sees too.
         """
-        self._config, self._arguments, self._entries = config, (embedder_config, index_config, kept_in), entries
+        self._config, self._entries = config, entries
+        self._arguments = (embedder_config, index_config, kept_in, router)
+        self._router: FittedRouter | None = None
         self._revivals = 0
         self._reviving = threading.Lock()
         self._actor: Any = self._make()
@@ -88,6 +109,30 @@ class MemoryClient:
         """The k nearest active statements of each question, best first."""
         hits: list[list[Hit]] = self._guarded(lambda: self._actor.search.remote(list(questions), k))
         return hits
+
+    def route(self, questions: Sequence[str], k: int) -> Routing:
+        """The router in force and each question's candidates."""
+        found: Routing = self._guarded(lambda: self._actor.route.remote(list(questions), k))
+        return found
+
+    def resolved(self, turns: Sequence[str]) -> str:
+        """The last turn of a conversation, with what it refers to."""
+        return str(self._guarded(lambda: self._actor.resolved.remote(list(turns))))
+
+    def router(self) -> FittedRouter:
+        """The router in force."""
+        found: FittedRouter = self._guarded(lambda: self._actor.router.remote())
+        return found
+
+    def set_router(self, fitted: FittedRouter) -> None:
+        """Route with this from now on, also after the memory has died."""
+        self._router = fitted
+        self._guarded(lambda: self._actor.set_router.remote(fitted))
+
+    def refit_router(self, k: int) -> FittedRouter:
+        """The router as it should be beside the statements held now; see ``set_router``."""
+        found: FittedRouter = self._guarded(lambda: self._actor.refit_router.remote(k))
+        return found
 
     def search_seconds(self, questions: Sequence[str], k: int) -> float:
         """Mean wall seconds of embedding and searching one question alone."""
@@ -124,5 +169,7 @@ class MemoryClient:
             logger.warning("the memory died (%s); filling a new one from the journal", type(error).__name__)
             kill(dead)
             actor = self._make()
-            actor.add.remote(list(self._entries()))  # calls run in order: this one comes first
+            actor.add.remote(list(self._entries()))  # calls run in order: these come first
+            if self._router is not None:
+                actor.set_router.remote(self._router)
             self._actor = actor

@@ -123,7 +123,8 @@ def problem_of(
 def _minimize(problem: Problem, config: ValueConfig, sizes: Sequence[int]) -> list[TargetValue]:
     """Adam from zero with a projection after every update and a stop of its own for every group of edits.
 
-    The rows of the problem are the edits, group after group; ``sizes`` counts those of each group.
+    The rows of the problem are the edits, group after group; ``sizes`` counts those of each group. Nothing that is
+    given is changed.
     """
     count = len(sizes)
     device = problem.h.device
@@ -137,11 +138,12 @@ def _minimize(problem: Problem, config: ValueConfig, sizes: Sequence[int]) -> li
     running = list(range(count))
     packed = list(range(count))
     owner = _owners(sizes, packed, device)
-    problem.h, problem.size = h[owner], size[owner]  # a shared delta is measured by one size
+    baseline: Tensor | None = None
     for step in range(config.steps):
         rows = torch.stack([deltas[g].detach() for g in packed])
         rows = (rows if units is None else rows * units[packed])[owner].requires_grad_()
-        losses = problem.losses(rows)
+        # a shared delta is measured by one size
+        losses, baseline = problem.losses(rows, h[packed][owner], baseline, size[packed][owner])
         for g, value in zip(packed, _mean_by(owner, losses.detach()).tolist(), strict=True):
             if g in running:
                 loss_of[g], steps_of[g] = value, step + 1
@@ -163,7 +165,8 @@ def _minimize(problem: Problem, config: ValueConfig, sizes: Sequence[int]) -> li
                 deltas[g].copy_(allowed if units is None else allowed / units[g])
         if len(running) < _REPACK_SHARE * len(packed):
             left = torch.tensor([packed[int(p)] in running for p in owner], device=device)
-            problem.keep(left.nonzero().squeeze(1))
+            rows_left = left.nonzero().squeeze(1)
+            problem, baseline = problem.kept(rows_left), None if baseline is None else baseline[rows_left]
             packed = list(running)
             owner = _owners(sizes, packed, device)
     final = torch.stack([d.detach() for d in deltas])

@@ -207,7 +207,8 @@ def check_run(config: RunConfig, output: Path, *, resume: bool | None, needs_str
     read_guard(config.guard, config.evaluation.held_out)
     has_stream = needs_stream or config.stream.path or config.stream.endless
     records = read_records(config) if has_stream else []
-    context_tokens = config.contexts.length if config.contexts.count else 0
+    groups = ((config.contexts.count, config.contexts.length), *config.contexts.further)
+    context_tokens = max((length for count, length in groups if count), default=0)
     admission = Admission.of(config.model.name, context_tokens=context_tokens)
     check_output(config, output, resume=Journal.exists(output / JOURNAL_FILE) if resume is None else resume)
     digest = checkpoint_digest(directory)
