@@ -24,6 +24,7 @@ from errata.orchestrator.cli.judge import register as register_judge
 from errata.orchestrator.cli.locate import register as register_locate
 from errata.orchestrator.cli.preserve import register as register_preserve
 from errata.orchestrator.cli.publish import register as register_publish
+from errata.orchestrator.cli.router import register as register_router
 from errata.orchestrator.cli.serve import register as register_serve
 from errata.orchestrator.cli.sweep import register as register_sweep
 from errata.orchestrator.progress import Display, configure_logging
@@ -46,6 +47,7 @@ register_judge(app)
 register_locate(app)
 register_preserve(app)
 register_publish(app)
+register_router(app)
 register_serve(app)
 register_sweep(app)
 
