@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.editing.errors import UserError
+from errata.orchestrator.cli.history import RunOption
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,9 +50,7 @@ def preserve(
         list[str] | None,
         typer.Argument(metavar="[VERSION]...", help="head, v3 or a digest; the first is the reference. v0 and head."),
     ] = None,
-    run: Annotated[
-        str | None, typer.Option("--run", metavar="DIR", help="Directory or name of the run; the newest by default.")
-    ] = None,
+    run: RunOption = None,
     tasks: Annotated[
         str,
         typer.Option(
@@ -90,7 +89,9 @@ def preserve(
     model: Annotated[
         str | None, typer.Option("--model", help="Where the run's base model is, if not where its configuration says.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result as JSON here too.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the result as JSON here too.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Put benchmarks to versions of a run and compare them item by item."""
