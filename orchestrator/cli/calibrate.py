@@ -21,7 +21,9 @@ def calibrate(
     minutes: Annotated[float, typer.Option(min=0.1, help="Time for trials, earlier calls included.")] = 45.0,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="PRESET.yaml", help="Where the preset goes; beside the state by default."),
+        typer.Option(
+            "--output", "-o", metavar="PRESET.yaml", help="Where the preset goes; beside the state by default."
+        ),
     ] = None,
     state: Annotated[
         Path | None,
