@@ -36,6 +36,8 @@ class Fact:
     fact_key: str | None = None
     ended_in: int | None = None
     superseded_by: str | None = None
+    outcome: str | None = None
+    """``landed`` or ``weak``, where somebody looked when it was written."""
 
     @classmethod
     def of(cls, row: RequestRow) -> Fact:
@@ -50,6 +52,7 @@ class Fact:
             fact_key=row.fact_key,
             ended_in=row.ended_in,
             superseded_by=row.superseded_by,
+            outcome=row.outcome,
         )
 
 
