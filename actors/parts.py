@@ -13,6 +13,7 @@ from errata.actors.workers.covariance import Estimate, EstimateJob, EstimateProg
 from errata.actors.workers.editor import ContextSpec
 from errata.actors.workers.evaluation import EvaluationSettings, Hits
 from errata.editing.covariance import KeyCovariance
+from errata.editing.model.streaming import Sampling
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.reverting import HistoryItem, RevertOrder
 from errata.editing.session import EditReceipt, Snapshot
@@ -21,8 +22,10 @@ from errata.evaluation.arms import Evaluation
 from errata.evaluation.free_text import FreeText
 from errata.evaluation.outcomes import Arm
 from errata.evaluation.sampling import SamplingConfig
+from errata.evaluation.streaming import Opened, TextPiece
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import Hit, MemoryEntry
+from errata.retrieval.router import FittedRouter, RouterConfig, Routing
 
 
 class EditorPart(Protocol):
@@ -83,11 +86,36 @@ class MemoryPart(Protocol):
     def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
         """The k nearest active statements of each question, best first."""
 
+    def route(self, questions: Sequence[str], k: int) -> Routing:
+        """The router in force and each question's candidates."""
+
+    def resolved(self, turns: Sequence[str]) -> str:
+        """The last turn of a conversation, with what it refers to."""
+
+    def router(self) -> FittedRouter:
+        """The router in force."""
+
     def search_seconds(self, questions: Sequence[str], k: int) -> float:
         """Mean wall seconds of embedding and searching one question alone."""
 
     def digest(self) -> str:
         """Digest of the active content."""
+
+
+class StreamPart(Protocol):
+    """An answer under way."""
+
+    @property
+    def opened(self) -> Opened:
+        """What it rests on."""
+
+    @property
+    def next(self) -> Callable[[int], TextPiece]:
+        """Gives up to so many tokens more."""
+
+    @property
+    def close(self) -> Callable[[], object]:
+        """Nobody wants the rest."""
 
 
 class EvaluationPart(Protocol):
@@ -138,6 +166,11 @@ class EvaluationPart(Protocol):
     ) -> list[dict[Arm, ArmAnswer]]:
         """What the arms say to free questions."""
 
+    def stream(
+        self, question: Question, weights: Any, hits: Hits, arm: Arm, sampling: Sampling, plain: bool = False
+    ) -> StreamPart:
+        """Begin an arm's answer to one question, token by token."""
+
     def give_up(self) -> None:
         """End evaluations that are under way with an error."""
 
@@ -170,6 +203,7 @@ class Parts(Protocol):
         index_config: IndexConfig,
         entries: Callable[[], Sequence[MemoryEntry]],
         kept_in: Path | None = None,
+        router: RouterConfig | None = None,
     ) -> MemoryPart: ...
 
     def evaluators(self, settings: EvaluationSettings) -> EvaluationPart: ...

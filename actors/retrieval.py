@@ -17,6 +17,7 @@ from errata.actors.workers.retrieval import RetrievalWorker
 from errata.editing.errors import ErrataError
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import Hit, MemoryEntry
+from errata.retrieval.router import FittedRouter, RouterConfig, Routing
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +26,10 @@ logger = logging.getLogger(__name__)
 class RetrievalActor:
     """Shell of `RetrievalWorker`."""
 
-    def __init__(self, embedder_config: Any, index_config: IndexConfig, kept_in: Path | None) -> None:
-        self._worker = RetrievalWorker(embedder_config, index_config, kept_in)
+    def __init__(
+        self, embedder_config: Any, index_config: IndexConfig, kept_in: Path | None, router_config: RouterConfig | None
+    ) -> None:
+        self._worker = RetrievalWorker(embedder_config, index_config, kept_in, router_config)
 
     def add(self, entries: Sequence[MemoryEntry]) -> int:
         return self._worker.add(entries)
@@ -36,6 +39,15 @@ class RetrievalActor:
 
     def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
         return self._worker.search(questions, k)
+
+    def route(self, questions: Sequence[str], k: int) -> Routing:
+        return self._worker.route(questions, k)
+
+    def resolved(self, turns: Sequence[str]) -> str:
+        return self._worker.resolved(turns)
+
+    def router(self) -> FittedRouter:
+        return self._worker.router()
 
     def search_seconds(self, questions: Sequence[str], k: int) -> float:
         return self._worker.search_seconds(questions, k)
@@ -54,12 +66,14 @@ class MemoryClient:
         index_config: IndexConfig,
         entries: Callable[[], Sequence[MemoryEntry]],
         kept_in: Path | None = None,
+        router: RouterConfig | None = None,
     ) -> None:
         """``entries`` gives everything the memory should hold, in order of acceptance.
 
         ``kept_in`` is a directory for vectors of statements, which the memory's machine sees too.
         """
-        self._config, self._arguments, self._entries = config, (embedder_config, index_config, kept_in), entries
+        self._config, self._entries = config, entries
+        self._arguments = (embedder_config, index_config, kept_in, router)
         self._revivals = 0
         self._reviving = threading.Lock()
         self._actor: Any = self._make()
@@ -88,6 +102,20 @@ class MemoryClient:
         """The k nearest active statements of each question, best first."""
         hits: list[list[Hit]] = self._guarded(lambda: self._actor.search.remote(list(questions), k))
         return hits
+
+    def route(self, questions: Sequence[str], k: int) -> Routing:
+        """The router in force and each question's candidates."""
+        found: Routing = self._guarded(lambda: self._actor.route.remote(list(questions), k))
+        return found
+
+    def resolved(self, turns: Sequence[str]) -> str:
+        """The last turn of a conversation, with what it refers to."""
+        return str(self._guarded(lambda: self._actor.resolved.remote(list(turns))))
+
+    def router(self) -> FittedRouter:
+        """The router in force."""
+        found: FittedRouter = self._guarded(lambda: self._actor.router.remote())
+        return found
 
     def search_seconds(self, questions: Sequence[str], k: int) -> float:
         """Mean wall seconds of embedding and searching one question alone."""

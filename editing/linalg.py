@@ -99,12 +99,12 @@ class GrowingSystem:
     def solve(self, right: Tensor) -> Tensor:
         """(A_0 + K_p K_p^T)^-1 right for restricted right (d, m).
 
-        Where keys have left, or there were d of them, the answer is refined once against A_0 + K_p K_p^T: with a weak
-        ridge and strong keys a change of rank m is exact to 1e-8 only.
+        With d keys or more the answer is refined once against A_0 + K_p K_p^T, as changes beside a factor count with
+        both signs. A capacitance needs none: what left it is projected out, and is as exact as if it had never come.
         """
         right = right.double()
         first = self.form.solve(right)
-        if isinstance(self.form, CapacitanceForm) and not self.form.changed:
+        if isinstance(self.form, CapacitanceForm):
             return first
         return first + self.form.solve(right - self.form.multiply(first))
 
@@ -155,18 +155,18 @@ class GrowingSystem:
 
     def _columns(self, keys: Tensor) -> list[int]:
         """Numbers of the held columns that are these keys, each taken once."""
-        if self.held is None and isinstance(self.form, CapacitanceForm):
-            among, keys = self.form.past.dense(), self.base.restrict(keys.double())
-        else:
-            among = self._held().dense()
-            keys = keys.to(among.dtype)
+        among = self.held
+        if among is None and isinstance(self.form, CapacitanceForm):
+            among, keys = self.form.past, self.base.restrict(keys.double())
+        among = self._held() if among is None else among
+        alive = {place: number for number, place in enumerate(among.places(range(among.count)))}
         taken: list[int] = []
-        for number, key in enumerate(keys.T):
-            places = (among == key[:, None]).all(dim=0).nonzero().flatten().tolist()
-            place = next((i for i in places if i not in taken), None)
-            if place is None:
-                raise ErrataError(f"key {number} of those to leave is not among the {among.shape[1]} past keys")
-            taken.append(place)
+        for number, key in enumerate(keys.to(among.dtype).T):
+            numbers = [alive[place] for place in among.find(key) if place in alive]
+            free = next((i for i in numbers if i not in taken), None)
+            if free is None:
+                raise ErrataError(f"key {number} of those to leave is not among the {among.count} past keys")
+            taken.append(free)
         return taken
 
     def drift(self, probe: Tensor) -> float:
@@ -176,21 +176,24 @@ class GrowingSystem:
         return float((back - x).norm() / x.norm().clamp_min(1e-300))
 
 
-def update_factor(system: GrowingSystem, keys: Tensor) -> Tensor:
-    """Right factor (m, d) of R K^T (A_0 + K_p K_p^T + K K^T)^-1, for new keys K (d, m).
+def update_factor(system: GrowingSystem, keys: Tensor, ridge: Tensor | None = None) -> Tensor:
+    """Right factor (m, d) of R E^-1 K^T (A_0 + K_p K_p^T + K E^-1 K^T)^-1, for new keys K (d, m), E = diag(ridge).
 
-    By the push-through identity it is (I + K^T A^-1 K)^-1 (A^-1 K)^T with A the system as it stands.
+    By the push-through identity it is (E + K^T A^-1 K)^-1 (A^-1 K)^T with A the system as it stands. With a ridge (m,)
+    below 1 (the default) what is kept weighs less against that edit, so that more of its residual is stored.
     """
     restricted = system.base.restrict(keys.double())
     reach = system.solve(restricted)
-    core = torch.eye(keys.shape[1], dtype=torch.float64, device=keys.device) + restricted.T @ reach
-    return torch.cholesky_solve(reach.T, cholesky(core, "I + K^T A^-1 K"))
+    core = torch.eye(keys.shape[1], dtype=torch.float64, device=keys.device)
+    if ridge is not None:
+        core = torch.diag(ridge.to(core))
+    return torch.cholesky_solve(reach.T, cholesky(core + restricted.T @ reach, "I + K^T A^-1 K"))
 
 
-def equality_factor(system: GrowingSystem, keys: Tensor, damping: float = 0.0) -> Tensor:
+def equality_factor(system: GrowingSystem, keys: Tensor, damping: float = 0.0, ridge: Tensor | None = None) -> Tensor:
     """Right factor (m, d) of R (K^T A^-1 K + e I)^-1 K^T A^-1 with A the system as it stands and e the damping.
 
-    Undamped it maps key i exactly to unit vector i.
+    With a ridge (m,) each edit's damping is multiplied by its own. Undamped it maps key i exactly to unit vector i.
 
     Raises:
         DependentColumnsError: undamped, and keys depend linearly on each other.
@@ -199,7 +202,8 @@ def equality_factor(system: GrowingSystem, keys: Tensor, damping: float = 0.0) -
     reach = system.solve(restricted)
     core = restricted.T @ reach
     if damping:
-        core = core + damping * torch.eye(core.shape[0], dtype=torch.float64, device=core.device)
+        eye = torch.eye(core.shape[0], dtype=torch.float64, device=core.device)
+        core = core + damping * (eye if ridge is None else torch.diag(ridge.to(eye)))
     elif dependent := dependent_columns(core):
         raise DependentColumnsError(dependent)
     return torch.cholesky_solve(reach.T, cholesky(core, "K^T A^-1 K"))

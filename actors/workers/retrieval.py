@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from errata.retrieval.embedder import build_embedder
+from errata.retrieval.evidence import EvidenceFinder
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import FactMemory, Hit, MemoryEntry
+from errata.retrieval.router import FittedRouter, RouterConfig, Routing
+from errata.retrieval.router_fit import router_for
 from errata.retrieval.vectors import KeptVectors
 
 _MOST_QUESTIONS = 20_000
@@ -19,12 +22,21 @@ _MOST_QUESTIONS = 20_000
 class RetrievalWorker:
     """A `FactMemory` with its embedder. Plain class; `RetrievalActor` is its shell."""
 
-    def __init__(self, embedder_config: Any, index_config: IndexConfig, kept_in: Path | None = None) -> None:
+    def __init__(
+        self,
+        embedder_config: Any,
+        index_config: IndexConfig,
+        kept_in: Path | None = None,
+        router_config: RouterConfig | None = None,
+    ) -> None:
         """``kept_in`` is where vectors of statements are kept, so that a restart embeds nothing."""
         self._embedder = build_embedder(embedder_config)
         self._memory = FactMemory(self._embedder, index_config)
         self._statements = KeptVectors(self._embedder, kept_in) if kept_in is not None else self._embedder
         self._questions: dict[str, Any] = {}
+        self._evidence = EvidenceFinder(self._memory)
+        self._router_config = router_config or RouterConfig()
+        self._router: FittedRouter | None = None
 
     def add(self, entries: Sequence[MemoryEntry]) -> int:
         """Add statements that are not there yet; returns how many are active.
@@ -46,8 +58,26 @@ class RetrievalWorker:
 
     def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
         """The k nearest active statements of each question, best first. Questions are embedded once."""
-        if not questions:
-            return []
+        return self._memory.search_vectors(self._embedded(questions), k) if questions else []
+
+    def route(self, questions: Sequence[str], k: int) -> Routing:
+        """The router in force and each question's candidates, the ``k`` nearest and those that it names."""
+        distinct = list(dict.fromkeys(questions))
+        found = self._evidence.candidates(distinct, self._embedded(distinct), k) if distinct else []
+        return Routing(self.router(), dict(zip(distinct, found, strict=True)))
+
+    def resolved(self, turns: Sequence[str]) -> str:
+        """The last turn of a conversation, with what it refers to."""
+        return self._memory.resolved(turns)
+
+    def router(self) -> FittedRouter:
+        """The router in force: what was set, else the configuration's, found or fitted when it is first needed."""
+        if self._router is None:
+            self._router = router_for(self._router_config, self._memory)
+        return self._router
+
+    def _embedded(self, questions: Sequence[str]) -> Any:
+        """Vectors (n, dim) of at least one question; each is embedded once."""
         if len(self._questions) > _MOST_QUESTIONS:  # a service is asked new ones for months
             self._questions.clear()
         unknown = [q for q in dict.fromkeys(questions) if q not in self._questions]
@@ -55,7 +85,7 @@ class RetrievalWorker:
             self._questions.update(zip(unknown, self._embedder.embed(unknown), strict=True))
         import numpy as np
 
-        return self._memory.search_vectors(np.stack([self._questions[q] for q in questions]), k)
+        return np.stack([self._questions[q] for q in questions])
 
     def search_seconds(self, questions: Sequence[str], k: int) -> float:
         """Mean wall seconds of embedding and searching one question alone, after one to warm up."""

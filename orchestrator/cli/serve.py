@@ -19,8 +19,13 @@ def serve(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override one dotted key; repeatable."),
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The model's settings, laid over: models/gemma-3-270m, or a file."),
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Directory of the run, begun or gone on with; runs/NAME by default.")
+        Path | None,
+        typer.Option("--output", "-o", help="Directory of the run, begun or gone on with; runs/NAME by default."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on. Anything but loopback needs tokens.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 for any that is free.", min=0, max=65535)] = 8080,
@@ -34,7 +39,7 @@ def serve(
     """
     from errata.orchestrator.service.launch import service_config
 
-    resolved = service_config(config, overrides or [])
+    resolved = service_config(config, overrides or [], preset)
     if dry_run:
         typer.echo(resolved.to_yaml(), nl=False)
         return

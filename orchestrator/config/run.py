@@ -17,6 +17,7 @@ from errata.actors.settings import ModelSpec, ParallelConfig, RayConfig
 from errata.editing.closed import Closed
 from errata.editing.digest import digest_json
 from errata.editing.editors import REGISTRY
+from errata.editing.verify import VerifyConfig
 from errata.orchestrator.config.covariance import CovarianceConfig
 from errata.orchestrator.config.evaluation import EvaluationConfig, MemoryConfig
 from errata.orchestrator.config.guard import GuardConfig
@@ -25,6 +26,7 @@ from errata.orchestrator.config.refresh import RefreshConfig
 from errata.orchestrator.config.service import ServiceConfig
 from errata.orchestrator.config.stream import StreamConfig
 from errata.orchestrator.config.tracking import TrackingConfig
+from errata.retrieval.router import RouterConfig
 from errata.retrieval.statements import StatementConfig
 
 # the union is read off the registry, so that a new editor needs no line here; the type checker sees the base class
@@ -72,9 +74,12 @@ class SnapshotConfig(Closed):
     """Stored states of the editor, from which a restart goes on instead of replaying every commit."""
 
     every: int | None = Field(None, ge=1)
-    """Commits between two snapshots; null for none."""
+    """Commits between two snapshots; null for none in a run, and for ``serving`` in a service."""
+    serving: int | None = Field(200, ge=1)
+    """Commits between two snapshots of ``errata serve`` where ``every`` is null; null for none."""
     keep: int = Field(2, ge=1)
-    """The newest ones that ``errata gc`` leaves."""
+    """The newest ones that ``errata gc`` leaves. Of older ones a run itself leaves ever fewer, the older they are: one
+    for each doubling of the age, so that a revert finds one not far from any commit."""
 
 
 class RunConfig(Closed):
@@ -89,12 +94,14 @@ class RunConfig(Closed):
     contexts: ContextsConfig = ContextsConfig()
     stream: StreamConfig
     batching: BatchingConfig = BatchingConfig()
+    verify: VerifyConfig = VerifyConfig()
     schedule: Literal["deterministic", "asap"] = "deterministic"
     """``deterministic``: batches form by count and covariances change over by edits; ``asap``: both by the clock."""
     snapshots: SnapshotConfig = SnapshotConfig()
     covariance: CovarianceConfig
     refresh: RefreshConfig = RefreshConfig()
     memory: MemoryConfig = MemoryConfig()
+    router: RouterConfig = RouterConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     guard: GuardConfig = GuardConfig()
     publish: PublishConfig = PublishConfig()
@@ -180,10 +187,14 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(contexts, Mapping):
         # runs of older releases know nothing of it, nor of what the next lines leave out
         kept["contexts"] = {key: value for key, value in contexts.items() if key != "further" or value}
+    if kept.get("verify") == VerifyConfig().model_dump(mode="json"):
+        del kept["verify"]  # runs of older releases know nothing of it
     editor = kept.get("editor")
     if isinstance(editor, Mapping):
-        usual = {"key": "averaged", "beyond": False}
+        usual = {"key": "averaged", "beyond": False, "norm_anchors": False, "units": "absolute"}
         kept["editor"] = {key: value for key, value in editor.items() if key not in usual or value != usual[key]}
+        if isinstance(values := editor.get("values"), Mapping):
+            kept["editor"]["values"] = {k: v for k, v in values.items() if k != "units" or v != "absolute"}
     model = kept.get("model")
     if isinstance(model, Mapping):
         # runs of older releases know nothing of it
@@ -209,6 +220,10 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(evaluation, Mapping):
         # runs of older releases know nothing of them
         kept["evaluation"] = {k: v for k, v in evaluation.items() if k not in _LATER or v not in _LATER[k]}
+        if isinstance(arms := evaluation.get("arms"), list):
+            kept["evaluation"]["arms"] = [arm for arm in arms if arm != "routed"]
+    if kept.get("router") == RouterConfig().model_dump(mode="json"):
+        del kept["router"]
     memory = kept.get("memory")
     if isinstance(memory, Mapping):
         plain_statement = StatementConfig().model_dump(mode="json")

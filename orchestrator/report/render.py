@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from errata.orchestrator.report import curves, view
 from errata.orchestrator.report.facts import fact_view
 from errata.orchestrator.report.formats import duration, mapping, moment, short_digest
-from errata.orchestrator.report.wording import ARM_LABELS, KIND_SHORT, OUTCOMES
+from errata.orchestrator.report.wording import KIND_SHORT, OUTCOMES, shown
 
 MOST_FACTS = 500  # some 12 kB each: a browser stays quick with this many; facts.jsonl has them all
 
@@ -41,6 +40,8 @@ def render_report(
         The page, to be written as UTF-8.
     """
     script, style = _asset("script.js"), _asset("style.css")
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
     environment = Environment(
         loader=FunctionLoader(_asset),
         autoescape=True,
@@ -49,7 +50,7 @@ def render_report(
         lstrip_blocks=True,
     )
     page = environment.get_template("template.html.j2").render(
-        arms=ARM_LABELS,
+        arms=shown(mapping(summary.get("arms"))),
         cards=view.cards(summary),
         charts=curves.charts(summary),
         choice=view.choice_rows(summary),

@@ -40,7 +40,13 @@ def make_pipeline(
     estimator = cluster.estimator()
     editor = cluster.editor(
         config.editor,
-        ContextSpec(config.contexts.count, config.contexts.length, config.seed, further=config.contexts.further),
+        ContextSpec(
+            config.contexts.count,
+            config.contexts.length,
+            config.seed,
+            further=config.contexts.further,
+            verify=config.verify,
+        ),
         past,
     )
     memory = cluster.memory(
@@ -48,6 +54,7 @@ def make_pipeline(
         config.memory.index,
         lambda: memory_entries(journal, config.memory.statement),
         kept_in=(store.root / "memory").absolute(),
+        router=config.router,
     )
     evaluators = cluster.evaluators(
         EvaluationSettings(
@@ -56,6 +63,7 @@ def make_pipeline(
             config.evaluation.max_new_tokens,
             config.evaluation.stop_at_newline,
             config.evaluation.reasoning,
+            config.router.answer,
         )
     )
     measurer = Measurer(
@@ -100,4 +108,5 @@ def make_pipeline(
         tracker=tracker,
         display=display,
         final_follows=final_follows,
+        retries=config.verify.on_weak == "retry",
     )

@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 import torch
 
-import errata.orchestrator.run.launch
+import errata.actors.cluster
+import errata.orchestrator.run.opening
 from errata.actors.settings import ModelSpec, RayConfig
 from errata.actors.workers.covariance import Estimate, EstimateJob, UnitWorker
 from errata.actors.workers.editor import ContextSpec, EditorWorker
@@ -221,8 +222,8 @@ class PlainEditor:
 class PlainMemory(RetrievalWorker):
     """`MemoryClient` without an actor."""
 
-    def __init__(self, embedder: Any, index: Any, entries: Callable[[], Sequence[Any]]) -> None:
-        super().__init__(embedder, index)
+    def __init__(self, embedder: Any, index: Any, entries: Callable[[], Sequence[Any]], router: Any = None) -> None:
+        super().__init__(embedder, index, None, router)
         self._entries = entries
 
     def restore(self) -> int:
@@ -300,9 +301,14 @@ class PlainCluster:
         return self._made.editor
 
     def memory(
-        self, embedder: Any, index: Any, entries: Callable[[], Sequence[Any]], kept_in: Path | None = None
+        self,
+        embedder: Any,
+        index: Any,
+        entries: Callable[[], Sequence[Any]],
+        kept_in: Path | None = None,
+        router: Any = None,
     ) -> PlainMemory:
-        self._made.memory = PlainMemory(embedder, index, entries)
+        self._made.memory = PlainMemory(embedder, index, entries, router)
         return self._made.memory
 
     def evaluators(self, settings: EvaluationSettings) -> PlainEvaluators:
@@ -311,8 +317,8 @@ class PlainCluster:
 
 def without_ray(patch: pytest.MonkeyPatch) -> None:
     """Runs use `PlainCluster` and no MLflow while the patch holds."""
-    patch.setattr(errata.orchestrator.run.launch, "Cluster", PlainCluster)
-    patch.setattr(errata.orchestrator.run.launch, "Tracker", lambda *_, **__: NullTracker())
+    patch.setattr(errata.actors.cluster, "Cluster", PlainCluster)
+    patch.setattr(errata.orchestrator.run.opening, "Tracker", lambda *_, **__: NullTracker())
 
 
 def go(settings: RunConfig, output: Path, *, resume: bool = False) -> Weights:
