@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from errata.editing.covariance import KeyCovariance
@@ -19,6 +17,7 @@ from errata.editing.digest import digest_json, digest_tensors
 from errata.editing.errors import DamagedFileError
 from errata.editing.reverting import HistoryItem
 from errata.editing.session import EditReceipt, Part, RequestResult, Snapshot
+from errata.editing.tensors import read_tensors, write_tensors
 from errata.orchestrator.history.snapshots import snapshot_digest
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.fail_points import reach
@@ -32,7 +31,7 @@ _FORMAT = "errata-receipt-1"
 
 def receipt_digest(path: Path) -> str:
     """Digest of a receipt file's content, independent of how its header is laid out."""
-    metadata, tensors = _read(path)
+    metadata, tensors = read_tensors(path, _FORMAT, "receipt file")
     return digest_json({"metadata": metadata, "tensors": digest_tensors(tensors)})
 
 
@@ -57,7 +56,6 @@ def store_receipt(store: ArtifactStore, receipt: EditReceipt) -> tuple[str | Non
     if not tensors:
         tensors["empty"] = torch.zeros(1)
     metadata = {
-        "format": _FORMAT,
         "sequence": str(receipt.sequence),
         "request_ids": json.dumps(receipt.request_ids),
         "fact_keys": json.dumps(receipt.fact_keys),
@@ -72,7 +70,7 @@ def store_receipt(store: ArtifactStore, receipt: EditReceipt) -> tuple[str | Non
             "parts": json.dumps([asdict(part) for part in receipt.parts]),
             "whole": json.dumps(receipt.whole),
         }
-    keys = store.put_file("keys", lambda path: save_file(tensors, path, metadata=metadata))
+    keys = store.put_file("keys", lambda path: write_tensors(path, tensors, _FORMAT, metadata))
     reach("after_keys_stored")
     if receipt.delta is None:
         return None, keys
@@ -87,7 +85,7 @@ def load_receipt(store: ArtifactStore, version: Version) -> EditReceipt:
     """
     if version.keys is None:
         raise DamagedFileError(f"commit {version.sequence} names no receipt")
-    metadata, tensors = _read(store.get("keys", version.keys))
+    metadata, tensors = read_tensors(store.get("keys", version.keys), _FORMAT, "receipt file")
     delta = None if version.delta is None else WeightDelta.load(store.get("deltas", version.delta))
     return EditReceipt(
         sequence=version.sequence,
@@ -192,15 +190,3 @@ def held_entries(
 def _figures(result: RequestResult) -> dict[str, Any]:
     kept = asdict(result)
     return {name: kept[name] for name in ("loss", "steps", "converged", "clamped")} if result.applied else {}
-
-
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except Exception as error:  # safetensors raises its own type, which it does not export everywhere
-        raise DamagedFileError(f"receipt file {path.name!r} cannot be read: {error}") from error
-    if metadata.get("format") != _FORMAT:
-        raise DamagedFileError(f"receipt file {path.name!r} has format {metadata.get('format')!r}, want {_FORMAT!r}")
-    return dict(metadata), tensors
