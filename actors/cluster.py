@@ -20,6 +20,7 @@ from errata.actors.workers.editor import ContextSpec
 from errata.actors.workers.evaluation import EvaluationSettings
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import MemoryEntry
+from errata.retrieval.router import RouterConfig
 
 _T = TypeVar("_T")
 
@@ -69,9 +70,10 @@ class Cluster:
         index_config: IndexConfig,
         entries: Callable[[], Sequence[MemoryEntry]],
         kept_in: Path | None = None,
+        router: RouterConfig | None = None,
     ) -> MemoryClient:
         """The external memory; vectors of its statements are kept in a directory where one is given."""
-        return self._keep(MemoryClient(self.config, embedder_config, index_config, entries, kept_in))
+        return self._keep(MemoryClient(self.config, embedder_config, index_config, entries, kept_in, router))
 
     def evaluators(self, settings: EvaluationSettings) -> EvaluationPool:
         """Workers that evaluate frozen versions."""

@@ -47,6 +47,9 @@ class EditorActor:
     def replay(self, item: HistoryItem) -> None:
         self._worker.replay(item)
 
+    def keys_wanted(self, fact_keys: tuple[str, ...]) -> tuple[str, ...]:
+        return self._worker.session().keys_wanted(fact_keys)
+
     def apply(self, batch: EditBatch) -> EditReceipt:
         return self._worker.session().apply(batch)
 
@@ -124,6 +127,11 @@ class EditorClient(RevivingClient):
         self._guarded(lambda: self._get(self._actor.replay.remote(item)))
         if self._limit is not None:
             self._limit += 1
+
+    def keys_wanted(self, fact_keys: Sequence[str]) -> tuple[str, ...]:
+        """Requests whose keys a batch must tell if it writes these facts."""
+        wanted: tuple[str, ...] = self._call(lambda actor: actor.keys_wanted.remote(tuple(fact_keys)))
+        return wanted
 
     def apply(self, batch: EditBatch, died: Died | None = None) -> EditReceipt:
         """Write a batch; the weights have changed when this returns.

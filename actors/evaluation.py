@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from math import ceil
@@ -19,12 +20,14 @@ from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
 from errata.actors.workers.evaluation import EvaluationSettings, EvaluationWorker, Hits
 from errata.actors.workers.model import yield_to_others
 from errata.editing.errors import ErrataError
+from errata.editing.model.streaming import Sampling
 from errata.editing.request import EditRequest
 from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.arms import Evaluation
 from errata.evaluation.free_text import FreeText
 from errata.evaluation.outcomes import Arm
 from errata.evaluation.sampling import SamplingConfig
+from errata.evaluation.streaming import Opened, TextPiece
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +76,17 @@ class EvaluationActor:
     ) -> list[dict[Arm, ArmAnswer]]:
         return self._worker.answer(questions, weights, hits, arms, max_new_tokens)
 
+    def open_stream(
+        self, question: Question, weights: Mapping[int, Tensor], hits: Hits, arm: Arm, sampling: Sampling, plain: bool
+    ) -> tuple[int, Opened]:
+        return self._worker.open_stream(question, weights, hits, arm, sampling, plain)
+
+    def next_piece(self, number: int, tokens: int) -> TextPiece:
+        return self._worker.next_piece(number, tokens)
+
+    def close_stream(self, number: int) -> None:
+        self._worker.close_stream(number)
+
 
 def _ask(part: Sequence[EditRequest], weights: Any, hits: Any, actor: Any) -> Any:
     return actor.evaluate.remote(part, weights, hits)
@@ -90,6 +104,21 @@ def free_slot(turn: int, count: int, busy: Collection[int]) -> int:
     """Of ``count`` workers, the next in turn that is not busy; the next in turn where all are."""
     order = [(turn + step) % count for step in range(count)]
     return next((slot for slot in order if slot not in busy), order[0])
+
+
+@dataclass(frozen=True)
+class AnswerStream:
+    """An answer under way on some worker.
+
+    Attributes:
+        opened: what it rests on.
+        next: up to so many tokens more.
+        close: nobody wants the rest.
+    """
+
+    opened: Opened
+    next: Callable[[int], TextPiece]
+    close: Callable[[], object]
 
 
 class EvaluationPool:
@@ -147,7 +176,7 @@ class EvaluationPool:
         fewest = max(len(self.actors) * _CHUNKS_PER_WORKER, ceil(len(requests) / _MOST_PER_CALL))
         chunks = min(len(requests), fewest)
         parts = [list(requests[i::chunks]) for i in range(chunks)]
-        reference = ray.put(dict(hits))
+        reference = ray.put(hits)
         calls: list[Callable[[Any], Any]] = [partial(_ask, part, weights, reference) for part in parts]
         if text is not None:
             calls.insert(0, lambda actor: actor.perplexity.remote(text, weights))
@@ -173,7 +202,7 @@ class EvaluationPool:
     ) -> dict[Arm, float]:
         """Mean wall seconds of one question asked alone, by arm, on one worker."""
         seconds: list[dict[Arm, float]] = self._spread(
-            [lambda actor: actor.query_seconds.remote(list(questions), weights, dict(hits), search_seconds)]
+            [lambda actor: actor.query_seconds.remote(list(questions), weights, hits, search_seconds)]
         )
         return seconds[0]
 
@@ -225,7 +254,7 @@ class EvaluationPool:
             actor = self.actors[slot]
             try:
                 answers: list[dict[Arm, ArmAnswer]] = ray.get(
-                    actor.answer.remote(list(questions), weights, dict(hits), tuple(arms), max_new_tokens),
+                    actor.answer.remote(list(questions), weights, hits, tuple(arms), max_new_tokens),
                     timeout=self._timeout,
                 )
                 return answers
@@ -237,6 +266,31 @@ class EvaluationPool:
             except ray.exceptions.RayTaskError as error:
                 raise unwrap(error) from error
         raise ErrataError("the question was abandoned")
+
+    def stream(
+        self, question: Question, weights: Any, hits: Hits, arm: Arm, sampling: Sampling, plain: bool = False
+    ) -> AnswerStream:
+        """Begin an arm's answer to one question at a frozen version; call from any thread."""
+        slot = free_slot(next(self._next_slot), len(self.actors), self._busy)
+        actor = self.actors[slot]
+
+        def call(make: Callable[[], Any]) -> Any:
+            try:
+                return ray.get(make(), timeout=self._timeout)
+            except LOST as error:
+                if not self._given_up.is_set():
+                    raise_if_init_failed(error)
+                    self._workers.replace(slot, actor, error)
+                raise ErrataError("the worker that was answering died; ask again") from error
+            except ray.exceptions.RayTaskError as error:
+                raise unwrap(error) from error
+
+        number, opened = call(lambda: actor.open_stream.remote(question, weights, hits, arm, sampling, plain))
+        return AnswerStream(
+            opened,
+            lambda tokens: call(lambda: actor.next_piece.remote(number, tokens)),
+            lambda: actor.close_stream.remote(number),
+        )
 
     def give_up(self) -> None:
         """End evaluations that are under way with an error; call from any thread."""

@@ -13,6 +13,7 @@ from errata.actors.workers.covariance import Estimate, EstimateJob, EstimateProg
 from errata.actors.workers.editor import ContextSpec
 from errata.actors.workers.evaluation import EvaluationSettings, Hits
 from errata.editing.covariance import KeyCovariance
+from errata.editing.model.streaming import Sampling
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.reverting import HistoryItem, RevertOrder
 from errata.editing.session import EditReceipt, Snapshot
@@ -21,8 +22,10 @@ from errata.evaluation.arms import Evaluation
 from errata.evaluation.free_text import FreeText
 from errata.evaluation.outcomes import Arm
 from errata.evaluation.sampling import SamplingConfig
+from errata.evaluation.streaming import Opened, TextPiece
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import Hit, MemoryEntry
+from errata.retrieval.router import FittedRouter, RouterConfig, Routing
 
 
 class EditorPart(Protocol):
@@ -42,6 +45,9 @@ class EditorPart(Protocol):
 
     def replay(self, item: HistoryItem) -> None:
         """The next item of such a restoration."""
+
+    def keys_wanted(self, fact_keys: Sequence[str]) -> tuple[str, ...]:
+        """Requests whose keys a batch must tell if it writes these facts."""
 
     def apply(self, batch: EditBatch, died: Callable[[Exception], None] | None = None) -> EditReceipt:
         """Write a batch; the weights have changed when this returns. ``died`` is told of deaths with it in hand."""
@@ -80,11 +86,42 @@ class MemoryPart(Protocol):
     def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
         """The k nearest active statements of each question, best first."""
 
+    def route(self, questions: Sequence[str], k: int) -> Routing:
+        """The router in force and each question's candidates."""
+
+    def resolved(self, turns: Sequence[str]) -> str:
+        """The last turn of a conversation, with what it refers to."""
+
+    def router(self) -> FittedRouter:
+        """The router in force."""
+
+    def set_router(self, fitted: FittedRouter) -> None:
+        """Route with this from now on."""
+
+    def refit_router(self, k: int) -> FittedRouter:
+        """The router as it should be beside the statements held now."""
+
     def search_seconds(self, questions: Sequence[str], k: int) -> float:
         """Mean wall seconds of embedding and searching one question alone."""
 
     def digest(self) -> str:
         """Digest of the active content."""
+
+
+class StreamPart(Protocol):
+    """An answer under way."""
+
+    @property
+    def opened(self) -> Opened:
+        """What it rests on."""
+
+    @property
+    def next(self) -> Callable[[int], TextPiece]:
+        """Gives up to so many tokens more."""
+
+    @property
+    def close(self) -> Callable[[], object]:
+        """Nobody wants the rest."""
 
 
 class EvaluationPart(Protocol):
@@ -135,6 +172,11 @@ class EvaluationPart(Protocol):
     ) -> list[dict[Arm, ArmAnswer]]:
         """What the arms say to free questions."""
 
+    def stream(
+        self, question: Question, weights: Any, hits: Hits, arm: Arm, sampling: Sampling, plain: bool = False
+    ) -> StreamPart:
+        """Begin an arm's answer to one question, token by token."""
+
     def give_up(self) -> None:
         """End evaluations that are under way with an error."""
 
@@ -167,6 +209,7 @@ class Parts(Protocol):
         index_config: IndexConfig,
         entries: Callable[[], Sequence[MemoryEntry]],
         kept_in: Path | None = None,
+        router: RouterConfig | None = None,
     ) -> MemoryPart: ...
 
     def evaluators(self, settings: EvaluationSettings) -> EvaluationPart: ...

@@ -15,6 +15,7 @@ from errata.actors.settings import RayConfig
 from errata.actors.workers.retrieval import RetrievalWorker
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import Hit, MemoryEntry
+from errata.retrieval.router import FittedRouter, RouterConfig, Routing
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +24,10 @@ logger = logging.getLogger(__name__)
 class RetrievalActor:
     """Shell of `RetrievalWorker`."""
 
-    def __init__(self, embedder_config: Any, index_config: IndexConfig, kept_in: Path | None) -> None:
-        self._worker = RetrievalWorker(embedder_config, index_config, kept_in)
+    def __init__(
+        self, embedder_config: Any, index_config: IndexConfig, kept_in: Path | None, router_config: RouterConfig | None
+    ) -> None:
+        self._worker = RetrievalWorker(embedder_config, index_config, kept_in, router_config)
 
     def add(self, entries: Sequence[MemoryEntry]) -> int:
         return self._worker.add(entries)
@@ -34,6 +37,21 @@ class RetrievalActor:
 
     def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
         return self._worker.search(questions, k)
+
+    def route(self, questions: Sequence[str], k: int) -> Routing:
+        return self._worker.route(questions, k)
+
+    def resolved(self, turns: Sequence[str]) -> str:
+        return self._worker.resolved(turns)
+
+    def router(self) -> FittedRouter:
+        return self._worker.router()
+
+    def set_router(self, fitted: FittedRouter) -> None:
+        self._worker.set_router(fitted)
+
+    def refit_router(self, k: int) -> FittedRouter:
+        return self._worker.refit_router(k)
 
     def search_seconds(self, questions: Sequence[str], k: int) -> float:
         return self._worker.search_seconds(questions, k)
@@ -52,13 +70,15 @@ class MemoryClient(RevivingClient):
         index_config: IndexConfig,
         entries: Callable[[], Sequence[MemoryEntry]],
         kept_in: Path | None = None,
+        router: RouterConfig | None = None,
     ) -> None:
         """``entries`` gives everything the memory should hold, in order of acceptance.
 
         ``kept_in`` is a directory for vectors of statements, which the memory's machine sees too.
         """
         self._entries = entries
-        arguments = (embedder_config, index_config, kept_in)
+        self._router: FittedRouter | None = None
+        arguments = (embedder_config, index_config, kept_in, router)
         super().__init__(config, "the memory", lambda: make_actor(RetrievalActor, config.retrieval, *arguments))
 
     def restore(self) -> int:
@@ -78,6 +98,30 @@ class MemoryClient(RevivingClient):
         hits: list[list[Hit]] = self._call(lambda actor: actor.search.remote(list(questions), k))
         return hits
 
+    def route(self, questions: Sequence[str], k: int) -> Routing:
+        """The router in force and each question's candidates."""
+        routing: Routing = self._call(lambda actor: actor.route.remote(list(questions), k))
+        return routing
+
+    def resolved(self, turns: Sequence[str]) -> str:
+        """The last turn of a conversation, with what it refers to."""
+        return str(self._call(lambda actor: actor.resolved.remote(list(turns))))
+
+    def router(self) -> FittedRouter:
+        """The router in force."""
+        fitted: FittedRouter = self._call(lambda actor: actor.router.remote())
+        return fitted
+
+    def set_router(self, fitted: FittedRouter) -> None:
+        """Route with this from now on, also after the memory has died."""
+        self._router = fitted
+        self._call(lambda actor: actor.set_router.remote(fitted))
+
+    def refit_router(self, k: int) -> FittedRouter:
+        """The router as it should be beside the statements held now; see ``set_router``."""
+        fitted: FittedRouter = self._call(lambda actor: actor.refit_router.remote(k))
+        return fitted
+
     def search_seconds(self, questions: Sequence[str], k: int) -> float:
         """Mean wall seconds of embedding and searching one question alone."""
         return float(self._call(lambda actor: actor.search_seconds.remote(list(questions), k)))
@@ -88,3 +132,5 @@ class MemoryClient(RevivingClient):
 
     def _fill(self, actor: Any) -> None:
         actor.add.remote(list(self._entries()))
+        if self._router is not None:
+            actor.set_router.remote(self._router)

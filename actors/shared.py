@@ -15,10 +15,12 @@ from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
 from errata.actors.workers.covariance import BlockInfo, EstimateJob, KeyCheck, UnitWorker
 from errata.actors.workers.evaluation import EvaluationSettings, EvaluationWorker, Hits
 from errata.actors.workers.model import VersionedModel, load_for, yield_to_others
+from errata.editing.model.streaming import Sampling
 from errata.editing.request import EditRequest
 from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.arms import Evaluation
 from errata.evaluation.outcomes import Arm
+from errata.evaluation.streaming import Opened, TextPiece
 
 
 @ray.remote
@@ -73,6 +75,17 @@ class SharedActor:
         max_new_tokens: int | None,
     ) -> list[dict[Arm, ArmAnswer]]:
         return self._questions.answer(questions, weights, hits, arms, max_new_tokens)
+
+    def open_stream(
+        self, question: Question, weights: Mapping[int, Tensor], hits: Hits, arm: Arm, sampling: Sampling, plain: bool
+    ) -> tuple[int, Opened]:
+        return self._questions.open_stream(question, weights, hits, arm, sampling, plain)
+
+    def next_piece(self, number: int, tokens: int) -> TextPiece:
+        return self._questions.next_piece(number, tokens)
+
+    def close_stream(self, number: int) -> None:
+        self._questions.close_stream(number)
 
 
 def shared_workers(config: RayConfig, spec: ModelSpec) -> WorkerGroup:

@@ -77,10 +77,10 @@ def measure_lifelong(
     """CPU seconds and memory of batches of each size after ``past`` edits."""
     held = some_keys(width, past, generator)
     started, system = timed(lambda: GrowingSystem.start(base, base.restrict(held.double()), width))
-    parts = (system.past, system.solved, system.factor, system.inverse)
+    parts = system.form.tensors().values()
     row: dict[str, Any] = {
         "start_s": started,
-        "state_MiB": sum(t.numel() * t.element_size() for t in parts if t is not None) / MIB,
+        "state_MiB": sum(t.numel() * t.element_size() for t in parts) / MIB,
     }
     for size in batches:
         fresh = iter([some_keys(width, size, generator) for _ in range(repeats + 1)])
@@ -199,9 +199,19 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=14_336)
     parser.add_argument("--error-width", type=int, default=1536, help="where the answers are compared with float64")
     parser.add_argument("--full-dense", action="store_true", help="time the dense solves at the full width (minutes)")
+    parser.add_argument(
+        "--superseding",
+        action="store_true",
+        help="instead: batches that overwrite known facts, `benchmarks.superseding`",
+    )
     parser.add_argument("--json", type=Path, help="where to write; by default benchmarks/results/")
     options = parser.parse_args()
     one_thread()
+    if options.superseding:
+        from benchmarks import superseding
+
+        print(store("superseding", {"context": context(), **superseding.measure_all()}, options.json))
+        return
     widths = (4096, options.width) if options.full_dense else tuple(w for w in (4096, 8192) if w <= options.width)
     result = {
         "context": context(

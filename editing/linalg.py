@@ -1,187 +1,178 @@
 """Linear systems that grow with a lifetime: (A_0 + K_p K_p^T) X = Y, without a d x d solve per edit.
 
-``A_0`` is fixed for one covariance version; past keys K_p arrive in small batches and now and then one leaves.
-While there are fewer past keys than dimensions the p x p capacitance matrix S = I + K_p^T A_0^-1 K_p is kept as a
-Cholesky factor that grows by rows (Woodbury identity); from then on the d x d inverse is kept and changed by
-rank-m updates. Everything is float64.
+``A_0`` is fixed for one covariance version; past keys K_p arrive in small batches, and leave as their facts are
+overwritten. While there are fewer past keys than dimensions the p x p capacitance matrix S = I + K_p^T A_0^-1 K_p is
+kept as a Cholesky factor that grows by rows (Woodbury identity); from then on the d x d Gram matrix and a factor
+are kept. Either way m keys come or go by a change of rank m. Everything is float64.
 
 Letters: d width, p past keys, m new keys.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from errata.editing.errors import NumericalError
+from errata.editing.bases import Base, DenseBase, ProjectedIdentity, ScaledIdentity, cholesky
+from errata.editing.columns import Columns
+from errata.editing.errors import ErrataError, NumericalError
+from errata.editing.forms import CapacitanceForm, GramForm, gram_of
 
-MAX_DRIFT = 1e-9
-"""An inverse that answers its newest keys with a larger relative error is computed afresh."""
-_REMEMBERED = 256
-"""Right sides of at most so many columns are kept with their answer."""
+__all__ = [
+    "Base",
+    "DenseBase",
+    "DependentColumnsError",
+    "GrowingSystem",
+    "ProjectedIdentity",
+    "ScaledIdentity",
+    "dependent_columns",
+    "equality_factor",
+    "nearest_orthogonal",
+    "null_space",
+    "update_factor",
+]
+
 _DEPENDENT = 1e-6
 """Keys whose part outside the span of earlier ones has less than this share of their squared length depend on them."""
-
-
-class Base(ABC):
-    """A fixed positive definite A_0, or one restricted to a subspace, and how to solve with it."""
-
-    @abstractmethod
-    def solve(self, right: Tensor) -> Tensor:
-        """A_0^-1 right for right (d, m) float64."""
-
-    @abstractmethod
-    def multiply(self, x: Tensor) -> Tensor:
-        """A_0 x for x (d, m) float64."""
-
-    def restrict(self, keys: Tensor) -> Tensor:
-        """Keys (d, m) as the system sees them; a projection where the system lives in a subspace."""
-        return keys
-
-
-class DenseBase(Base):
-    """A_0 given as a symmetric positive definite matrix (d, d), factored once."""
-
-    def __init__(self, matrix: Tensor, *, what: str) -> None:
-        self.matrix = matrix.double()
-        factor, info = torch.linalg.cholesky_ex(self.matrix)
-        if int(info) or not bool(torch.isfinite(factor).all()):
-            raise NumericalError(
-                f"{what} is not positive definite: leading minor {int(info)} of {matrix.shape[0]}; "
-                "estimate it from more tokens than it has rows"
-            )
-        self._factor = factor
-        self._last: tuple[Tensor, Tensor] | None = None
-
-    def solve(self, right: Tensor) -> Tensor:
-        # a batch's keys are solved for twice, for its update and when they join the system
-        if self._last is not None and torch.equal(self._last[0], right):
-            return self._last[1]
-        # two triangular solves read the factor where it lies; cholesky_solve copies all of it first
-        half = torch.linalg.solve_triangular(self._factor, right, upper=False)
-        answer = torch.linalg.solve_triangular(self._factor.mT, half, upper=True)
-        if right.shape[1] <= _REMEMBERED:
-            self._last = (right.clone(), answer)
-        return answer
-
-    def multiply(self, x: Tensor) -> Tensor:
-        return self.matrix @ x
-
-
-class ProjectedIdentity(Base):
-    """A_0 = c I on the span left by an orthogonal projector P, held by the thinner of its two bases.
-
-    ``P = U U^T`` or ``P = I - V V^T``; solving gives ``P right / c``.
-    """
-
-    def __init__(self, scale: float, basis: Tensor, *, complement: bool) -> None:
-        self.scale, self.basis, self.complement = scale, basis.double(), complement
-
-    def restrict(self, keys: Tensor) -> Tensor:
-        inside = self.basis @ (self.basis.T @ keys)
-        return keys - inside if self.complement else inside
-
-    def solve(self, right: Tensor) -> Tensor:
-        return self.restrict(right) / self.scale
-
-    def multiply(self, x: Tensor) -> Tensor:
-        return self.restrict(x) * self.scale
-
-
-class ScaledIdentity(Base):
-    """A_0 = c I."""
-
-    def __init__(self, scale: float) -> None:
-        self.scale = scale
-
-    def solve(self, right: Tensor) -> Tensor:
-        return right / self.scale
-
-    def multiply(self, x: Tensor) -> Tensor:
-        return x * self.scale
+_WORTH_CLEARING = 8
+"""A factor that has reached d columns is cleared of keys that left if they are one in so many or more."""
 
 
 @dataclass(frozen=True)
 class GrowingSystem:
     """A_0 + K_p K_p^T as a value: each change gives a new system that shares what has not changed."""
 
-    base: Base
-    past: Tensor
-    """K_p (d, p), restricted, float64."""
-    solved: Tensor
-    """A_0^-1 K_p (d, p)."""
-    factor: Tensor | None
-    """Lower Cholesky factor of S (p, p), or None once the inverse is kept."""
-    inverse: Tensor | None = None
-    """(A_0 + K_p K_p^T)^-1 (d, d), kept when p has reached d."""
+    form: CapacitanceForm | GramForm
+    held: Columns | None
+    """K_p (d, p) as the keys came. None: whoever takes one out says what it was, and nothing here grows past d."""
 
     @classmethod
     def start(cls, base: Base, past: Tensor, width: int) -> GrowingSystem:
-        """The system with all ``past`` keys (d, p) at once."""
+        """The system with all ``past`` keys (d, p) at once; it keeps them, so that they can be taken out by number."""
         empty = torch.zeros(width, 0, dtype=torch.float64, device=past.device)
-        system = cls(base, empty, empty, torch.zeros(0, 0, dtype=torch.float64, device=past.device))
+        system = cls(CapacitanceForm.start(base, empty), Columns.of(empty))
         return system.append(past) if past.shape[1] else system
 
+    @classmethod
+    def over(cls, base: Base, held: Columns, *, keep: bool) -> GrowingSystem:
+        """The system over keys (d, p) that somebody else holds.
+
+        Args:
+            keep: hold them here as well when there are d or more.
+        """
+        empty = torch.zeros(held.height, 0, dtype=torch.float64, device=held.at([]).device)
+        system = cls(CapacitanceForm.start(base, empty), held if keep else None)
+        if held.count >= held.height:
+            return cls(GramForm.start(base, gram_of(held)), system.held)
+        form = system.form
+        for block in held.blocks():
+            form = form.append(base.restrict(block.double()))
+        return cls(form, system.held)
+
+    @property
+    def base(self) -> Base:
+        """A_0."""
+        return self.form.base
+
+    @property
+    def count(self) -> int:
+        """Past keys, where the system holds them."""
+        if isinstance(self.form, CapacitanceForm):
+            return self.form.past.count
+        return self._held().count
+
+    @property
+    def past(self) -> Tensor:
+        """A copy of K_p (d, p), restricted, float64; of a system that holds its keys."""
+        if isinstance(self.form, CapacitanceForm):
+            return self.form.past.dense()
+        return self.base.restrict(self._held().dense().double())
+
+    @property
+    def dense(self) -> bool:
+        """Whether a d x d factor is kept: there were d past keys or more."""
+        return isinstance(self.form, GramForm)
+
     def solve(self, right: Tensor) -> Tensor:
-        """(A_0 + K_p K_p^T)^-1 right for right (d, m)."""
+        """(A_0 + K_p K_p^T)^-1 right for restricted right (d, m).
+
+        Where keys have left, or there were d of them, the answer is refined once against A_0 + K_p K_p^T: with a weak
+        ridge and strong keys a change of rank m is exact to 1e-8 only.
+        """
         right = right.double()
-        if self.inverse is not None:
-            return self.inverse @ right
-        first = self.base.solve(right)
-        if not self.past.shape[1]:
+        first = self.form.solve(right)
+        if isinstance(self.form, CapacitanceForm) and not self.form.changed:
             return first
-        assert self.factor is not None
-        return first - self.solved @ torch.cholesky_solve(self.past.T @ first, self.factor)
+        return first + self.form.solve(right - self.form.multiply(first))
 
-    def append(self, keys: Tensor) -> GrowingSystem:
-        """The system with new past keys (d, m)."""
-        new = self.base.restrict(keys.double())
-        if self.inverse is not None:
-            reach = self.inverse @ new
-            core = torch.eye(new.shape[1], dtype=torch.float64, device=new.device) + new.T @ reach
-            inverse = self.inverse - reach @ torch.cholesky_solve(reach.T, _cholesky(core, "I + K^T A^-1 K"))
-            past = torch.cat([self.past, new], dim=1)
-            grown = replace(self, past=past, inverse=0.5 * (inverse + inverse.T))
-            # rank-m updates of an inverse gather rounding errors; the newest keys show them at no great cost
-            return grown if grown.drift(keys) <= MAX_DRIFT else self._dense(past)
-        solved = self.base.solve(new)
-        past = torch.cat([self.past, new], dim=1)
-        if past.shape[1] >= past.shape[0]:
-            return self._dense(past)
-        assert self.factor is not None
-        size, extra = self.past.shape[1], new.shape[1]
-        corner = torch.eye(extra, dtype=torch.float64, device=new.device) + new.T @ solved
-        factor = torch.zeros(size + extra, size + extra, dtype=torch.float64, device=new.device)
-        factor[:size, :size] = self.factor
-        if size:
-            side = torch.linalg.solve_triangular(self.factor, self.past.T @ solved, upper=False)
-            factor[size:, :size] = side.T
-            corner = corner - side.T @ side
-        factor[size:, size:] = _cholesky(corner, "capacitance of the past keys")
-        return replace(self, past=past, solved=torch.cat([self.solved, solved], dim=1), factor=factor)
+    def append(self, keys: Tensor, held: Columns | None = None) -> GrowingSystem:
+        """The system with new past keys (d, m).
 
-    def without(self, columns: list[int]) -> GrowingSystem:
-        """The system without the past keys at ``columns``; computed afresh, as this is rare."""
-        gone = set(columns)
-        keep = [i for i in range(self.past.shape[1]) if i not in gone]
-        return GrowingSystem.start(self.base, self.past[:, keep], self.past.shape[0])
+        Args:
+            held: all past keys before these as they came, of a system that does not keep them.
+        """
+        new = keys.double()
+        form, mine = self.form, self.held
+        if isinstance(form, CapacitanceForm):
+            width = form.past.height
+            if form.size + new.shape[1] >= width and len(form.past.struck) * _WORTH_CLEARING >= width:
+                form = form.afresh()
+            if form.size + new.shape[1] < width:
+                form = form.append(form.base.restrict(new))
+            else:
+                before = held if held is not None else mine if mine is not None else form.past.compact()
+                form = GramForm.start(form.base, gram_of(before.append(keys.to(before.dtype))))
+        else:
+            form = form.append(new)
+        return GrowingSystem(form, None if mine is None else mine.append(keys.to(mine.dtype)))
 
-    def _dense(self, past: Tensor) -> GrowingSystem:
-        width = past.shape[0]
-        eye = torch.eye(width, dtype=torch.float64, device=past.device)
-        first, solved = self.base.solve(eye), self.base.solve(past)
-        core = torch.eye(past.shape[1], dtype=torch.float64, device=past.device) + past.T @ solved
-        inverse = first - solved @ torch.cholesky_solve(solved.T, _cholesky(core, "capacitance of the past keys"))
-        return GrowingSystem(self.base, past, past[:, :0], None, 0.5 * (inverse + inverse.T))
+    def without(self, gone: Sequence[int] | Tensor) -> GrowingSystem:
+        """The system without some past keys: their numbers, or the keys (d, m) themselves as they came.
+
+        Raises:
+            ErrataError: a key is not among the held ones, or numbers are given where no keys are held.
+        """
+        if isinstance(self.form, GramForm) and self.held is None:
+            if not isinstance(gone, Tensor):
+                raise ErrataError("a system of d or more keys does not hold them: give the keys that are to leave")
+            return GrowingSystem(self.form.without(gone.double()), None)
+        columns = self._columns(gone) if isinstance(gone, Tensor) else list(gone)
+        if not columns:
+            return self
+        held = None if self.held is None else self.held.without(columns)
+        if isinstance(self.form, CapacitanceForm):
+            return GrowingSystem(self.form.without(columns), held)
+        leaving = self._held().at(self._held().places(columns)).double()
+        return GrowingSystem(self.form.without(leaving), held)
+
+    def _held(self) -> Columns:
+        if self.held is None:
+            raise ErrataError("this system holds no past keys: there were d or more, and their Gram matrix says all")
+        return self.held
+
+    def _columns(self, keys: Tensor) -> list[int]:
+        """Numbers of the held columns that are these keys, each taken once."""
+        if self.held is None and isinstance(self.form, CapacitanceForm):
+            among, keys = self.form.past.dense(), self.base.restrict(keys.double())
+        else:
+            among = self._held().dense()
+            keys = keys.to(among.dtype)
+        taken: list[int] = []
+        for number, key in enumerate(keys.T):
+            places = (among == key[:, None]).all(dim=0).nonzero().flatten().tolist()
+            place = next((i for i in places if i not in taken), None)
+            if place is None:
+                raise ErrataError(f"key {number} of those to leave is not among the {among.shape[1]} past keys")
+            taken.append(place)
+        return taken
 
     def drift(self, probe: Tensor) -> float:
         """Relative error |A A^-1 x - x| / |x| on restricted probe columns x (d, m)."""
         x = self.base.restrict(probe.double())
-        answer = self.solve(x)
-        back = self.base.multiply(answer) + self.past @ (self.past.T @ answer)
+        back = self.form.multiply(self.solve(x))
         return float((back - x).norm() / x.norm().clamp_min(1e-300))
 
 
@@ -193,7 +184,7 @@ def update_factor(system: GrowingSystem, keys: Tensor) -> Tensor:
     restricted = system.base.restrict(keys.double())
     reach = system.solve(restricted)
     core = torch.eye(keys.shape[1], dtype=torch.float64, device=keys.device) + restricted.T @ reach
-    return torch.cholesky_solve(reach.T, _cholesky(core, "I + K^T A^-1 K"))
+    return torch.cholesky_solve(reach.T, cholesky(core, "I + K^T A^-1 K"))
 
 
 def equality_factor(system: GrowingSystem, keys: Tensor, damping: float = 0.0) -> Tensor:
@@ -211,7 +202,7 @@ def equality_factor(system: GrowingSystem, keys: Tensor, damping: float = 0.0) -
         core = core + damping * torch.eye(core.shape[0], dtype=torch.float64, device=core.device)
     elif dependent := dependent_columns(core):
         raise DependentColumnsError(dependent)
-    return torch.cholesky_solve(reach.T, _cholesky(core, "K^T A^-1 K"))
+    return torch.cholesky_solve(reach.T, cholesky(core, "K^T A^-1 K"))
 
 
 class DependentColumnsError(NumericalError):
@@ -248,13 +239,6 @@ def nearest_orthogonal(matrix: Tensor) -> Tensor:
     left, _, right = torch.linalg.svd(matrix.double())
     nearest: Tensor = left @ right
     return nearest
-
-
-def _cholesky(matrix: Tensor, what: str) -> Tensor:
-    factor, info = torch.linalg.cholesky_ex(0.5 * (matrix + matrix.T))
-    if int(info) or not bool(torch.isfinite(factor).all()):
-        raise NumericalError(f"{what} could not be factored: leading minor {int(info)} of {matrix.shape[0]}")
-    return factor
 
 
 def null_space(matrix: Tensor, threshold: float) -> tuple[Tensor, bool, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
@@ -164,3 +165,6 @@ class EditBatch(Closed):
     sequence: int = Field(ge=1)
     """Position in the run, from 1 without gaps; applying the same number twice changes nothing."""
     requests: tuple[EditRequest, ...] = Field(min_length=1)
+    old_keys: Any = Field(default_factory=dict, repr=False, exclude=True)
+    """Raw keys (d_in,) float32, by request and layer, that leave if these are written: of an editor that does not hold
+    them any more (`errata.editing.session.EditSession.keys_wanted`)."""

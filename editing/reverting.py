@@ -9,7 +9,7 @@ ones come out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from errata.editing.editors.locate import LocateEditor
 from errata.editing.errors import ErrataError, NumericalError
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.session import EditReceipt, EditSession, Part, Snapshot
+from errata.editing.state import OldKeys
 
 HistoryItem = EditReceipt | KeyCovariance | Snapshot
 """A commit to replay, a covariance that takes effect at that point, or what stands for all that came before."""
@@ -41,6 +42,10 @@ class RevertOrder:
     """The first batch that lost a request, now or earlier."""
     requests: Mapping[str, EditRequest]
     """By id, at least those that were applied by the batches to be computed again."""
+    written_last: Mapping[str, int] = field(default_factory=dict)
+    """By request, the commit that wrote it last, where that is not the first: a repair. Its key is of that commit."""
+    old_keys: OldKeys = field(default_factory=dict)
+    """Keys as they are in the state now, of those that leave it: needed once the editor does not hold them any more."""
 
 
 def revert(session: EditSession, order: RevertOrder, items: Iterable[HistoryItem]) -> EditReceipt:
@@ -106,10 +111,15 @@ def _batches_again(
             if kept:
                 assert item.targets is not None
                 requests = [order.requests[item.request_ids[i]] for i in kept]
-                state = walk.session().state.without(item.superseded)
+                state = walk.session().state.without(item.superseded, item.old_keys)
                 changes, columns = editor.write(live.model, requests, item.targets[kept], state, live.contexts)
                 # a request that was overwritten meanwhile stays in the weights, but its key has left
-                back = [i for i, request in enumerate(requests) if request.id in held]
+                last = order.written_last
+                back = [
+                    i
+                    for i, request in enumerate(requests)
+                    if request.id in held and last.get(request.id, item.sequence) == item.sequence
+                ]
                 names += [requests[i].id for i in back]
                 for layer, change in changes.items():
                     lefts[layer].append(change.left)
@@ -141,6 +151,7 @@ def _batches_again(
         kind="revert",
         taken_out=order.taken_out,
         parts=tuple(parts),
+        old_keys=order.old_keys,
     )
 
 

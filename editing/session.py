@@ -24,7 +24,7 @@ from errata.editing.errors import DependentKeysError, ErrataError, NumericalErro
 from errata.editing.limits import check_request
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditBatch, EditRequest
-from errata.editing.state import LifelongState
+from errata.editing.state import LifelongState, OldKeys
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,9 @@ class EditReceipt:
     whole: bool = False
     """Of a revert: ``keys`` and ``memory`` are all that the editor remembers, not what joins it."""
     memory: Mapping[str, Tensor] = field(default_factory=dict)
+    old_keys: OldKeys = field(default_factory=dict)
+    """Keys that leave with this commit, of an editor that does not hold them any more (``EditSession.keys_wanted``);
+    read from the receipts of the commits that wrote them, never stored twice."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,10 @@ class EditSession:
         self.base = {layer: weight.cpu() for layer, weight in model.weights(editor.layers).items()}
         """The maps at the beginning; a revert computes from there."""
 
+    def keys_wanted(self, fact_keys: Sequence[str]) -> tuple[str, ...]:
+        """Requests whose keys a batch must tell if it writes these facts: they leave, and are not held."""
+        return tuple(self.state.holding(fact_keys)) if self.state.wants_keys else ()
+
     def apply(self, batch: EditBatch, progress: Progress | None = None) -> EditReceipt:
         """Write a batch into the weights.
 
@@ -142,7 +149,7 @@ class EditSession:
             raise ErrataError(f"batch {batch.sequence} does not follow batch {self.sequence}; replay what lies between")
         started = time.perf_counter()
         fitting, refused = self._check(batch.requests)
-        cut = cut_out_culprits(fitting, lambda requests: self._computed(requests, progress))
+        cut = cut_out_culprits(fitting, lambda requests: self._computed(requests, progress, batch.old_keys))
         if cut.culprits and not cut.kept:
             self._require_working(cut.culprits[0][1], progress)
         refused |= {request.id: in_words(error) for request, error in cut.culprits}
@@ -152,6 +159,10 @@ class EditSession:
         receipt = self._receipt(batch, good, refused, superseded, computation, left={r.id for r in cut.left})
         if computation is not None:
             self._advance(receipt, state)
+        # whoever takes this batch over from the receipt alone has to know what leaves with it
+        receipt = replace(
+            receipt, old_keys={name: batch.old_keys[name] for name in superseded if name in batch.old_keys}
+        )
         self.sequence, self.last = batch.sequence, replace(receipt, seconds=time.perf_counter() - started)
         return self.last
 
@@ -169,7 +180,7 @@ class EditSession:
                     f"commit {receipt.sequence} was made on covariance {str(receipt.covariance_digest)[:12]}, "
                     f"the editor holds {str(self.state.covariance_digest)[:12]}"
                 )
-            self._advance(receipt, self.state.without(receipt.superseded))
+            self._advance(receipt, self.state.without(receipt.superseded, receipt.old_keys))
         self.sequence, self.last = receipt.sequence, receipt
 
     def take_out(self, sequence: int, revert: Callable[[EditSession], EditReceipt]) -> EditReceipt:
@@ -232,14 +243,18 @@ class EditSession:
 
     # --- parts ---
 
-    def _computed(self, requests: Sequence[EditRequest], progress: Progress | None) -> _Computed:
+    def _computed(
+        self, requests: Sequence[EditRequest], progress: Progress | None, old_keys: OldKeys | None = None
+    ) -> _Computed:
         """The change that writes the requests, without those that the method cannot write beside the others."""
         refused: dict[str, str] = {}
         good = list(requests)
         while True:
             # what a refused request would have superseded stays
             superseded = tuple(self.state.holding([r.fact_key for r in good]))
-            state = self.state.without(superseded)
+            # a rehearsal is told no keys, and is as good with those that would leave
+            told = old_keys is not None or not self.state.wants_keys
+            state = self.state.without(superseded, old_keys) if told else self.state
             if not good:
                 return _Computed(good, refused, superseded, state, None)
             try:
@@ -318,7 +333,7 @@ class EditSession:
             advanced = state.rebuilt(receipt.request_ids, receipt.fact_keys, receipt.keys, receipt.memory)
         elif receipt.kind == "revert":
             # a batch that lost a request was computed again: its other keys come in as they are without it
-            left = state.without((*receipt.taken_out, *receipt.request_ids))
+            left = state.without((*receipt.taken_out, *receipt.request_ids), receipt.old_keys)
             advanced = left.appended(receipt.keys, receipt.request_ids, receipt.fact_keys) if receipt.keys else left
         else:
             assert receipt.delta is not None

@@ -1,4 +1,4 @@
-"""Free questions to the four arms: what each of them says, what the memory found for it, and what was chosen and why.
+"""Free questions to the arms: what each of them says, what the memory found for it, and what was chosen and why.
 
 Nothing is scored here; `ArmEvaluator` is lent for its engine, its chooser and the loading of weights.
 """
@@ -12,7 +12,7 @@ from typing import Protocol
 from torch import Tensor
 
 from errata.editing.scripts import first_sentence, whole_sentences
-from errata.evaluation.arms import TOO_LONG, ArmEvaluator, ChoiceLike, HitLike, NoChoice
+from errata.evaluation.arms import TOO_LONG, ArmEvaluator, ChoiceLike, HitLike, NoChoice, RouterLike
 from errata.evaluation.outcomes import ARMS, MEMORY_ARMS, Arm, Retrieved
 
 _QUESTION_MARKS = ("?", "？", "؟")
@@ -66,6 +66,7 @@ def answer(
     arms: Sequence[Arm],
     base_digest: str | None = None,
     max_new_tokens: int | None = None,
+    router: RouterLike | None = None,
 ) -> list[dict[Arm, ArmAnswer]]:
     """Ask every arm every question, greedily; the model's weights are left as they were.
 
@@ -74,11 +75,18 @@ def answer(
         hits: per question text what the memory found, best first; for the memory arms.
         base_digest: names the weights of ``base``, so that their answers are remembered.
         max_new_tokens: end of an answer; the evaluator's by default.
+        router: decides for the routed arm.
 
     Returns:
         Per question the answers by arm, in the order of ``ARMS``.
     """
     by_arm: dict[Arm, list[ArmAnswer]] = {}
+    if "routed" in arms:
+        if router is None:
+            raise ValueError("the arm 'routed' needs a router")
+        by_arm["routed"] = _ask_routed(
+            evaluator, chooser, questions, router, base, edited, hits, base_digest, max_new_tokens
+        )
     for pair, weights in ((("base", "memory"), None), (("edited", "edited_memory"), edited)):
         wanted: list[Arm] = [arm for arm in ARMS if arm in pair and arm in arms]
         if not wanted:
@@ -87,6 +95,41 @@ def answer(
             for arm in wanted:
                 by_arm[arm] = _ask(evaluator, chooser, questions, arm, hits, max_new_tokens)
     return [{arm: by_arm[arm][i] for arm in ARMS if arm in by_arm} for i in range(len(questions))]
+
+
+def _ask_routed(
+    evaluator: ArmEvaluator,
+    chooser: ChatChooser,
+    questions: Sequence[Question],
+    router: RouterLike,
+    base: Mapping[int, Tensor],
+    edited: Mapping[int, Tensor],
+    hits: Mapping[str, Sequence[HitLike]],
+    base_digest: str | None,
+    max_new_tokens: int | None,
+) -> list[ArmAnswer]:
+    """Out of scope the base's own answer, in scope that with the statement; both in one batch of their weights."""
+    found: dict[int, ArmAnswer] = {}
+
+    def say(places: Sequence[int], routes: Sequence[ChoiceLike]) -> None:
+        told: list[ChoiceLike] = [NoChoice() if router.answer == "edited" else routes[i] for i in places]
+        asked = [questions[i] for i in places]
+        near = [list(hits.get(question.text, ())) for question in asked]
+        said = [routes[i] for i in places]
+        answers = _generate(evaluator, chooser, asked, told, near, max_new_tokens, said=said)
+        found.update(zip(places, answers, strict=True))
+
+    with evaluator.loaded(base, edited=None, digest=base_digest):
+        routes = list(router.route([question.text for question in questions]))
+        outside = [i for i, route in enumerate(routes) if route.hit is None]
+        inside = [i for i, route in enumerate(routes) if route.hit is not None]
+        say(outside, routes)
+        if router.answer == "memory":
+            say(inside, routes)
+    if router.answer != "memory" and inside:
+        with evaluator.loaded(base, edited=edited, digest=base_digest, remember=False):
+            say(inside, routes)
+    return [found[i] for i in range(len(questions))]
 
 
 def _ask(
@@ -101,21 +144,31 @@ def _ask(
     remembers = arm in MEMORY_ARMS
     choices: Sequence[ChoiceLike]
     choices = chooser.choose([question.text for question in questions], near) if remembers else [NoChoice()] * len(near)
+    return _generate(evaluator, chooser, questions, choices, near, max_new_tokens, said=choices if remembers else None)
 
-    def prompt_of(question: Question, choice: ChoiceLike) -> list[int]:
-        if question.messages:
-            return chooser.chat_ids(question.messages, choice)
-        return chooser.prompt_ids(question.text, choice)
 
-    model = evaluator.model
-    prompts, used = [], []
-    for question, choice in zip(questions, choices, strict=True):
-        ids = prompt_of(question, choice)
-        if choice.hit is not None and model.capacity.problem(model.text, ids) is not None:
-            choice = TOO_LONG
-            ids = prompt_of(question, choice)
+def _generate(
+    evaluator: ArmEvaluator,
+    chooser: ChatChooser,
+    questions: Sequence[Question],
+    told: Sequence[ChoiceLike],
+    near: Sequence[Sequence[HitLike]],
+    max_new_tokens: int | None,
+    *,
+    said: Sequence[ChoiceLike] | None,
+) -> list[ArmAnswer]:
+    """Answer with the live weights; ``told`` makes the prompts, ``said`` is what the answers say was chosen, if any.
+
+    A statement for which the model has no room is left out, and the answer says so.
+    """
+    if not questions:
+        return []
+    prompts: list[list[int]] = []
+    used: list[ChoiceLike | None] = []
+    for place, (question, choice) in enumerate(zip(questions, told, strict=True)):
+        ids, choice_used = prompt_with_room(evaluator, chooser, question, choice)
         prompts.append(ids)
-        used.append(choice)
+        used.append(None if said is None else said[place] if choice_used is choice else choice_used)
     chat = any(question.messages for question in questions)
     limit = max_new_tokens or evaluator.max_new_tokens
     replies = evaluator.engine.generate(
@@ -128,12 +181,28 @@ def _ask(
             _ended(reply.text.strip(), question, cut=len(reply.ids) >= limit),
             len(prompt),
             len(reply.ids),
-            _plain(choice.hit),
-            choice.reason if remembers else None,
-            tuple(kept for hit in row if (kept := _plain(hit)) is not None) if remembers else (),
+            _plain(choice.hit) if choice is not None else None,
+            choice.reason if choice is not None else None,
+            tuple(kept for hit in row if (kept := _plain(hit)) is not None) if choice is not None else (),
         )
         for reply, prompt, choice, row, question in zip(replies, prompts, used, near, questions, strict=True)
     ]
+
+
+def prompt_with_room(
+    evaluator: ArmEvaluator, chooser: ChatChooser, question: Question, choice: ChoiceLike
+) -> tuple[list[int], ChoiceLike]:
+    """Tokens to answer from, and the choice that they were made with: none where its statement leaves no room."""
+
+    def tokens(made_with: ChoiceLike) -> list[int]:
+        if question.messages:
+            return chooser.chat_ids(question.messages, made_with)
+        return chooser.prompt_ids(question.text, made_with)
+
+    ids, model = tokens(choice), evaluator.model
+    if choice.hit is not None and model.capacity.problem(model.text, ids) is not None:
+        return tokens(TOO_LONG), TOO_LONG
+    return ids, choice
 
 
 def _ended(text: str, question: Question, *, cut: bool) -> str:

@@ -1,8 +1,9 @@
-"""The four arms on the same questions: unedited and edited weights, each without and with the external
-memory.
+"""The arms on the same questions: unedited and edited weights, each without and with the external memory, and the
+routed one, which takes a question to a statement or leaves it to the unedited model.
 
 Work is shared: each set of weights is loaded once, equal prompts run once, a memory arm that chose nothing
-*is* the arm without memory, and what the unedited weights said is remembered from one evaluation to the next.
+*is* the arm without memory, the routed arm takes a reply from the arm that had the same prompt and weights, and what
+the unedited weights said is remembered from one evaluation to the next.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -81,6 +82,19 @@ class Chooser(Protocol):
         ...
 
 
+class RouterLike(Protocol):
+    """Decides which questions a statement bears on."""
+
+    @property
+    def answer(self) -> Literal["edited_memory", "memory", "edited"]:
+        """What answers a question in scope."""
+        ...
+
+    def route(self, questions: Sequence[str]) -> Sequence[ChoiceLike]:
+        """One decision a question, taken while the unedited weights are live."""
+        ...
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """One evaluation of some records."""
@@ -114,6 +128,8 @@ class _Reply:
     continuation: Continuation
     answer: Answer
     choice: ChoiceLike | None = None
+    respelled: bool = False
+    """The target's tokens are others than without the memory: after a template it begins without a space."""
 
     @property
     def said(self) -> tuple[Continuation, Answer]:
@@ -171,8 +187,9 @@ class ArmEvaluator:
         base: Mapping[int, Tensor],
         edited: Mapping[int, Tensor],
         hits: Mapping[str, Sequence[HitLike]] | None = None,
-        arms: Sequence[Arm] = ARMS,
+        arms: Sequence[Arm] | None = None,
         base_digest: str | None = None,
+        router: RouterLike | None = None,
     ) -> Evaluation:
         """Ask every probe of every request of every arm.
 
@@ -182,15 +199,18 @@ class ArmEvaluator:
             base: per layer the unedited map, float32 (O, I).
             edited: per layer the edited map; layers that are absent are unedited.
             hits: per question what the memory found, best first; a question that is absent found nothing.
-            arms: which arms; the unedited model always runs, locality is agreement with it.
+            arms: which arms; the unedited model always runs, locality is agreement with it. By default all of
+            them, the routed one if there is a router.
             base_digest: names the weights of ``base`` in the engine's memory; computed when absent.
 
+            router: decides for the routed arm.
+
         Raises:
-            ValueError: a memory arm without a chooser, or an edited layer without its unedited map.
+            ValueError: a memory arm without a chooser, the routed one without a router, or an edited layer
+                without its unedited map.
         """
         start = time.perf_counter()
-        if self.chooser is None and MEMORY_ARMS & set(arms):
-            raise ValueError("the arms 'memory' and 'edited_memory' need a chooser")
+        arms = self._asked(arms, router)
         asked = [probes_of(request) for request in requests]
         probes = [[probe for probe in group if self._fits(probe)] for group in asked]
         skipped = sum(map(len, asked)) - sum(map(len, probes))
@@ -203,13 +223,23 @@ class ArmEvaluator:
             replies["base"] = self._plain(rows)
             if "memory" in arms:
                 replies["memory"] = self._with_memory(rows, questions, by_question, replies["base"])
-        if {"edited", "edited_memory"} & set(arms):
+            if router is not None and "routed" in arms:
+                routes = dict(zip(questions, router.route(questions), strict=True))
+                if router.answer == "memory":
+                    replies["routed"] = self._routed(rows, routes, replies["base"], replies.get("memory", {}))
+        ends_edited = router is not None and "routed" in arms and router.answer != "memory"
+        if {"edited", "edited_memory"} & set(arms) or ends_edited:
             # before the first edit the edited model is the unedited one, whose replies are at hand
             same = all(torch.equal(weight, base[layer]) for layer, weight in edited.items() if layer in base)
             with self.loaded(base, edited=edited, digest=base_digest, remember=same):
-                replies["edited"] = self._plain(rows)
+                if {"edited", "edited_memory"} & set(arms):
+                    replies["edited"] = self._plain(rows)
                 if "edited_memory" in arms:
                     replies["edited_memory"] = self._with_memory(rows, questions, by_question, replies["edited"])
+                if router is not None and ends_edited:
+                    plain = router.answer == "edited"
+                    at_hand = replies.get("edited" if plain else "edited_memory", {})
+                    replies["routed"] = self._routed(rows, routes, replies["base"], at_hand, plain=plain)
         wanted = tuple(arm for arm in ARMS if arm in arms)
         outcomes = {arm: self._outcomes(probes, replies[arm], replies["base"], by_question) for arm in wanted}
         records = tuple(
@@ -228,8 +258,9 @@ class ArmEvaluator:
         base: Mapping[int, Tensor],
         edited: Mapping[int, Tensor],
         hits: Mapping[str, Sequence[HitLike]] | None = None,
-        arms: Sequence[Arm] = ARMS,
+        arms: Sequence[Arm] | None = None,
         search_seconds: float = 0.0,
+        router: RouterLike | None = None,
     ) -> dict[Arm, float]:
         """Mean wall seconds of one question asked alone, choosing included, nothing remembered.
 
@@ -240,6 +271,7 @@ class ArmEvaluator:
         if not questions:
             raise ValueError("query_seconds needs at least one question")
         by_question, times = hits or {}, dict[Arm, float]()
+        arms = self._asked(arms, router)
         for plain, memory, weights in (("base", "memory", None), ("edited", "edited_memory", edited)):
             pair: tuple[Arm, ...] = tuple(arm for arm in ARMS if arm in (plain, memory) and arm in arms)
             if not pair:
@@ -253,7 +285,31 @@ class ArmEvaluator:
                     times[arm] = (time.perf_counter() - start) / len(questions)
                     if arm in MEMORY_ARMS:
                         times[arm] += search_seconds
+        if router is not None and "routed" in arms:
+            times["routed"] = search_seconds + self._routed_seconds(questions, base, edited, router)
         return times
+
+    def _routed_seconds(
+        self, questions: Sequence[str], base: Mapping[int, Tensor], edited: Mapping[int, Tensor], router: RouterLike
+    ) -> float:
+        """Decision and answer of one question, each where it happens; changing the weights is not counted."""
+        total, inside = 0.0, list[tuple[str, ChoiceLike]]()
+        with self.loaded(base, edited=None, digest=None, remember=False):
+            router.route([questions[0]])
+            for question in questions:
+                start = time.perf_counter()
+                (route,) = router.route([question])
+                if route.hit is not None:
+                    inside.append((question, route))
+                else:
+                    self._generate(self.model.text.encode_prompt(question))
+                total += time.perf_counter() - start
+        with self.loaded(base, edited=None if router.answer == "memory" else edited, digest=None, remember=False):
+            for question, route in inside:
+                start = time.perf_counter()
+                self._generate(self._routed_ids(question, route, router.answer == "edited"))
+                total += time.perf_counter() - start
+        return total / len(questions)
 
     # --- parts ---
 
@@ -278,6 +334,22 @@ class ArmEvaluator:
         else:
             ids = self.model.text.encode_prompt(question)
         self.engine.generate([ids], max_new_tokens=max_new_tokens, stop_at_newline=self.stop_at_newline)
+
+    def _generate(self, ids: Sequence[int]) -> None:
+        self.engine.generate([ids], max_new_tokens=self.max_new_tokens, stop_at_newline=self.stop_at_newline)
+
+    def _asked(self, arms: Sequence[Arm] | None, router: RouterLike | None) -> Sequence[Arm]:
+        """The arms to ask; an arm that lacks what it needs is refused."""
+        wanted = arms if arms is not None else [arm for arm in ARMS if arm != "routed" or router is not None]
+        if self.chooser is None and MEMORY_ARMS & set(wanted):
+            raise ValueError("the arms 'memory', 'edited_memory' and 'routed' need a chooser")
+        if router is None and "routed" in wanted:
+            raise ValueError("the arm 'routed' needs a router")
+        return wanted
+
+    def _routed_ids(self, question: str, route: ChoiceLike, plain: bool) -> list[int]:
+        assert self.chooser is not None
+        return self.model.text.encode_prompt(question) if plain else self.chooser.prompt_ids(question, route)
 
     @contextmanager
     def loaded(
@@ -347,8 +419,49 @@ class ArmEvaluator:
         results = self.engine.score_and_generate(
             tokens, max_new_tokens=self.max_new_tokens, stop_at_newline=self.stop_at_newline
         )
-        for row, result in zip(informed, results, strict=True):
-            replies[row] = _Reply(*result, choices[row[0]])
+        for row, (_, continuation), result in zip(informed, tokens, results, strict=True):
+            usual = self.model.text.encode_target(row[1]) if row[1] else []
+            replies[row] = _Reply(*result, choices[row[0]], respelled=continuation != usual)
+        return replies
+
+    def _routed(
+        self,
+        rows: Sequence[tuple[str, str]],
+        routes: Mapping[str, ChoiceLike],
+        unedited: Mapping[tuple[str, str], _Reply],
+        same_weights: Mapping[tuple[str, str], _Reply],
+        *,
+        plain: bool = False,
+    ) -> dict[tuple[str, str], _Reply]:
+        """Out of scope: the unedited model's own reply. In scope: the statement's, run where no arm has it already.
+
+        ``same_weights``: replies of an arm with the weights that are live; ``plain``: it and this give no statement.
+        """
+        replies: dict[tuple[str, str], _Reply] = {}
+        missing = []
+        for row in rows:
+            route = routes[row[0]]
+            other = same_weights.get(row)
+            if route.hit is None:
+                replies[row] = _Reply(*unedited[row].said, route)
+            elif other is not None and (plain or _same_statement(other.choice, route)):
+                replies[row] = _Reply(*other.said, route)
+            else:
+                missing.append(row)
+        run, tokens = [], []
+        for prompt, teacher in missing:
+            context = self._routed_ids(prompt, routes[prompt], plain)
+            continuation = self._continuation(context, teacher)
+            if self.model.capacity.problem(self.model.text, [*context, *continuation]) is not None:
+                replies[prompt, teacher] = _Reply(*unedited[prompt, teacher].said, TOO_LONG)
+                continue
+            run.append((prompt, teacher))
+            tokens.append((context, continuation))
+        results = self.engine.score_and_generate(
+            tokens, max_new_tokens=self.max_new_tokens, stop_at_newline=self.stop_at_newline
+        )
+        for row, result in zip(run, results, strict=True):
+            replies[row] = _Reply(*result, routes[row[0]])
         return replies
 
     def _continuation(self, context: Sequence[int], teacher: str) -> list[int]:
@@ -390,7 +503,7 @@ class ArmEvaluator:
                 f1=answer_f1(answer, probe.expected),
                 accuracy=token_accuracy(scored.hits) if scored.hits else None,
                 exact=all_tokens_correct(scored.hits) if scored.hits else None,
-                agreement=self._agreement(scored, plain.continuation) if scored.hits else None,
+                agreement=self._agreement(reply, plain) if scored.hits else None,
                 reasoning=reasoning,
                 match_ratio=locality_match_ratio(reply.answer.ids, plain.answer.ids),
                 chosen=choice.hit.statement if choice is not None and choice.hit is not None else None,
@@ -403,12 +516,20 @@ class ArmEvaluator:
             )
         return outcomes
 
-    def _agreement(self, scored: Continuation, plain: Continuation) -> float:
-        """`locality_tf`, by the tokens' texts: in a chat template an answer begins without a space."""
-        own, other = (
-            [self.model.text.decode([token]).strip() or token for token in part.argmax] for part in (scored, plain)
-        )
-        return locality_tf(own, other)
+    def _agreement(self, reply: _Reply, plain: _Reply) -> float:
+        """`locality_tf`; where a target is spelled otherwise, by the tokens' texts without their spaces."""
+        own, other = reply.continuation.argmax, plain.continuation.argmax
+        if not reply.respelled:
+            return locality_tf(own, other)
+        decode = self.model.text.decode
+        return locality_tf(*([decode([token]).strip() for token in tokens] for tokens in (own, other)))
+
+
+def _same_statement(one: ChoiceLike | None, other: ChoiceLike) -> bool:
+    """Whether two choices put the same words into the prompt."""
+    if one is None or one.hit is None or other.hit is None:
+        return False
+    return one.hit.statement == other.hit.statement
 
 
 def base_weights_digest(model: EditableModel, base: Mapping[int, Tensor]) -> str:

@@ -12,9 +12,11 @@ from errata.evaluation.metrics import average_true, interval, overall
 from errata.evaluation.metrics.composite import AVERAGE_PARTS, OVERALL_PARTS
 from errata.evaluation.probes import Probe, ProbeKind
 
-Arm = Literal["base", "edited", "memory", "edited_memory"]
-ARMS: tuple[Arm, ...] = ("base", "edited", "memory", "edited_memory")
-MEMORY_ARMS: frozenset[Arm] = frozenset({"memory", "edited_memory"})
+Arm = Literal["base", "edited", "memory", "edited_memory", "routed"]
+ARMS: tuple[Arm, ...] = ("base", "edited", "memory", "edited_memory", "routed")
+"""Unedited and edited weights, each without and with the memory, and the one that the router makes of them."""
+MEMORY_ARMS: frozenset[Arm] = frozenset({"memory", "edited_memory", "routed"})
+"""Arms for which the memory is searched."""
 
 
 @dataclass(frozen=True)

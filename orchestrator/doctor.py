@@ -221,14 +221,22 @@ def mlflow_answers(uri: str | None) -> Answer:
 
 def model(config: RunConfig) -> Answer:
     """The model is there, its files are whole, and the editor's layers are in it."""
-    from errata.editing.checkpoint.load import resolve_model
+    from errata.editing.checkpoint.load import load_text, resolve_model
+    from errata.editing.checkpoint.sound import check_files, check_numbers, check_tensors, told_of_tokens
     from errata.editing.checkpoint.stage import stage_root
     from errata.orchestrator.run.opening import check_layers
 
     directory = resolve_model(config.model.name)
+    check_files(directory, config.model.name)
     check_layers(config, directory)
     size = weight_bytes(directory)
     said = f"{config.model.name}: {directory}, {size / 2**30:.2f} GiB of weights"
+    rows = check_tensors(directory, config.model.name)
+    check_numbers(directory, config.model.name)
+    warnings: list[str] = []
+    told_of_tokens(load_text(config.model.name)[0], rows, warnings.append)
+    if warnings:
+        return "warning", f"{said}; {warnings[0]}"
     root = stage_root()
     if root is None or directory.parent == root:
         return "ok", said

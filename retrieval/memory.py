@@ -27,6 +27,7 @@ from errata.editing.request import EditRequest
 from errata.retrieval import store
 from errata.retrieval.embedder import Embedder, unit_rows
 from errata.retrieval.index import SCAN_ERROR, IndexConfig, VectorIndex
+from errata.retrieval.naming import Mention, SubjectIndex, resolved
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ class FactMemory:
     def __init__(self, embedder: Embedder, config: IndexConfig | None = None) -> None:
         self.embedder = embedder
         self._index = VectorIndex(embedder.dim, config)
+        self._subjects = SubjectIndex()
         self._clear()
 
     def _clear(self) -> None:
@@ -216,6 +218,7 @@ class FactMemory:
         fresh = FactMemory(self.embedder, self._index.config)
         fresh.add(entries, vectors)  # a refused entry leaves this memory as it was
         self._index, self._entries, self._chains = fresh._index, fresh._entries, fresh._chains
+        self._subjects = fresh._subjects
         self._vectors, self._row_of, self._id_at = fresh._vectors, fresh._row_of, fresh._id_at
 
     def _top(self, key: str) -> int | None:
@@ -233,6 +236,10 @@ class FactMemory:
         out, into = sorted(out), sorted(into)
         self._index.remove(np.asarray(out, dtype=np.int64))
         self._index.add(np.asarray(into, dtype=np.int64), self.vectors(into))
+        for id in out:
+            self._subjects.remove(id)
+        for id in into:
+            self._subjects.add(id, self._entries[id].subject)
         if self._index.needs_build:
             self._build_index()
         return [id for id in out if id in self._entries], into
@@ -290,6 +297,18 @@ class FactMemory:
             pending, candidates = unsure, 4 * candidates
         return results
 
+    def named(self, text: str) -> dict[int, Mention]:
+        """Active entries whose subject the text names, with its last mention; longer subjects first, then newer."""
+        return self._subjects.named(text)
+
+    def resolved(self, turns: Sequence[str]) -> str:
+        """The last turn of a conversation, with the subject it refers to in place of its first referring word."""
+        return resolved(turns, self._subjects)
+
+    def hits(self, query: Vectors, ids: Sequence[int]) -> list[Hit]:
+        """Entries by id with the cosine to an embedded query (dim,), scored as by a search, best first."""
+        return self._hits(query, np.asarray(ids, dtype=np.int64), len(ids)) if len(ids) else []
+
     def _hits(self, query: Vectors, ids: NDArray[np.int64], k: int) -> list[Hit]:
         rows = [self._row_of[int(id)] for id in ids]
         scores = self._vectors[rows].astype(np.float64) @ query.astype(np.float64)
@@ -335,6 +354,8 @@ class FactMemory:
             memory._entries[entry.id] = entry
             insort(memory._chains.setdefault(entry.fact_key, []), entry.id)
         store.check_content(directory, manifest, memory.digest)
+        for entry in memory.active():
+            memory._subjects.add(entry.id, entry.subject)
         ids = np.asarray([entry.id for entry in memory.active()], dtype=np.int64)
         try:
             memory._index.load(store.index_files(directory, manifest), ids)

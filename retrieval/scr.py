@@ -230,7 +230,24 @@ class SelectiveReasoner:
         best = max(c.similarity for c in considered)
         return Choice(None, f"similarity {best:.2f} is below {self.config.min_similarity:.2f}", considered)
 
+    def shares(self, questions: Sequence[str], candidates: Sequence[Sequence[Found]]) -> list[list[float]]:
+        """Share of each candidate's subject that its question explains to the model, in one batch; 0 without room."""
+        scores = self._subject_scores(questions, candidates)
+        return [
+            [0.0] * len(row) if pairs is None else [explained_share(*pair) for pair in pairs]
+            for row, pairs in zip(candidates, scores, strict=True)
+        ]
+
     def _by_likelihood(self, questions: Sequence[str], near: Sequence[Sequence[Found]]) -> list[Choice]:
+        return [
+            Choice(None, _NO_ROOM) if pairs is None else self._best(statements, pairs)
+            for statements, pairs in zip(near, self._subject_scores(questions, near), strict=True)
+        ]
+
+    def _subject_scores(
+        self, questions: Sequence[str], near: Sequence[Sequence[Found]]
+    ) -> list[list[tuple[Continuation, Continuation]] | None]:
+        """Of each candidate its subject's score given the question, and given none; None: no room for the question."""
         rows: list[Row] = []
         fitting: list[bool] = []
         alone = self.text.encode_prompt(_ABOUT.format(question=_NO_QUESTION))
@@ -243,10 +260,10 @@ class SelectiveReasoner:
             rows += [(context, subject) for subject in subjects for context in (prompt, alone)] if fitting[-1] else []
         distinct = list(dict.fromkeys((tuple(p), tuple(c)) for p, c in rows))
         scored = dict(zip(distinct, self.engine.score(distinct), strict=True))
-        pairs = iter([scored[tuple(p), tuple(c)] for p, c in rows])
+        told = [scored[tuple(p), tuple(c)] for p, c in rows]
+        pairs = iter(zip(told[::2], told[1::2], strict=True))
         return [
-            self._best(statements, [(next(pairs), next(pairs)) for _ in statements]) if fits else Choice(None, _NO_ROOM)
-            for statements, fits in zip(near, fitting, strict=True)
+            [next(pairs) for _ in statements] if fits else None for statements, fits in zip(near, fitting, strict=True)
         ]
 
     def _best(self, statements: Sequence[Found], pairs: Sequence[tuple[Continuation, Continuation]]) -> Choice:

@@ -6,6 +6,7 @@ is as wide as the batch of keys: 23 MB for a hundred.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from errata.actors.sharded.rank import Group
@@ -29,6 +30,10 @@ class HeldBase(Base):
 
     def multiply(self, x: Tensor) -> Tensor:
         return self._sent(self.base.multiply(x) if self.base is not None else x.clone())
+
+    def completed(self, width: int) -> Tensor:
+        empty = torch.empty(width, width, dtype=torch.float64)
+        return self._sent(self.base.completed(width) if self.base is not None else empty)
 
     def _sent(self, mine: Tensor) -> Tensor:
         return self.group.send(mine.contiguous(), self.owner)

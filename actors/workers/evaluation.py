@@ -9,6 +9,7 @@ from torch import Tensor
 
 from errata.actors.settings import ModelSpec, RoleConfig
 from errata.actors.workers.model import VersionedModel, load_for
+from errata.editing.model.streaming import Sampling
 from errata.editing.request import EditRequest
 from errata.evaluation.answering import ArmAnswer, Question, answer
 from errata.evaluation.arms import ArmEvaluator, Evaluation
@@ -18,10 +19,13 @@ from errata.evaluation.outcomes import Arm
 from errata.evaluation.perplexity import paragraphs_of, perplexity, windows_of
 from errata.evaluation.reasoning import ReasoningMarks
 from errata.evaluation.sampling import SamplingConfig, SamplingEngine
+from errata.evaluation.streaming import ArmStream, Opened, OpenStreams, TextPiece
 from errata.retrieval.memory import Hit
+from errata.retrieval.router import Answering, Findings, Route, Router, Routing
 from errata.retrieval.scr import ScrConfig, SelectiveReasoner
 
 Hits = Mapping[str, Sequence[Hit]]
+"""What the memory found per question; `errata.retrieval.router.Findings` where questions are routed too."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,20 @@ class EvaluationSettings:
     max_new_tokens: int = 12
     stop_at_newline: bool = True
     reasoning: ReasoningMarks | None = None
+    routed: Answering = "edited_memory"
+    """What answers a question that is routed to a statement."""
+
+
+class BoundRouter:
+    """A router with the candidates of some questions and a model to ask about the doubtful."""
+
+    def __init__(self, routing: Routing, reasoner: SelectiveReasoner, answer: Answering) -> None:
+        self.answer, self.digest = answer, routing.fitted.digest
+        self._router, self._candidates, self._reasoner = Router(routing.fitted), routing.candidates, reasoner
+
+    def route(self, questions: Sequence[str]) -> list[Route]:
+        """One decision a question; call it while the base's weights are live."""
+        return self._router.route(questions, [self._candidates.get(q, ()) for q in questions], self._reasoner.shares)
 
 
 class EvaluationWorker:
@@ -43,6 +61,7 @@ class EvaluationWorker:
     ) -> None:
         self._versioned = versioned or VersionedModel(load_for(role, spec))
         model = self._versioned.model
+        self._streams = OpenStreams()
         self._settings = settings
         engine = CachingEngine(model)
         self._reasoner = SelectiveReasoner(engine, model.text, settings.scr, capacity=model.capacity)
@@ -65,7 +84,12 @@ class EvaluationWorker:
             hits=hits,
             arms=self._settings.arms,
             base_digest=self._versioned.model.digest,
+            router=self._bound(hits),
         )
+
+    def _bound(self, hits: Hits) -> BoundRouter | None:
+        routing = hits.routing if isinstance(hits, Findings) else None
+        return None if routing is None else BoundRouter(routing, self._reasoner, self._settings.routed)
 
     def query_seconds(
         self, questions: Sequence[str], weights: Mapping[int, Tensor], hits: Hits, search_seconds: float
@@ -79,6 +103,7 @@ class EvaluationWorker:
             hits=hits,
             arms=self._settings.arms,
             search_seconds=search_seconds,
+            router=self._bound(hits),
         )
 
     def perplexity(self, text: str | Sequence[str], weights: Mapping[int, Tensor]) -> float:
@@ -131,4 +156,33 @@ class EvaluationWorker:
             arms=arms,
             base_digest=self._versioned.model.digest,
             max_new_tokens=max_new_tokens,
+            router=self._bound(hits),
         )
+
+    def open_stream(
+        self, question: Question, weights: Mapping[int, Tensor], hits: Hits, arm: Arm, sampling: Sampling, plain: bool
+    ) -> tuple[int, Opened]:
+        """Decide what an arm's answer rests on and run its prompt; its number, for `next_piece`."""
+        self._versioned.show_base()
+        stream = ArmStream(
+            self._evaluator,
+            self._reasoner,
+            question,
+            arm,
+            sampling,
+            base=self._versioned.base(tuple(weights)),
+            edited=weights,
+            hits=hits,
+            router=self._bound(hits),
+            plain=plain,
+        )
+        return self._streams.add(stream), stream.opened
+
+    def next_piece(self, number: int, tokens: int) -> TextPiece:
+        """Up to so many tokens more of an answer under way."""
+        self._versioned.show_base()
+        return self._streams.next(number, tokens)
+
+    def close_stream(self, number: int) -> None:
+        """Nobody wants the rest of an answer."""
+        self._streams.close(number)

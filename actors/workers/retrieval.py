@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from errata.retrieval.embedder import build_embedder
+from errata.retrieval.evidence import EvidenceFinder
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import FactMemory, Hit, MemoryEntry
+from errata.retrieval.router import FittedRouter, RouterConfig, Routing
+from errata.retrieval.router_fit import refitted, router_for
 from errata.retrieval.vectors import KeptVectors
 
 _MOST_QUESTIONS = 20_000
@@ -19,28 +22,70 @@ _MOST_QUESTIONS = 20_000
 class RetrievalWorker:
     """A `FactMemory` with its embedder. Plain class; `RetrievalActor` is its shell."""
 
-    def __init__(self, embedder_config: Any, index_config: IndexConfig, kept_in: Path | None = None) -> None:
+    def __init__(
+        self,
+        embedder_config: Any,
+        index_config: IndexConfig,
+        kept_in: Path | None = None,
+        router_config: RouterConfig | None = None,
+    ) -> None:
         """``kept_in`` is where vectors of statements are kept, so that a restart embeds nothing."""
         self._embedder = build_embedder(embedder_config)
         self._memory = FactMemory(self._embedder, index_config)
         self._statements = KeptVectors(self._embedder, kept_in) if kept_in is not None else self._embedder
         self._questions: dict[str, Any] = {}
+        self._evidence = EvidenceFinder(self._memory)
+        self._router_config = router_config or RouterConfig()
+        self._router: FittedRouter | None = None
 
     def add(self, entries: Sequence[MemoryEntry]) -> int:
-        """Add statements that are not there yet; returns how many are active."""
+        """Add statements that are not there yet; returns how many are active.
+
+        What a newer statement of the same fact has superseded is dropped: a revert takes the fact back with all its
+        values, so nothing would ever ask for it, and a memory of updates would grow for ever.
+        """
         new = [entry for entry in entries if self._memory.get(entry.id) is None]
         self._memory.add(new, self._statements.embed([entry.statement for entry in new]))
+        facts = dict.fromkeys(entry.fact_key for entry in new)
+        old = [entry.id for fact in facts for entry in self._memory.history(fact)[:-1]]
+        self._memory.remove(old)
         return len(self._memory)
 
     def remove(self, ids: Sequence[int]) -> int:
-        """Forget statements; an older one that was superseded by them holds again."""
+        """Forget statements; one that is not there is passed over."""
         self._memory.remove(ids, missing_ok=True)
         return len(self._memory)
 
     def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
         """The k nearest active statements of each question, best first. Questions are embedded once."""
-        if not questions:
-            return []
+        return self._memory.search_vectors(self._embedded(questions), k) if questions else []
+
+    def route(self, questions: Sequence[str], k: int) -> Routing:
+        """The router in force and each question's candidates, the ``k`` nearest and those that it names."""
+        distinct = list(dict.fromkeys(questions))
+        found = self._evidence.candidates(distinct, self._embedded(distinct), k) if distinct else []
+        return Routing(self.router(), dict(zip(distinct, found, strict=True)))
+
+    def resolved(self, turns: Sequence[str]) -> str:
+        """The last turn of a conversation, with what it refers to."""
+        return self._memory.resolved(turns)
+
+    def router(self) -> FittedRouter:
+        """The router in force: what was set, else the configuration's, found or fitted when it is first needed."""
+        if self._router is None:
+            self._router = router_for(self._router_config, self._memory)
+        return self._router
+
+    def set_router(self, fitted: FittedRouter) -> None:
+        """Route with this from now on."""
+        self._router = fitted
+
+    def refit_router(self, k: int) -> FittedRouter:
+        """The router as it should be beside the statements that are held now; it does not come into force by this."""
+        return refitted(self.router(), self._memory, k)
+
+    def _embedded(self, questions: Sequence[str]) -> Any:
+        """Vectors (n, dim) of at least one question; each is embedded once."""
         if len(self._questions) > _MOST_QUESTIONS:  # a service is asked new ones for months
             self._questions.clear()
         unknown = [q for q in dict.fromkeys(questions) if q not in self._questions]
@@ -48,7 +93,7 @@ class RetrievalWorker:
             self._questions.update(zip(unknown, self._embedder.embed(unknown), strict=True))
         import numpy as np
 
-        return self._memory.search_vectors(np.stack([self._questions[q] for q in questions]), k)
+        return np.stack([self._questions[q] for q in questions])
 
     def search_seconds(self, questions: Sequence[str], k: int) -> float:
         """Mean wall seconds of embedding and searching one question alone, after one to warm up."""

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
+from errata.editing.checkpoint.sound import check_files, require_whole
 from errata.editing.checkpoint.stage import checkpoint_digest, fetched, recorded_digest, staged
 from errata.editing.errors import UserError
 from errata.editing.model.adapter import EditableModel
@@ -133,6 +135,7 @@ def load_model(
         ) from error
     directory = resolve_model(name_or_path)
     config = read_model_config(directory, name_or_path)
+    check_files(directory, name_or_path)
     known = recorded_digest(directory)
     if digest is not None and known is not None and digest != known:
         raise UserError(f"model {name_or_path!r} is another now: digest {known[:12]}, wanted {digest[:12]}")
@@ -143,11 +146,17 @@ def load_model(
     attention = "eager" if config.model_type in ("gemma2", "gptj") else "sdpa"
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=offline)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=DTYPES[dtype], attn_implementation=attention, local_files_only=offline
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=DTYPES[dtype],
+            attn_implementation=attention,
+            local_files_only=offline,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model {name_or_path!r}: its checkpoint cannot be loaded ({_first_line(error)})") from error
+    model, told = loaded
+    require_whole(told, name_or_path)
     return EditableModel(model.to(device), tokenizer, name=name_or_path, digest=digest)
 
 

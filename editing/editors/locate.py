@@ -48,7 +48,7 @@ class LocateEditor(Editor):
         self.check(model, covariance)
         sizes = {layer: model.weight(layer).shape[1] for layer in self.layers}
         bases = model.shared_bases(self.base_of)
-        return LifelongState.start(sizes, covariance, bases, grows=self.keeps_past_keys)
+        return LifelongState.start(sizes, covariance, bases, grows=self.keeps_past_keys, bounded=self.commutes)
 
     def check(self, model: EditableModel, covariance: KeyCovariance | None) -> None:
         """Raise UserError unless the layers exist and there is a covariance if one is needed."""

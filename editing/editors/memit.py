@@ -33,7 +33,7 @@ class Memit(LocateEditor):
 
     def right_factor(self, layer: int, keys: Tensor, state: LifelongState) -> Tensor:
         system = state.systems[layer]
-        if not self.config.past_keys and system.past.shape[1]:
-            width = system.past.shape[0]
+        if not self.config.past_keys:
+            width = state.held[layer].height
             system = type(system).start(system.base, torch.zeros(width, 0, dtype=torch.float64), width)
         return update_factor(system, keys.cpu())

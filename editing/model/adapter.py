@@ -70,6 +70,10 @@ class EditableModel:
             flat = flat_pass(self.decoder, [self.num_layers - 1], len(ids))
             end_to_end = None if flat is None else flat.run([ids], lambda *_: None, onward=[0])
             written_out = want if end_to_end is None else self.decoder.logits(end_to_end[-1]).float()
+        if not bool(torch.isfinite(want).all()):
+            bad = [name for name, tensor in self.hf.state_dict().items() if not bool(torch.isfinite(tensor).all())]
+            where = f"NaN or infinite numbers in {', '.join(bad[:3])}" if bad else f"it overflows in {self.dtype}"
+            raise UserError(f"model {self.name!r}: its pass gives no numbers: {where}")
         scale = want.abs().max().clamp_min(1.0)
         error = float((got - want).abs().max() / scale)
         allowed = _CHECK_TOLERANCE.get(self.dtype, 0.5)

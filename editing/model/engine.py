@@ -106,6 +106,15 @@ class LanguageEngine:
                 totals[i] = (total, max(0, len(documents[i]) - 1))
         return totals
 
+    @torch.no_grad()
+    def prefill(self, prompts: Sequence[tuple[int, ...]], room: int) -> tuple[SlotKV, Tensor, list[tuple[int, ...]]]:
+        """Run distinct prompts into a fresh cache with ``room`` places behind them, as answering them begins.
+
+        Returns:
+            The cache, the last states (B, d), and the prompts in the order of their rows.
+        """
+        return self._prefill(prompts, room)
+
     # --- the shared path ---
 
     @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from errata.evaluation.datasets.record import Draft, Loader, Raw, optional_text, text_of, texts
+from errata.evaluation.datasets.record import Draft, Loader, Raw, optional_text, raw_id, text_of, texts
 
 
 def convert(raw: Raw, target: str) -> Iterator[Draft]:
@@ -24,10 +24,7 @@ def convert_distracting(raw: Raw, target: str) -> Iterator[Draft]:
 
 
 def _draft(raw: Raw, neighborhood: str) -> Draft:
-    old, new = (
-        text_of(raw, "requested_rewrite", "target_true", "str"),
-        text_of(raw, "requested_rewrite", "target_new", "str"),
-    )
+    old, new = _object_of(raw, "target_true"), _object_of(raw, "target_new")
     prompt = text_of(raw, "requested_rewrite", "prompt")
     portability = []
     if question := optional_text(raw, "portability", "New Question"):
@@ -35,7 +32,7 @@ def _draft(raw: Raw, neighborhood: str) -> Draft:
     if alias := optional_text(raw, "alternative_subject"):
         portability.append({"prompt": prompt.replace("{}", alias), "answers": (new,), "kind": "subject_alias"})
     return {
-        "id": f"cf-{text_of(raw, 'case_id')}",
+        "id": f"cf-{text_of(raw, 'case_id')}" if "case_id" in raw else raw_id("cf", raw, "target_new"),
         "subject": text_of(raw, "requested_rewrite", "subject"),
         "prompt": prompt,
         "target_new": new,
@@ -47,6 +44,13 @@ def _draft(raw: Raw, neighborhood: str) -> Draft:
     }
 
 
+def _object_of(raw: Raw, field: str) -> str:
+    """A target: ``{"str": ...}`` as published, or the plain string that many make of it."""
+    rewrite = raw.get("requested_rewrite")
+    plain = isinstance(rewrite, Mapping) and isinstance(rewrite.get(field), str)
+    return text_of(raw, "requested_rewrite", field) if plain else text_of(raw, "requested_rewrite", field, "str")
+
+
 def convert_flat(raw: Raw, target: str) -> Iterator[Draft]:
     """EasyEdit's flat layout: the subject is spelled out in the prompt, one probe of each kind.
 
@@ -55,11 +59,11 @@ def convert_flat(raw: Raw, target: str) -> Iterator[Draft]:
     """
     probe = optional_text(raw, "locality_prompt")
     yield {
-        "id": f"cfe-{text_of(raw, 'case_id')}",
+        "id": f"cfe-{text_of(raw, 'case_id')}" if "case_id" in raw else raw_id("cfe", raw, target),
         "subject": text_of(raw, "subject"),
         "prompt": text_of(raw, "prompt"),
         "target_new": text_of(raw, "target_new"),
-        "target_true": text_of(raw, "ground_truth"),
+        "target_true": optional_text(raw, "ground_truth"),
         "paraphrases": tuple(texts(raw.get("rephrase_prompt", ()))),
         "neighborhood": ({"prompt": probe, "answer": text_of(raw, "locality_ground_truth")},) if probe else (),
     }
@@ -96,11 +100,17 @@ def _is_full(raw: Raw) -> bool:
     return isinstance(rewrite, Mapping) and "subject" in rewrite
 
 
+_FLAT = {"subject", "prompt", "target_new"}
+_FLAT_MARKS = {"locality_prompt", "rephrase_prompt", "ground_truth", "case_id"}
+"""Any of these beside the three tells EasyEdit's flat layout from a request of our own."""
+
 COUNTERFACT = Loader("counterfact", detect=_is_full, convert=convert)
 COUNTERFACT_DISTRACTING = Loader("counterfact_distracting", detect=lambda raw: False, convert=convert_distracting)
 """Never chosen by itself: its records look like CounterFact's."""
 COUNTERFACT_EASYEDIT = Loader(
     "counterfact_easyedit",
-    detect=lambda raw: {"case_id", "locality_prompt", "prompt"} <= raw.keys(),
+    detect=lambda raw: (
+        raw.keys() >= _FLAT and bool(_FLAT_MARKS & raw.keys()) and not isinstance(raw.get("locality"), Mapping)
+    ),
     convert=convert_flat,
 )

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from errata.evaluation.datasets.record import Draft, Loader, Raw, items_of, optional_text, raw_id, text_of, texts
+from errata.evaluation.datasets.record import (
+    Draft,
+    Loader,
+    Raw,
+    RecordError,
+    items_of,
+    optional_text,
+    raw_id,
+    text_of,
+    texts,
+)
 
 
 def _probes(groups: Any) -> Iterator[tuple[str, str, list[str]]]:
@@ -13,10 +23,23 @@ def _probes(groups: Any) -> Iterator[tuple[str, str, list[str]]]:
     if not isinstance(groups, Mapping):
         return
     for kind in groups:
-        for item in items_of(groups, kind, required=False):
+        for item in _items(groups, kind):
             prompt, answers = optional_text(item, "prompt"), texts(item.get("ground_truth"))
             if prompt and answers:
                 yield kind.lower(), prompt, answers
+
+
+def _items(groups: Raw, kind: str) -> list[Raw]:
+    """Probes as a list of objects, or as EasyEdit's API takes them: an object of columns, or of one probe."""
+    group = groups.get(kind)
+    if not isinstance(group, Mapping):
+        return items_of(groups, kind, required=False)
+    prompts, truths = group.get("prompt"), group.get("ground_truth")
+    if isinstance(prompts, str):
+        return [group]
+    if not isinstance(prompts, list) or not isinstance(truths, list) or len(prompts) != len(truths):
+        raise RecordError(f"field {kind!r} must hold as many ground_truth as prompt")
+    return [{"prompt": prompt, "ground_truth": truth} for prompt, truth in zip(prompts, truths, strict=True)]
 
 
 def _neighborhood(raw: Raw) -> tuple[dict[str, str], ...]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from errata.editing.errors import UserError
+from errata.editing.errors import UserError, in_words
 
 HUB = "hub:"
+_BOM = "\ufeff"
 
 
 def read_records(source: str | Path) -> Iterator[tuple[str, Any]]:
@@ -21,6 +24,7 @@ def read_records(source: str | Path) -> Iterator[tuple[str, Any]]:
 
     Args:
         source: a file with a JSON array or with one JSON object a line (``.gz`` accepted), or
+        one object over several lines (perhaps a body of the API, ``{"edits": [...]}``), a URL that fsspec opens, or
         ``hub:NAME[:SPLIT]``.
 
     Raises:
@@ -28,7 +32,9 @@ def read_records(source: str | Path) -> Iterator[tuple[str, Any]]:
     """
     if str(source).startswith(HUB):
         return _from_hub(str(source))
-    path = Path(source)
+    if "://" in str(source):
+        return _from_url(str(source))
+    path = Path(source).expanduser()
     if not path.is_file():
         raise UserError(f"data file {str(path)!r} does not exist or is not a file")
     try:
@@ -37,6 +43,8 @@ def read_records(source: str | Path) -> Iterator[tuple[str, Any]]:
             raise UserError(f"data file {str(path)!r} holds no record")
         if first == "[":
             return iter(_array(path))
+        if first == "{" and (whole := _one_object(path)) is not None:
+            return iter(_listed(path, whole))
         lines = sum(1 for _ in _lines(path))
     except UnicodeDecodeError as error:
         raise UserError(f"data file {str(path)!r} is not UTF-8 text: {error.reason} at byte {error.start}") from error
@@ -57,7 +65,7 @@ def _open(path: Path) -> IO[str]:
 def _first_character(path: Path) -> str:
     with _open(path) as file:
         while chunk := file.read(4096):
-            if stripped := chunk.lstrip():
+            if stripped := chunk.lstrip().lstrip(_BOM).lstrip():
                 return stripped[0]
     return ""
 
@@ -68,6 +76,41 @@ def _array(path: Path) -> list[tuple[str, Any]]:
             records = json.load(file)
         except (json.JSONDecodeError, RecursionError) as error:
             raise _malformed(path, error) from error
+    return _listed(path, records)
+
+
+def _one_object(path: Path) -> Any:
+    """A file that holds one JSON object over several lines, its list of edits where it is a body of the API; else None.
+
+    JSON Lines begin with a whole object on a line, which is asked first; so no large file is read at once in vain.
+    """
+    with _open(path) as file:
+        lines = (line for line in file if line.strip().strip(_BOM))
+        opening = next(lines, "").strip().strip(_BOM)
+        try:
+            record, alone = json.loads(opening), next(lines, None) is None
+        except (json.JSONDecodeError, RecursionError):
+            record, alone = None, False
+    if alone:
+        return record["edits"] if isinstance(record, dict) and set(record) == {"edits"} else None
+    if record is not None:
+        return None
+    try:
+        record = json.loads(_whole(path))
+    except (json.JSONDecodeError, RecursionError):
+        return None  # the line that is no JSON is named by whoever reads lines
+    return record["edits"] if isinstance(record, dict) and set(record) == {"edits"} else record
+
+
+def _whole(path: Path) -> str:
+    with _open(path) as file:
+        return file.read()
+
+
+def _listed(path: Path, records: Any) -> list[tuple[str, Any]]:
+    records = [records] if isinstance(records, dict) else records
+    if not isinstance(records, list):
+        raise UserError(f"data file {str(path)!r}: 'edits' must be a list, got {type(records).__name__}")
     if not records:
         raise UserError(f"data file {str(path)!r} holds no record")
     return [(f"{path}#{number}", record) for number, record in enumerate(records, start=1)]
@@ -76,10 +119,11 @@ def _array(path: Path) -> list[tuple[str, Any]]:
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
-            if not line.strip():
+            if not line.strip().strip(_BOM):
                 continue
             try:
-                yield f"{path}:{number}", json.loads(line)
+                # a file that was put together from others has byte order marks later on too
+                yield f"{path}:{number}", json.loads(line.lstrip(_BOM))
             except (json.JSONDecodeError, RecursionError) as error:
                 raise _malformed(path, error, number) from error
 
@@ -89,6 +133,25 @@ def _malformed(path: Path, error: json.JSONDecodeError | RecursionError, line: i
         return UserError(f"{path}{'' if line is None else f':{line}'}: malformed JSON: nested too deeply")
     line = error.lineno if line is None else line
     return UserError(f"{path}:{line}: malformed JSON: {error.msg} (column {error.colno})")
+
+
+def _from_url(url: str) -> Iterator[tuple[str, Any]]:
+    """The records of a file that fsspec can open; it is fetched once, as a whole, and read like any other."""
+    import fsspec  # type: ignore[import-untyped,unused-ignore]
+
+    name = url.rsplit("/", 1)[-1].partition("?")[0] or "records"
+    with tempfile.TemporaryDirectory(prefix="errata-") as directory:
+        path = Path(directory) / name
+        try:
+            with fsspec.open(url, "rb") as remote, path.open("wb") as local:
+                shutil.copyfileobj(remote, local)
+        except Exception as error:  # every file system raises its own: for the user they mean one thing
+            raise UserError(f"data source {url!r} cannot be read: {in_words(error)}") from error
+        try:
+            records = [(url + at.removeprefix(str(path)), raw) for at, raw in read_records(path)]
+        except UserError as error:
+            raise UserError(str(error).replace(str(path), url)) from error
+    return iter(records)
 
 
 def _from_hub(source: str) -> Iterator[tuple[str, Any]]:

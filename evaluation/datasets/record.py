@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from errata.editing.digest import digest_json
 from errata.editing.request import EditRequest
+from errata.editing.texts import clean_all
 
 Raw = Mapping[str, Any]
 Draft = dict[str, Any]
@@ -152,9 +153,12 @@ def build(loader: Loader, raw: Any, target: str, position: str) -> Iterator[Vali
             part += 1
             where = position if part == 1 else f"{position}/{part}"
             try:
+                clean_all(draft)  # only looked at: what is kept is made where the request is accepted
                 yield ValidRecord(EditRequest.model_validate(draft), where)
             except ValidationError as error:
                 yield BadRecord(where, one_line(error))
+            except ValueError as error:
+                yield BadRecord(where, str(error))
     except ValueError as error:
         # RecordError, and what no digest can be made of: NaN, half of a surrogate pair
         yield BadRecord(position if part == 0 else f"{position}/{part + 1}", str(error))

@@ -71,7 +71,7 @@ def show(
     from errata.orchestrator.history.log import History, RequestStory
 
     with _opened(run) as (_, journal, _):
-        story = History(journal).show(name)
+        story = History(journal).show(name, facts=None if everything or as_json else 20)
     if isinstance(story, RequestStory):
         _print(text.request_lines(story), story, as_json)
     else:

@@ -83,7 +83,7 @@ def run(
     from errata.orchestrator.run.launch import run_experiment
 
     configure_logging(verbose)
-    target = output or Path("runs") / resolved.name
+    target = output.expanduser() if output is not None else Path("runs") / resolved.name
     display = Display()
     try:
         with display:
@@ -126,6 +126,7 @@ def list_models() -> None:
 
 def _print_result(output: Path) -> None:
     from errata.evaluation.outcomes import ARMS
+    from errata.orchestrator.journal import JOURNAL_FILE, Journal
     from errata.orchestrator.report.summary import read_summary
 
     summary = read_summary(output / "summary.json")
@@ -138,6 +139,10 @@ def _print_result(output: Path) -> None:
     for metric in _SHOWN:
         values = [getattr(summary.arms[arm], metric) for arm in arms]
         table.add_row(metric, *("-" if value is None else f"{value:.3f}" for value in values))
+    with Journal.open(output / JOURNAL_FILE, read_only=True) as journal:
+        rejected = journal.counts().rejected
+    if rejected:
+        table.caption = f"{rejected} records were rejected: the warnings above say why"
     console.print(table)
     base, edited = summary.perplexity.base, summary.perplexity.edited
     if base is not None and edited is not None:

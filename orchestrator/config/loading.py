@@ -153,6 +153,17 @@ def _with_shipped_weights(data: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**data, "covariance": {**covariance, "mixture": {**mixture, "weights": weights}}}
 
 
+def _value_of(text: str) -> Any:
+    """The value of an override, as YAML without comments: on a command line ``#`` is a sign like any other."""
+    if not text.strip():
+        return ""
+    node = yaml.compose(text)
+    read = 0 if node is None else node.end_mark.index
+    if "#" in text[read:] and (node is None or isinstance(node, yaml.ScalarNode)):
+        return text.strip()
+    return yaml.safe_load(text)
+
+
 def apply_override(data: dict[str, Any], override: str) -> None:
     """Set one ``dotted.key=value``; the value is read as YAML, so numbers, lists and null work.
 
@@ -164,7 +175,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     if not equals or not all(parts):
         raise UserError(f"--set {override!r}: want dotted.key=value")
     try:
-        value = yaml.safe_load(text) if text.strip() else ""
+        value = _value_of(text)
     except yaml.YAMLError as error:
         raise UserError(f"--set {key.strip()}: value {text!r} is not valid YAML") from error
     place: Any = data

@@ -25,6 +25,7 @@ from errata.orchestrator.config.refresh import RefreshConfig
 from errata.orchestrator.config.service import ServiceConfig
 from errata.orchestrator.config.stream import StreamConfig
 from errata.orchestrator.config.tracking import TrackingConfig
+from errata.retrieval.router import RouterConfig
 from errata.retrieval.statements import StatementConfig
 
 # the union is read off the registry, so that a new editor needs no line here; the type checker sees the base class
@@ -95,6 +96,7 @@ class RunConfig(Closed):
     covariance: CovarianceConfig
     refresh: RefreshConfig = RefreshConfig()
     memory: MemoryConfig = MemoryConfig()
+    router: RouterConfig = RouterConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     guard: GuardConfig = GuardConfig()
     publish: PublishConfig = PublishConfig()
@@ -209,6 +211,10 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(evaluation, Mapping):
         # runs of older releases know nothing of them
         kept["evaluation"] = {k: v for k, v in evaluation.items() if k not in _LATER or v not in _LATER[k]}
+        if isinstance(arms := evaluation.get("arms"), list):
+            kept["evaluation"]["arms"] = [arm for arm in arms if arm != "routed"]
+    if kept.get("router") == RouterConfig().model_dump(mode="json"):
+        del kept["router"]
     memory = kept.get("memory")
     if isinstance(memory, Mapping):
         plain_statement = StatementConfig().model_dump(mode="json")

@@ -29,6 +29,8 @@ class ServiceConfig(Closed):
     well. 16 000 tokens take a CPU half a minute and 2 GB."""
     max_answer_tokens: int = Field(256, ge=1)
     """Longest answer a client may ask for."""
+    answer_seconds: float = Field(120.0, gt=0, le=3600)
+    """How long an answer may take before it is cut off with 504, or, when streamed, with an event that says so."""
     revert_wait_seconds: float = Field(20.0, ge=0, le=600)
     """How long a ``DELETE`` waits for its commit before it answers 202."""
     poll_seconds: float = Field(0.25, gt=0, le=10)

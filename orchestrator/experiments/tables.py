@@ -236,7 +236,7 @@ def figures_of(run: Run, arm: Arm) -> dict[str, float | None]:
         figures["perplexity"] = summary.perplexity.base if arm == "base" else summary.perplexity.edited
         for name, value in summary.perplexities.items():
             figures[_TEXT + name] = value.base if arm == "base" else value.edited
-    if arm in ("edited", "edited_memory"):
+    if arm in ("edited", "edited_memory", "routed"):
         figures["edit_seconds"] = summary.edit_seconds_per_edit
     if arm == "edited":
         figures["norm_growth"] = _norm_growth(summary)
@@ -309,7 +309,7 @@ def _rows(runs: Sequence[Run], free: Sequence[str], changes: Mapping[str, set[st
                 rows.setdefault((arm, _label(arm, run, axes)), []).append(run)
     methods = list(dict.fromkeys(_label("edited", run, free) for run in runs))
     for method in methods:
-        for edited in ("edited", "edited_memory"):
+        for edited in ("edited", "edited_memory", "routed"):
             for run in runs:
                 if edited in run.summary.arms and _label("edited", run, free) == method:
                     label = method if edited == "edited" else f"{method} + memory"

@@ -264,8 +264,7 @@ class Guard:
             self._take_out(ids, f"guard: {reason}")
 
     def _since_good(self) -> tuple[str, ...]:
-        rows = self._journal.requests("applied")
-        return tuple(row.id for row in rows if row.applied_in is not None and row.applied_in > self._state.good)
+        return tuple(row.id for row in self._journal.applied_after(self._state.good))
 
     def _take_out(self, ids: Sequence[str], reason: str) -> None:
         """One commit that reverts them, and a check of what came of it: nobody should have to believe that it helped.
@@ -274,7 +273,7 @@ class Guard:
         """
         good = self._state.good
         with self._busy():
-            still = {row.id for row in self._journal.requests("applied")}
+            still = {row.id for row in self._journal.requests_named(ids) if row.state == "applied"}
             left = [name for name in ids if name in still]
             try:
                 version = self._revert(left, reason) if left else self._journal.head()

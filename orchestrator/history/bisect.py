@@ -173,7 +173,7 @@ def candidates(journal: JournalReader, good: Version, bad: Version) -> list[Vers
     """
     if good.sequence >= bad.sequence:
         raise UserError(f"--good v{good.sequence} is not older than --bad v{bad.sequence}")
-    between = journal.versions()[good.sequence + 1 : bad.sequence + 1]
+    between = journal.versions_between(good.sequence, bad.sequence)
     return [good, *(version for version in between if version.delta is not None)]
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from errata.orchestrator.journal.reading import JournalReader
 from errata.orchestrator.journal.rows import Version
+
+_ALL: Final = -1
+"""As many as there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +28,21 @@ class EventEntry:
 
 
 def event_entries(journal: JournalReader, versions: Sequence[Version]) -> list[EventEntry]:
-    """Newest first, each after the commit that was the newest then."""
-    entries = []
-    for event in journal.events():
+    """Newest first, each after the commit that was the newest then.
+
+    Args:
+        versions: in order; of those before the first that is given nothing is told, unless that is the base.
+    """
+    times = [v.at if v.at is not None else datetime.min.replace(tzinfo=UTC) for v in versions]
+    since = times[0].isoformat() if versions and versions[0].sequence > 0 else None
+    found: list[EventEntry] = []
+    for event in journal.event_page(_ALL, since=since):
         if _LINES.get((event.kind, str(event.data.get("what")))) is None:
             continue
-        before = [v.sequence for v in versions if v.at is not None and v.at <= event.at]
-        entries.append(EventEntry(event.kind, event.data, max(before, default=0), event.at))
-    return entries[::-1]
+        at = bisect_right(times, event.at)
+        if at or since is None:
+            found.append(EventEntry(event.kind, event.data, versions[at - 1].sequence if at else 0, event.at))
+    return found
 
 
 def event_text(entry: EventEntry) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -138,6 +139,9 @@ class VersionStory:
     version: Version
     commit: CommitEntry | None
     facts: tuple[Fact, ...]
+    """Or those written last, where fewer were asked for."""
+    holds: int = 0
+    """How many there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,33 +188,44 @@ def _last_written(directory: Path) -> float:
 
 
 class History:
-    """A journal's rows brought together once; make a new one to see what has been written since."""
+    """A journal's rows brought together as they stand; make a new one to see what has been written since.
+
+    Every question reads what its answer needs and no more; ``versions``, ``rows`` and ``fates`` read everything, for
+    those who check everything.
+    """
 
     def __init__(self, journal: JournalReader) -> None:
         self.journal = journal
-        self.versions: list[Version] = journal.versions()
-        self.rows: dict[str, RequestRow] = {row.id: row for row in journal.requests()}
-        # of a run that goes on meanwhile, nothing newer than the newest version read above
-        newest = self.versions[-1].sequence
-        self.fates: dict[str, list[Fate]] = {
-            name: [fate for fate in journal.fates(name) if fate.sequence is None or fate.sequence <= newest]
-            for name in self.rows
-        }
+        self.newest = journal.head().sequence
+        """Of a run that goes on meanwhile, nothing newer than this is told."""
+
+    @cached_property
+    def versions(self) -> list[Version]:
+        """The base and every commit."""
+        return [self.journal.base(), *self.journal.versions_between(0, self.newest)]
+
+    @cached_property
+    def rows(self) -> dict[str, RequestRow]:
+        """Every request by its id."""
+        return {row.id: row for row in self.journal.requests()}
+
+    @cached_property
+    def fates(self) -> dict[str, list[Fate]]:
+        """Everything that happened to every request."""
+        return {name: self._fates(name) for name in self.rows}
+
+    def _fates(self, name: str) -> list[Fate]:
+        return [f for f in self.journal.fates(name) if f.sequence is None or f.sequence <= self.newest]
 
     # ---------------------------------------------------------------- what holds when
 
     def held(self, sequence: int) -> dict[str, RequestRow]:
         """Requests whose fact is in the weights at the version after batch ``sequence``, in order of acceptance."""
-        held = {}
-        for name, fates in self.fates.items():
-            until = [fate for fate in fates if fate.sequence is not None and fate.sequence <= sequence]
-            if until and until[-1].state == "applied":
-                held[name] = self.rows[name]
-        return held
+        return {row.id: row for row in self.journal.held(sequence)}
 
     def commit(self, sequence: int) -> CommitEntry:
         """One commit; ``sequence`` is that of a version other than the base."""
-        return self._commit(self.versions[sequence], self._by_sequence())
+        return _commit(self.journal.version(sequence), self.journal.touched(sequence - 1, sequence))
 
     def log(self, limit: int | None = None) -> list[LogEntry]:
         """Newest first: commits, and between them refreshes, covariances swapped in, the guard's doings, publications.
@@ -218,20 +233,29 @@ class History:
         Args:
             limit: at most this many commits; what happened between and after them stays with them.
         """
-        touched = self._by_sequence()
-        swaps, refreshes = self.swaps(), [self._refresh(row) for row in self.journal.refreshes()]
-        events = event_entries(self.journal, self.versions)
-        entries: list[LogEntry] = []
-        for number, version in enumerate(reversed(self.versions)):
-            if number == limit:
-                break
-            # what followed a commit stands above it: its refresh is triggered, then a swap takes effect
-            entries += [event for event in events if event.after_sequence == version.sequence]
-            entries += [swap for swap in swaps if swap.after_sequence == version.sequence]
-            entries += [refresh for refresh in refreshes if refresh.after_sequence == version.sequence]
+        first = 0 if limit is None else max(0, self.newest + 1 - limit)
+        versions = self.journal.versions_between(first - 1, self.newest)
+        if first == 0:
+            versions = [self.journal.base(), *versions]
+        touched: dict[int, list[tuple[Fate, RequestRow]]] = {}
+        for fate, row in self.journal.touched(first - 1, self.newest):
+            assert fate.sequence is not None
+            touched.setdefault(fate.sequence, []).append((fate, row))
+        beside: dict[int, list[LogEntry]] = {}
+        # what followed a commit stands above it: its refresh is triggered, then a swap takes effect
+        for entries in (
+            event_entries(self.journal, versions),
+            self.swaps(),
+            [self._refresh(row) for row in self.journal.refreshes()],
+        ):
+            for entry in entries:
+                beside.setdefault(entry.after_sequence, []).append(entry)
+        found: list[LogEntry] = []
+        for version in reversed(versions):
+            found += beside.get(version.sequence, [])
             if version.kind != "base":
-                entries.append(self._commit(version, touched))
-        return entries
+                found.append(_commit(version, touched.get(version.sequence, ())))
+        return found
 
     def swaps(self) -> list[SwapEntry]:
         """Covariances in the order in which they came into force, with what is known of their making."""
@@ -250,26 +274,30 @@ class History:
 
     # ---------------------------------------------------------------- show and diff
 
-    def show(self, name: str) -> RequestStory | VersionStory:
+    def show(self, name: str, facts: int | None = None) -> RequestStory | VersionStory:
         """A request by its id, a version by its name, or either by a prefix of at least four characters.
+
+        Args:
+            facts: of a version, bring at most so many of the facts that it holds; their number is told all the same.
 
         Raises:
             UserError: nothing has that name, or several things have.
         """
-        if name in self.rows:
+        if self.journal.request(name) is not None:
             return self.request(name)
         if name == "head" or (name[:1] == "v" and name[1:].isdecimal()):
-            return self.version(self.journal.find_version(name))
-        requests = [known for known in self.rows if len(name) >= 4 and known.startswith(name)]
-        versions = sorted({v.digest for v in self.versions if len(name) >= 4 and v.digest.startswith(name)})
+            return self.version(self.journal.find_version(name), facts)
+        requests = [row.id for row in self.journal.requests_starting(name)] if len(name) >= 4 else []
+        versions = [v.digest for v in self.journal.versions_starting(name)] if len(name) >= 4 else []
         if len(requests) + len(versions) > 1:
             several = [*requests, *(digest[:12] for digest in versions)]
             shown = ", ".join(several[:5]) + (", ..." if len(several) > 5 else "")
-            raise UserError(f"{len(several)} edits and versions start with {name!r}: {shown}; give more of it")
+            more = "20 or more" if len(several) >= 20 else str(len(several))
+            raise UserError(f"{more} edits and versions start with {name!r}: {shown}; give more of it")
         if requests:
             return self.request(requests[0])
         if versions:
-            return self.version(self.journal.find_version(versions[0]))
+            return self.version(self.journal.find_version(versions[0]), facts)
         raise UserError(
             f"there is neither an edit nor a version {name!r}: give an edit's id, head, v<number> or "
             "four or more digits of a version's digest"
@@ -277,25 +305,31 @@ class History:
 
     def request(self, name: str) -> RequestStory:
         """Everything about one request; ``name`` is its whole id."""
-        row = self.rows[name]
-        tried = next((f.sequence for f in self.fates[name] if f.sequence is not None), None)
+        row = self.journal.request(name)
+        if row is None:
+            raise UserError(f"there is no edit {name!r}")
+        fates = self._fates(name)
+        tried = next((f.sequence for f in fates if f.sequence is not None), None)
         commit = None if tried is None else self.commit(tried)
-        members = () if tried is None else self.versions[tried].request_ids
+        members = () if tried is None else self.journal.version(tried).request_ids
+        batch = {other.id: other for other in self.journal.requests_named(members)}
         return RequestStory(
             fact=Fact.of(row),
             request=row.payload,
             accepted_at=row.accepted_at,
-            fates=tuple(self.fates[name]),
-            batch=tuple(Fact.of(self.rows[other]) for other in members if other in self.rows),
+            fates=tuple(fates),
+            batch=tuple(Fact.of(batch[other]) for other in members if other in batch),
             commit=commit,
             result=row.result,
             reason=row.reason,
         )
 
-    def version(self, version: Version) -> VersionStory:
-        """Everything about one version."""
+    def version(self, version: Version, facts: int | None = None) -> VersionStory:
+        """Everything about one version, with at most so many of its facts."""
         commit = None if version.kind == "base" else self.commit(version.sequence)
-        return VersionStory(version, commit, _facts(self.held(version.sequence).values()))
+        held = self.journal.held(version.sequence, facts)
+        total = len(held) if facts is None else self.journal.held_count(version.sequence)
+        return VersionStory(version, commit, _facts(held), total)
 
     def diff(self, first: Version, second: Version, change: Mapping[int, float] | None = None) -> VersionDiff:
         """What one has to know when going from the first version to the second, older or newer."""
@@ -319,42 +353,11 @@ class History:
 
     # ---------------------------------------------------------------- inside
 
-    def _by_sequence(self) -> dict[int, list[tuple[Fate, RequestRow]]]:
-        touched: dict[int, list[tuple[Fate, RequestRow]]] = {}
-        for name, fates in self.fates.items():
-            for fate in fates:
-                if fate.sequence is not None:
-                    touched.setdefault(fate.sequence, []).append((fate, self.rows[name]))
-        return touched
-
-    def _commit(self, version: Version, touched: Mapping[int, Sequence[tuple[Fate, RequestRow]]]) -> CommitEntry:
-        here = touched.get(version.sequence, ())
-
-        def endings(state: RequestState) -> tuple[Ending, ...]:
-            return tuple(Ending(Fact.of(row), fate.reason) for fate, row in here if fate.state == state)
-
-        return CommitEntry(
-            sequence=version.sequence,
-            version=version.digest,
-            parent=version.parent,
-            kind=version.kind,
-            at=version.at,
-            edits=version.edits,
-            applied=tuple(Fact.of(row) for fate, row in here if fate.state == "applied"),
-            superseded=endings("superseded"),
-            reverted=endings("reverted"),
-            rejected=endings("rejected"),
-            norms=version.norms,
-            delta_norms=version.delta_norms,
-            covariance=version.covariance,
-            seconds=version.seconds,
-        )
-
     def _refresh(self, row: RefreshRow) -> RefreshEntry:
-        reached = (version.sequence for version in self.versions if version.edits >= row.triggered_at)
+        reached = self.journal.first_reaching(row.triggered_at)
         return RefreshEntry(
             triggered_at=row.triggered_at,
-            after_sequence=next(reached, self.versions[-1].sequence),
+            after_sequence=self.newest if reached is None else reached,
             from_version=row.from_version,
             state=row.state,
             reason=row.reason,
@@ -362,6 +365,28 @@ class History:
             seconds=row.seconds,
             at=row.at,
         )
+
+
+def _commit(version: Version, here: Sequence[tuple[Fate, RequestRow]]) -> CommitEntry:
+    def endings(state: RequestState) -> tuple[Ending, ...]:
+        return tuple(Ending(Fact.of(row), fate.reason) for fate, row in here if fate.state == state)
+
+    return CommitEntry(
+        sequence=version.sequence,
+        version=version.digest,
+        parent=version.parent,
+        kind=version.kind,
+        at=version.at,
+        edits=version.edits,
+        applied=tuple(Fact.of(row) for fate, row in here if fate.state == "applied"),
+        superseded=endings("superseded"),
+        reverted=endings("reverted"),
+        rejected=endings("rejected"),
+        norms=version.norms,
+        delta_norms=version.delta_norms,
+        covariance=version.covariance,
+        seconds=version.seconds,
+    )
 
 
 def _facts(rows: Iterable[RequestRow]) -> tuple[Fact, ...]:

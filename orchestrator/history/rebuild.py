@@ -28,6 +28,9 @@ from errata.orchestrator.journal.rows import Version
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
 
+_COMMITS_AT_ONCE: Final = 1000
+"""Commits whose rows are in memory together."""
+
 STORED_DTYPES: Final = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types a weight may be stored in. Quantized checkpoints have others and cannot be edited in place."""
 
@@ -163,9 +166,9 @@ def editor_name(journal: JournalReader) -> str:
 
 
 def edited_layers(journal: JournalReader) -> tuple[int, ...]:
-    """Layers that the run may have changed: those of its editor, and any that a commit gives a norm for."""
+    """Layers that the run may have changed: those of its editor, which are those that every commit gives norms for."""
     configured = {int(layer) for layer in _section(journal, "editor").get("layers", ())}
-    return tuple(sorted(configured.union(*(version.norms for version in journal.versions()))))
+    return tuple(sorted(configured.union(journal.version(min(1, journal.head().sequence)).norms, journal.head().norms)))
 
 
 def load_delta(store: ArtifactStore, version: Version) -> WeightDelta | None:
@@ -192,8 +195,8 @@ def changes(
     Raises:
         DamagedFileError: while iterating, at the first commit whose file is damaged or gone.
     """
-    for version in journal.versions():
-        if after < version.sequence <= upto:
+    for start in range(after, upto, _COMMITS_AT_ONCE):
+        for version in journal.versions_between(start, min(start + _COMMITS_AT_ONCE, upto)):
             yield version, load_delta(store, version)
 
 

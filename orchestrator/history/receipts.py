@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from errata.editing.digest import digest_json, digest_tensors
 from errata.editing.errors import DamagedFileError
 from errata.editing.reverting import HistoryItem
 from errata.editing.session import EditReceipt, Part, RequestResult, Snapshot
+from errata.editing.state import OldKeys
 from errata.editing.tensors import read_tensors, write_tensors
-from errata.orchestrator.history.snapshots import snapshot_digest
+from errata.orchestrator.history.snapshots import newest_snapshot, snapshot_digest
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.fail_points import reach
 from errata.orchestrator.journal.reading import JournalReader
@@ -98,7 +99,7 @@ def load_receipt(store: ArtifactStore, version: Version) -> EditReceipt:
         targets=tensors.get("targets"),
         covariance_digest=metadata["covariance"] or None,
         seconds=version.seconds,
-        kind="revert" if version.kind == "revert" else "edit",
+        kind="revert" if version.kind in ("revert", "erase") else "edit",
         taken_out=tuple(json.loads(metadata.get("taken_out", "[]"))),
         parts=tuple(Part(**part) for part in json.loads(metadata.get("parts", "[]"))),
         whole=bool(json.loads(metadata.get("whole", "false"))),
@@ -139,29 +140,94 @@ def commit_data(
 
 
 def history(
-    journal: JournalReader, store: ArtifactStore, *, since: Snapshot | None = None, upto: int | None = None
+    journal: JournalReader,
+    store: ArtifactStore,
+    *,
+    since: Snapshot | None = None,
+    after: int | None = None,
+    upto: int | None = None,
 ) -> Iterator[HistoryItem]:
     """Everything that made the editor's state, in order: covariances where they took effect, and commits.
 
     Args:
         since: stands for the commits up to its own.
+        after: go on after this commit, of a history that was read up to it.
         upto: the last commit that is wanted; all by default.
     """
     swaps = {swap.after_sequence: swap.covariance for swap in journal.swaps()}
-    start = 0 if since is None else since.sequence
+    start = after if after is not None else 0 if since is None else since.sequence
     first = swaps.get(0) if since is None else since.about["covariance"]
-    if first is not None:
+    if first is not None and after is None:
         yield load_covariance(store, first)
     if since is not None:
         yield since
         if start in swaps and swaps[start] != first:
             yield load_covariance(store, swaps[start])
-    for version in journal.versions():
-        if version.sequence <= start or (upto is not None and version.sequence > upto):
-            continue
-        yield load_receipt(store, version)
+    for sequence in range(start + 1, (journal.head().sequence if upto is None else upto) + 1):
+        version = journal.version(sequence)
+        yield with_old_keys(journal, store, load_receipt(store, version), version)
         if version.sequence in swaps:
             yield load_covariance(store, swaps[version.sequence])
+
+
+def history_before(journal: JournalReader, store: ArtifactStore, batches: Sequence[int]) -> Iterator[HistoryItem]:
+    """The history with each of some commits in it and the editor's exact state before each; what lies between is left
+    out where a snapshot stands for it."""
+    at: int | None = None
+    covariance: str | None = None
+    for batch in batches:
+        found = newest_snapshot(journal, store, before=batch, after=at or 0)
+        since = None if found is None else found[1]
+        for item in history(journal, store, since=since, after=None if since is not None else at, upto=batch):
+            if isinstance(item, KeyCovariance):
+                if item.digest == covariance:
+                    continue  # taking it over again would cost a factorization
+                covariance = item.digest
+            yield item
+        at = batch
+
+
+def with_old_keys(journal: JournalReader, store: ArtifactStore, receipt: EditReceipt, version: Version) -> EditReceipt:
+    """The receipt with the keys that leave by it, where the editor may not hold them any more."""
+    widths = [keys.shape[0] for keys in receipt.keys.values()]
+    # an editor gives raw keys up when it has d_in of them, which takes as many edits
+    if receipt.whole or not widths or version.edits < min(widths):
+        return receipt
+    leaving = receipt.superseded if receipt.kind != "revert" else (*receipt.taken_out, *receipt.request_ids)
+    if not leaving:
+        return receipt
+    return replace(receipt, old_keys=old_keys(journal, store, leaving, before=version.sequence))
+
+
+def old_keys(journal: JournalReader, store: ArtifactStore, names: Iterable[str], *, before: int) -> OldKeys:
+    """The keys that requests have in the editor's state just before commit ``before``, from their receipts.
+
+    A request's key is that of the commit that wrote it last, or of a later revert that computed its batch again.
+
+    Raises:
+        DamagedFileError, FileNotFoundError: a receipt is damaged or gone.
+    """
+    places: dict[int, list[str]] = {}
+    for name in names:
+        wrote = [f.sequence for f in journal.fates(name) if f.state == "applied" and f.sequence is not None]
+        wrote = [sequence for sequence in wrote if sequence < before]
+        if wrote:
+            places.setdefault(wrote[-1], []).append(name)
+    found: dict[str, dict[int, Tensor]] = {}
+    for sequence, members in sorted(places.items()):
+        missing = set(members)
+        for other in (*reversed(journal.reverts(sequence, before)), sequence):
+            if not missing:
+                break
+            version = journal.version(other)
+            metadata, tensors = read_tensors(store.get("keys", version.keys or ""), _FORMAT, "receipt file")
+            held = json.loads(metadata["request_ids"])
+            keys = {int(n.split(".")[1]): t for n, t in tensors.items() if n.startswith("keys.")}
+            for name in missing.intersection(held):
+                column = held.index(name)
+                found[name] = {layer: matrix[:, column].clone() for layer, matrix in keys.items()}
+                missing.discard(name)
+    return found
 
 
 def load_covariance(store: ArtifactStore, digest: str) -> KeyCovariance:

@@ -79,18 +79,19 @@ def snapshots(journal: JournalReader) -> list[SnapshotRow]:
 
 
 def newest_snapshot(
-    journal: JournalReader, store: ArtifactStore, *, before: int | None = None
+    journal: JournalReader, store: ArtifactStore, *, before: int | None = None, after: int = 0
 ) -> tuple[SnapshotRow, Snapshot] | None:
     """The newest snapshot that can be used: stored, undamaged, of this history.
 
     Args:
         before: of a commit with a lower number only.
+        after: of a commit with a higher number only.
     """
-    versions = {version.sequence: version.digest for version in journal.versions()}
+    head = journal.head().sequence
     for row in reversed(snapshots(journal)):
-        if before is not None and row.sequence >= before:
+        if row.sequence <= after or (before is not None and row.sequence >= before):
             continue
-        if versions.get(row.sequence) != row.version:
+        if row.sequence > head or journal.version(row.sequence).digest != row.version:
             logger.warning("the snapshot of v%d is of another history and is passed over", row.sequence)
             continue
         try:

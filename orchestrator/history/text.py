@@ -102,8 +102,11 @@ def version_lines(story: VersionStory, *, facts: int | None = 20) -> Iterator[st
             if digest:
                 yield f"  {name:<10} {digest}"
         yield from _commit(story.commit, None)
-    yield f"  holds {counted(len(story.facts), 'fact')}" + (":" if story.facts else "")
-    yield from _some((f"    {_fact(fact)}" for fact in story.facts), len(story.facts), facts, "use --all")
+    yield f"  holds {counted(story.holds, 'fact')}" + (":" if story.facts else "")
+    yield from (f"    {_fact(fact)}" for fact in story.facts[:facts])
+    shown = len(story.facts[:facts])
+    if shown < story.holds:
+        yield f"    ... and {story.holds - shown} more: use --all"
 
 
 def diff_lines(diff: VersionDiff) -> Iterator[str]:

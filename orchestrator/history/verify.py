@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -14,14 +15,16 @@ from torch import Tensor
 
 from errata.editing.delta import WeightDelta
 from errata.editing.digest import digest_json
-from errata.editing.errors import DamagedFileError
+from errata.editing.errors import DamagedFileError, UserError
 from errata.orchestrator.history.log import History
 from errata.orchestrator.history.rebuild import BaseCheckpoint, advance, edited_layers, load_delta, weights_digest
 from errata.orchestrator.history.receipts import load_receipt, open_store
 from errata.orchestrator.history.snapshots import snapshots, superfluous
 from errata.orchestrator.journal import JOURNAL_FILE, Journal
 from errata.orchestrator.journal.artifacts import KINDS, ArtifactStore
+from errata.orchestrator.journal.chain import check_chain
 from errata.orchestrator.journal.connection import WriterLock, connect_reader
+from errata.orchestrator.journal.derived import check_derived
 from errata.orchestrator.journal.reading import JournalReader
 from errata.orchestrator.journal.rows import RequestState, Version, VersionHash
 
@@ -84,11 +87,15 @@ def named_files(journal: JournalReader) -> dict[str, set[str]]:
     versions = journal.versions()
     covariances = {v.covariance for v in versions} | {swap.covariance for swap in journal.swaps()}
     covariances |= {row.digest for row in journal.covariances()} | {row.covariance for row in journal.refreshes()}
+    parts = [v.parts for v in versions]
     named: dict[str, set[str | None]] = {
         "deltas": {v.delta for v in versions},
         "keys": {v.keys for v in versions},
         "contexts": {v.contexts for v in versions},
         "covariances": covariances,
+        "modules": {digest for part in parts for digest in part.modules},
+        "pieces": {part.pieces for part in parts},
+        "routers": {part.router for part in parts},
     }
     return {kind: {digest for digest in digests if digest} for kind, digests in named.items()}
 
@@ -100,41 +107,81 @@ def verify(run: Path, base: BaseCheckpoint | None, progress: Progress = _silent)
         base: the checkpoint that the run was begun on; None to leave out rebuilding the weights.
     """
     report = Report()
-    store = open_store(run)
-    with Journal.open(run / JOURNAL_FILE, read_only=True) as journal:
-        _check_database(run / JOURNAL_FILE, report)
-        history = History(journal)
-        report.versions, report.requests = len(history.versions), len(history.rows)
-        _check_chain(history, report)
-        _check_files(journal, store, report)
-        _check_commits(history, store, report, progress)
+    try:
+        store = open_store(run)
+        journal = Journal.open(run / JOURNAL_FILE, read_only=True)
+    except Exception as error:
+        report.add("journal", f"cannot be opened: {_told(error)}")
+        return report
+    with journal:
+        # what is damaged can raise anything: each part is looked at by itself, and says so where it cannot be
+        with _told_in(report, "journal"):
+            _check_database(run / JOURNAL_FILE, report, progress)
+        with _told_in(report, "journal"):
+            history = History(journal)
+            report.versions, report.requests = len(history.versions), len(history.rows)
+            with _told_in(report, "versions"):
+                _check_versions(history, report)
+            with _told_in(report, "commits"):
+                _check_commits(history, store, report, progress)
+        with _told_in(report, "files"):
+            _check_files(journal, store, report)
         if base is not None:
-            _check_weights(journal, store, base, report, progress)
+            with _told_in(report, "weights"):
+                _check_weights(journal, store, base, report, progress)
     return report
+
+
+@contextmanager
+def _told_in(report: Report, where: str) -> Iterator[None]:
+    """What a damaged file makes a reader raise becomes a problem of the report."""
+    try:
+        yield
+    except Exception as error:
+        report.add(where, f"cannot be checked: {_told(error)}")
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
 
 
 # ---------------------------------------------------------------- the journal
 
 
-def _check_database(path: Path, report: Report) -> None:
+def _check_database(path: Path, report: Report, progress: Progress) -> None:
     connection = connect_reader(path)
+    # text that is no UTF-8 any more is compared as it is, not read with an error
+    connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
     try:
-        for row in connection.execute("PRAGMA integrity_check"):
-            if row[0] != "ok":
-                report.add("journal", str(row[0]))
-        for row in connection.execute("PRAGMA foreign_key_check"):
-            report.add("journal", f"row {row['rowid']} of {row['table']} needs a row of {row['parent']} that is gone")
-        for row in connection.execute("SELECT id, payload, payload_digest, fact_key FROM requests ORDER BY seq"):
-            if row["fact_key"] is None:
-                continue  # never was a valid request: its digest is of the complaint
-            asked = {key: value for key, value in json.loads(row["payload"]).items() if key != "provenance"}
-            if digest_json(asked) != row["payload_digest"]:
-                report.add(f"request {row['id']}", "its content is not what was accepted")
+        checks = "PRAGMA integrity_check", "PRAGMA foreign_key_check"
+        with _told_in(report, "journal"):
+            for row in connection.execute(checks[0]):  # reads CHECK and NOT NULL constraints again as well
+                if row[0] != "ok":
+                    report.add("journal", str(row[0]))
+        with _told_in(report, "journal"):
+            for row in connection.execute(checks[1]):
+                report.add(
+                    "journal", f"row {row['rowid']} of {row['table']} needs a row of {row['parent']} that is gone"
+                )
+        with _told_in(report, "chain"):
+            for broken in check_chain(connection):
+                report.add(f"{broken.kind} {broken.ref}", broken.what)
+        with _told_in(report, "journal"):
+            for deviation in check_derived(connection):
+                report.add(deviation.where, deviation.what)
+        with _told_in(report, "requests"):
+            query = "SELECT id, payload, payload_digest, fact_key, erased_at FROM requests ORDER BY seq"
+            for row in connection.execute(query):
+                if row["fact_key"] is None or row["erased_at"] is not None:
+                    continue  # never was a valid request, or holds nothing any more
+                asked = {key: value for key, value in json.loads(row["payload"]).items() if key != "provenance"}
+                if digest_json(asked) != row["payload_digest"]:
+                    report.add(f"request {row['id']}", "its content is not what was accepted")
     finally:
         connection.close()
 
 
-def _check_chain(history: History, report: Report) -> None:
+def _check_versions(history: History, report: Report) -> None:
     """Sequence numbers without gaps, every digest that of its parent and its delta, edits counted right."""
     hash_ = VersionHash(history.journal.meta.base_digest)
     before = history.versions[0]
@@ -144,7 +191,7 @@ def _check_chain(history: History, report: Report) -> None:
             report.add(where, f"stands where v{number} should")
         if version.parent != before.digest:
             report.add(where, f"names the parent {_short(version.parent)}, v{before.sequence} is {before.digest[:12]}")
-        hash_ = hash_.then(version.delta)
+        hash_.add(version.delta, version.parts)
         if version.digest != hash_.digest:
             report.add(where, f"is called {version.digest[:12]}, base and deltas give {hash_.digest[:12]}")
         if version.kind == "edit":
@@ -160,11 +207,8 @@ def _applied(history: History, version: Version) -> set[str]:
 
 def _fated(history: History, version: Version, state: RequestState) -> set[str]:
     """Requests that the version's commit brought into a state."""
-    return {
-        name
-        for name, fates in history.fates.items()
-        if any(fate.sequence == version.sequence and fate.state == state for fate in fates)
-    }
+    touched = history.journal.touched(version.sequence - 1, version.sequence)
+    return {row.id for fate, row in touched if fate.state == state}
 
 
 # ---------------------------------------------------------------- the files
@@ -203,11 +247,14 @@ def _check_commits(history: History, store: ArtifactStore, report: Report, progr
             receipt = load_receipt(store, version)
         except (DamagedFileError, FileNotFoundError):
             continue  # told already, or nothing to compare with
+        except Exception as error:
+            report.add(where, f"its receipt cannot be read: {_told(error)}")
+            continue
         if receipt.sequence != version.sequence:
             report.add(where, "its receipt is that of another batch")
         if version.kind == "edit" and set(receipt.request_ids) != _applied(history, version):
             report.add(where, f"its receipt names the edits {sorted(receipt.request_ids)}, the journal others")
-        if version.kind == "revert" and not _fated(history, version, "reverted") <= set(receipt.taken_out):
+        if version.kind in ("revert", "erase") and not _fated(history, version, "reverted") <= set(receipt.taken_out):
             report.add(where, f"its receipt takes out {sorted(receipt.taken_out)}, the journal reverts others")
         if receipt.delta is not None:
             _compare_norms(where, "change", version.delta_norms, receipt.delta.norms(), report)
@@ -273,11 +320,19 @@ def collect_garbage(run: Path, *, dry_run: bool = False) -> list[Garbage]:
     ``snapshots.keep`` of the configuration says, and any file that is not named after a digest.
 
     Raises:
-        UserError: the run is being written: what it has stored may be named a moment later.
+        UserError: the run is being written: what it has stored may be named a moment later; or it is not sound: what
+            looks like garbage may be what a damaged row no longer names.
     """
     path = run / JOURNAL_FILE
     lock = WriterLock(path)
     try:
+        report = verify(run, None)
+        if not report.sound:
+            first = report.problems[0]
+            raise UserError(
+                f"gc: the run is not sound ({len(report.problems)} problems; {first.where}: {first.what}); nothing was "
+                "deleted. `errata verify` tells them all"
+            )
         with Journal.open(path, read_only=True) as journal:
             store = open_store(run)
             garbage = [Garbage(file, file.stat().st_size) for file in _unnamed(journal, store)]

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-LinkKind = Literal["begin", "acceptance", "fate", "commit", "swap", "evaluation", "event"]
+LinkKind = Literal["begin", "acceptance", "fate", "commit", "covariance", "swap", "evaluation", "event"]
 
 SALT_BYTES: Final = 16
 
@@ -32,11 +32,12 @@ _READ: Final[dict[LinkKind, str]] = {
     "begin": "SELECT run_id, base_digest, editor_digest, config, errata_version, created_at FROM meta WHERE one = ?",
     "acceptance": "SELECT id, fact_key, payload, payload_digest, accepted_at, event_at, salt, erased_at"
     " FROM requests WHERE seq = ?",
-    "fate": "SELECT f.seq, f.state, f.sequence, f.reason, f.at, r.salt, r.erased_at"
+    "fate": "SELECT f.seq, f.state, f.sequence, f.reason, f.at, f.settled, r.salt, r.erased_at"
     " FROM fates f JOIN requests r ON r.seq = f.seq WHERE f.number = ?",
     "commit": "SELECT c.sequence, b.kind, b.created_at, c.version, c.parent, c.delta, c.keys, c.contexts, c.covariance,"
     " c.edits, c.norms, c.delta_norms, c.seconds, c.at, c.sweeps, c.parts, c.figures"
     " FROM commits c JOIN batches b ON b.sequence = c.sequence WHERE c.sequence = ?",
+    "covariance": "SELECT digest, source, tokens, layers, from_version, path, at FROM covariances WHERE rowid = ?",
     "swap": "SELECT after_sequence, covariance, edits, at FROM swaps WHERE after_sequence = ?",
     "evaluation": "SELECT version, edits, kind, metrics, at FROM evaluations WHERE number = ?",
     "event": "SELECT kind, data, at FROM events WHERE number = ?",
@@ -46,6 +47,7 @@ _ALL: Final[dict[LinkKind, str]] = {
     "acceptance": "SELECT seq AS row_key FROM requests ORDER BY seq",
     "fate": "SELECT number AS row_key FROM fates ORDER BY number",
     "commit": "SELECT sequence AS row_key FROM commits ORDER BY sequence",
+    "covariance": "SELECT rowid AS row_key FROM covariances ORDER BY rowid",
     "swap": "SELECT after_sequence AS row_key FROM swaps ORDER BY after_sequence",
     "evaluation": "SELECT number AS row_key FROM evaluations ORDER BY number",
     "event": "SELECT number AS row_key FROM events ORDER BY number",

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -21,16 +20,14 @@ from errata.editing.errors import UserError
 from errata.editing.request import EditRequest
 from errata.orchestrator.journal.chain import append_link, new_salt
 from errata.orchestrator.journal.connection import WriterLock, connect_reader, connect_writer
+from errata.orchestrator.journal.derived import SETTLED
 from errata.orchestrator.journal.fail_points import reach
-from errata.orchestrator.journal.reading import JournalReader
+from errata.orchestrator.journal.records import JournalRecords, now, printable
 from errata.orchestrator.journal.rows import (
     Accepted,
-    AttemptOutcome,
     CommitData,
     CovarianceRow,
     JournalMeta,
-    MarkState,
-    RefreshState,
     RequestOutcome,
     RequestRow,
     RequestState,
@@ -62,30 +59,23 @@ _UNREADABLE = "record:"
 """Prefix of the ids of records that are no valid request: they cannot collide with a client's ids."""
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-class Journal(JournalReader):
+class Journal(JournalRecords):
     """One run's journal, from :meth:`create` or :meth:`open`. Close it, or use it in a ``with`` block.
 
     Safe to use from several threads of the one writing process.
     """
 
     def __init__(
-        self, connection: sqlite3.Connection, lock: WriterLock | None, clock: Callable[[], datetime] = _now
+        self, connection: sqlite3.Connection, lock: WriterLock | None, clock: Callable[[], datetime] = now
     ) -> None:
-        super().__init__(connection)
-        self._writer_lock = lock
-        self._clock = clock
-        self._hash = VersionHash(self.meta.base_digest)
-        for row in self._rows("SELECT delta, parts FROM commits ORDER BY sequence"):
-            self._hash = self._hash.then(row["delta"], VersionParts.load(json.loads(row["parts"])))
+        super().__init__(connection, lock, clock)
+        self._hash: VersionHash | None = None
+        """Of the newest version; made when the first commit needs it."""
 
     # ---------------------------------------------------------------- opening and closing
 
     @classmethod
-    def create(cls, path: Path, meta: JournalMeta, *, clock: Callable[[], datetime] = _now) -> Self:
+    def create(cls, path: Path, meta: JournalMeta, *, clock: Callable[[], datetime] = now) -> Self:
         """Make a new journal and open it for writing.
 
         Raises:
@@ -124,7 +114,7 @@ class Journal(JournalReader):
             raise
 
     @classmethod
-    def open(cls, path: Path, *, read_only: bool = False, clock: Callable[[], datetime] = _now) -> Self:
+    def open(cls, path: Path, *, read_only: bool = False, clock: Callable[[], datetime] = now) -> Self:
         """Open an existing journal; for writing it is migrated to this release's schema first.
 
         A reader never changes the file: an older journal is migrated in memory, and is then a snapshot.
@@ -214,7 +204,7 @@ class Journal(JournalReader):
 
     def reject(self, record: str, reason: str, payload: Mapping[str, Any] | None = None) -> Accepted:
         """Keep a record that is no valid request, once, under a name such as ``file:line``."""
-        name, reason = _UNREADABLE + _printable(record), _printable(reason)
+        name, reason = _UNREADABLE + printable(record), printable(reason)
         text = json.dumps(payload or {}, default=str)
         with self._transaction() as connection:
             known = connection.execute("SELECT seq, reason FROM requests WHERE id = ?", (name,)).fetchone()
@@ -274,8 +264,10 @@ class Journal(JournalReader):
         at: str,
     ) -> None:
         cursor = connection.execute(
-            "INSERT INTO fates (seq, state, sequence, reason, at) VALUES (?, ?, ?, ?, ?)",
-            (seq, state, sequence, reason, at),
+            "INSERT INTO fates (seq, state, sequence, reason, at, settled) SELECT ?, ?, ?, ?, ?, "
+            + SETTLED
+            + " FROM requests WHERE seq = ?",
+            (seq, state, sequence, reason, at, seq),
         )
         append_link(connection, "fate", int(cursor.lastrowid or 0))
 
@@ -297,7 +289,7 @@ class Journal(JournalReader):
                 return head  # the same commit again
             if data.sequence != head.sequence + 1:
                 raise ValueError(f"the next commit has sequence {head.sequence + 1}, got {data.sequence}")
-            hash_ = self._hash.then(data.delta, data.parts)
+            hash_ = self._head_hash().then(data.delta, data.parts)
             applied = {outcome.id for outcome in data.outcomes if outcome.applied}
             self._insert_commit(connection, data, head, hash_.digest, head.edits + len(applied))
             for outcome in data.outcomes:
@@ -330,6 +322,15 @@ class Journal(JournalReader):
         self._hash = hash_
         reach("after_commit")
         return self.head()
+
+    def _head_hash(self) -> VersionHash:
+        if self._hash is None:
+            found = VersionHash(self.meta.base_digest)
+            for row in self._rows("SELECT delta, parts FROM commits ORDER BY sequence"):
+                parts = None if row["parts"] == "{}" else VersionParts.load(json.loads(row["parts"]))
+                found.add(row["delta"], parts)
+            self._hash = found
+        return self._hash
 
     def _insert_commit(
         self, connection: sqlite3.Connection, data: CommitData, head: Version, digest: str, edits: int
@@ -406,175 +407,13 @@ class Journal(JournalReader):
         if row is None or row["state"] not in allowed:
             state_now = "unknown" if row is None else row["state"]
             raise ValueError(f"request {name!r} cannot become {state}: it is {state_now}, not {' or '.join(allowed)}")
-        reason = None if reason is None else _printable(reason)
+        reason = None if reason is None else printable(reason)
         connection.execute(
             f"UPDATE requests SET state = ?, reason = ?, {change} WHERE seq = ?",
             (state, reason, *values, row["seq"]),
         )
         self._insert_fate(connection, row["seq"], state, sequence, reason, self._time())
 
-    # ---------------------------------------------------------------- covariances and refreshes
-
-    def record_covariance(self, row: CovarianceRow) -> None:
-        """Keep where an estimate came from; its file is stored already. Again, it changes nothing."""
-        values = (
-            row.digest,
-            dump_json(row.source),
-            row.tokens,
-            dump_json(row.layers),
-            row.from_version,
-            row.path,
-            self._time(),
-        )
-        with self._transaction() as connection:
-            connection.execute("INSERT OR IGNORE INTO covariances VALUES (?, ?, ?, ?, ?, ?, ?)", values)
-
-    def record_swap(self, after_sequence: int, covariance: str, edits: int) -> None:
-        """From batch ``after_sequence + 1`` on, ``covariance`` is in force; after ``edits`` edits.
-
-        Raises:
-            ValueError: batches after it were already committed, or another swap was recorded there.
-        """
-        with self._transaction() as connection:
-            known = {swap.after_sequence: swap.covariance for swap in self.swaps()}.get(after_sequence)
-            if known == covariance:
-                return
-            if known is not None or after_sequence != self.head().sequence:
-                raise ValueError(
-                    f"a swap takes effect once, after the newest batch {self.head().sequence}; got {after_sequence}"
-                )
-            connection.execute(
-                "INSERT INTO swaps VALUES (?, ?, ?, ?)", (after_sequence, covariance, edits, self._time())
-            )
-            append_link(connection, "swap", after_sequence)
-            reach("swap_in_transaction")
-        reach("after_swap")
-
-    def record_refresh(
-        self,
-        triggered_at: int,
-        state: RefreshState,
-        *,
-        from_version: str | None = None,
-        reason: str | None = None,
-        covariance: str | None = None,
-        seconds: float | None = None,
-    ) -> None:
-        """Where the refresh triggered at that number of edits stands. What is left out keeps its value.
-
-        Raises:
-            ValueError: the first row of a refresh without ``from_version``.
-        """
-        with self._transaction() as connection:
-            known = connection.execute("SELECT 1 FROM refreshes WHERE triggered_at = ?", (triggered_at,)).fetchone()
-            if known is None and from_version is None:
-                raise ValueError(f"the refresh triggered at {triggered_at} edits is new: name the version it reads")
-            connection.execute(
-                "INSERT INTO refreshes"
-                " VALUES (:at_edits, COALESCE(:version, ''), :state, :reason, :cov, :seconds, :at)"
-                " ON CONFLICT (triggered_at) DO UPDATE SET state = :state, at = :at,"
-                " from_version = COALESCE(:version, from_version), reason = COALESCE(:reason, reason),"
-                " covariance = COALESCE(:cov, covariance), seconds = COALESCE(:seconds, seconds)",
-                {
-                    "at_edits": triggered_at,
-                    "version": from_version,
-                    "state": state,
-                    "reason": reason,
-                    "cov": covariance,
-                    "seconds": seconds,
-                    "at": self._time(),
-                },
-            )
-
-    # ---------------------------------------------------------------- evaluations and events
-
-    def record_evaluation(self, version: str, edits: int, kind: str, metrics: Mapping[str, Any]) -> int:
-        """Keep the figures of one evaluation; returns its number."""
-        with self._transaction() as connection:
-            cursor = connection.execute(
-                "INSERT INTO evaluations (version, edits, kind, metrics, at) VALUES (?, ?, ?, ?, ?)",
-                (version, edits, kind, dump_json(metrics), self._time()),
-            )
-            number = int(cursor.lastrowid or 0)
-            append_link(connection, "evaluation", number)
-        return number
-
-    def record_event(self, kind: str, data: Mapping[str, Any]) -> int:
-        """Keep anything else worth knowing: a guard's action, a publication; returns its number."""
-        with self._transaction() as connection:
-            cursor = connection.execute(
-                "INSERT INTO events (kind, data, at) VALUES (?, ?, ?)", (kind, dump_json(data), self._time())
-            )
-            number = int(cursor.lastrowid or 0)
-            append_link(connection, "event", number)
-        return number
-
-    # ---------------------------------------------------------------- attempts, tags, marks
-
-    def begin_attempt(self, sequence: int, request_ids: Sequence[str]) -> int:
-        """Say, before the editor is given a batch, which one it is; returns the attempt's number.
-
-        An attempt that stays without an end is a process that died in it. Attempts decide nothing about what a
-        version is, so they are in no digest.
-        """
-        with self._transaction() as connection:
-            cursor = connection.execute(
-                "INSERT INTO attempts (sequence, request_ids, started_at) VALUES (?, ?, ?)",
-                (sequence, dump_json(list(request_ids)), self._time()),
-            )
-        return int(cursor.lastrowid or 0)
-
-    def end_attempt(self, number: int, outcome: AttemptOutcome, reason: str | None = None) -> None:
-        """Say how an attempt ended. Again, it changes nothing."""
-        reason = None if reason is None else _printable(reason)
-        with self._transaction() as connection:
-            connection.execute(
-                "UPDATE attempts SET ended_at = ?, outcome = ?, reason = ? WHERE number = ? AND ended_at IS NULL",
-                (self._time(), outcome, reason, number),
-            )
-
-    def tag(self, name: str, sequence: int) -> None:
-        """Name a version; a name that is in use moves."""
-        with self._transaction() as connection:
-            connection.execute(
-                "INSERT INTO tags VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET sequence = excluded.sequence,"
-                " at = excluded.at",
-                (name, sequence, self._time()),
-            )
-
-    def mark(self, sequence: int, state: MarkState, reason: str) -> None:
-        """Say that something of a version was dropped; ``unprovable`` is never taken back."""
-        with self._transaction() as connection:
-            connection.execute(
-                "INSERT INTO marks VALUES (?, ?, ?, ?) ON CONFLICT (sequence) DO UPDATE SET state = excluded.state,"
-                " reason = excluded.reason, at = excluded.at WHERE state <> 'unprovable'",
-                (sequence, state, _printable(reason), self._time()),
-            )
-
-    # ---------------------------------------------------------------- inside
-
-    def _time(self) -> str:
-        return self._clock().isoformat()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        if self._writer_lock is None:
-            raise UserError("this journal was opened for reading only")
-        with self._thread_lock:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:  # a full disk rolls back by itself
-                    self._connection.execute("ROLLBACK")
-                raise
-
 
 def _figures(outcome: RequestOutcome) -> str | None:
     return None if outcome.figures is None else dump_json(outcome.figures)
-
-
-def _printable(text: str) -> str:
-    """The text with lone surrogates replaced: SQLite stores UTF-8 only."""
-    return text.encode("utf-8", "replace").decode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -27,6 +28,13 @@ from errata.orchestrator.journal.rows import (
     VersionParts,
     version_digest,
 )
+
+_NEWEST = 2**62
+"""More than any sequence number."""
+_AFTER = "\U0010ffff"
+"""Behind any text that goes on."""
+_AT_ONCE = 500
+"""Values looked up by one query."""
 
 
 class JournalReader:
@@ -59,12 +67,89 @@ class JournalReader:
         self, limit: int, *, before: int | None = None, state: RequestState | None = None
     ) -> list[RequestRow]:
         """The newest requests, newest first; those accepted before number ``before``, those in one state."""
-        where = "WHERE (? IS NULL OR seq < ?) AND (? IS NULL OR state = ?)"
-        return self._requests(where, (before, before, state, state), limit, newest_first=True)
+        given = [(text, value) for text, value in (("seq < ?", before), ("state = ?", state)) if value is not None]
+        where = f"WHERE {' AND '.join(text for text, _ in given)}" if given else ""
+        return self._requests(where, tuple(value for _, value in given), limit, newest_first=True)
 
     def request(self, name: str) -> RequestRow | None:
         """One request by its id."""
         return next(iter(self._requests("WHERE id = ?", (name,))), None)
+
+    def requests_named(self, names: Iterable[str]) -> list[RequestRow]:
+        """Requests by their ids, in the order of acceptance; an id that is not there is left out."""
+        return self._requests_by("id", names)
+
+    def requests_of_facts(self, fact_keys: Iterable[str]) -> list[RequestRow]:
+        """Every request about some facts, in the order of acceptance."""
+        return self._requests_by("fact_key", fact_keys)
+
+    def requests_applied_in(self, sequences: Iterable[int]) -> list[RequestRow]:
+        """Requests that some commits wrote into the weights, in the order of acceptance."""
+        return self._requests_by("applied_in", sequences)
+
+    def _requests_by(self, column: str, wanted: Iterable[str | int]) -> list[RequestRow]:
+        values = list(dict.fromkeys(wanted))
+        found: list[RequestRow] = []
+        for at in range(0, len(values), _AT_ONCE):
+            part = values[at : at + _AT_ONCE]
+            found += self._requests(f"WHERE {column} IN ({', '.join('?' * len(part))})", tuple(part))
+        return sorted(found, key=lambda row: row.seq)
+
+    def requests_starting(self, prefix: str, limit: int = 20) -> list[RequestRow]:
+        """Requests whose id starts so."""
+        return self._requests("WHERE id >= ? AND id < ?", (prefix, prefix + _AFTER), limit)
+
+    def applied_after(self, sequence: int) -> list[RequestRow]:
+        """Requests that commits after one of that number have written and that are applied now."""
+        return self._requests("WHERE applied_in > ? AND state = 'applied'", (sequence,))
+
+    def first_tried(self, limit: int | None) -> list[RequestRow]:
+        """The first requests, so many at most, that wait to be written or ever were in the weights."""
+        return self._requests("WHERE +state IN ('accepted', 'applied', 'superseded') OR +applied_in > 0", (), limit)
+
+    def applied_spread(self, count: int) -> list[RequestRow]:
+        """At most so many of the applied requests, evenly over their order of acceptance."""
+        total = self.counters().get("state.applied", 0)
+        take = min(count, total)
+        query = "SELECT seq FROM requests WHERE state = 'applied' ORDER BY seq LIMIT 1 OFFSET ?"
+        rows = [self._rows(query, i * total // take) for i in range(take)]
+        return self._requests_by("seq", [row[0]["seq"] for row in rows if row])
+
+    def held(self, sequence: int, limit: int | None = None) -> list[RequestRow]:
+        """Requests whose fact is in the weights at the version after batch ``sequence``, in the order of acceptance.
+
+        Args:
+            limit: those written last, so many at most.
+        """
+        where = (
+            "applied_in <= ? AND (SELECT f.state FROM fates f WHERE f.seq = requests.seq"
+            " AND f.sequence <= ? ORDER BY f.number DESC LIMIT 1) = 'applied'"
+        )
+        if limit is None:
+            return self._requests(f"WHERE {where}", (sequence, sequence))
+        newest = f"SELECT seq FROM requests WHERE {where} ORDER BY applied_in DESC, seq DESC LIMIT ?"
+        return self._requests_by("seq", [row["seq"] for row in self._rows(newest, sequence, sequence, limit)])
+
+    def held_count(self, sequence: int) -> int:
+        """How many requests `held` gives, counted in the indexes alone."""
+        came = "SELECT COUNT(*) FROM fates WHERE state = 'applied' AND sequence <= ?"
+        again = "SELECT sequence FROM batches WHERE kind = 'repair' AND sequence <= ?"
+        left = "SELECT COUNT(*) FROM fates WHERE state IN ('superseded', 'reverted') AND sequence <= ?"
+        never = "SELECT COUNT(*) FROM requests WHERE ended_in <= ? AND state = 'superseded' AND applied_in IS NULL"
+        query = (
+            f"SELECT ({came}) - (SELECT COUNT(*) FROM fates WHERE state = 'applied' AND sequence IN ({again}))"
+            f" - ({left}) + ({never})"
+        )
+        return int(self._rows(query, *[sequence] * 4)[0][0])
+
+    def touched(self, after: int, upto: int) -> list[tuple[Fate, RequestRow]]:
+        """What commits ``after + 1`` to ``upto`` did to requests, in the order in which it was written."""
+        fates = self._rows("SELECT * FROM fates WHERE sequence > ? AND sequence <= ? ORDER BY number", after, upto)
+        rows = {row.seq: row for row in self._requests_by("seq", [fate["seq"] for fate in fates])}
+        return [
+            (Fate(fate["state"], fate["sequence"], fate["reason"], _time(fate["at"])), rows[fate["seq"]])
+            for fate in fates
+        ]
 
     def fates(self, name: str) -> list[Fate]:
         """Everything that happened to one request, oldest first."""
@@ -137,6 +222,33 @@ class JournalReader:
         """Number of the next batch: 1 for the first, without gaps."""
         return self.head().sequence + 1
 
+    def version(self, sequence: int) -> Version:
+        """One version by its number; 0 is the base.
+
+        Raises:
+            UserError: there is none of that number.
+        """
+        if sequence == 0:
+            return self.base()
+        found = self._commits("WHERE c.sequence = ?", sequence)
+        if not found:
+            raise UserError(f"there is no version v{sequence}; the newest is v{self.head().sequence}")
+        return found[0]
+
+    def versions_between(self, after: int, upto: int | None = None) -> list[Version]:
+        """Commits ``after + 1`` to ``upto`` (the newest by default), in order."""
+        return self._commits("WHERE c.sequence > ? AND c.sequence <= ?", after, upto if upto is not None else _NEWEST)
+
+    def reverts(self, after: int, before: int) -> list[int]:
+        """Numbers of the commits between two, both left out, that took something out of the weights."""
+        rows = self._rows(
+            "SELECT sequence FROM batches WHERE kind IN ('revert', 'erase') AND sequence > ? AND sequence < ?"
+            " ORDER BY sequence",
+            after,
+            before,
+        )
+        return [row["sequence"] for row in rows]
+
     def versions(self) -> list[Version]:
         """The base and every commit, in order."""
         return [self.base(), *self._commits("")]
@@ -153,20 +265,41 @@ class JournalReader:
         Raises:
             UserError: there is none of that name, or several.
         """
-        versions = self.versions()
         if name == "head":
-            return versions[-1]
+            return self.head()
         if name[:1] == "v" and name[1:].isdecimal():
-            if int(name[1:]) < len(versions):
-                return versions[int(name[1:])]
-            raise UserError(f"there is no version {name}; the newest is v{versions[-1].sequence}")
-        # a batch that applied nothing keeps its parent's digest: the first of the equals is meant
-        matches = {version.digest: version for version in reversed(versions) if version.digest.startswith(name)}
-        if len(name) < 4 or not matches:
+            return self.version(int(name[1:]))
+        found = self.versions_starting(name) if len(name) >= 4 else []
+        if not found:
             raise UserError(f"there is no version {name!r}: give head, v<number> or four or more digits of a digest")
-        if len(matches) > 1:
-            raise UserError(f"{len(matches)} versions start with {name!r}: give more digits")
-        return next(iter(matches.values()))
+        if len(found) > 1:
+            raise UserError(f"{len(found)} versions start with {name!r}: give more digits")
+        return found[0]
+
+    def versions_starting(self, prefix: str, limit: int = 20) -> list[Version]:
+        """Versions whose digest starts so, the first of those with the same digest: what applied nothing keeps the
+        digest of its parent."""
+        rows = self._rows(
+            "SELECT MIN(sequence) AS sequence FROM commits WHERE version >= ? AND version < ? GROUP BY version LIMIT ?",
+            prefix,
+            prefix + _AFTER,
+            limit,
+        )
+        base = self.base()
+        found = [] if not base.digest.startswith(prefix) else [base]
+        return found + [version for row in rows if (version := self.version(row["sequence"])).digest != base.digest]
+
+    def sequences_of(self, digest: str) -> list[int]:
+        """Numbers of the commits of a version with this digest, in order; 0 stands for the base."""
+        rows = self._rows("SELECT sequence FROM commits WHERE version = ? ORDER BY sequence", digest)
+        return ([0] if digest == self.base().digest else []) + [row["sequence"] for row in rows]
+
+    def first_reaching(self, edits: int) -> int | None:
+        """Number of the first commit after which so many edits were applied; None if there are not so many yet."""
+        if edits <= 0:
+            return 0
+        found = self._rows("SELECT MIN(sequence) AS sequence FROM commits WHERE edits >= ?", edits)
+        return None if found[0]["sequence"] is None else int(found[0]["sequence"])
 
     # ---------------------------------------------------------------- covariances, refreshes, the rest
 
@@ -236,6 +369,20 @@ class JournalReader:
             for row in self._rows(f"SELECT * FROM evaluations {where}", *values)
         ]
 
+    def event_page(
+        self, limit: int, *, before: int | None = None, kind: str | None = None, since: str | None = None
+    ) -> list[EventRow]:
+        """The newest events, newest first; those before a number, those of one kind, those not before a time (ISO)."""
+        where = [("number < ?", before), ("kind = ?", kind), ("at >= ?", since)]
+        given = [(text, value) for text, value in where if value is not None]
+        text = " AND ".join(text for text, _ in given) or "1"
+        return [
+            EventRow(row["number"], row["kind"], json.loads(row["data"]), _time(row["at"]))
+            for row in self._rows(
+                f"SELECT * FROM events WHERE {text} ORDER BY number DESC LIMIT ?", *(value for _, value in given), limit
+            )
+        ]
+
     def events(self, kind: str | None = None) -> list[EventRow]:
         """Events, or those of one kind, oldest first."""
         return [
@@ -274,7 +421,7 @@ class JournalReader:
             for row in self._rows(query, *values, -1 if limit is None else limit)
         ]
 
-    def _commits(self, where: str) -> list[Version]:
+    def _commits(self, where: str, *values: object) -> list[Version]:
         return [
             Version(
                 sequence=row["sequence"],
@@ -297,7 +444,8 @@ class JournalReader:
             )
             for row in self._rows(
                 "SELECT c.*, b.kind, b.request_ids FROM commits c JOIN batches b ON b.sequence = c.sequence"
-                f" {where} ORDER BY c.sequence"
+                f" {where} ORDER BY c.sequence",
+                *values,
             )
         ]
 

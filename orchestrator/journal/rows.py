@@ -82,11 +82,15 @@ class VersionHash:
         """The version after one more commit; after one with neither delta nor parts, the same version."""
         other = VersionHash.__new__(VersionHash)
         other._sha = self._sha.copy()
-        if delta_digest is not None:
-            other._sha.update(f"{delta_digest}\n".encode())
-        for line in () if parts is None else parts.lines():
-            other._sha.update(f"{line}\n".encode())
+        other.add(delta_digest, parts)
         return other
+
+    def add(self, delta_digest: str | None, parts: VersionParts | None = None) -> None:
+        """Go on to the version after one more commit."""
+        if delta_digest is not None:
+            self._sha.update(f"{delta_digest}\n".encode())
+        for line in () if parts is None else parts.lines():
+            self._sha.update(f"{line}\n".encode())
 
     @property
     def digest(self) -> str:

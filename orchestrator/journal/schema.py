@@ -128,9 +128,11 @@ ALTER TABLE requests ADD COLUMN figures TEXT;
 ALTER TABLE requests ADD COLUMN event_at TEXT;
 ALTER TABLE requests ADD COLUMN erased_at TEXT;
 CREATE INDEX requests_by_application ON requests (applied_in) WHERE applied_in IS NOT NULL;
-CREATE INDEX requests_by_ending ON requests (ended_in) WHERE ended_in IS NOT NULL;
+CREATE INDEX requests_by_ending ON requests (ended_in, state, applied_in) WHERE ended_in IS NOT NULL;
 CREATE INDEX requests_by_outcome ON requests (outcome, seq) WHERE outcome IS NOT NULL;
 CREATE INDEX fates_by_batch ON fates (sequence) WHERE sequence IS NOT NULL;
+CREATE INDEX fates_by_state ON fates (state, sequence) WHERE sequence IS NOT NULL;
+ALTER TABLE fates ADD COLUMN settled TEXT;
 
 CREATE TABLE batches_2 (
     sequence    INTEGER PRIMARY KEY,
@@ -146,6 +148,8 @@ ALTER TABLE commits ADD COLUMN sweeps INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE commits ADD COLUMN parts TEXT NOT NULL DEFAULT '{}';
 ALTER TABLE commits ADD COLUMN figures TEXT;
 CREATE INDEX commits_by_edits ON commits (edits);
+CREATE INDEX batches_by_kind ON batches (kind, sequence);
+CREATE INDEX events_by_kind ON events (kind, number);
 
 CREATE TABLE attempts (
     number      INTEGER PRIMARY KEY,

@@ -22,6 +22,8 @@ from errata.evaluation.probes import questions_of
 from errata.orchestrator.config.evaluation import EvaluationConfig, MemoryConfig
 from errata.orchestrator.measuring.free import FreeTexts, with_edit_score
 from errata.orchestrator.measuring.texts import read_texts
+from errata.retrieval.memory import Hit
+from errata.retrieval.router import Findings
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +145,7 @@ class Measurer:
         """
         questions = questions_of(requests)
         near = self._memory.search(questions, self._mem.scr.k) if remembered else [[] for _ in questions]
-        hits: Hits = dict(zip(questions, near, strict=True))
+        hits = self._findings(questions, near, remembered)
 
         def work() -> Measurement:
             started = time.perf_counter()
@@ -168,13 +170,21 @@ class Measurer:
 
         return self._thread.submit(work)
 
+    def _findings(self, questions: Sequence[str], found: Sequence[Sequence[Hit]], remembered: bool) -> Hits:
+        """What was found per question, with what the router needs where its arm is asked."""
+        routing = None
+        if "routed" in self._config.arms:
+            routing = self._memory.route(questions if remembered else [], self._mem.scr.k)
+        return Findings(dict(zip(questions, found, strict=True)), routing)
+
     def _latency(self, questions: Sequence[str], weights: Any, hits: Hits) -> dict[Arm, float]:
         count = self._config.latency_questions
         if not count:
             return {}
         chosen = list(questions[:: max(1, len(questions) // count)][:count])
         search = self._memory.search_seconds(chosen, self._mem.scr.k)
-        return self._pool.query_seconds(chosen, weights, {q: hits[q] for q in chosen}, search)
+        routing = hits.routing if isinstance(hits, Findings) else None
+        return self._pool.query_seconds(chosen, weights, Findings({q: hits[q] for q in chosen}, routing), search)
 
     def close(self) -> None:
         """Drop what has not begun and give up what has; returns when the thread is done with the journal."""

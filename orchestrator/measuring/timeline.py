@@ -68,15 +68,17 @@ class Timeline:
         return [row.request for row in chosen if row.state in _ASKED]
 
     def _early(self) -> list[RequestRow]:
-        rows = [row for row in self._journal.requests() if row.state in _ASKED or row.applied_in is not None]
-        return rows[: self._config.every or len(rows)]
+        return self._journal.first_tried(self._config.every)
 
     def missing(self, version: Version) -> bool:
         """Whether a point is wanted at this version and not in the journal yet."""
         if self._config.every is None:
             return False
-        done = {(row.edits, row.kind) for row in self._journal.evaluations()}
-        return (version.edits, TIMELINE) not in done
+        return version.edits not in self.measured()
+
+    def measured(self) -> set[int]:
+        """Numbers of edits at which a point is in the journal."""
+        return {row.edits for row in self._journal.evaluations(TIMELINE)}
 
     def begin(self, norms: Mapping[int, float] | None = None) -> None:
         """Measure the timeline's facts on the unedited model, in the background, unless that was done.

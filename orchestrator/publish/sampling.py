@@ -8,6 +8,7 @@ happens in the thread of the estimate: editing does not wait.
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -18,7 +19,6 @@ from typing import Any, Final, Protocol
 from errata.actors.workers.covariance import Estimate, EstimateJob, EstimateProgress
 from errata.editing.estimation.sampling_server import SamplingServerConfig
 from errata.orchestrator.config.publish import PublishConfig
-from errata.orchestrator.history.log import History
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.rows import Version
@@ -82,10 +82,10 @@ class LiveSampling:
 
     def _version(self, digest: str) -> Version | None:
         """The commit of that digest; None where it says what the base says, which the server holds."""
-        matches = [version for version in self._journal.versions() if version.digest == digest]
-        if not matches or matches[0].sequence == 0 or not History(self._journal).held(matches[-1].sequence):
+        found = self._journal.sequences_of(digest)
+        if not found or found[0] == 0 or not self._journal.held_count(found[-1]):
             return None
-        return matches[-1]
+        return self._journal.version(found[-1])
 
     def _name(self, version: Version) -> str:
         return f"{self._config.served_name}-sampling-v{version.sequence}-{version.digest[:8]}"
@@ -110,9 +110,11 @@ class LiveSampling:
 
     def _sweep(self, server: VllmServer) -> None:
         """Unload what an earlier estimate of this run has left, because it was killed."""
-        ours = {self._name(version) for version in self._journal.versions()}
-        for name in sorted(ours & set(server.served().adapters)):
-            server.unload(name)
+        for name in sorted(server.served().adapters):
+            number = re.fullmatch(rf"{re.escape(self._config.served_name)}-sampling-v(\d+)-[0-9a-f]{{8}}", name)
+            sequence = int(number[1]) if number else 0
+            if 0 < sequence <= self._journal.head().sequence and name == self._name(self._journal.version(sequence)):
+                server.unload(name)
 
     def _drop(self, server: VllmServer, name: str, place: dict[str, Any]) -> None:
         try:

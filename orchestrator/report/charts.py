@@ -91,6 +91,8 @@ def _symbol(parent: ET.Element, style: str, x: float, y: float) -> None:
         _el(parent, "rect", class_="dot", x=x - 3.4, y=y - 3.4, width=6.8, height=6.8)
     elif style == "edited_memory":
         _el(parent, "path", class_="dot", d=f"M{x:.1f} {y - 4.9:.1f}l4.9 4.9l-4.9 4.9l-4.9 -4.9z")
+    elif style == "routed":
+        _el(parent, "path", class_="dot", d=f"M{x:.1f} {y - 5.1:.1f}l4.8 8.4h-9.6z")
     else:
         _el(parent, "circle", class_="dot", cx=x, cy=y, r=3.2 if style == "base" else 3.8)
 

@@ -1,4 +1,4 @@
-"""The facts of a run as the report shows them: each question with the four arms' actual answers."""
+"""The facts of a run as the report shows them: each question with the arms' actual answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from errata.editing.scripts import first_sentence
 from errata.evaluation.outcomes import MEMORY_ARMS
 from errata.orchestrator.report.formats import DASH, fixed, mapping, number, percent, sequence
-from errata.orchestrator.report.wording import ARM_LABELS, KIND_SHORT, KINDS
+from errata.orchestrator.report.wording import ARM_LABELS, KIND_SHORT, KINDS, shown
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def probe_view(probe: Mapping[str, Any]) -> ProbeView:
         prompt=prompt,
         expected=" / ".join(dict.fromkeys(item for item in listed if item)),
         answers=tuple(
-            _answer(kind, arm.key, arm.name, mapping(arms.get(arm.key)), prompt, listed) for arm in ARM_LABELS
+            _answer(kind, arm.key, arm.name, mapping(arms.get(arm.key)), prompt, listed) for arm in shown(arms)
         ),
     )
 
@@ -151,7 +151,8 @@ def shown_answer(text: str, prompt: str, expected: Sequence[str]) -> str:
 def _tallies(others: list[ProbeView], index: int) -> tuple[TallyView, ...]:
     rows = []
     for kind in KINDS:
-        marks = tuple(p.answers[index].ok is True for p in others if p.kind == kind and p.answers[index].ok is not None)
+        answers = [p.answers[index] for p in others if p.kind == kind and index < len(p.answers)]
+        marks = tuple(answer.ok is True for answer in answers if answer.ok is not None)
         if marks:
             good = "unchanged" if kind == "neighborhood" else "right"
             rows.append(TallyView(kind, marks, f"{KIND_SHORT[kind]}: {sum(marks)} of {len(marks)} {good}"))
@@ -163,11 +164,12 @@ def _tags(main: ProbeView | None, others: list[ProbeView]) -> list[str]:
     tags = []
     if main is not None:
         verdicts = {answer.style: answer.ok for answer in main.answers}
-        tags += [f"{arm}-wrong" for arm in ("edited", "memory", "edited_memory") if verdicts[arm] is False]
-        if len({verdicts[arm] for arm in ("edited", "memory", "edited_memory")} - {None}) > 1:
+        updated = ("routed", "edited", "memory", "edited_memory")
+        tags += [f"{arm}-wrong" for arm in updated if verdicts.get(arm) is False]
+        if len({verdicts.get(arm) for arm in updated} - {None}) > 1:
             tags.append("disagree")
-    edited = next(index for index, arm in enumerate(ARM_LABELS) if arm.key == "edited")
-    if any(probe.kind == "neighborhood" and probe.answers[edited].ok is False for probe in others):
+    neighbors = [answer for probe in others if probe.kind == "neighborhood" for answer in probe.answers]
+    if any(answer.style == "edited" and answer.ok is False for answer in neighbors):
         tags.append("side-effect")
     return tags
 

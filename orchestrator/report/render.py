@@ -14,7 +14,7 @@ from markupsafe import Markup
 from errata.orchestrator.report import curves, view
 from errata.orchestrator.report.facts import fact_view
 from errata.orchestrator.report.formats import duration, mapping, moment, short_digest
-from errata.orchestrator.report.wording import ARM_LABELS, KIND_SHORT, OUTCOMES
+from errata.orchestrator.report.wording import KIND_SHORT, OUTCOMES, shown
 
 MOST_FACTS = 500  # some 12 kB each: a browser stays quick with this many; facts.jsonl has them all
 
@@ -49,7 +49,7 @@ def render_report(
         lstrip_blocks=True,
     )
     page = environment.get_template("template.html.j2").render(
-        arms=ARM_LABELS,
+        arms=shown(mapping(summary.get("arms"))),
         cards=view.cards(summary),
         charts=curves.charts(summary),
         choice=view.choice_rows(summary),

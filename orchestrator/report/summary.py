@@ -20,7 +20,7 @@ from errata.editing.errors import UserError
 from errata.evaluation.outcomes import Arm
 from errata.evaluation.probes import ProbeKind
 
-MemoryArm = Literal["memory", "edited_memory"]
+MemoryArm = Literal["memory", "edited_memory", "routed"]
 
 
 def _number_or_none(value: object) -> object:

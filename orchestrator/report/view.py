@@ -21,7 +21,7 @@ from errata.orchestrator.report.formats import (
     sequence,
     short_digest,
 )
-from errata.orchestrator.report.wording import ARM_LABELS, EDITORS, GENERATED, TEACHER_FORCED, ArmLabel, Metric
+from errata.orchestrator.report.wording import EDITORS, GENERATED, TEACHER_FORCED, ArmLabel, Metric, shown
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One metric for the four arms."""
+    """One metric for the arms."""
 
     name: str
     key: str
@@ -95,7 +95,7 @@ def lead(summary: Mapping[str, Any]) -> str:
     refreshes = number(summary.get("refreshes"))
     if refreshes:
         text += f", while what must be preserved was estimated anew {_times(refreshes)}"
-    return text + ". The same updates entered a retrieval memory. All four ways to ask were put to the same questions."
+    return text + ". The same updates entered a retrieval memory. All ways to ask were put to the same questions."
 
 
 def _times(value: float) -> str:
@@ -131,7 +131,7 @@ def verdict(summary: Mapping[str, Any]) -> list[Cell]:
 
 
 def groups(summary: Mapping[str, Any], facts: Sequence[Mapping[str, Any]]) -> list[Group]:
-    """The four arms side by side: generated answers, teacher-forced tokens, time."""
+    """The arms side by side: generated answers, teacher-forced tokens, time."""
     asked = kind_counts(facts)
 
     def row(metric: Metric) -> Row:
@@ -144,14 +144,16 @@ def groups(summary: Mapping[str, Any], facts: Sequence[Mapping[str, Any]]) -> li
             _cells(summary, metric.key),
         )
 
-    def shown(metric: Metric) -> bool:
-        return not metric.since or any(number(_arm(summary, arm.key).get(metric.key)) is not None for arm in ARM_LABELS)
+    def has_figures(metric: Metric) -> bool:
+        return not metric.since or any(
+            number(_arm(summary, arm.key).get(metric.key)) is not None for arm in _shown(summary)
+        )
 
-    seconds = {arm.key: number(_arm(summary, arm.key).get("query_seconds")) for arm in ARM_LABELS}
+    seconds = {arm.key: number(_arm(summary, arm.key).get("query_seconds")) for arm in _shown(summary)}
     longest = max((value for value in seconds.values() if value is not None), default=0.0)
     time_cells = tuple(
         Cell(arm, duration(value), value / longest if value is not None and longest > 0 else None)
-        for arm, value in ((arm, seconds[arm.key]) for arm in ARM_LABELS)
+        for arm, value in ((arm, seconds[arm.key]) for arm in _shown(summary))
     )
     time_row = Row(
         "Time per question", "query_seconds", "Mean time to answer, with retrieval and choice.", "", time_cells
@@ -159,10 +161,14 @@ def groups(summary: Mapping[str, Any], facts: Sequence[Mapping[str, Any]]) -> li
     alone = "What each arm writes by itself: greedy decoding, judged on the text."
     forced = "Each token of a given answer is predicted after the right ones before it: easier than writing the answer."
     return [
-        Group("Generated", alone, tuple(row(metric) for metric in GENERATED if shown(metric))),
-        Group("Teacher-forced", forced, tuple(row(metric) for metric in TEACHER_FORCED if shown(metric))),
+        Group("Generated", alone, tuple(row(metric) for metric in GENERATED if has_figures(metric))),
+        Group("Teacher-forced", forced, tuple(row(metric) for metric in TEACHER_FORCED if has_figures(metric))),
         Group("Cost", "", (time_row,)),
     ]
+
+
+def _shown(summary: Mapping[str, Any]) -> tuple[ArmLabel, ...]:
+    return shown(mapping(summary.get("arms")))
 
 
 def _arm(summary: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -171,7 +177,7 @@ def _arm(summary: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def _cells(summary: Mapping[str, Any], metric: str) -> tuple[Cell, ...]:
     cells = []
-    for arm in ARM_LABELS:
+    for arm in _shown(summary):
         share = number(_arm(summary, arm.key).get(metric))
         own = metric in ("locality", "locality_tf") and arm.key == "base" and share is not None
         cells.append(Cell(arm, percent(share), share, "by definition" if own else ""))
@@ -189,7 +195,7 @@ def choice_rows(summary: Mapping[str, Any]) -> list[Row]:
             "The memory has nothing to say: choosing nothing is right. High is good.",
         ),
     )
-    arms = [arm for arm in ARM_LABELS if arm.key in MEMORY_ARMS]
+    arms = [arm for arm in _shown(summary) if arm.key in MEMORY_ARMS]
     rows = []
     for key, name, definition in texts:
         shares = [(arm, number(mapping(choice.get(arm.key)).get(key))) for arm in arms]

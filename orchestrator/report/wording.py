@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class ArmLabel:
-    """One of the four ways to ask; `short` is the name where room is scarce, such as line ends."""
+    """One of the ways to ask; `short` is the name where room is scarce, such as line ends."""
 
     key: str
     name: str
@@ -28,11 +29,18 @@ class Metric:
 
 
 ARM_LABELS = (
+    ArmLabel("routed", "Routed", "Routed", "in scope: edited weights with the statement; out of it: the base itself"),
     ArmLabel("base", "Base", "Base", "the model before any update"),
     ArmLabel("edited", "Edited", "Edited", "updates written into the weights"),
     ArmLabel("memory", "Memory", "Memory", "untouched weights, updates retrieved"),
     ArmLabel("edited_memory", "Edited + memory", "Both", "edited weights, updates retrieved"),
 )
+
+
+def shown(asked: Container[str]) -> tuple[ArmLabel, ...]:
+    """The arms of a run, of which ``asked`` are the keys: runs of before have no routed one."""
+    return tuple(arm for arm in ARM_LABELS if arm.key != "routed" or arm.key in asked)
+
 
 GENERATED = (
     Metric("reliability", "Reliability", "The updated question itself is answered with the new fact.", "edit"),
@@ -109,9 +117,10 @@ EDITORS = {
 
 OUTCOMES = (
     ("", "All facts"),
+    ("routed-wrong", "Routed arm wrong"),
     ("edited-wrong", "Edited arm wrong"),
     ("memory-wrong", "Memory arm wrong"),
     ("edited_memory-wrong", "Edited + memory wrong"),
-    ("disagree", "The three updated arms disagree"),
+    ("disagree", "The updated arms disagree"),
     ("side-effect", "A neighbor changed in the edited arm"),
 )

@@ -48,6 +48,7 @@ def make_pipeline(
         config.memory.index,
         lambda: memory_entries(journal, config.memory.statement),
         kept_in=(store.root / "memory").absolute(),
+        router=config.router,
     )
     evaluators = cluster.evaluators(
         EvaluationSettings(
@@ -56,6 +57,7 @@ def make_pipeline(
             config.evaluation.max_new_tokens,
             config.evaluation.stop_at_newline,
             config.evaluation.reasoning,
+            config.router.answer,
         )
     )
     measurer = Measurer(

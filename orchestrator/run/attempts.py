@@ -65,7 +65,7 @@ class Attempts:
                 requests = self._survived(batch.sequence, requests)
                 continue
             try:
-                return self._given(EditBatch(sequence=batch.sequence, requests=tuple(requests)))
+                return self._given(batch.model_copy(update={"requests": tuple(requests)}))
             except EditorDiedError:
                 logger.warning("the editor died %d times on one batch; it is cut", MOST_DEATHS)
         return None

@@ -5,7 +5,7 @@ unless the model is spread over several processes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,10 @@ class LocalEditor:
     def revert(self, order: RevertOrder, items: Callable[[], Iterable[HistoryItem]]) -> EditReceipt:
         """Take edits out."""
         return self._worker.revert(order, items())
+
+    def keys_wanted(self, fact_keys: Sequence[str]) -> tuple[str, ...]:
+        """Requests whose keys must be told if these facts leave."""
+        return self._worker.session().keys_wanted(fact_keys)
 
     def norms(self) -> dict[int, float]:
         """Frobenius norms of the edited matrices."""

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from errata.actors.cluster import Cluster
 from errata.actors.sharded.layout import check_parallel
 from errata.editing.checkpoint.load import checkpoint_digest, read_model_config, resolve_model
+from errata.editing.checkpoint.sound import check_checkpoint, check_numbers, told_of_tokens
 from errata.editing.digest import digest_json
 from errata.editing.editors import make_editor
 from errata.editing.errors import UserError
@@ -29,6 +30,7 @@ from errata.orchestrator.measuring.measurer import check_evaluation
 from errata.orchestrator.progress import Display
 from errata.orchestrator.run.attached import open_source
 from errata.orchestrator.run.outputs import errata_version
+from errata.orchestrator.run.places import check_output_place, check_ray_places
 from errata.orchestrator.sources import Source
 from errata.orchestrator.sources.base import TakesRequests
 from errata.orchestrator.sources.streams import StreamRecord, open_stream
@@ -162,6 +164,8 @@ class Checked:
     """Of a stream that is read once."""
     admission: Admission
     """What the model can take in."""
+    warnings: tuple[str, ...] = ()
+    """What is no mistake and should be known."""
 
 
 @dataclass(frozen=True)
@@ -192,18 +196,26 @@ def check_run(config: RunConfig, output: Path, *, resume: bool | None, needs_str
     Raises:
         UserError: something the user can put right.
     """
+    check_output_place(output)
+    check_ray_places(config.ray)
     directory = resolve_model(config.model.name)
     check_layers(config, directory)
+    rows = check_checkpoint(directory, config.model.name)
     config = for_model(config, directory)
     check_embedder(config.memory.embedder)
     check_evaluation(config.evaluation)
     read_guard(config.guard, config.evaluation.held_out)
     has_stream = needs_stream or config.stream.path or config.stream.endless
     records = read_records(config) if has_stream else []
-    context_tokens = config.contexts.length if config.contexts.count else 0
+    groups = ((config.contexts.count, config.contexts.length), *config.contexts.further)
+    context_tokens = max((length for count, length in groups if count), default=0)
     admission = Admission.of(config.model.name, context_tokens=context_tokens)
     check_output(config, output, resume=Journal.exists(output / JOURNAL_FILE) if resume is None else resume)
-    return Checked(config, output, checkpoint_digest(directory), records, admission)
+    digest = checkpoint_digest(directory)
+    check_numbers(directory, config.model.name, digest=digest)
+    warnings: list[str] = []
+    told_of_tokens(admission.text, rows, warnings.append)
+    return Checked(config, output, digest, records, admission, tuple(warnings))
 
 
 @contextmanager
@@ -218,6 +230,8 @@ def open_run(checked: Checked, display: Display, *, completed: Status, patience:
         UserError: the journal is another run's or in use, the stream or the cluster cannot be reached.
     """
     config, output = checked.config, checked.output
+    for warning in checked.warnings:
+        display.warn(warning)
     with open_journal(config, output, checked.model_digest) as journal:
         store = open_store(output)
         store.sweep()

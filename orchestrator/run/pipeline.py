@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Final
 
 from errata.actors.parts import EditorPart, EvaluationPart, MemoryPart
@@ -29,12 +29,13 @@ from errata.orchestrator.covariance.schedule import Refreshing
 from errata.orchestrator.history.rebuild import weights_digest
 from errata.orchestrator.history.receipts import (
     commit_data,
-    held_entries,
     history,
     load_covariance,
     load_receipt,
     memory_entry,
+    old_keys,
     store_receipt,
+    with_old_keys,
 )
 from errata.orchestrator.history.snapshots import newest_snapshot, store_snapshot
 from errata.orchestrator.journal import Journal
@@ -213,7 +214,7 @@ class Pipeline:
                 reason=reason,
                 by=by,
             )
-        self.memory.remove(forgotten(self.journal.requests(), plan.asked))
+        self._forget(plan.asked)
         reach("after_memory_remove")
         self._settle(version)
         return version
@@ -270,8 +271,7 @@ class Pipeline:
             self.editor.restore()
             self.timeline.begin(self.editor.norms())
             return
-        versions = self.journal.versions()
-        newest = newest_snapshot(self.journal, self.store, before=self._first_to_visit(versions))
+        newest = newest_snapshot(self.journal, self.store, before=self._first_to_visit(head))
         since = self._past.since = None if newest is None else newest[1]
         start = 0 if since is None else since.sequence
         self._display.say(
@@ -280,17 +280,17 @@ class Pipeline:
         )
         self._begin(since)
         swaps = {swap.after_sequence: swap.covariance for swap in self.journal.swaps()}
-        requests = {row.id: row for row in self.journal.requests()}
-        self.memory.add(held_entries(requests.values(), start, self._statement))
-        self._edits_before = versions[start].edits
-        for version in versions[start + 1 :]:
-            self.editor.replay(load_receipt(self.store, version))
+        held = self.journal.held(start)
+        self.memory.add([memory_entry(row, self._statement) for row in held])
+        self._edits_before = self.journal.version(start).edits
+        for sequence in range(start + 1, head.sequence + 1):
+            version = self.journal.version(sequence)
+            self.editor.replay(with_old_keys(self.journal, self.store, load_receipt(self.store, version), version))
             if version.sequence in swaps:
                 self.editor.replay(load_covariance(self.store, swaps[version.sequence]))
-            if version.kind == "revert":
-                self.memory.remove(forgotten(requests.values(), version.request_ids))
-            rows = [requests[name] for name in version.request_ids if requests[name].applied_in == version.sequence]
-            self._remember(rows)
+            if version.kind in ("revert", "erase"):
+                self._forget(version.request_ids)
+            self._remember(self.journal.requests_applied_in([version.sequence]))
             self._at_boundary(version, self._edits_before, replayed=True)
 
     def _begin(self, since: Snapshot | None) -> None:
@@ -302,20 +302,30 @@ class Pipeline:
             self.editor.replay(item)
         self.timeline.begin(self.editor.norms() if since is None else None)
 
-    def _first_to_visit(self, versions: Sequence[Version]) -> int:
+    def _first_to_visit(self, head: Version) -> int:
         """The first version whose weights are wanted: for a measurement or a refresh that was cut short."""
+        wanted = [head.sequence + 1]
+        every = self._every
+        if every is not None:
+            done = self.timeline.measured()
+            for point in range(every, head.edits + 1, every):
+                version = self._reaching(point)
+                if version.edits not in done and not self._is_final(version):
+                    wanted.append(version.sequence)
+                    break
         refreshes = {row.triggered_at: row.state for row in self.journal.refreshes()}
-        for parent, version in pairwise(versions):
-            last = version.sequence == versions[-1].sequence
-            measured = crossed(parent.edits, version.edits, self._every) is not None
-            if measured and self.timeline.missing(version) and not self._is_final(version):
-                return version.sequence
-            triggered = self.refreshing.scheduled(parent.edits, version.edits)
-            if triggered and last and version.edits not in refreshes:
-                return version.sequence
-            if self.refreshing.started(version):
-                return version.sequence
-        return versions[-1].sequence + 1
+        parent = self.journal.version(head.sequence - 1)
+        if self.refreshing.scheduled(parent.edits, head.edits) and head.edits not in refreshes:
+            wanted.append(head.sequence)
+        for edits in refreshes:
+            if edits <= head.edits and self.refreshing.started(version := self._reaching(edits)):
+                wanted.append(version.sequence)
+        return min(wanted)
+
+    def _reaching(self, edits: int) -> Version:
+        sequence = self.journal.first_reaching(edits)
+        assert sequence is not None, "the head has as many edits"
+        return self.journal.version(sequence)
 
     # --- one batch ---
 
@@ -327,6 +337,10 @@ class Pipeline:
         """
         batch = plan.batch(self.journal.next_sequence())
         reach("after_batch_planned")
+        wanted = self.editor.keys_wanted([request.fact_key for request in batch.requests])
+        if wanted:
+            leaving = old_keys(self.journal, self.store, wanted, before=batch.sequence)
+            batch = batch.model_copy(update={"old_keys": leaving})
         receipt = self._attempts.apply(batch)
         if receipt is None:
             return None
@@ -342,6 +356,10 @@ class Pipeline:
         self._remember(sorted(rows, key=lambda row: row.seq))
         reach("after_memory_add")
         return version
+
+    def _forget(self, names: Sequence[str]) -> None:
+        facts = {row.fact_key for row in self.journal.requests_named(names) if row.fact_key is not None}
+        self.memory.remove(forgotten(self.journal.requests_of_facts(facts), names))
 
     def _remember(self, rows: Sequence[RequestRow]) -> None:
         self.memory.add([memory_entry(row, self._statement) for row in rows])

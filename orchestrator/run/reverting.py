@@ -8,14 +8,21 @@ submits it again.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from errata.editing.delta import WeightDelta
 from errata.editing.errors import DamagedFileError, UserError
 from errata.editing.reverting import HistoryItem, RevertOrder, contribution
 from errata.editing.session import EditReceipt
-from errata.orchestrator.history.receipts import commit_data, history, load_receipt, store_receipt
+from errata.orchestrator.history.receipts import (
+    commit_data,
+    history,
+    history_before,
+    load_receipt,
+    old_keys,
+    store_receipt,
+)
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.fail_points import reach
@@ -28,6 +35,8 @@ class RevertingEditor(Protocol):
 
     def revert(self, order: RevertOrder, items: Callable[[], Iterable[HistoryItem]]) -> EditReceipt: ...
 
+    def keys_wanted(self, fact_keys: Sequence[str]) -> tuple[str, ...]: ...
+
     def norms(self) -> dict[int, float]: ...
 
 
@@ -37,6 +46,8 @@ class RevertPlan:
 
     asked: tuple[str, ...]
     order: RevertOrder
+    batches: tuple[int, ...]
+    """Commits that wrote what leaves, in order."""
     upto: int
     """The last commit whose files computing it needs."""
 
@@ -56,28 +67,57 @@ def plan_revert(
     asked = tuple(dict.fromkeys(request_ids))
     if not asked:
         raise UserError("revert: name at least one edit")
-    rows = {row.id: row for row in journal.requests()}
+    named = {row.id: row for row in journal.requests_named(asked)}
     for name in asked:
-        _require_applied(name, rows.get(name))
-    out_already = gone(rows.values())
-    out_after = gone(rows.values(), also=asked)
-    leaving = tuple(row.id for row in rows.values() if row.id in out_after and row.id not in out_already)
-    batches = sorted({_batch(rows[name]) for name in leaving})
-    first = min(_batch(rows[name]) for name in out_after)
-    versions = journal.versions()
-    head = versions[-1].sequence
-    touched = contributions(store, versions, batches) if commutes else {}
-    again = [v for v in versions if v.kind == "edit" and (v.sequence in touched if commutes else v.sequence >= first)]
-    names = {name for version in again for name in version.request_ids if rows[name].applied_in == version.sequence}
+        _require_applied(name, named.get(name))
+    head = journal.head().sequence
+    # older values of a fact are requests of the same fact
+    same = journal.requests_of_facts({row.fact_key for row in named.values() if row.fact_key is not None})
+    leaving = gone(same, also=asked).difference(gone(same))
+    taken_out = tuple(row.id for row in same if row.id in leaving)
+    wrote = {name: _wrote(journal, name) for name in taken_out}
+    batches = sorted({sequence for sequences in wrote.values() for sequence in sequences})
+    if not commutes:
+        return _plan_from_first(journal, asked, taken_out, batches, head)
+    touched = contributions(journal, store, batches)
+    members = journal.requests_named(name for batch in batches for name in journal.version(batch).request_ids)
+    members = [row for row in members if row.applied_in is not None]
+    facts = journal.requests_of_facts({row.fact_key for row in members if row.fact_key is not None})
+    last = {row.id: _wrote(journal, row.id)[-1] for row in members}
     order = RevertOrder(
         sequence=head + 1,
-        taken_out=leaving,
-        gone=frozenset(out_after),
+        taken_out=taken_out,
+        gone=frozenset(gone(facts, also=asked)),
         touched=touched,
-        first=first,
-        requests={name: rows[name].request for name in names},
+        first=batches[0],
+        requests={row.id: row.request for row in members},
+        written_last=last,
     )
-    return RevertPlan(asked, order, upto=max(batches) if commutes else head)
+    return RevertPlan(asked, order, tuple(batches), upto=batches[-1])
+
+
+def _plan_from_first(
+    journal: JournalReader, asked: tuple[str, ...], taken_out: tuple[str, ...], batches: Sequence[int], head: int
+) -> RevertPlan:
+    """Of an editor whose updates do not commute: everything is computed again from the first batch that ever lost a
+    request, so everything is read."""
+    rows = {row.id: row for row in journal.requests() if row.applied_in is not None}
+    out_after = gone(rows.values(), also=asked)
+    first = min([_batch(rows[name]) for name in out_after] + list(batches))
+    order = RevertOrder(
+        sequence=head + 1,
+        taken_out=taken_out,
+        gone=frozenset(out_after),
+        touched={},
+        first=first,
+        requests={name: row.request for name, row in rows.items() if _batch(row) >= first},
+    )
+    return RevertPlan(asked, order, tuple(batches), upto=head)
+
+
+def _wrote(journal: JournalReader, name: str) -> list[int]:
+    """Numbers of the commits that wrote a request: its own, and repairs."""
+    return [f.sequence for f in journal.fates(name) if f.state == "applied" and f.sequence is not None]
 
 
 def gone(rows: Iterable[RequestRow], also: Sequence[str] = ()) -> set[str]:
@@ -94,24 +134,24 @@ def gone(rows: Iterable[RequestRow], also: Sequence[str] = ()) -> set[str]:
     return names
 
 
-def contributions(store: ArtifactStore, versions: Sequence[Version], batches: Sequence[int]) -> dict[int, WeightDelta]:
+def contributions(journal: JournalReader, store: ArtifactStore, batches: Sequence[int]) -> dict[int, WeightDelta]:
     """What each of some batches contributes to the newest weights: its own delta, or what a revert made of it.
 
     Raises:
         DamagedFileError, FileNotFoundError: a file of a commit is damaged or gone.
     """
-    by_layer: dict[int, WeightDelta] = {}
-    for version in versions:
-        if version.kind == "edit" and version.sequence in batches:
-            delta = load_receipt(store, version).delta
-            if delta is None:
-                raise DamagedFileError(f"v{version.sequence} has no delta, yet edits were applied by it")
-            by_layer[version.sequence] = delta
-        elif version.kind == "revert":
-            receipt = load_receipt(store, version)
-            for batch in by_layer:
-                by_layer[batch] = contribution(receipt, batch) or by_layer[batch]
-    return {batch: by_layer[batch] for batch in batches}
+    found: dict[int, WeightDelta] = {}
+    for batch in batches:
+        delta = load_receipt(store, journal.version(batch)).delta
+        if delta is None:
+            raise DamagedFileError(f"v{batch} has no delta, yet edits were applied by it")
+        found[batch] = delta
+    for sequence in journal.reverts(min(batches), journal.head().sequence + 1):
+        receipt = load_receipt(store, journal.version(sequence))
+        for batch in found:
+            if batch < sequence:
+                found[batch] = contribution(receipt, batch) or found[batch]
+    return found
 
 
 def commit_revert(
@@ -139,9 +179,19 @@ def commit_revert(
     reach("after_revert_planned")
 
     def items() -> Iterator[HistoryItem]:
+        # only the states just before the touched batches are wanted: each from the snapshot that is nearest to it
+        if plan.order.touched:
+            return history_before(journal, store, plan.batches)
         return history(journal, store, upto=plan.upto)
 
-    receipt = editor.revert(plan.order, items)
+    asked = plan.order.requests.values()
+    wanted = editor.keys_wanted([request.fact_key for request in asked])
+    order = (
+        replace(plan.order, old_keys=old_keys(journal, store, wanted, before=plan.order.sequence))
+        if wanted
+        else plan.order
+    )
+    receipt = editor.revert(order, items)
     reach("after_revert_applied")
     delta, keys = store_receipt(store, receipt)
     reach("after_delta_stored")
@@ -162,7 +212,7 @@ def forgotten(rows: Collection[RequestRow], names: Collection[str]) -> list[int]
     """Numbers under which the memory may hold the facts of some reverted requests, with every older value of theirs.
 
     Args:
-        rows: all requests as they are after the revert.
+        rows: all requests of the same facts as they are after the revert.
     """
     facts = {row.fact_key for row in rows if row.id in names}
     return [row.seq for row in rows if row.fact_key in facts and row.state in ("reverted", "superseded")]

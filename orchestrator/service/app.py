@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,17 +26,19 @@ from starlette.exceptions import HTTPException
 from errata.editing.errors import UserError
 from errata.evaluation.answering import Question
 from errata.evaluation.outcomes import Arm
+from errata.evaluation.streaming import TextPiece
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.rows import RequestRow, ShownState, stored_state
 from errata.orchestrator.service import cloudevents, openai
-from errata.orchestrator.service.asking import Answers, Asking
+from errata.orchestrator.service.asking import Answers, Asking, Speaking
 from errata.orchestrator.service.auth import Caller, Role, Tokens
+from errata.orchestrator.service.completions import ChatIn, TextIn
 from errata.orchestrator.service.connections import Buckets
 from errata.orchestrator.service.core import ServiceCore
 from errata.orchestrator.service.errors import ServiceError, conflict, not_found, printable, unavailable
 from errata.orchestrator.service.limits import Limits
 from errata.orchestrator.service.metrics import Metrics
-from errata.orchestrator.service.models import ChatIn, EditIn, EditsIn, EvaluationIn, PublicationIn, QueryIn, ReasonIn
+from errata.orchestrator.service.models import EditIn, EditsIn, EvaluationIn, PublicationIn, QueryIn, ReasonIn
 from errata.orchestrator.service.parsing import Submission, invalid, parse, parse_edits
 from errata.orchestrator.service.publishing import Publishing, publications_view
 from errata.orchestrator.service.schema import describe, takes
@@ -57,6 +59,8 @@ PAGE = Path(__file__).parent / "page"
 _LOCAL = Caller(Role.admin, "local")
 _MOST_NUMBER = 1 << 62
 _MOST_ID = 300
+_TOKENS_AT_ONCE = 8
+"""Of an answer that is not streamed: whether the client is still there is looked at between them."""
 
 Limit = Annotated[int, Query(ge=1, le=500, description="Most rows.")]
 Before = Annotated[
@@ -386,23 +390,64 @@ def _question_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/models", tags=["questions"])
     async def models(_: Caller = read) -> Any:
-        """The arms, as OpenAI clients list models."""
+        """The ways of answering, as OpenAI clients list models."""
         return openai.models_view(asking.arms, service.started)
+
+    @app.get("/v1/models/{name}", tags=["questions"])
+    async def model(name: str, _: Caller = read) -> Any:
+        """One of them."""
+        openai.arm_of(name, asking.arms)
+        return openai.model_view(name, service.started)
 
     @app.post("/v1/chat/completions", tags=["questions"], openapi_extra=takes(ChatIn), response_model=None)
     async def chat(request: Request, _: Caller = read) -> Response:
-        """OpenAI-compatible; `model` names the arm that answers."""
+        """OpenAI-compatible; `model` names the way of answering, `errata` the routed one."""
         wanted = parse(ChatIn, await request.body())
+        return await complete(request, wanted, wanted.limit or 64)
+
+    @app.post("/v1/completions", tags=["questions"], openapi_extra=takes(TextIn), response_model=None)
+    async def text(request: Request, _: Caller = read) -> Response:
+        """OpenAI-compatible: continues a text."""
+        wanted = parse(TextIn, await request.body())
+        return await complete(request, wanted, wanted.limit or 16)
+
+    async def complete(request: Request, wanted: openai.Completion, limit: int) -> Response:
         arm = openai.arm_of(wanted.model, asking.arms)
-        limit = _bounded(core, wanted.limit) or min(64, core.config.max_answer_tokens)
-        wanted = wanted.model_copy(update={"max_completion_tokens": limit})
-        answers = await ask([openai.question_of(wanted)], [arm], limit)
-        headers = openai.headers_of(wanted)
+        started = time.perf_counter()
+        sampling = wanted.sampling(min(limit, core.config.max_answer_tokens))
+        plain = isinstance(wanted, TextIn)
+        question = openai.question_of(wanted)
+        await run_in_threadpool(asking.check, [question])
+        said = await _wait(asking.speak(question, arm, sampling, plain=plain))
+        headers = openai.headers_of(said)
+        pieces = spoken(request, said, 1 if wanted.stream else _TOKENS_AT_ONCE)
         if wanted.stream:
-            return StreamingResponse(
-                openai.events(wanted, arm, answers), media_type="text/event-stream", headers=headers
-            )
-        return JSONResponse(openai.completion(wanted, arm, answers), headers=headers)
+            events = openai.events(wanted, said, pieces)
+            return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+        answer, tokens, finish = "", 0, "stop"
+        async for piece in pieces:
+            answer, tokens, finish = answer + piece.text, tokens + piece.tokens, piece.finish or finish
+        service.metrics.query.observe(time.perf_counter() - started)
+        shown = answer if plain else answer.rstrip()
+        return JSONResponse(openai.completion(wanted, said, shown, tokens, finish), headers=headers)
+
+    async def spoken(request: Request, said: Speaking, at_once: int) -> AsyncIterator[TextPiece]:
+        """Pieces of an answer to its end; stops when the client has gone, and when the answer takes too long."""
+        deadline = time.monotonic() + core.config.answer_seconds
+        try:
+            while True:
+                if await request.is_disconnected():
+                    return
+                if time.monotonic() > deadline:
+                    raise ServiceError(
+                        504, "deadline", f"the answer was not finished within {core.config.answer_seconds:g} seconds"
+                    )
+                piece = await run_in_threadpool(said.next, at_once)
+                yield piece
+                if piece.finish is not None:
+                    return
+        finally:
+            said.close()
 
 
 def _bounded(core: ServiceCore, tokens: int | None) -> int | None:

@@ -11,12 +11,15 @@ from typing import Any, Final, Protocol
 
 from errata.editing.errors import ErrataError, in_words
 from errata.editing.model.capacity import Capacity
+from errata.editing.model.streaming import Sampling
 from errata.editing.model.text import TextCodec
 from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.outcomes import MEMORY_ARMS, Arm
+from errata.evaluation.streaming import Opened, TextPiece
 from errata.orchestrator.journal.rows import Version
 from errata.orchestrator.service.core import Live
 from errata.orchestrator.service.errors import ServiceError, busy, unavailable
+from errata.retrieval.router import Findings, Routing
 
 _LETTERS_PER_TOKEN: Final = 32
 """No text that somebody means has more; what has is refused unread."""
@@ -26,6 +29,21 @@ class Finder(Protocol):
     """The memory, as `errata.actors.retrieval.MemoryClient` is."""
 
     def search(self, questions: Sequence[str], k: int) -> Sequence[Sequence[Any]]: ...
+
+    def route(self, questions: Sequence[str], k: int) -> Routing: ...
+
+    def resolved(self, turns: Sequence[str]) -> str: ...
+
+
+class AnswerUnderWay(Protocol):
+    """One answer, as `errata.actors.evaluation.AnswerStream` is."""
+
+    @property
+    def opened(self) -> Opened: ...
+    @property
+    def next(self) -> Callable[[int], TextPiece]: ...
+    @property
+    def close(self) -> Callable[[], object]: ...
 
 
 class Answerer(Protocol):
@@ -39,6 +57,10 @@ class Answerer(Protocol):
         arms: Sequence[Arm],
         max_new_tokens: int | None = None,
     ) -> list[dict[Arm, ArmAnswer]]: ...
+
+    def stream(
+        self, question: Question, weights: Any, hits: Any, arm: Arm, sampling: Sampling, plain: bool = False
+    ) -> AnswerUnderWay: ...
 
 
 @dataclass(frozen=True)
@@ -95,6 +117,22 @@ class Bounds:
         )
 
 
+@dataclass(frozen=True)
+class Speaking:
+    """An answer under way; the version it speaks for is held until its end."""
+
+    version: Version
+    opened: Opened
+    edits: Mapping[int, str]
+    """Ids of the edits whose statements were found, by the number of the statement."""
+    router: str | None
+    """Digest of the router that decided, for the routed arm."""
+    next: Callable[[int], TextPiece]
+    """Up to so many tokens more; waits for them."""
+    close: Callable[[], None]
+    """Ends it, whether all was said or not; call it exactly once."""
+
+
 class Asking:
     """At most ``limit`` calls at a time; a further one is refused rather than queued."""
 
@@ -138,6 +176,58 @@ class Asking:
         future.add_done_callback(lambda _: self._room.release())
         return future
 
+    def speak(self, question: Question, arm: Arm, sampling: Sampling, *, plain: bool = False) -> Future[Speaking]:
+        """Begin one arm's answer in the background; it counts as a question until it is closed.
+
+        Args:
+            plain: the answer is continued text, so its leading space belongs to it.
+
+        Raises:
+            ServiceError: as `submit`.
+        """
+        live = self._live()
+        if not self._room.acquire(blocking=False):
+            raise busy("too many questions are under way", retry_after=2)
+        try:
+            return self._threads.submit(self._speak, live, question, arm, sampling, plain)
+        except RuntimeError:
+            self._room.release()
+            raise unavailable("the service is ending") from None
+
+    def _speak(self, live: Live, question: Question, arm: Arm, sampling: Sampling, plain: bool) -> Speaking:
+        try:
+            near: Sequence[Any] = []
+            routing = None
+            if arm == "routed":
+                if len(question.messages) > 1:
+                    turns = [turn["content"] for turn in question.messages if turn["role"] != "system"]
+                    question = Question(self._memory.resolved(turns), question.messages)
+                routing = self._memory.route([question.text], self._k)
+                near = [candidate.hit for candidate in routing.candidates.get(question.text, ())]
+            elif arm in MEMORY_ARMS:
+                near = self._memory.search([question.text], self._k)[0]
+            findings = Findings({question.text: near}, routing)
+            stream = self._evaluators.stream(question, live.weights, findings, arm, sampling, plain)
+        except ErrataError as error:
+            self._room.release()
+            raise unavailable(f"the question could not be answered: {error}") from error
+        except BaseException:
+            self._room.release()
+            raise
+
+        def end() -> None:
+            self._room.release()
+            stream.close()
+
+        def more(tokens: int) -> TextPiece:
+            try:
+                return stream.next(tokens)
+            except ErrataError as error:
+                raise unavailable(f"the answer could not be finished: {error}") from error
+
+        digest = routing.fitted.digest if routing is not None else None
+        return Speaking(live.version, stream.opened, {hit.id: hit.request_id for hit in near}, digest, more, end)
+
     def close(self) -> None:
         """Refuse further questions; those under way end by themselves or with the workers."""
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -147,7 +237,8 @@ class Asking:
         texts = list(dict.fromkeys(question.text for question in questions))
         try:
             near = self._memory.search(texts, self._k) if MEMORY_ARMS & set(arms) else [[] for _ in texts]
-            hits = dict(zip(texts, near, strict=True))
+            routing = self._memory.route(texts, self._k) if "routed" in arms else None
+            hits = Findings(dict(zip(texts, near, strict=True)), routing)
             answers = self._evaluators.answer(questions, live.weights, hits, arms, limit)
         except ErrataError as error:
             raise unavailable(f"the question could not be answered: {error}") from error

@@ -228,12 +228,9 @@ class ServiceCore:
         Raises:
             ServiceError: 404, 409: nothing to evaluate.
         """
-        rows = self.journal.requests("applied") if ids is None else [self._applied(name) for name in ids]
+        rows = self.journal.applied_spread(sample or 24) if ids is None else [self._applied(name) for name in ids]
         if not rows:
             raise conflict("no edit is applied yet: there is nothing to evaluate")
-        if ids is None:
-            take = min(sample or 24, len(rows))
-            rows = [rows[i * len(rows) // take] for i in range(take)]
         asked = Asked(f"e{next(self._numbers)}", len(rows))
         requests = [row.request for row in rows]
         self._command(lambda: self._measure(asked, requests))
@@ -418,7 +415,7 @@ class ServiceCore:
 
     def _kept_pause(self) -> str | None:
         """A pause outlives the process that was told of it."""
-        events = [event for kind in (PAUSED, RESUMED) for event in self.journal.events(kind)]
+        events = [event for kind in (PAUSED, RESUMED) for event in self.journal.event_page(1, kind=kind)]
         newest = max(events, key=lambda event: event.number, default=None)
         if newest is None or newest.kind == RESUMED:
             return None

@@ -28,11 +28,11 @@ Note = Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=_L
 Identifier = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
 
 
-class _Strict(Closed):
+class StrictIn(Closed):
     model_config = ConfigDict(strict=True)
 
 
-class ProvenanceIn(_Strict):
+class ProvenanceIn(StrictIn):
     """Who asked for the update, when and why."""
 
     who: Note | None = None
@@ -41,14 +41,14 @@ class ProvenanceIn(_Strict):
     source: Note | None = None
 
 
-class NeighborhoodIn(_Strict):
+class NeighborhoodIn(StrictIn):
     """A question about another subject whose answer must not change."""
 
     prompt: Prompt
     answer: Target
 
 
-class PortabilityIn(_Strict):
+class PortabilityIn(StrictIn):
     """A question whose answer follows from the new fact."""
 
     prompt: Prompt
@@ -56,7 +56,7 @@ class PortabilityIn(_Strict):
     kind: Note = "one_hop"
 
 
-class EditIn(_Strict):
+class EditIn(StrictIn):
     """One factual update."""
 
     id: Identifier | None = None
@@ -97,13 +97,13 @@ class EditIn(_Strict):
         return EditRequest.model_validate(plain)
 
 
-class EditsIn(_Strict):
+class EditsIn(StrictIn):
     """Several updates; each is taken or refused by itself."""
 
     edits: Annotated[list[EditIn], Field(min_length=1)]
 
 
-class QueryIn(_Strict):
+class QueryIn(StrictIn):
     """Questions to one or several arms at the live version."""
 
     question: Prompt | None = None
@@ -126,7 +126,7 @@ class QueryIn(_Strict):
         return [self.question] if self.question is not None else list(self.questions or [])
 
 
-class EvaluationIn(_Strict):
+class EvaluationIn(StrictIn):
     """Which edits to evaluate: named ones, or a sample of those applied."""
 
     ids: Annotated[list[Annotated[str, Field(min_length=1, max_length=300)]], Field(min_length=1, max_length=1000)] | (
@@ -141,7 +141,7 @@ class EvaluationIn(_Strict):
         return self
 
 
-class PublicationIn(_Strict):
+class PublicationIn(StrictIn):
     """A version to live servers, into the model registry, or both."""
 
     version: Note = "head"
@@ -164,20 +164,20 @@ class PublicationIn(_Strict):
         return self
 
 
-class ReasonIn(_Strict):
+class ReasonIn(StrictIn):
     """Why something is done; kept in the journal."""
 
     reason: Note | None = None
 
 
-class TextPart(_Strict):
+class TextPart(StrictIn):
     """A part of a message's content."""
 
     type: Literal["text"]
     text: Annotated[str, StringConstraints(min_length=1, max_length=20_000, pattern=_BODY)]
 
 
-class ChatMessage(_Strict):
+class TextTurn(StrictIn):
     """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
@@ -191,37 +191,3 @@ class ChatMessage(_Strict):
         """The message with its content as one string."""
         content = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
         return {"role": self.role, "content": content}
-
-
-class StreamOptions(_Strict):
-    """Options of ``stream: true``."""
-
-    include_usage: bool = False
-
-
-class ChatIn(_Strict):
-    """OpenAI's chat completion, as far as it makes sense here; ``model`` names the arm that answers."""
-
-    model: Note
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=64)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    n: Literal[1] = 1
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    """Answers are greedy; other values are taken and have no effect, as a header of the answer says."""
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: int | None = None
-    user: Note | None = None
-
-    @model_validator(mode="after")
-    def _ends_with_a_question(self) -> ChatIn:
-        if self.messages[-1].role != "user":
-            raise ValueError("the last message must be the user's")
-        return self
-
-    @property
-    def limit(self) -> int | None:
-        """Longest answer asked for, in tokens."""
-        return self.max_completion_tokens or self.max_tokens

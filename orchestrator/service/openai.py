@@ -1,95 +1,155 @@
-"""OpenAI's chat completions over the four arms: the name of the model is the name of the arm."""
+"""OpenAI's completions over the arms: the name of the model is the way of answering.
+
+An answer says what it rests on, in a field ``errata`` (of the answer, and of the first and last event of a stream)
+and in headers, which are there before the first token.
+"""
 
 from __future__ import annotations
 
 import json
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final
+from urllib.parse import quote
 
-from errata.evaluation.answering import ArmAnswer, Question
+from errata.evaluation.answering import Question
 from errata.evaluation.outcomes import Arm
-from errata.orchestrator.service.asking import Answers
+from errata.evaluation.streaming import TextPiece
+from errata.orchestrator.service.asking import Speaking
+from errata.orchestrator.service.completions import ChatIn, TextIn
 from errata.orchestrator.service.errors import ServiceError, printable
-from errata.orchestrator.service.models import ChatIn
-from errata.orchestrator.service.views import chosen_statement
+from errata.orchestrator.service.views import statement_view
 
-_OWNER = "errata"
-_WORDS_AT_ONCE = 4
+_OWNER: Final = "errata"
+MODELS: Final[dict[str, Arm]] = {
+    "errata": "routed",
+    "errata-base": "base",
+    "errata-edited": "edited",
+    "errata-memory": "memory",
+    "errata-edited-memory": "edited_memory",
+}
+"""Names of models, and the arms they stand for."""
+
+Completion = ChatIn | TextIn
+
+
+def models_of(arms: Sequence[Arm]) -> dict[str, Arm]:
+    """The models of a run that has these arms."""
+    return {name: arm for name, arm in MODELS.items() if arm in arms}
 
 
 def arm_of(model: str, arms: Sequence[Arm]) -> Arm:
-    """The arm a model's name stands for: its own name, with or without ``errata/`` in front.
+    """The arm a model's name stands for; the arm's own name will do, with or without ``errata/`` in front.
 
     Raises:
         ServiceError: 404 for any other name.
     """
+    known = models_of(arms)
     name = model.removeprefix(f"{_OWNER}/")
-    for arm in arms:
-        if arm == name:
-            return arm
-    raise ServiceError(
-        404, "model_not_found", f"there is no model {printable(model)[:80]!r}; there are: {', '.join(arms)}"
-    )
+    arm = known.get(name) or next((arm for arm in arms if arm == name), None)
+    if arm is None:
+        raise ServiceError(
+            404, "model_not_found", f"there is no model {printable(model)[:80]!r}; there are: {', '.join(known)}"
+        )
+    return arm
 
 
 def models_view(arms: Sequence[Arm], created: float) -> dict[str, Any]:
     """``GET /v1/models``."""
-    data = [{"id": arm, "object": "model", "created": int(created), "owned_by": _OWNER} for arm in arms]
-    return {"object": "list", "data": data}
+    return {"object": "list", "data": [model_view(name, created) for name in models_of(arms)]}
 
 
-def question_of(chat: ChatIn) -> Question:
-    """A conversation as a question; the memory is asked its last message."""
-    messages = tuple(message.plain() for message in chat.messages)
+def model_view(name: str, created: float) -> dict[str, Any]:
+    """One model, as OpenAI clients know it."""
+    return {"id": name, "object": "model", "created": int(created), "owned_by": _OWNER}
+
+
+def question_of(wanted: Completion) -> Question:
+    """A conversation or a prompt as a question; of a conversation the memory is asked the last turn."""
+    if isinstance(wanted, TextIn):
+        return Question(wanted.text)
+    messages = tuple(message.plain() for message in wanted.messages)
     return Question(messages[-1]["content"], messages)
 
 
-def headers_of(chat: ChatIn) -> dict[str, str]:
-    """What a client should know of settings that have no effect here."""
-    unused = [name for name in ("temperature", "top_p", "seed") if getattr(chat, name) is not None]
-    return {"x-errata-note": f"answers are greedy; without effect: {', '.join(unused)}"} if unused else {}
-
-
-def completion(chat: ChatIn, arm: Arm, answers: Answers) -> dict[str, Any]:
-    """The whole answer; ``errata`` says which version spoke and which statement it was given."""
-    reply = answers.answers[0][arm]
-    return {
-        **_envelope(chat, "chat.completion"),
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": reply.text},
-                "finish_reason": _finish(chat, reply),
-                "logprobs": None,
-            }
-        ],
-        "usage": _usage(reply),
-        "errata": _errata(arm, answers),
+def headers_of(said: Speaking) -> dict[str, str]:
+    """What an answer rests on, as headers; text that is not plain ASCII is percent-encoded."""
+    view = errata_view(said)
+    found = {
+        "x-errata-arm": view["arm"],
+        "x-errata-version": view["version"],
+        "x-errata-edits": str(view["edits"]),
+        "x-errata-decision": view.get("decision"),
+        "x-errata-router": view.get("router"),
     }
+    if chosen := view.get("chosen"):
+        found |= {
+            "x-errata-edit": quote(str(chosen["edit"] or ""), safe=":@+=~"),
+            "x-errata-similarity": str(chosen["similarity"]),
+            "x-errata-statement": quote(chosen["statement"][:500]),
+        }
+    return {name: value for name, value in found.items() if value is not None}
 
 
-def events(chat: ChatIn, arm: Arm, answers: Answers) -> Iterator[str]:
-    """The answer as server-sent events, a few words each.
+def errata_view(said: Speaking) -> dict[str, Any]:
+    """What an answer rests on."""
+    view: dict[str, Any] = {
+        "arm": said.opened.arm,
+        "version": said.version.digest,
+        "edits": said.version.edits,
+        "weights": "edited" if said.opened.edited else "base",
+    }
+    if said.opened.reason is not None:
+        view["decision"] = "out" if said.opened.chosen is None else "in"
+        view["chosen"] = statement_view(said.opened.chosen, said.edits)
+        view["reason"] = said.opened.reason
+    if said.router is not None:
+        view["router"] = said.router
+    return view
 
-    The workers answer at once and not token by token, so all of it is there before the first event.
-    """
-    reply = answers.answers[0][arm]
-    frame = _envelope(chat, "chat.completion.chunk")
 
-    def event(delta: dict[str, str], finish: str | None = None, **extra: Any) -> str:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+def completion(wanted: Completion, said: Speaking, text: str, tokens: int, finish: str) -> dict[str, Any]:
+    """The whole answer."""
+    choice: dict[str, Any] = {"index": 0, "finish_reason": finish, "logprobs": None}
+    if isinstance(wanted, ChatIn):
+        choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+    else:
+        choice["text"] = text
+    return {**_envelope(wanted), "choices": [choice], "usage": _usage(said, tokens), "errata": errata_view(said)}
+
+
+async def events(wanted: Completion, said: Speaking, pieces: AsyncIterator[TextPiece]) -> AsyncIterator[str]:
+    """The answer as server-sent events, each as soon as its text is there."""
+    frame = _envelope(wanted, chunk=True)
+    chat = isinstance(wanted, ChatIn)
+    tokens = 0
+
+    def event(text: str | None, finish: str | None = None, **extra: Any) -> str:
+        choice: dict[str, Any] = {"index": 0, "finish_reason": finish, "logprobs": None}
+        if chat:
+            choice["delta"] = {} if text is None else {"content": text}
+        else:
+            choice["text"] = text or ""
         return _event({**frame, "choices": [choice], **extra})
 
-    yield event({"role": "assistant", "content": ""})
-    words = reply.text.split(" ")
-    for start in range(0, len(words), _WORDS_AT_ONCE):
-        piece = " ".join(words[start : start + _WORDS_AT_ONCE])
-        yield event({"content": piece if start == 0 else f" {piece}"})
-    yield event({}, _finish(chat, reply), errata=_errata(arm, answers))
-    if chat.stream_options is not None and chat.stream_options.include_usage:
-        yield _event({**frame, "choices": [], "usage": _usage(reply)})
+    if chat:
+        first = {"index": 0, "finish_reason": None, "logprobs": None, "delta": {"role": "assistant", "content": ""}}
+        yield _event({**frame, "choices": [first], "errata": errata_view(said)})
+    finish = "stop"
+    try:
+        async for piece in pieces:
+            tokens += piece.tokens
+            finish = piece.finish or finish
+            if piece.text:
+                yield event(piece.text)
+    except ServiceError as error:  # the answer has begun: its end is all that is left to tell
+        yield _event(error.body())
+        yield "data: [DONE]\n\n"
+        return
+    yield event(None, finish, errata=errata_view(said))
+    if wanted.stream_options is not None and wanted.stream_options.include_usage:
+        yield _event({**frame, "choices": [], "usage": _usage(said, tokens)})
     yield "data: [DONE]\n\n"
 
 
@@ -97,26 +157,14 @@ def _event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data)}\n\n"
 
 
-def _envelope(chat: ChatIn, kind: str) -> dict[str, Any]:
-    return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": chat.model}
+def _envelope(wanted: Completion, *, chunk: bool = False) -> dict[str, Any]:
+    if isinstance(wanted, ChatIn):
+        prefix, kind = "chatcmpl-", "chat.completion.chunk" if chunk else "chat.completion"
+    else:
+        prefix, kind = "cmpl-", "text_completion"
+    return {"id": f"{prefix}{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": wanted.model}
 
 
-def _usage(reply: ArmAnswer) -> dict[str, int]:
-    return {
-        "prompt_tokens": reply.prompt_tokens,
-        "completion_tokens": reply.tokens,
-        "total_tokens": reply.prompt_tokens + reply.tokens,
-    }
-
-
-def _finish(chat: ChatIn, reply: ArmAnswer) -> str:
-    return "length" if chat.limit is not None and reply.tokens >= chat.limit else "stop"
-
-
-def _errata(arm: Arm, answers: Answers) -> dict[str, Any]:
-    reply = answers.answers[0][arm]
-    view: dict[str, Any] = {"arm": arm, "version": answers.version.digest, "edits": answers.version.edits}
-    if reply.reason is not None:
-        view["chosen"] = chosen_statement(answers.answers[0], arm, answers.edits)
-        view["reason"] = reply.reason
-    return view
+def _usage(said: Speaking, tokens: int) -> dict[str, int]:
+    prompt = said.opened.prompt_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}

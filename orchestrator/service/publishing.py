@@ -195,8 +195,8 @@ def publishing_of(
 
 def publications_view(journal: JournalReader, publishing: Publishing, limit: int, before: int | None) -> dict[str, Any]:
     """``GET /v1/publications``: what the servers have, what was asked for, and the journal's steps, newest first."""
-    events = [event for event in journal.events(EVENT) if before is None or event.number < before]
-    page = list(reversed(events[-limit:]))
+    events = journal.event_page(limit + 1, before=before, kind=EVENT)
+    page = events[:limit]
     served = last_served(journal, publishing.served_name)
     return {
         "servers": [{"server": url, "serves": _adapter(path)} for url, path in sorted(served.items())],

@@ -8,8 +8,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from errata.orchestrator.service.completions import ChatIn, TextIn
 from errata.orchestrator.service.models import (
-    ChatIn,
     EditIn,
     EditsIn,
     EvaluationIn,
@@ -27,6 +27,7 @@ _BODIES: tuple[type[BaseModel], ...] = (
     PublicationIn,
     ReasonIn,
     ChatIn,
+    TextIn,
 )
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from errata.evaluation.answering import ArmAnswer
-from errata.evaluation.outcomes import Arm, Retrieved
+from errata.evaluation.outcomes import Retrieved
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.rows import Accepted, EvaluationRow, RequestRow, Version, shown_state
 from errata.orchestrator.service.asking import Answers
@@ -106,13 +106,14 @@ def answers_view(answers: Answers, questions: list[str]) -> dict[str, Any]:
 def _answer(reply: ArmAnswer, edits: Mapping[int, str]) -> dict[str, Any]:
     view: dict[str, Any] = {"answer": reply.text, "tokens": reply.tokens}
     if reply.reason is not None:
-        view["chosen"] = _statement(reply.chosen, edits)
+        view["chosen"] = statement_view(reply.chosen, edits)
         view["reason"] = reply.reason
-        view["retrieved"] = [_statement(statement, edits) for statement in reply.retrieved]
+        view["retrieved"] = [statement_view(statement, edits) for statement in reply.retrieved]
     return view
 
 
-def _statement(statement: Retrieved | None, edits: Mapping[int, str]) -> dict[str, Any] | None:
+def statement_view(statement: Retrieved | None, edits: Mapping[int, str]) -> dict[str, Any] | None:
+    """A statement with the edit it belongs to."""
     if statement is None:
         return None
     return {
@@ -121,8 +122,3 @@ def _statement(statement: Retrieved | None, edits: Mapping[int, str]) -> dict[st
         "statement": statement.statement,
         "similarity": round(statement.score, 4),
     }
-
-
-def chosen_statement(by_arm: Mapping[Arm, ArmAnswer], arm: Arm, edits: Mapping[int, str]) -> dict[str, Any] | None:
-    """The statement an arm answered with."""
-    return _statement(by_arm[arm].chosen, edits)

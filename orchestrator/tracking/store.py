@@ -39,6 +39,10 @@ class RefusedError(Exception):
     """The store will never take this; trying again is useless."""
 
 
+class RunDeletedError(Exception):
+    """The run or its experiment is deleted in the store and may be restored; nothing is thrown away meanwhile."""
+
+
 class RunLostError(Exception):
     """The store does not know the run (any more)."""
 
@@ -103,6 +107,11 @@ class MlflowStore:
             else:
                 self._log_batch(client, run_id, entries)
         except MlflowException as error:
+            if self._deleted():
+                raise RunDeletedError(
+                    f"run {self.run_id} of experiment {self._experiment!r} was deleted there; restore it (mlflow runs "
+                    "restore, mlflow experiments restore), and what is kept is sent"
+                ) from error
             if error.error_code in _REFUSALS:
                 raise RefusedError(" ".join(str(error).split())[:300]) from error
             if error.error_code == "RESOURCE_DOES_NOT_EXIST" and self.run_id:
@@ -132,6 +141,11 @@ class MlflowStore:
 
     def _find_or_make_run(self, client: MlflowClient) -> str:
         experiment = client.get_experiment_by_name(self._experiment)
+        if experiment is not None and experiment.lifecycle_stage != "active":
+            raise RunDeletedError(
+                f"experiment {self._experiment!r} was deleted there; restore it (mlflow experiments restore), or set "
+                "tracking.experiment to another"
+            )
         if experiment is not None:
             experiment_id = experiment.experiment_id
         else:
@@ -148,6 +162,18 @@ class MlflowStore:
         (self._directory / _RUN_FILE).write_text(json.dumps(note))
         self.run_id = run_id
         return run_id
+
+    def _deleted(self) -> bool:
+        """Whether somebody has deleted the run or its experiment; MLflow says so with the code of a bad value."""
+        if self.run_id is None or self._client is None:
+            return False
+        try:
+            run = self._client.get_run(self.run_id)
+            if run.info.lifecycle_stage != "active":
+                return True
+            return bool(self._client.get_experiment(run.info.experiment_id).lifecycle_stage != "active")
+        except Exception:  # a store that does not answer this either is another matter
+            return False
 
     def _log_batch(self, client: MlflowClient, run_id: str, entries: Sequence[Entry]) -> None:
         from mlflow.entities import Metric, Param, RunTag

@@ -15,9 +15,11 @@ from typing import Any
 from fastapi.testclient import TestClient
 
 from errata.editing.errors import UserError
+from errata.editing.model.streaming import Sampling
 from errata.editing.request import EditRequest
 from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.outcomes import ARMS, Arm, Retrieved
+from errata.evaluation.streaming import Opened, TextPiece
 from errata.orchestrator.config.publish import PublishConfig
 from errata.orchestrator.config.service import ServiceConfig
 from errata.orchestrator.journal import Journal
@@ -134,6 +136,15 @@ class FakeMemory:
         rows = self._journal.requests("applied")
         return [[FakeHit(row.seq, 0.9, row.request.statement, row.id) for row in rows[:k]] for _ in questions]
 
+    def route(self, questions: Sequence[str], k: int) -> Any:
+        rows = [[SimpleNamespace(hit=hit) for hit in row] for row in self.search(questions, k)]
+        return SimpleNamespace(
+            fitted=SimpleNamespace(digest="r" * 64), candidates=dict(zip(questions, rows, strict=True))
+        )
+
+    def resolved(self, turns: Sequence[str]) -> str:
+        return turns[-1]
+
 
 class FakeEvaluators:
     """Every arm repeats the question; `gate` holds the answers back."""
@@ -141,6 +152,7 @@ class FakeEvaluators:
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.gate.set()
+        self.closed: list[str] = []
 
     def answer(
         self,
@@ -153,9 +165,26 @@ class FakeEvaluators:
         assert self.gate.wait(20)
         return [{arm: self._one(arm, question, hits[question.text]) for arm in arms} for question in questions]
 
+    def stream(
+        self, question: Question, weights: Any, hits: Any, arm: Arm, sampling: Sampling, plain: bool = False
+    ) -> Any:
+        assert self.gate.wait(20)
+        reply = self._one(arm, question, hits[question.text])
+        words = reply.text.split(" ")
+        parts = [words[0], *(f" {word}" for word in words[1:])][: sampling.max_new_tokens]
+        ended = "length" if len(words) > len(parts) else "stop"
+
+        def more(tokens: int) -> TextPiece:
+            assert self.gate.wait(20)
+            taken = [parts.pop(0) for _ in range(min(tokens, len(parts)))]
+            return TextPiece("".join(taken), len(taken), None if parts else ended)
+
+        opened = Opened(arm, arm.startswith("edited"), 3, reply.chosen, reply.reason)
+        return SimpleNamespace(opened=opened, next=more, close=lambda: self.closed.append(arm))
+
     @staticmethod
     def _one(arm: Arm, question: Question, hits: Sequence[FakeHit]) -> ArmAnswer:
-        if "memory" not in arm:
+        if "memory" not in arm and arm != "routed":
             return ArmAnswer(f"{arm} says {question.text}", 3, 4)
         found = tuple(Retrieved(hit.id, hit.score, hit.statement) for hit in hits)
         return ArmAnswer(f"{arm} says {question.text}", 3, 4, found[0] if found else None, "because", found)

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-import errata.orchestrator.run.launch
+import errata.orchestrator.run.opening
 from errata.actors.settings import ModelSpec, RayConfig
 from errata.actors.workers.covariance import Estimate, EstimateJob, UnitWorker
 from errata.actors.workers.editor import ContextSpec, EditorWorker
@@ -190,6 +190,9 @@ class PlainEditor:
     def replay(self, item: Any) -> None:
         self._worker.replay(item)
 
+    def keys_wanted(self, fact_keys: Any) -> tuple[str, ...]:
+        return self._worker.session().keys_wanted(fact_keys)
+
     def rehearse(self, requests: Any, died: Any = None) -> None:
         self._worker.rehearse(requests)
 
@@ -218,8 +221,8 @@ class PlainEditor:
 class PlainMemory(RetrievalWorker):
     """`MemoryClient` without an actor."""
 
-    def __init__(self, embedder: Any, index: Any, entries: Callable[[], Sequence[Any]]) -> None:
-        super().__init__(embedder, index)
+    def __init__(self, embedder: Any, index: Any, entries: Callable[[], Sequence[Any]], router: Any = None) -> None:
+        super().__init__(embedder, index, None, router)
         self._entries = entries
 
     def restore(self) -> int:
@@ -297,9 +300,14 @@ class PlainCluster:
         return self._made.editor
 
     def memory(
-        self, embedder: Any, index: Any, entries: Callable[[], Sequence[Any]], kept_in: Path | None = None
+        self,
+        embedder: Any,
+        index: Any,
+        entries: Callable[[], Sequence[Any]],
+        kept_in: Path | None = None,
+        router: Any = None,
     ) -> PlainMemory:
-        self._made.memory = PlainMemory(embedder, index, entries)
+        self._made.memory = PlainMemory(embedder, index, entries, router)
         return self._made.memory
 
     def evaluators(self, settings: EvaluationSettings) -> PlainEvaluators:
@@ -308,8 +316,8 @@ class PlainCluster:
 
 def without_ray(patch: pytest.MonkeyPatch) -> None:
     """Runs use `PlainCluster` and no MLflow while the patch holds."""
-    patch.setattr(errata.orchestrator.run.launch, "Cluster", PlainCluster)
-    patch.setattr(errata.orchestrator.run.launch, "Tracker", lambda *_, **__: NullTracker())
+    patch.setattr(errata.orchestrator.run.opening, "Cluster", PlainCluster)
+    patch.setattr(errata.orchestrator.run.opening, "Tracker", lambda *_, **__: NullTracker())
 
 
 def go(settings: RunConfig, output: Path, *, resume: bool = False) -> Weights:

@@ -1,7 +1,7 @@
 "use strict";
 // The page of the service. It asks the same API as every client; what comes back is shown as text, never as markup.
 const $ = (id) => document.getElementById(id);
-const ARMS = { base: "unedited", edited: "edited", memory: "memory", edited_memory: "edited + memory" };
+const ARMS = { routed: "routed", base: "unedited", edited: "edited", memory: "memory", edited_memory: "edited + memory" };
 const METRICS = { efficacy: "Efficacy", generalization: "Generalization", specificity: "Specificity" };
 const KEY = "errata-token";
 const shown = { edits: [], next: null, older: [] };

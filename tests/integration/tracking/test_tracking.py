@@ -263,3 +263,35 @@ def test_tracking_can_be_switched_off(tmp_path):
 def test_the_key_of_a_run_is_plain(tmp_path):
     with pytest.raises(ValueError, match="run_key"):
         Tracker(tmp_path, run_key="it's")
+
+
+@pytest.mark.parametrize("what", ["run", "experiment"])
+def test_what_was_deleted_in_the_store_is_kept_said_once_and_sent_when_it_is_restored(what, uri, tmp_path, caplog):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    first = Tracker(tmp_path / "run", run_key="kept", uri=uri)
+    first.log_metrics({"loss": 1.0}, 1)
+    assert first.close(timeout=60)
+    run = client.get_run(str(first.run_id))
+    if what == "run":
+        client.delete_run(run.info.run_id)
+    else:
+        client.delete_experiment(run.info.experiment_id)
+    with caplog.at_level(logging.WARNING):
+        second = Tracker(tmp_path / "run", run_key="kept", uri=uri)
+        for step in range(2, 12):
+            second.log_metrics({"loss": float(step)}, step)
+        assert not second.close(timeout=4)
+        assert second.waiting() >= 10
+    said = [record.message for record in caplog.records if "was deleted there; restore it" in record.message]
+    assert len(said) == 1
+    if what == "run":
+        client.restore_run(run.info.run_id)
+    else:
+        client.restore_experiment(run.info.experiment_id)
+    third = Tracker(tmp_path / "run", run_key="kept", uri=uri)
+    assert third.close(timeout=60)
+    assert third.run_id == first.run_id
+    found = client.get_metric_history(run.info.run_id, "loss")
+    assert sorted(point.step for point in found) == list(range(1, 12))

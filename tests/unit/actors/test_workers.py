@@ -30,6 +30,7 @@ from errata.evaluation.probes import questions_of
 from errata.retrieval.embedder import HashEmbedderConfig
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import MemoryEntry
+from errata.retrieval.router import Findings
 from errata.retrieval.scr import ScrConfig
 from tests.helpers.tiny import tiny_model
 
@@ -178,7 +179,7 @@ def test_evaluating_a_version_leaves_the_base_and_does_not_depend_on_company(spe
     memory.add(entries(1, 2, 3))
     requests = [ask(1), ask(2), ask(3)]
     questions = questions_of(requests)
-    hits = dict(zip(questions, memory.search(questions, 2), strict=True))
+    hits = Findings(dict(zip(questions, memory.search(questions, 2), strict=True)), memory.route(questions, 2))
     settings = EvaluationSettings(ScrConfig(), ARMS, max_new_tokens=3)
     worker = EvaluationWorker(spec, role, settings)
     model = load_model(spec.name)
@@ -201,6 +202,7 @@ def test_on_one_model_generating_and_evaluating_do_not_disturb_each_other(spec, 
     settings = EvaluationSettings(ScrConfig(), ARMS, max_new_tokens=3)
     weights = {1: load_model(spec.name).weight(1) * 1.5}
     text = "The capital of France is Paris."
+    found = Findings({}, memory.route([], 2))
     generation = SelfGenerationConfig(max_new_tokens=4, sequences_per_unit=3, slots=2)
 
     def job(version: str) -> EstimateJob:
@@ -216,7 +218,9 @@ def test_on_one_model_generating_and_evaluating_do_not_disturb_each_other(spec, 
             assert all(sums[layer].tobytes() == wanted[layer].tobytes() for layer in (1, 2))
             # the generator has left its version in the model; a question is put to the one it names all the same
             assert questions.perplexity(text, {}) == other.perplexity(text, {})
-            assert questions.evaluate(requests, weights, {}).records == other.evaluate(requests, weights, {}).records
+            assert (
+                questions.evaluate(requests, weights, found).records == other.evaluate(requests, weights, found).records
+            )
 
 
 def test_a_dead_worker_is_replaced_once_whoever_reports_it_and_prepared_like_the_others():

@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import covariance, gpu_edit, linear_algebra, measuring, scaling_simulation, values, whole_edit
+from benchmarks import (
+    covariance,
+    gpu_edit,
+    linear_algebra,
+    measuring,
+    million,
+    scaling_simulation,
+    superseding,
+    values,
+    whole_edit,
+)
 from errata.editing.contexts import sample_contexts
 from errata.editing.covariance import KeyCovariance
 from errata.editing.editors.memit import Memit, MemitConfig
@@ -17,6 +27,7 @@ from errata.editing.estimation.selfgen import SelfGenerationConfig
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest
 from errata.editing.values import FAST, ValueConfig, edit_segments, optimize_values
+from errata.orchestrator.journal import Journal
 from tests.helpers.tiny import tiny_model
 from tests.unit.helpers import plain
 
@@ -184,3 +195,23 @@ def test_the_accelerators_benchmark_runs_on_a_small_shape() -> None:
     assert rows[0]["floor_operations_s"] == pytest.approx(rows[1]["floor_operations_s"])
     lengths = {len(small.text.encode_prompt(r.prompt.format(r.subject))) for r in gpu_edit.some_requests(3, 300)}
     assert lengths == {9}, "a word is a token"
+
+
+def test_superseding_is_measured_in_both_forms() -> None:
+    result = superseding.measure_all(small=True)
+    assert [row["form"] for row in result["batches"]] == ["CapacitanceForm", "GramForm"]
+    assert all(row["residual_error"] < 1e-12 for row in result["batches"])
+    one = result["one_change"][0]
+    assert one["ratio"] == one["without_s"] / one["append_s"]
+
+
+def test_the_journal_of_a_long_life_is_one_that_the_journal_reads(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    million.write(path, 200, 50)
+    with Journal.open(path, read_only=True) as journal:
+        head = journal.head()
+        held = journal.held(head.sequence)
+        assert (head.sequence, head.edits, journal.held_count(20)) == (20, 200, len(held))
+        assert len({row.fact_key for row in held}) == len(held) == journal.counts().applied
+        assert [row.id for row in journal.held(20, 3)] == [row.id for row in held if row.applied_in == 20][-3:]
+    assert million.measure(path)["requests"] == 200

@@ -14,10 +14,11 @@ from errata.evaluation.answering import Question, answer
 from errata.evaluation.arms import ArmEvaluator
 from errata.evaluation.caching import CachingEngine
 from errata.evaluation.outcomes import ARMS
-from errata.retrieval.scr import ScrConfig, SelectiveReasoner
+from errata.retrieval.scr import Choice, ScrConfig, SelectiveReasoner
 from tests.helpers.tiny import tiny_model
 
 LAYER = 1
+PLAIN_ARMS = tuple(arm for arm in ARMS if arm != "routed")
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,10 @@ def test_every_arm_says_what_its_weights_and_its_prompt_give(model: EditableMode
     base, edited = {LAYER: model.weight(LAYER).clone()}, edited_maps(model)
     question = "The capital of France is"
     hits = {question: [Hit(7, 0.8, "The capital of France is Rome.")]}
-    (found,) = answer(evaluator, reasoner, [Question(question)], base=base, edited=edited, hits=hits, arms=ARMS)
+    (found,) = answer(evaluator, reasoner, [Question(question)], base=base, edited=edited, hits=hits, arms=PLAIN_ARMS)
     plain = model.text.encode_prompt(question)
     told = model.text.encode_prompt(f"Fact: The capital of France is Rome.\n{question}")
-    assert list(found) == list(ARMS)
+    assert list(found) == list(PLAIN_ARMS)
     assert found["base"].text == by_hand(model, plain, base)
     assert found["edited"].text == by_hand(model, plain, edited)
     assert found["memory"].text == by_hand(model, told, base)
@@ -77,7 +78,7 @@ def test_with_nothing_chosen_the_memory_arm_is_the_plain_one(model: EditableMode
     base, edited = {LAYER: model.weight(LAYER).clone()}, edited_maps(model)
     asked = [Question("Rome lies in"), Question("Angola is located in")]
     hits = {"Rome lies in": [Hit(1, 0.01, "Something else.")]}
-    for found in answer(evaluator, reasoner, asked, base=base, edited=edited, hits=hits, arms=ARMS):
+    for found in answer(evaluator, reasoner, asked, base=base, edited=edited, hits=hits, arms=PLAIN_ARMS):
         assert found["memory"].text == found["base"].text and found["memory"].chosen is None
         assert found["edited_memory"].text == found["edited"].text
         assert found["memory"].reason
@@ -122,6 +123,38 @@ def test_a_conversation_goes_through_the_chat_template_with_the_statement_in_its
         "Be brief." in text and "Rome lies in Canada." in text and text.index("Canada") < text.index("Where is Rome?")
     )
     assert found["memory"].prompt_tokens == len(told)
+
+
+class NamesRouter:
+    def __init__(self, answer: str) -> None:
+        self.answer = answer
+
+    def route(self, questions):  # type: ignore[no-untyped-def]
+        hit = Hit(7, 0.8, "The capital of France is Rome.")
+        return [Choice(hit if "France" in question else None, "by name") for question in questions]
+
+
+@pytest.mark.parametrize("way", ["edited_memory", "memory", "edited"])
+def test_the_routed_arm_answers_out_of_scope_as_the_base_and_in_scope_as_it_is_told(
+    model: EditableModel, way: str
+) -> None:
+    evaluator, reasoner = parts(model, style="prefix")
+    base, edited = {LAYER: model.weight(LAYER).clone()}, edited_maps(model)
+    asked = [Question("Rome lies in"), Question("The capital of France is"), Question("Angola is")]
+    found = answer(
+        evaluator, reasoner, asked, base=base, edited=edited, hits={}, arms=("routed",), router=NamesRouter(way)
+    )
+    for question, said in zip(asked, found, strict=True):
+        plain, routed = model.text.encode_prompt(question.text), said["routed"]
+        assert list(said) == ["routed"] and routed.reason == "by name"
+        if "France" not in question.text:
+            assert routed.text == by_hand(model, plain, base) and routed.chosen is None
+            continue
+        told = model.text.encode_prompt(f"Fact: The capital of France is Rome.\n{question.text}")
+        assert routed.text == by_hand(model, plain if way == "edited" else told, base if way == "memory" else edited)
+        assert routed.chosen is not None and routed.chosen.id == 7
+    with pytest.raises(ValueError, match="needs a router"):
+        answer(evaluator, reasoner, asked, base=base, edited=edited, hits={}, arms=("routed",))
 
 
 class Talking:

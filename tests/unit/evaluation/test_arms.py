@@ -14,12 +14,16 @@ from errata.editing.model.engine import LanguageEngine
 from errata.editing.request import EditRequest
 from errata.evaluation.arms import ArmEvaluator, Evaluation, base_weights_digest
 from errata.evaluation.caching import CachingEngine
+from errata.evaluation.matching import best_f1, contains
 from errata.evaluation.outcomes import ARMS, ProbeOutcome, arm_metrics
 from errata.evaluation.probes import probes_of, questions_of
+from errata.evaluation.reasoning import ReasoningMarks
 from tests.helpers.tiny import tiny_model
-from tests.unit.evaluation.fakes import FakeHit, KeywordChooser
+from tests.unit.evaluation.fakes import FakeChoice, FakeHit, KeywordChooser
 
 LAYERS = (1, 2)
+PLAIN_ARMS = tuple(arm for arm in ARMS if arm != "routed")
+"""Asked where there is no router."""
 
 
 def request(subject: str, target: str, **more: Any) -> EditRequest:
@@ -93,9 +97,9 @@ def test_every_arm_equals_the_plain_evaluation(model: EditableModel, chat: bool)
     base, edited = weights(model, None), weights(model, 1)
     chooser = KeywordChooser(model.text, chat=chat)
     got = ArmEvaluator(model, chooser).evaluate(REQUESTS, base=base, edited=edited, hits=HITS)
-    assert got.arms == ARMS
+    assert got.arms == PLAIN_ARMS
     unedited: dict[str, list[int]] = {}
-    for arm in ARMS:
+    for arm in PLAIN_ARMS:
         model.set_weights(edited if arm.startswith("edited") else base)
         for record, asked in zip(got.records, REQUESTS, strict=True):
             assert [result.probe for result in record.probes] == probes_of(asked)
@@ -137,6 +141,58 @@ def test_memory_that_chose_nothing_is_the_arm_without_memory(model: EditableMode
                     stripped = replace(outcome, reason=None, retrieved=())
                     assert stripped == result.arms[plain]  # type: ignore[index]
     assert reasons == {"shares its subject", "no statement fits"}
+
+
+class NamesRouter:
+    """Routes a question that names a statement's first word; counts what it is asked, and notes the live weights."""
+
+    def __init__(self, model: EditableModel, answer: str) -> None:
+        self.model, self.answer = model, answer
+        self.live: list[dict[int, Tensor]] = []
+
+    def route(self, questions: Any) -> Any:
+        self.live.append({layer: self.model.parameter(layer).detach().clone() for layer in LAYERS})
+        statements = {"Danielle": HITS["Danielle speaks"][1], "Thierry": HITS["Danielle speaks"][0]}
+        found = [next((hit for name, hit in statements.items() if name in question), None) for question in questions]
+        return [FakeChoice(hit, "named" if hit else "nobody is named") for hit in found]
+
+
+@pytest.mark.parametrize("answer", ["edited_memory", "memory", "edited"])
+def test_routed_questions_are_the_bases_own_or_the_statements(model: EditableModel, answer: Any) -> None:
+    base, edited = weights(model, None), weights(model, 1)
+    chooser, router = KeywordChooser(model.text), NamesRouter(model, answer)
+    got = ArmEvaluator(model, chooser).evaluate(REQUESTS, base=base, edited=edited, hits=HITS, router=router)
+    alone = ArmEvaluator(model, chooser).evaluate(
+        REQUESTS, base=base, edited=edited, hits=HITS, router=NamesRouter(model, answer), arms=("base", "routed")
+    )
+    assert got.arms == ARMS and len(router.live) == 1
+    assert all(torch.equal(router.live[0][layer], base[layer]) for layer in LAYERS)
+    touched = 0
+    for record, lone in zip(got.records, alone.records, strict=True):
+        for result, other in zip(record.probes, lone.probes, strict=True):
+            outcome = result.arms["routed"]
+            # what another arm had at hand is what a pass of its own says
+            assert outcome == other.arms["routed"]
+            (route,) = NamesRouter(model, answer).route([result.probe.prompt])
+            if route.hit is None:
+                assert replace(outcome, reason=None, retrieved=()) == result.arms["base"]
+                continue
+            touched += 1
+            model.set_weights(base if answer == "memory" else edited)
+            plain = model.text.encode_prompt(result.probe.prompt)
+            prompt = plain if answer == "edited" else chooser.prompt_ids(result.probe.prompt, route)
+            target = model.text.encode_target(result.probe.teacher or "")
+            accuracy, said, _ = slow_reply(model, prompt, target)
+            assert (outcome.accuracy, outcome.answer) == (pytest.approx(accuracy), said)
+            assert outcome.chosen == route.hit.statement and outcome.reason == "named"
+    assert touched == 5
+
+
+def test_an_arm_that_lacks_its_router_is_refused(model: EditableModel) -> None:
+    base = weights(model, None)
+    evaluator = ArmEvaluator(model, KeywordChooser(model.text))
+    with pytest.raises(ValueError, match="needs a router"):
+        evaluator.evaluate(REQUESTS, base=base, edited=base, hits=HITS, arms=ARMS)
 
 
 def test_numbers_of_the_arms(model: EditableModel) -> None:
@@ -257,10 +313,66 @@ def test_query_seconds_times_each_arm_and_adds_the_search(model: EditableModel) 
     evaluator = ArmEvaluator(model, chooser, engine=engine)
     questions = questions_of(REQUESTS)[:2]
     times = evaluator.query_seconds(questions, base=base, edited={}, hits=HITS, search_seconds=100.0)
-    assert set(times) == set(ARMS)
+    assert set(times) == set(PLAIN_ARMS)
     assert 0 < times["base"] < 100 < times["memory"]
     assert len(chooser.asked) == 2 * 3  # two arms with memory, a warm-up and two questions each
     assert (engine.hits, engine.misses) == (0, 0)
     assert set(evaluator.query_seconds(questions, base=base, edited={}, arms=("base",))) == {"base"}
     with pytest.raises(ValueError, match="at least one question"):
         evaluator.query_seconds([], base=base, edited={})
+
+
+def test_exact_agreement_and_truth_against_plain_passes(model: EditableModel) -> None:
+    """What came with version 2: all tokens or none, argmax tokens of both models, the judge out of scope too."""
+    base, edited = weights(model, None), weights(model, 1)
+    got = ArmEvaluator(model, KeywordChooser(model.text)).evaluate(
+        REQUESTS, base=base, edited=edited, arms=("base", "edited")
+    )
+    hf = model.decoder.model
+
+    def argmax(prompt: list[int], target: list[int]) -> list[int]:
+        with torch.no_grad():
+            return hf(torch.tensor([prompt + target])).logits[0].argmax(-1).tolist()[len(prompt) - 1 : -1]
+
+    seen = set()
+    for record in got.records:
+        for result in record.probes:
+            assert result.probe.teacher is not None
+            prompt = model.text.encode_prompt(result.probe.prompt)
+            target = model.text.encode_target(result.probe.teacher)
+            predicted = {}
+            for arm, maps in (("base", base), ("edited", edited)):
+                model.set_weights(maps)
+                predicted[arm] = argmax(prompt, target)
+                outcome = result.arms[arm]  # type: ignore[index]
+                assert outcome.exact == (predicted[arm] == target)
+                assert outcome.right == contains(outcome.answer, result.probe.expected)
+                assert outcome.f1 == best_f1(outcome.answer, result.probe.expected) and outcome.reasoning is None
+            same = [a == b for a, b in zip(predicted["edited"], predicted["base"], strict=True)]
+            assert result.arms["edited"].agreement == pytest.approx(sum(same) / len(same))
+            assert result.arms["base"].agreement == 1.0
+            seen.add(result.arms["edited"].agreement)
+    assert len(seen) > 1  # the edited model differs here and agrees there
+
+
+def test_only_what_follows_the_reasoning_is_judged_and_compared(model: EditableModel) -> None:
+    base, edited = weights(model, None), weights(model, 1)
+    plain = ArmEvaluator(model).evaluate(REQUESTS, base=base, edited=edited, arms=("base", "edited"))
+    answers = [outcome.answer for r in plain.records for p in r.probes for outcome in p.arms.values()]
+    # a piece that some answers hold stands for the end mark
+    mark = next(word for answer in answers for word in answer.split()[1:-1] if len(word) > 1)
+    told = ArmEvaluator(model, reasoning=ReasoningMarks(start="<never>", end=mark)).evaluate(
+        REQUESTS, base=base, edited=edited, arms=("base", "edited")
+    )
+    cut = 0
+    for before, after in zip(plain.records, told.records, strict=True):
+        for whole, part in zip(before.probes, after.probes, strict=True):
+            for arm in ("base", "edited"):
+                text, outcome = whole.arms[arm].answer, part.arms[arm]  # type: ignore[index]
+                assert outcome.answer == text.rpartition(mark)[2].strip()
+                assert outcome.reasoning == text.rpartition(mark)[0].strip()
+                assert outcome.right == contains(outcome.answer, part.probe.expected)
+                cut += outcome.reasoning != ""
+            if not part.probe.in_scope:
+                assert part.arms["edited"].ok == (part.arms["edited"].answer == part.arms["base"].answer)
+    assert cut

@@ -87,6 +87,9 @@ class FakeEditor:
     def swap(self, covariance: KeyCovariance) -> None:
         self.covariance = covariance.digest
 
+    def keys_wanted(self, fact_keys: Sequence[str]) -> tuple[str, ...]:
+        return ()
+
     def rehearse(self, requests: Sequence[EditRequest], died: Callable[[Exception], None] | None = None) -> None:
         pass
 

@@ -178,7 +178,7 @@ def test_the_story_of_a_version(run: SmallRun, history: History) -> None:
     assert isinstance(head, VersionStory) and head.version.sequence == 6
 
 
-def test_names_that_mean_nothing_or_too_much(run: SmallRun, history: History) -> None:
+def test_names_that_mean_nothing_or_too_much(history: History, tmp_path: Path) -> None:
     found = history.show("ango")
     assert isinstance(found, RequestStory) and found.fact.id == "angola"
     for name in ("xyz", "ly", "ffffffffffff"):
@@ -186,10 +186,11 @@ def test_names_that_mean_nothing_or_too_much(run: SmallRun, history: History) ->
             history.show(name)
     with pytest.raises(UserError, match="there is no version v7; the newest is v6"):
         history.show("v7")
-    clash = History(run.journal())
-    clash.rows = {f"same-{i}": row for i, row in enumerate(clash.rows.values())}
-    with pytest.raises(UserError, match=r"9 edits and versions start with 'same': same-0, .*, \.\.\.; give more"):
-        clash.show("same")
+    request = EditRequest(subject="Rome", prompt="{} lies in", target_new="Canada")
+    with Journal.create(tmp_path / "journal.sqlite", JournalMeta("many", "b" * 64, "e" * 64, {})) as journal:
+        journal.accept([request.model_copy(update={"id": f"same-{i}"}) for i in range(9)])
+        with pytest.raises(UserError, match=r"9 edits and versions start with 'same': same-0, .*, \.\.\.; give more"):
+            History(journal).show("same")
 
 
 # ---------------------------------------------------------------- differences

@@ -13,7 +13,7 @@ from errata.orchestrator.report.charts import Event, Series, line_chart, nice_ti
 from errata.orchestrator.report.facts import fact_view
 from errata.orchestrator.report.formats import DASH, change, duration, moment, number, percent, short_digest
 from errata.orchestrator.report.summary import FactRecord, Summary
-from errata.orchestrator.report.wording import ARM_LABELS, GENERATED, TEACHER_FORCED
+from errata.orchestrator.report.wording import GENERATED, TEACHER_FORCED, shown
 from tests.helpers.sample_report import SAMPLE_YAML, sample_facts, sample_summary
 
 VOID = {"meta", "input", "br", "link", "img", "hr"}
@@ -84,7 +84,7 @@ def test_page_is_one_well_formed_document(html: str, page: Page) -> None:
 
 def test_every_metric_of_every_arm_is_shown(page: Page) -> None:
     arms = sample_summary()["arms"]
-    for arm in ARM_LABELS:
+    for arm in shown(arms):
         for metric in (*GENERATED, *TEACHER_FORCED):
             assert percent(arms[arm.key][metric.key]) in page.text, f"{arm.key} {metric.key}"
         assert duration(arms[arm.key]["query_seconds"]) in page.text
@@ -105,6 +105,18 @@ def test_every_metric_of_every_arm_is_shown(page: Page) -> None:
 )  # fmt: skip
 def test_number_is_shown(page: Page, shown: str) -> None:
     assert shown in page.text
+
+
+def test_a_run_with_the_routed_arm_shows_it_first_and_one_without_has_no_column_of_it() -> None:
+    summary, facts = sample_summary(), sample_facts(3)
+    assert Page(render_report(summary, facts, "")).count("span", "routed") == 0
+    summary["arms"]["routed"] = dict(summary["arms"]["edited_memory"])
+    for fact in facts:
+        for probe in fact["probes"]:
+            probe["arms"]["routed"] = dict(probe["arms"]["edited_memory"])
+    page = Page(render_report(summary, facts, ""))
+    chips = [attrs["class"] for name, attrs in page.tags if name == "span" and "chip" in (attrs.get("class") or "")]
+    assert chips[0] == "chip routed" and len(set(chips)) == 5
 
 
 def test_every_answer_is_shown_with_a_verdict_that_needs_no_color(page: Page) -> None:
@@ -178,7 +190,7 @@ def _emptied(value: Any) -> Any:
 @pytest.mark.parametrize("nothing", [{}, _emptied(sample_summary()), dict.fromkeys(sample_summary())])
 def test_missing_values_are_dashes(nothing: dict[str, Any]) -> None:
     page = Page(render_report(nothing, [_emptied(sample_facts(1)[0]), {}], ""))
-    cells = len(ARM_LABELS) * (len(GENERATED) + len(TEACHER_FORCED) + 1)
+    cells = len(shown(())) * (len(GENERATED) + len(TEACHER_FORCED) + 1)
     assert page.text.count(DASH) >= cells
     assert "None" not in page.text and "nan" not in page.text.split()
 

@@ -77,7 +77,7 @@ def test_the_names_are_those_that_are_promised():
         "query_seconds",
     }  # fmt: skip
     assert set(ArmMetrics.model_fields) == arm
-    assert set(ARMS) == {"base", "edited", "memory", "edited_memory"}
+    assert set(ARMS) == {"routed", "base", "edited", "memory", "edited_memory"}
     assert {
         "edits_applied", "edits_failed", "batches", "refreshes", "version", "wall_seconds", "arms",
         "edit_seconds_per_edit", "choice", "perplexity", "timeline", "refresh_events", "failures",

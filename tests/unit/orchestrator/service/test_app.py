@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -149,14 +150,23 @@ def test_a_large_body_is_refused_however_it_comes(tmp_path: Path) -> None:
 
 def test_every_route_asks_for_its_role(tmp_path: Path) -> None:
     reads = [("GET", p) for p in ("edits", "edits/x", "versions", "versions/head", "evaluations", "status", "models")]
-    reads += [("POST", "query"), ("POST", "chat/completions"), ("GET", "publications")]
+    reads += [
+        ("GET", "models/errata"),
+        ("POST", "query"),
+        ("POST", "chat/completions"),
+        ("POST", "completions"),
+        ("GET", "publications"),
+    ]
     writes = [("POST", "edits"), ("DELETE", "edits/x"), ("POST", "evaluations")]
     admins = [("POST", "refresh"), ("POST", "pause"), ("POST", "resume"), ("POST", "publications")]
     admins += [("GET", "inspection")]
     with running(tmp_path, tokens=TOKENS) as run:
         paths = {(m, p.removeprefix("/v1/")) for p, ms in run.client.get("/openapi.json").json()["paths"].items()
                  for m in map(str.upper, ms) if p.startswith("/v1/")}  # fmt: skip
-        assert paths == {(m, p.replace("/x", "/{id}").replace("/head", "/{name}")) for m, p in reads + writes + admins}
+        assert paths == {
+            (m, p.replace("/x", "/{id}").replace("/head", "/{name}").replace("/errata", "/{name}"))
+            for m, p in reads + writes + admins
+        }
         for allowed, routes in (((READ, WRITE, ADMIN), reads), ((WRITE, ADMIN), writes), ((ADMIN,), admins)):
             for method, path in routes:
                 for token in (None, "wrong-token-0123456789", READ, WRITE, ADMIN):
@@ -335,7 +345,7 @@ def test_arms_answer_side_by_side_with_what_was_found_and_chosen(tmp_path: Path)
         found = run.client.post("/v1/query", json={"question": "Place 1 lies in"}).json()
         assert found["sequence"] == 1 and found["edits"] == 1
         (answer,) = found["answers"]
-        assert list(answer["arms"]) == ["base", "edited", "memory", "edited_memory"]
+        assert list(answer["arms"]) == ["base", "edited", "memory", "edited_memory", "routed"]
         assert answer["arms"]["base"] == {"answer": "base says Place 1 lies in", "tokens": 4}
         memory = answer["arms"]["memory"]
         assert memory["chosen"]["edit"] == "edit-1" and memory["chosen"]["statement"] == "Place 1 lies in Rome."
@@ -367,36 +377,100 @@ def test_questions_before_the_first_version_are_told_to_come_back(tmp_path: Path
         assert run.client.get("/readyz").json() == {"status": "running"}
 
 
-def test_a_chat_client_of_openai_is_understood(open_service: Running) -> None:
+CHAT = {"messages": [{"role": "user", "content": [{"type": "text", "text": "Where?"}]}]}
+
+
+def test_the_models_are_the_ways_of_answering(open_service: Running) -> None:
     client = open_service.client
-    assert [m["id"] for m in client.get("/v1/models").json()["data"]] == ["base", "edited", "memory", "edited_memory"]
-    body = {"model": "errata/edited", "messages": [{"role": "user", "content": [{"type": "text", "text": "Where?"}]}]}
-    answer = client.post("/v1/chat/completions", json={**body, "temperature": 0.7, "max_tokens": 4})
-    found = answer.json()
-    assert found["object"] == "chat.completion" and found["choices"][0]["message"]["content"] == "edited says Where?"
-    assert found["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
-    assert found["choices"][0]["finish_reason"] == "length"
-    assert "temperature" in answer.headers["x-errata-note"]
-    assert found["errata"]["arm"] == "edited"
+    names = ["errata", "errata-base", "errata-edited", "errata-memory", "errata-edited-memory"]
+    assert [m["id"] for m in client.get("/v1/models").json()["data"]] == names
+    assert client.get("/v1/models/errata").json()["id"] == "errata"
+    assert client.get("/v1/models/gpt-9").status_code == 404
+    arms = ["routed", "base", "edited", "memory", "edited_memory"]
+    for name, arm in zip(names, arms, strict=True):
+        for said in (name, f"errata/{arm}", arm):
+            answer = client.post("/v1/chat/completions", json={**CHAT, "model": said}).json()
+            assert answer["errata"]["arm"] == arm and answer["model"] == said
+            assert answer["choices"][0]["message"]["content"] == f"{arm} says Where?"
+
+
+def test_usual_parameters_are_honored_neutral_ones_taken_and_others_refused(open_service: Running) -> None:
+    client, body = open_service.client, {**CHAT, "model": "errata-edited"}
+    answer = client.post("/v1/chat/completions", json={**body, "temperature": 0, "max_tokens": 2}).json()
+    assert answer["choices"][0]["message"]["content"] == "edited says"
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    neutral = {
+        "n": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "logprobs": False, "tools": [],
+        "tool_choice": "auto", "response_format": {"type": "text"}, "user": "me", "metadata": {"a": "b"}, "seed": 3,
+        "stop": None, "top_p": 1.0, "stream": False, "service_tier": "auto",
+    }  # fmt: skip
+    assert client.post("/v1/chat/completions", json={**body, **neutral}).status_code == 200
+    for bad in ({"n": 2}, {"tools": [{"type": "function"}]}, {"logprobs": True}, {"presence_penalty": 0.5},
+                {"response_format": {"type": "json_object"}}, {"logit_bias": {"5": 1}}):  # fmt: skip
+        refused = client.post("/v1/chat/completions", json={**body, **bad})
+        assert refused.status_code == 400 and refused.json()["error"]["code"] == "unsupported_parameter"
+        assert next(iter(bad)) in refused.json()["error"]["message"]
+    for unfit in ({"messages": []}, {"messages": [{"role": "assistant", "content": "a"}]}, {"strange": 1}):
+        assert client.post("/v1/chat/completions", json={**body, **unfit}).status_code == 422
     strange = client.post("/v1/chat/completions", json={**body, "model": "gpt-9"})
     assert strange.status_code == 404 and strange.json()["error"]["code"] == "model_not_found"
-    for bad in ({"n": 2}, {"tools": []}, {"messages": []}, {"messages": [{"role": "assistant", "content": "a"}]}):
-        assert client.post("/v1/chat/completions", json={**body, **bad}).status_code == 422
+
+
+def test_an_answer_says_what_it_rests_on(tmp_path: Path) -> None:
+    with running(tmp_path) as run:
+        run.client.post("/v1/edits", json=edit(1))
+        settled(run, "edit-1")
+        answer = run.client.post("/v1/chat/completions", json={**CHAT, "model": "errata"})
+        view, version = answer.json()["errata"], run.client.get("/v1/versions/head").json()
+        assert view["decision"] == "in" and view["router"] == "r" * 64 and view["version"] == version["digest"]
+        assert view["chosen"]["edit"] == "edit-1" and view["chosen"]["similarity"] == 0.9
+        assert answer.headers["x-errata-edit"] == "edit-1" and answer.headers["x-errata-decision"] == "in"
+        assert answer.headers["x-errata-version"] == version["digest"] and answer.headers["x-errata-arm"] == "routed"
+        assert unquote(answer.headers["x-errata-statement"]) == view["chosen"]["statement"]
+        base = run.client.post("/v1/chat/completions", json={**CHAT, "model": "errata-base"})
+        assert "decision" not in base.json()["errata"] and "x-errata-edit" not in base.headers
+
+
+def test_a_text_is_continued(open_service: Running) -> None:
+    body = {"model": "errata-base", "prompt": "Rome lies in"}
+    answer = open_service.client.post("/v1/completions", json=body).json()
+    assert answer["object"] == "text_completion" and answer["choices"][0]["text"] == "base says Rome lies in"
+    assert open_service.client.post("/v1/completions", json={**body, "prompt": ["a", "b"]}).status_code == 422
+    events = _events(open_service.client.post("/v1/completions", json={**body, "stream": True}).text)
+    assert "".join(e["choices"][0]["text"] for e in events) == "base says Rome lies in"
+
+
+def _events(text: str) -> list[dict[str, Any]]:
+    lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
 
 
 def test_a_streamed_chat_adds_up_to_the_whole(open_service: Running) -> None:
     body = {
-        "model": "base",
+        "model": "errata-base",
         "messages": [{"role": "user", "content": "one two three four five six"}],
         "stream": True,
         "stream_options": {"include_usage": True},
     }
     answer = open_service.client.post("/v1/chat/completions", json=body)
     assert answer.headers["content-type"].startswith("text/event-stream")
-    lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
-    assert lines[-1] == "[DONE]"
-    events = [json.loads(line) for line in lines[:-1]]
-    text = "".join(e["choices"][0]["delta"].get("content", "") for e in events if e["choices"])
-    assert text == "base says one two three four five six"
-    assert events[-1]["usage"]["completion_tokens"] == 4
+    events = _events(answer.text)
+    pieces = [e["choices"][0]["delta"].get("content", "") for e in events if e["choices"]]
+    assert "".join(pieces) == "base says one two three four five six" and len([p for p in pieces if p]) == 8
+    assert events[-1]["usage"]["completion_tokens"] == 8
     assert [e["choices"][0]["finish_reason"] for e in events if e["choices"]][-1] == "stop"
+    assert events[0]["errata"]["arm"] == "base"
+
+
+def test_a_client_that_leaves_and_an_answer_that_takes_too_long_end_it(tmp_path: Path) -> None:
+    with running(tmp_path, answer_seconds=1e-9, max_queries=1) as run:
+        for _ in range(3):  # its room is given back each time
+            late = run.client.post("/v1/chat/completions", json={**CHAT, "model": "errata-base"})
+            assert late.status_code == 504 and late.json()["error"]["code"] == "deadline"
+        events = _events(run.client.post("/v1/completions", json={
+            "model": "errata-base", "prompt": "a b", "stream": True,
+        }).text)  # fmt: skip
+        assert events[-1]["error"]["code"] == "deadline"
+        assert run.evaluators.closed == ["base"] * 4

@@ -1,0 +1,130 @@
+"""A batch of ten edits, five of them overwriting known facts, on one layer's lifelong system, against starting afresh.
+
+    python -m benchmarks.superseding                 # both forms; the width and the numbers of keys are below
+    python -m benchmarks.linear_algebra --superseding
+
+What is timed: five keys leave, the right factor of the update for ten new keys is computed, the ten join. Starting
+afresh is what releases before 0.2 did for every such batch: the system of all remaining keys is computed anew, then
+the same factor. Work that is done now and then (a factor computed afresh after so many columns) is timed apart and
+added in shares: ``amortised``. A layer's matrices at d_in 14 336 take 1.6 GB each in float64; the form past d_in keys
+is measured at a smaller width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.linear_algebra import L2, LEADING, MIB, some_keys
+from benchmarks.measuring import context, one_thread, peak, reset_peak, store, timed
+from errata.editing.columns import Columns
+from errata.editing.forms import CapacitanceForm, GramForm
+from errata.editing.linalg import Base, GrowingSystem, ProjectedIdentity, update_factor
+
+NEW, OLD = 10, 5
+
+
+def base_of(width: int, generator: torch.Generator) -> Base:
+    """AlphaEdit's: a ridge outside the leading directions."""
+    basis = torch.linalg.qr(torch.randn(width, LEADING, generator=generator, dtype=torch.float64))[0]
+    return ProjectedIdentity(L2, basis, complement=True)
+
+
+def batches(system: GrowingSystem, held: torch.Tensor, generator: torch.Generator, repeats: int) -> tuple[float, Any]:
+    """Least CPU seconds of a batch, and the system after the last one."""
+    seconds = []
+    for number in range(repeats + 1):
+        keys = some_keys(held.shape[0], NEW, generator)
+        gone = held[:, number * OLD : (number + 1) * OLD]
+
+        def batch(now: GrowingSystem = system, keys: Any = keys, gone: Any = gone) -> GrowingSystem:
+            columns = list(range(OLD)) if isinstance(now.form, CapacitanceForm) else gone
+            left = now.without(columns)
+            update_factor(left, keys)
+            return left.append(keys)
+
+        took, system = timed(batch)
+        seconds.append(took)
+    return min(seconds[1:]), system
+
+
+def measure(width: int, past: int, *, repeats: int = 3, afresh: bool = True, seed: int = 0) -> dict[str, Any]:
+    """One width and number of past keys."""
+    generator = torch.Generator().manual_seed(seed)
+    base = base_of(width, generator)
+    held = some_keys(width, past, generator)
+    columns = Columns.of(held)
+    started, system = timed(lambda: GrowingSystem.over(base, columns, keep=False))
+    before = reset_peak()
+    seconds, system = batches(system, held, generator, repeats)
+    row: dict[str, Any] = {
+        "d_in": width,
+        "past": past,
+        "form": type(system.form).__name__,
+        "batch_s": seconds,
+        "peak_MiB": peak() / MIB,
+        "peak_over_state_MiB": max(0, peak() - before) / MIB,
+    }
+    # what an earlier release did in such a batch: everything anew, then the factor
+    keys = some_keys(width, NEW, generator)
+    row["afresh_s"] = started + timed(lambda: update_factor(system, keys))[0]
+    row["ratio"] = row["afresh_s"] / seconds
+    if isinstance(system.form, GramForm):
+        form = system.form
+        again = timed(form.folded)[0] if afresh else started
+        share = (NEW + OLD) / form.fold_at
+    else:
+        again, share = started, OLD / max(64, past // 4)
+    row["now_and_then_s"], row["amortised_s"] = again, seconds + share * again
+    row["amortised_ratio"] = row["afresh_s"] / row["amortised_s"]
+    probe = some_keys(width, 2, generator)
+    row["residual_error"] = system.drift(probe)
+    return row
+
+
+def append_and_without(width: int, past: int, *, repeats: int = 5, seed: int = 0) -> dict[str, Any]:
+    """CPU seconds of `GrowingSystem.append(keys)` and `.without(keys)`, ten keys each."""
+    generator = torch.Generator().manual_seed(seed)
+    base, held = base_of(width, generator), some_keys(width, past, generator)
+    system = GrowingSystem.start(base, held, width)
+    system = replace(system, form=system.form.folded()) if isinstance(system.form, GramForm) else system
+    times: dict[str, list[float]] = {"append_s": [], "without_s": []}
+    for number in range(repeats):
+        keys = some_keys(width, NEW, generator)
+        times["append_s"].append(timed(lambda keys=keys: system.append(keys))[0])  # type: ignore[misc]
+        gone = held[:, number * NEW : (number + 1) * NEW]
+        times["without_s"].append(timed(lambda gone=gone: system.without(gone))[0])  # type: ignore[misc]
+    found = {name: min(values) for name, values in times.items()}
+    return {"d_in": width, "past": past, **found, "ratio": found["without_s"] / found["append_s"]}
+
+
+def measure_all(*, small: bool = False) -> dict[str, Any]:
+    """Everything; ``small`` for the tests."""
+    if small:
+        return {"batches": [measure(96, 40), measure(96, 120)], "one_change": [append_and_without(96, 60)]}
+    result: dict[str, Any] = {"batches": [], "one_change": []}
+    for width, past in ((1536, 1400), (1536, 1700)):
+        result["one_change"].append(append_and_without(width, past))
+        print(json.dumps(result["one_change"][-1]), flush=True)
+    for width, past in ((1536, 1000), (1536, 1700), (8192, 11_400), (14_336, 5_000)):
+        result["batches"].append(measure(width, past, repeats=2, afresh=False))
+        print(json.dumps(result["batches"][-1]), flush=True)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", type=Path, help="where to write; by default benchmarks/results/")
+    options = parser.parse_args()
+    one_thread()
+    result = {"context": context(), **measure_all()}
+    print(store("superseding", result, options.json))
+
+
+if __name__ == "__main__":
+    main()

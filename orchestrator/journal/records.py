@@ -1,0 +1,207 @@
+"""What a journal takes down beside requests and versions: covariances, refreshes, figures, events, names and marks."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from errata.editing.errors import UserError
+from errata.orchestrator.journal.chain import append_link
+from errata.orchestrator.journal.connection import WriterLock
+from errata.orchestrator.journal.derived import MARK_ROW, REFRESH_ROW, TAG_ROW
+from errata.orchestrator.journal.fail_points import reach
+from errata.orchestrator.journal.reading import JournalReader
+from errata.orchestrator.journal.rows import AttemptOutcome, CovarianceRow, MarkState, RefreshState, dump_json
+
+
+def now() -> datetime:
+    """The present time in UTC."""
+    return datetime.now(UTC)
+
+
+def printable(text: str) -> str:
+    """The text with lone surrogates replaced: SQLite stores UTF-8 only."""
+    return text.encode("utf-8", "replace").decode()
+
+
+class JournalRecords(JournalReader):
+    """A journal that may be written to; each method that writes is one transaction."""
+
+    def __init__(
+        self, connection: sqlite3.Connection, lock: WriterLock | None, clock: Callable[[], datetime] = now
+    ) -> None:
+        super().__init__(connection)
+        self._writer_lock = lock
+        self._clock = clock
+
+    # ---------------------------------------------------------------- covariances and refreshes
+
+    def record_covariance(self, row: CovarianceRow) -> None:
+        """Keep where an estimate came from; its file is stored already. Again, it changes nothing."""
+        values = (
+            row.digest,
+            dump_json(row.source),
+            row.tokens,
+            dump_json(row.layers),
+            row.from_version,
+            row.path,
+            self._time(),
+        )
+        with self._transaction() as connection:
+            cursor = connection.execute("INSERT OR IGNORE INTO covariances VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            if cursor.rowcount:
+                append_link(connection, "covariance", int(cursor.lastrowid or 0))
+
+    def record_swap(self, after_sequence: int, covariance: str, edits: int) -> None:
+        """From batch ``after_sequence + 1`` on, ``covariance`` is in force; after ``edits`` edits.
+
+        Raises:
+            ValueError: batches after it were already committed, or another swap was recorded there.
+        """
+        with self._transaction() as connection:
+            known = {swap.after_sequence: swap.covariance for swap in self.swaps()}.get(after_sequence)
+            if known == covariance:
+                return
+            if known is not None or after_sequence != self.head().sequence:
+                raise ValueError(
+                    f"a swap takes effect once, after the newest batch {self.head().sequence}; got {after_sequence}"
+                )
+            connection.execute(
+                "INSERT INTO swaps VALUES (?, ?, ?, ?)", (after_sequence, covariance, edits, self._time())
+            )
+            append_link(connection, "swap", after_sequence)
+            reach("swap_in_transaction")
+        reach("after_swap")
+
+    def record_refresh(
+        self,
+        triggered_at: int,
+        state: RefreshState,
+        *,
+        from_version: str | None = None,
+        reason: str | None = None,
+        covariance: str | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """Where the refresh triggered at that number of edits stands. What is left out keeps its value.
+
+        Raises:
+            ValueError: the first row of a refresh without ``from_version``.
+        """
+        with self._transaction() as connection:
+            known = connection.execute("SELECT 1 FROM refreshes WHERE triggered_at = ?", (triggered_at,)).fetchone()
+            if known is None and from_version is None:
+                raise ValueError(f"the refresh triggered at {triggered_at} edits is new: name the version it reads")
+            connection.execute(
+                "INSERT INTO refreshes"
+                " VALUES (:at_edits, COALESCE(:version, ''), :state, :reason, :cov, :seconds, :at)"
+                " ON CONFLICT (triggered_at) DO UPDATE SET state = :state, at = :at,"
+                " from_version = COALESCE(:version, from_version), reason = COALESCE(:reason, reason),"
+                " covariance = COALESCE(:cov, covariance), seconds = COALESCE(:seconds, seconds)",
+                {
+                    "at_edits": triggered_at,
+                    "version": from_version,
+                    "state": state,
+                    "reason": reason,
+                    "cov": covariance,
+                    "seconds": seconds,
+                    "at": self._time(),
+                },
+            )
+            self._note(connection, "refresh", connection.execute(REFRESH_ROW, (triggered_at,)).fetchone())
+
+    # ---------------------------------------------------------------- evaluations and events
+
+    def record_evaluation(self, version: str, edits: int, kind: str, metrics: Mapping[str, Any]) -> int:
+        """Keep the figures of one evaluation; returns its number."""
+        with self._transaction() as connection:
+            cursor = connection.execute(
+                "INSERT INTO evaluations (version, edits, kind, metrics, at) VALUES (?, ?, ?, ?, ?)",
+                (version, edits, kind, dump_json(metrics), self._time()),
+            )
+            number = int(cursor.lastrowid or 0)
+            append_link(connection, "evaluation", number)
+        return number
+
+    def record_event(self, kind: str, data: Mapping[str, Any]) -> int:
+        """Keep anything else worth knowing: a guard's action, a publication; returns its number."""
+        with self._transaction() as connection:
+            cursor = connection.execute(
+                "INSERT INTO events (kind, data, at) VALUES (?, ?, ?)", (kind, dump_json(data), self._time())
+            )
+            number = int(cursor.lastrowid or 0)
+            append_link(connection, "event", number)
+        return number
+
+    # ---------------------------------------------------------------- attempts, tags, marks
+
+    def begin_attempt(self, sequence: int, request_ids: Sequence[str]) -> int:
+        """Say, before the editor is given a batch, which one it is; returns the attempt's number.
+
+        An attempt that stays without an end is a process that died in it. Attempts decide nothing about what a
+        version is, so they are in no digest.
+        """
+        with self._transaction() as connection:
+            cursor = connection.execute(
+                "INSERT INTO attempts (sequence, request_ids, started_at) VALUES (?, ?, ?)",
+                (sequence, dump_json(list(request_ids)), self._time()),
+            )
+        return int(cursor.lastrowid or 0)
+
+    def end_attempt(self, number: int, outcome: AttemptOutcome, reason: str | None = None) -> None:
+        """Say how an attempt ended. Again, it changes nothing."""
+        reason = None if reason is None else printable(reason)
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE attempts SET ended_at = ?, outcome = ?, reason = ? WHERE number = ? AND ended_at IS NULL",
+                (self._time(), outcome, reason, number),
+            )
+
+    def tag(self, name: str, sequence: int) -> None:
+        """Name a version; a name that is in use moves."""
+        with self._transaction() as connection:
+            connection.execute(
+                "INSERT INTO tags VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET sequence = excluded.sequence,"
+                " at = excluded.at",
+                (name, sequence, self._time()),
+            )
+            self._note(connection, "tag", connection.execute(TAG_ROW, (name,)).fetchone())
+
+    def mark(self, sequence: int, state: MarkState, reason: str) -> None:
+        """Say that something of a version was dropped; ``unprovable`` is never taken back."""
+        with self._transaction() as connection:
+            connection.execute(
+                "INSERT INTO marks VALUES (?, ?, ?, ?) ON CONFLICT (sequence) DO UPDATE SET state = excluded.state,"
+                " reason = excluded.reason, at = excluded.at WHERE state <> 'unprovable'",
+                (sequence, state, printable(reason), self._time()),
+            )
+            self._note(connection, "mark", connection.execute(MARK_ROW, (sequence,)).fetchone())
+
+    # ---------------------------------------------------------------- inside
+
+    def _note(self, connection: sqlite3.Connection, kind: str, row: sqlite3.Row) -> None:
+        """Chain what a row that changes says now, as an event."""
+        cursor = connection.execute(
+            "INSERT INTO events (kind, data, at) VALUES (?, ?, ?)", (kind, dump_json(dict(row)), self._time())
+        )
+        append_link(connection, "event", int(cursor.lastrowid or 0))
+
+    def _time(self) -> str:
+        return self._clock().isoformat()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        if self._writer_lock is None:
+            raise UserError("this journal was opened for reading only")
+        with self._thread_lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:  # a full disk rolls back by itself
+                    self._connection.execute("ROLLBACK")
+                raise

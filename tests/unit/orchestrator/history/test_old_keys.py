@@ -1,0 +1,144 @@
+"""A lifetime past d_in edits with the store behind it: what leaves is read from the receipts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from errata.editing.errors import ErrataError
+from errata.editing.request import EditBatch, EditRequest
+from errata.editing.reverting import HistoryItem, RevertOrder, revert
+from errata.editing.session import EditReceipt, EditSession
+from errata.orchestrator.config.run import RunConfig
+from errata.orchestrator.history.receipts import commit_data, history, old_keys, open_store, store_receipt
+from errata.orchestrator.history.snapshots import newest_snapshot, store_snapshot
+from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.artifacts import ArtifactStore
+from errata.orchestrator.journal.rows import CovarianceRow, JournalMeta
+from errata.orchestrator.run.reverting import commit_revert
+from tests.unit.editing.editors.common import session_of
+
+SETTINGS: dict[str, Any] = {"layers": (1,), "values": {"steps": 1}}
+
+
+class Life:
+    """A session, its journal and its store."""
+
+    def __init__(self, root: Path) -> None:
+        self.session = session_of("memit", **SETTINGS)
+        self.store: ArtifactStore = open_store(root)
+        config = RunConfig.model_validate(
+            {
+                "model": {"name": "tiny"},
+                "stream": {"path": "x"},
+                "covariance": {"source": "self_generated", "tokens": 400},
+                "editor": self.session.editor.config.model_dump(mode="json"),
+            }
+        )
+        self.config = config
+        self.journal = Journal.create(root / "journal.sqlite", JournalMeta("run", "b" * 64, "e" * 64, config.dump()))
+        covariance = self.session.state.covariance
+        assert covariance is not None
+        digest = self.store.put_file("covariances", covariance.save)
+        self.journal.record_covariance(CovarianceRow(digest, {}, 400, (0, 1, 2), "v0", digest))
+        self.journal.record_swap(0, digest, 0)
+
+    def edit(self, requests: Sequence[EditRequest]) -> EditReceipt:
+        self.journal.accept(requests)
+        sequence = self.journal.next_sequence()
+        wanted = self.session.keys_wanted([request.fact_key for request in requests])
+        leaving = old_keys(self.journal, self.store, wanted, before=sequence)
+        batch = EditBatch(sequence=sequence, requests=tuple(requests), old_keys=leaving)
+        receipt = self.session.apply(batch)
+        delta, keys = store_receipt(self.store, receipt)
+        self.journal.commit(commit_data(receipt, delta=delta, keys=keys, contexts=None, norms=self.session.norms()))
+        return receipt
+
+    def take_out(self, *names: str) -> None:
+        commit_revert(self.journal, self.store, self, names, commutes=True, contexts=None)
+
+    def revert(self, order: RevertOrder, items: Callable[[], Iterable[HistoryItem]]) -> EditReceipt:
+        return revert(self.session, order, items())
+
+    def keys_wanted(self, fact_keys: Sequence[str]) -> tuple[str, ...]:
+        return self.session.keys_wanted(fact_keys)
+
+    def norms(self) -> dict[int, float]:
+        return self.session.norms()
+
+    def replayed(self, *, snapshot: bool = False) -> EditSession:
+        """Another session brought to the journal's head."""
+        other = session_of("memit", **SETTINGS)
+        found = newest_snapshot(self.journal, self.store) if snapshot else None
+        items = iter(history(self.journal, self.store, since=None if found is None else found[1]))
+        next(items)  # the covariance that a session begins on
+        for item in items:
+            if isinstance(item, EditReceipt):
+                other.replay(item)
+            else:
+                other.resume(item)  # type: ignore[arg-type]
+        return other
+
+
+def request(number: int, fact: int) -> EditRequest:
+    return EditRequest(
+        id=f"r{number}", subject=f"Nobody {fact}", prompt="{} comes from", target_new=f"place {number % 7}"
+    )
+
+
+@pytest.fixture(scope="module")
+def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
+    """Fifty facts in batches of ten, then batches of which half are updates; a snapshot on the way."""
+    found = Life(tmp_path_factory.mktemp("run"))
+    for start in range(0, 50, 10):
+        found.edit([request(i, i) for i in range(start, start + 10)])
+    for start in range(50, 90, 8):
+        found.edit([request(i, i % 50 if i % 2 else i) for i in range(start, start + 8)])
+        if start == 66:
+            store_snapshot(found.journal, found.store, found.session.snapshot(), found.journal.head())
+    return found
+
+
+def same(left: EditSession, right: EditSession) -> None:
+    assert left.state.request_ids == right.state.request_ids and left.sequence == right.sequence
+    probe = torch.randn(48, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert torch.equal(left.state.systems[1].solve(probe), right.state.systems[1].solve(probe))
+    assert torch.equal(left.weights()[1], right.weights()[1])
+
+
+def test_a_replay_gives_the_bits_from_the_beginning_and_from_a_snapshot(life: Life) -> None:
+    state = life.session.state
+    assert state.wants_keys and state.keys[1].shape == (48, 0) and len(state.request_ids) == 70
+    for snapshot in (False, True):
+        same(life.replayed(snapshot=snapshot), life.session)
+
+
+def test_the_gram_matrix_is_that_of_the_keys_in_the_receipts(life: Life) -> None:
+    state = life.session.state
+    found = old_keys(life.journal, life.store, state.request_ids, before=life.journal.next_sequence())
+    keys = torch.stack([found[name][1] for name in state.request_ids], dim=1).double()
+    gram = state.systems[1].form.current_gram()  # type: ignore[union-attr]
+    torch.testing.assert_close(gram, keys @ keys.T, rtol=1e-12, atol=1e-12)
+
+
+def test_reverts_and_later_updates_find_the_keys_that_were_computed_again(tmp_path: Path) -> None:
+    life = Life(tmp_path)
+    for start in range(0, 60, 10):
+        life.edit([request(i, i) for i in range(start, start + 10)])
+    with pytest.raises(ErrataError, match="are in the receipts of the commits that wrote them"):
+        life.session.state.without(["r11"])
+    life.take_out("r13", "r52")
+    # the other nine of the batch have keys that were computed without it; one of them is written again
+    life.edit([request(100, 11), request(101, 55)])
+    life.take_out("r15")
+    same(life.replayed(), life.session)
+    state = life.session.state
+    assert {"r13", "r52", "r11", "r55", "r15"}.isdisjoint(state.request_ids)
+    found = old_keys(life.journal, life.store, state.request_ids, before=life.journal.next_sequence())
+    keys = torch.stack([found[name][1] for name in state.request_ids], dim=1).double()
+    gram = state.systems[1].form.current_gram()  # type: ignore[union-attr]
+    torch.testing.assert_close(gram, keys @ keys.T, rtol=1e-12, atol=1e-12)
