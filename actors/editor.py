@@ -115,7 +115,7 @@ class EditorClient(RevivingClient):
         """Replay the whole history into a fresh actor."""
         # what was applied and could not be journaled is forgotten with the actor
         self._begun, self._limit, self._last = True, None, None
-        self._guarded(self._catch_up)
+        self._bring_up()
 
     def begin(self, covariance: KeyCovariance | None) -> None:
         """Begin a restoration item by item, where the caller wants to look at the versions in between."""

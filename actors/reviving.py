@@ -99,21 +99,43 @@ class RevivingClient:
             except ray.exceptions.RayTaskError as error:
                 raise unwrap(error) from error
 
+    def _bring_up(self) -> None:
+        """Catch up with what there is, on a new actor as often as it takes."""
+        generation = self._revivals
+        try:
+            self._catch_up()
+        except LOST as error:
+            raise_if_init_failed(error)
+            self._revive(error, generation, counted=True)
+        except ray.exceptions.RayTaskError as error:
+            raise unwrap(error) from error
+
     def _revive(self, error: Exception, generation: int, *, counted: bool) -> None:
+        """Put a new actor where the lost one was, caught up. A death meanwhile begins that anew: nothing is done twice
+        to one actor."""
         with self._reviving:
             if self._revivals != generation:
                 return  # somebody else met the same death and has replaced it
-            self._revivals += 1
-            self._counted += counted
-            if self._counted > self._config.max_revivals:
-                raise ErrataError(
-                    f"{self._what} died {counted_of(self._counted, 'time')}; "
-                    f"allowed: ray.max_revivals {self._config.max_revivals}"
-                ) from error
-            logger.warning("%s died (%s); starting a new one", self._what, type(error).__name__)
             started = time.perf_counter()
-            self._renew()
-            self._guarded(self._catch_up)
+            while True:
+                self._revivals += 1
+                self._counted += counted
+                if self._counted > self._config.max_revivals:
+                    raise ErrataError(
+                        f"{self._what} died {counted_of(self._counted, 'time')}; "
+                        f"allowed: ray.max_revivals {self._config.max_revivals}"
+                    ) from error
+                logger.warning("%s died (%s); starting a new one", self._what, type(error).__name__)
+                self._renew()
+                try:
+                    self._catch_up()
+                except LOST as again:
+                    raise_if_init_failed(again)
+                    error, counted = again, True
+                except ray.exceptions.RayTaskError as failed:
+                    raise unwrap(failed) from failed
+                else:
+                    break
             self._rebuild_seconds.append(time.perf_counter() - started)
 
     def _renew(self) -> None:

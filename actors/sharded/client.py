@@ -35,7 +35,7 @@ class ShardedModel(RevivingClient):
         """``deltas`` are those of the version to begin at."""
         self._deltas = list(deltas)
         super().__init__(config, f"a rank of {spec.name!r}", lambda: make_actor(ModelActor, role, spec, role))
-        self._guarded(self._catch_up)
+        self._bring_up()
 
     @property
     def deltas(self) -> tuple[WeightDelta, ...]:
@@ -111,7 +111,7 @@ class ShardedModel(RevivingClient):
     def rebuild(self) -> None:
         """End every rank, start again, and take the deltas over."""
         self._renew()
-        self._guarded(self._catch_up)
+        self._bring_up()
 
     # --- fault handling ---
 
