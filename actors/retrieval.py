@@ -47,12 +47,6 @@ class RetrievalActor:
     def router(self) -> FittedRouter:
         return self._worker.router()
 
-    def set_router(self, fitted: FittedRouter) -> None:
-        self._worker.set_router(fitted)
-
-    def refit_router(self, k: int) -> FittedRouter:
-        return self._worker.refit_router(k)
-
     def search_seconds(self, questions: Sequence[str], k: int) -> float:
         return self._worker.search_seconds(questions, k)
 
@@ -77,7 +71,6 @@ class MemoryClient(RevivingClient):
         ``kept_in`` is a directory for vectors of statements, which the memory's machine sees too.
         """
         self._entries = entries
-        self._router: FittedRouter | None = None
         arguments = (embedder_config, index_config, kept_in, router)
         super().__init__(config, "the memory", lambda: make_actor(RetrievalActor, config.retrieval, *arguments))
 
@@ -112,16 +105,6 @@ class MemoryClient(RevivingClient):
         fitted: FittedRouter = self._call(lambda actor: actor.router.remote())
         return fitted
 
-    def set_router(self, fitted: FittedRouter) -> None:
-        """Route with this from now on, also after the memory has died."""
-        self._router = fitted
-        self._call(lambda actor: actor.set_router.remote(fitted))
-
-    def refit_router(self, k: int) -> FittedRouter:
-        """The router as it should be beside the statements held now; see ``set_router``."""
-        fitted: FittedRouter = self._call(lambda actor: actor.refit_router.remote(k))
-        return fitted
-
     def search_seconds(self, questions: Sequence[str], k: int) -> float:
         """Mean wall seconds of embedding and searching one question alone."""
         return float(self._call(lambda actor: actor.search_seconds.remote(list(questions), k)))
@@ -132,5 +115,3 @@ class MemoryClient(RevivingClient):
 
     def _fill(self, actor: Any) -> None:
         actor.add.remote(list(self._entries()))
-        if self._router is not None:
-            actor.set_router.remote(self._router)

@@ -22,11 +22,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], form: str, metadata
     save_file(dict(tensors), path, metadata={"format": form, **metadata})
 
 
-def read_tensors(path: Path, form: str, what: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+def read_tensors(path: Path, form: str | tuple[str, ...], what: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of a file, on the CPU.
 
     Args:
-        form: the format that is expected.
+        form: the format that is expected, or several that are.
         what: names the file in messages, such as "delta file".
 
     Raises:
@@ -38,6 +38,8 @@ def read_tensors(path: Path, form: str, what: str) -> tuple[dict[str, str], dict
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except Exception as error:  # safetensors raises its own type, which it does not export everywhere
         raise DamagedFileError(f"{what} {path.name!r} cannot be read: {error}") from error
-    if metadata.get("format") != form:
-        raise DamagedFileError(f"{what} {path.name!r} has format {metadata.get('format')!r}, want {form!r}")
+    forms = (form,) if isinstance(form, str) else form
+    if metadata.get("format") not in forms:
+        wanted = " or ".join(map(repr, forms))
+        raise DamagedFileError(f"{what} {path.name!r} has format {metadata.get('format')!r}, want {wanted}")
     return metadata, tensors

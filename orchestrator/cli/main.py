@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import sqlite3
 import sys
 from pathlib import Path
@@ -13,9 +14,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+import errata
 from errata.editing.errors import ErrataError, UserError
 from errata.editing.extras import lacking
 from errata.orchestrator.cli.change import register as register_change
+from errata.orchestrator.cli.commands import arrange
 from errata.orchestrator.cli.covariance import register as register_covariance
 from errata.orchestrator.cli.doctor import register as register_doctor
 from errata.orchestrator.cli.geometry import register as register_geometry
@@ -24,6 +27,7 @@ from errata.orchestrator.cli.judge import register as register_judge
 from errata.orchestrator.cli.locate import register as register_locate
 from errata.orchestrator.cli.preserve import register as register_preserve
 from errata.orchestrator.cli.publish import register as register_publish
+from errata.orchestrator.cli.router import register as register_router
 from errata.orchestrator.cli.serve import register as register_serve
 from errata.orchestrator.cli.sweep import register as register_sweep
 from errata.orchestrator.progress import Display, configure_logging
@@ -32,7 +36,6 @@ app = typer.Typer(
     name="errata",
     help="Keep a language model's facts current: edits in the weights and in a memory, side by side.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 models = typer.Typer(help="Models that a package registry carries.", no_args_is_help=True)
@@ -46,6 +49,7 @@ register_judge(app)
 register_locate(app)
 register_preserve(app)
 register_publish(app)
+register_router(app)
 register_serve(app)
 register_sweep(app)
 
@@ -61,6 +65,21 @@ _SHOWN = (
 )
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"errata {errata.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def run(
     config: Annotated[str, typer.Argument(help="A configuration file, or the name of a shipped one: quickstart.")],
@@ -68,7 +87,9 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override one dotted key; repeatable."),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Directory of the run; runs/NAME by default.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Directory of the run; runs/NAME by default.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the directory.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
@@ -89,11 +110,13 @@ def run(
         with display:
             run_experiment(resolved, target, resume=resume, display=display)
     except KeyboardInterrupt:
-        again = f"errata run {config}" + "".join(f" --set {o}" for o in overrides or [])
+        settings = [word for override in overrides or [] for word in ("--set", override)]
+        again = shlex.join(["errata", "run", config, *settings, "--output", str(target), "--resume"])
         display.console.print(
-            f"stopped; what was committed is kept. Go on with: {again} --output {target} --resume",
+            f"stopped; what was committed is kept. Go on with: {again}",
             highlight=False,
             markup=False,
+            soft_wrap=True,
         )
         raise typer.Exit(INTERRUPTED) from None
     _print_result(target)
@@ -122,6 +145,9 @@ def list_models() -> None:
     for name in sorted(fetch.MODELS):
         directory = fetch.model_dir(name)
         typer.echo(f"{name}\t{directory if directory is not None else 'not fetched'}")
+
+
+arrange(app)
 
 
 def _print_result(output: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from errata.editing.covariance import KeyCovariance
 from errata.editing.delta import WeightDelta
 from errata.editing.digest import digest_json, digest_tensors
+from errata.editing.editors.base import Sweep
 from errata.editing.errors import DamagedFileError
 from errata.editing.reverting import HistoryItem
 from errata.editing.session import EditReceipt, Part, RequestResult, Snapshot
@@ -28,11 +29,13 @@ from errata.retrieval.memory import MemoryEntry
 from errata.retrieval.statements import StatementConfig, statement_of
 
 _FORMAT = "errata-receipt-1"
+_CORRECTED = "errata-receipt-2"
+"""Of a batch that was corrected: with all its sweeps."""
 
 
 def receipt_digest(path: Path) -> str:
     """Digest of a receipt file's content, independent of how its header is laid out."""
-    metadata, tensors = read_tensors(path, _FORMAT, "receipt file")
+    metadata, tensors = read_tensors(path, (_FORMAT, _CORRECTED), "receipt file")
     return digest_json({"metadata": metadata, "tensors": digest_tensors(tensors)})
 
 
@@ -71,7 +74,17 @@ def store_receipt(store: ArtifactStore, receipt: EditReceipt) -> tuple[str | Non
             "parts": json.dumps([asdict(part) for part in receipt.parts]),
             "whole": json.dumps(receipt.whole),
         }
-    keys = store.put_file("keys", lambda path: write_tensors(path, tensors, _FORMAT, metadata))
+    form = _FORMAT
+    if receipt.sweeps:
+        form = _CORRECTED
+        metadata["sweeps"] = str(len(receipt.sweeps))
+        for number, sweep in enumerate(receipt.sweeps):
+            tensors |= {
+                f"sweep.{number}.targets": sweep.targets.clone().contiguous(),
+                f"sweep.{number}.ridge": sweep.ridge.clone().contiguous(),
+                **{f"sweep.{number}.keys.{n}": keys.clone().contiguous() for n, keys in sweep.keys.items()},
+            }
+    keys = store.put_file("keys", lambda path: write_tensors(path, tensors, form, metadata))
     reach("after_keys_stored")
     if receipt.delta is None:
         return None, keys
@@ -86,7 +99,7 @@ def load_receipt(store: ArtifactStore, version: Version) -> EditReceipt:
     """
     if version.keys is None:
         raise DamagedFileError(f"commit {version.sequence} names no receipt")
-    metadata, tensors = read_tensors(store.get("keys", version.keys), _FORMAT, "receipt file")
+    metadata, tensors = read_tensors(store.get("keys", version.keys), (_FORMAT, _CORRECTED), "receipt file")
     delta = None if version.delta is None else WeightDelta.load(store.get("deltas", version.delta))
     return EditReceipt(
         sequence=version.sequence,
@@ -104,7 +117,15 @@ def load_receipt(store: ArtifactStore, version: Version) -> EditReceipt:
         parts=tuple(Part(**part) for part in json.loads(metadata.get("parts", "[]"))),
         whole=bool(json.loads(metadata.get("whole", "false"))),
         memory={n.removeprefix("memory."): t for n, t in tensors.items() if n.startswith("memory.")},
+        sweeps=tuple(_sweep(tensors, number) for number in range(int(metadata.get("sweeps", "0")))),
     )
+
+
+def _sweep(tensors: Mapping[str, Tensor], number: int) -> Sweep:
+    start = f"sweep.{number}."
+    own = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+    keys = {int(name.split(".")[1]): value for name, value in own.items() if name.startswith("keys.")}
+    return Sweep(own["targets"], own["ridge"], keys)
 
 
 def commit_data(
@@ -120,7 +141,16 @@ def commit_data(
 ) -> CommitData:
     """A receipt as the journal records it."""
     outcomes = tuple(
-        RequestOutcome(result.request_id, result.applied, result.reason, _figures(result)) for result in receipt.results
+        RequestOutcome(
+            result.request_id, result.applied, result.reason, _figures(result), result.outcome, result.figures
+        )
+        for result in receipt.results
+    )
+    asked = [outcome.outcome for outcome in outcomes if outcome.outcome is not None]
+    figures = (
+        None
+        if receipt.moved is None
+        else {"moved": receipt.moved, "landed": asked.count("landed"), "weak": asked.count("weak")}
     )
     return CommitData(
         sequence=receipt.sequence,
@@ -136,6 +166,8 @@ def commit_data(
         kind=receipt.kind,
         reverts=reverts,
         reason=reason,
+        sweeps=max(1, len(receipt.sweeps)),
+        figures=figures,
     )
 
 
@@ -220,7 +252,9 @@ def old_keys(journal: JournalReader, store: ArtifactStore, names: Iterable[str],
             if not missing:
                 break
             version = journal.version(other)
-            metadata, tensors = read_tensors(store.get("keys", version.keys or ""), _FORMAT, "receipt file")
+            metadata, tensors = read_tensors(
+                store.get("keys", version.keys or ""), (_FORMAT, _CORRECTED), "receipt file"
+            )
             held = json.loads(metadata["request_ids"])
             keys = {int(n.split(".")[1]): t for n, t in tensors.items() if n.startswith("keys.")}
             for name in missing.intersection(held):
