@@ -83,7 +83,10 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
         stopper = stack.enter_context(_Stopper())
         run = stack.enter_context(open_run(checked, display, completed="KILLED", patience=30.0))
         config, journal, store, tracker, admission = run.config, run.journal, run.store, run.tracker, run.admission
-        pipeline = make_pipeline(config, journal, store, run.cluster, tracker=tracker, display=display)
+        snapshots = config.snapshots
+        every = snapshots.every if snapshots.every is not None else snapshots.serving
+        served = config.model_copy(update={"snapshots": snapshots.model_copy(update={"every": every})})
+        pipeline = make_pipeline(served, journal, store, run.cluster, tracker=tracker, display=display)
         publishing = publishing_of(config, journal, store, output, alone=lambda: attached.wait_published())
         stack.callback(publishing.close)
         attached = attach(
