@@ -95,12 +95,6 @@ class MemoryPart(Protocol):
     def router(self) -> FittedRouter:
         """The router in force."""
 
-    def set_router(self, fitted: FittedRouter) -> None:
-        """Route with this from now on."""
-
-    def refit_router(self, k: int) -> FittedRouter:
-        """The router as it should be beside the statements held now."""
-
     def search_seconds(self, questions: Sequence[str], k: int) -> float:
         """Mean wall seconds of embedding and searching one question alone."""
 

@@ -49,12 +49,6 @@ class RetrievalActor:
     def router(self) -> FittedRouter:
         return self._worker.router()
 
-    def set_router(self, fitted: FittedRouter) -> None:
-        self._worker.set_router(fitted)
-
-    def refit_router(self, k: int) -> FittedRouter:
-        return self._worker.refit_router(k)
-
     def search_seconds(self, questions: Sequence[str], k: int) -> float:
         return self._worker.search_seconds(questions, k)
 
@@ -80,7 +74,6 @@ class MemoryClient:
         """
         self._config, self._entries = config, entries
         self._arguments = (embedder_config, index_config, kept_in, router)
-        self._router: FittedRouter | None = None
         self._revivals = 0
         self._reviving = threading.Lock()
         self._actor: Any = self._make()
@@ -124,16 +117,6 @@ class MemoryClient:
         found: FittedRouter = self._guarded(lambda: self._actor.router.remote())
         return found
 
-    def set_router(self, fitted: FittedRouter) -> None:
-        """Route with this from now on, also after the memory has died."""
-        self._router = fitted
-        self._guarded(lambda: self._actor.set_router.remote(fitted))
-
-    def refit_router(self, k: int) -> FittedRouter:
-        """The router as it should be beside the statements held now; see ``set_router``."""
-        found: FittedRouter = self._guarded(lambda: self._actor.refit_router.remote(k))
-        return found
-
     def search_seconds(self, questions: Sequence[str], k: int) -> float:
         """Mean wall seconds of embedding and searching one question alone."""
         return float(self._guarded(lambda: self._actor.search_seconds.remote(list(questions), k)))
@@ -169,7 +152,5 @@ class MemoryClient:
             logger.warning("the memory died (%s); filling a new one from the journal", type(error).__name__)
             kill(dead)
             actor = self._make()
-            actor.add.remote(list(self._entries()))  # calls run in order: these come first
-            if self._router is not None:
-                actor.set_router.remote(self._router)
+            actor.add.remote(list(self._entries()))  # calls run in order: this one comes first
             self._actor = actor

@@ -69,7 +69,7 @@ def edit(
     editor = make_editor(config)
     base = {layer: weight.clone() for layer, weight in model.weights(editor.layers).items()}
     covariance = covariance_of(model, editor.layers, text, documents)
-    session = EditSession(model, editor, covariance, sample_contexts(model, 1, 10, 0))
+    session = EditSession(model, editor, covariance, sample_contexts(model, count=1, length=10, seed=0))
     applied = 0
     for number, at in enumerate(range(0, len(requests), BATCH), start=1):
         receipt = session.apply(EditBatch(sequence=number, requests=tuple(requests[at : at + BATCH])))

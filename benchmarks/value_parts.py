@@ -47,7 +47,7 @@ def ways(model: EditableModel, problem: Problem, repeats: int) -> dict[str, floa
     delta = 0.1 * problem.h.norm(dim=1, keepdim=True) * torch.randn_like(problem.h) / problem.h.shape[1] ** 0.5
     wanted: tuple[Tensor, Tensor] | None = None
     seconds = {}
-    problem.losses(torch.zeros_like(delta))  # what the divergence is measured from
+    _, baseline = problem.losses(torch.zeros_like(delta), problem.h, None)
     for name, span, packed in WAYS:
         model.packed = PackedWeights()
         prepared = problem.prepare(pack=packed)
@@ -56,7 +56,7 @@ def ways(model: EditableModel, problem: Problem, repeats: int) -> dict[str, floa
 
         def step() -> tuple[Tensor, Tensor]:
             at = delta.clone().requires_grad_()
-            losses = problem.losses(at)
+            losses, _ = problem.losses(at, problem.h, baseline)
             losses.sum().backward()
             assert at.grad is not None
             return losses.detach(), at.grad

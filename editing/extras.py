@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from types import ModuleType
 from typing import Any
 
@@ -10,15 +11,16 @@ from errata.editing.errors import UserError
 
 EXTRAS = {
     "cluster": ("ray",),
-    "memory": ("faiss", "sentence_transformers"),
+    "memory": ("faiss", "sklearn", "sentence_transformers"),
     "tracking": ("mlflow",),
-    "serve": ("fastapi", "starlette", "uvicorn", "prometheus_client"),
+    "serve": ("cloudevents", "fastapi", "starlette", "uvicorn", "prometheus_client", "httpx"),
     "report": ("matplotlib", "jinja2"),
     "redis": ("redis",),
-    "eval": ("lm_eval", "httpx"),
+    "kafka": ("confluent_kafka",),
+    "eval": ("lm_eval",),
     "deepspeed": ("deepspeed",),
     "peft": ("peft",),
-    "hub": ("datasets", "fsspec", "huggingface_hub"),
+    "data": ("datasets", "pyarrow"),
 }
 """Libraries by the extra of the distribution that brings them; `test_packaging` compares it with pyproject.toml."""
 
@@ -32,6 +34,26 @@ def lacking(error: ModuleNotFoundError) -> UserError | None:
     if extra is None:
         return None
     return UserError(f"this needs {library}, which is not installed; pip install 'errata-llm[{extra}]'")
+
+
+def installed(library: str) -> bool:
+    """Whether a library could be imported; it is not."""
+    try:
+        return importlib.util.find_spec(library) is not None
+    except (ModuleNotFoundError, ValueError):
+        return False
+
+
+def check_installed(*libraries: str) -> None:
+    """Find out, before anything is begun, whether libraries that extras bring are there.
+
+    Raises:
+        UserError: one of them is not; the message names the extra.
+    """
+    for library in libraries:
+        if not installed(library):
+            error = ModuleNotFoundError(f"No module named {library!r}", name=library)
+            raise lacking(error) or error
 
 
 def require(library: str) -> ModuleType:

@@ -9,8 +9,9 @@ Letters: B edits, J contexts, S kept positions of one edit, P past positions, d 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -133,7 +134,6 @@ class Problem:
         self.predict_token = torch.tensor([p[2] for p in predict], device=device)
         self.predict_weight = torch.tensor([p[3] for p in predict], device=device)
         self.kl_at = torch.tensor(kl_at, device=device)
-        self.kl_base: Tensor | None = None
         self.packed = self.prepare(pack=self.config.steps >= _PACKED_STEPS)
 
     def prepare(self, *, pack: bool) -> dict[nn.Module, Packed]:
@@ -185,11 +185,17 @@ class Problem:
         rows, tokens, segments = (t.to(positions.device) for t in (rows, tokens, segments))
         return rows, tokens, Layout(positions[rows, tokens], segments)
 
-    def keep(self, rows: Tensor) -> None:
-        """Forget all edits but those at ``rows`` (long tensor)."""
+    def kept(self, rows: Tensor) -> Self:
+        """The same problem of the edits at ``rows`` (long tensor) alone; this one stays as it is."""
+        rest = copy(self)
+        rest._keep(rows)
+        return rest
+
+    def _keep(self, rows: Tensor) -> None:
         renumber = torch.full((self.hidden.shape[0],), -1, dtype=torch.long, device=rows.device)
         renumber[rows] = torch.arange(rows.numel(), device=rows.device)
         mine = renumber[self.predict_edit] >= 0
+        # every table is a new tensor: whoever has the problem of all edits keeps his
         self.predict_edit = renumber[self.predict_edit[mine]]
         self.predict_at, self.predict_token = self.predict_at[mine], self.predict_token[mine]
         self.predict_weight = self.predict_weight[mine]
@@ -198,7 +204,6 @@ class Problem:
         self.attention_out = None if self.attention_out is None else self.attention_out[rows]
         self.past = {i: (k[rows], v[rows]) for i, (k, v) in self.past.items()}
         self.kl_at = self.kl_at[rows]
-        self.kl_base = None if self.kl_base is None else self.kl_base[rows]
         self.kept_layout = Layout(self.kept_layout.positions[rows], self.kept_layout.segments[rows])
         self.past_layout = Layout(self.past_layout.positions[rows], self.past_layout.segments[rows])
         self.prepare(pack=False)
@@ -246,19 +251,26 @@ class Problem:
         model = self.model
         return model.run(hidden, self.layer + 1, model.num_layers, self.positional, PrefixKV(self.past))
 
-    def losses(self, delta: Tensor) -> Tensor:
-        """Total loss (B,) of each edit at ``delta`` (B, d) float32.
+    def losses(self, delta: Tensor, h: Tensor, baseline: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Total loss of each edit; a function of its arguments.
 
-        The first call is at delta 0: what the model says there is what the divergence is measured from.
+        Args:
+            delta: changes (B, d), float32.
+            h: what the decay measures each of them by, (B, d); ``self.h``, or that of the first edit of its group.
+            baseline: log-probabilities (B, V) at the subjects of the KL prompts, from which the divergence is
+                measured; None where ``delta`` is 0, so that they are what this call finds.
+
+        Returns:
+            The losses (B,), and the baseline for the next call; None where no divergence is asked for.
         """
         hidden = self._above(delta)
         edits = torch.arange(delta.shape[0] if self.config.kl_factor else 0, device=delta.device)
         # one product with the head for all: for few edits reading it is a fifth of a step
         wanted = torch.cat([hidden[self.predict_edit, self.predict_at], hidden[edits, self.kl_at[: edits.numel()]]])
         logits = self.model.logits(wanted).float()
-        nll, kl, missed = read_losses(logits, self.predict_token, self.kl_base)
-        if self.config.kl_factor and self.kl_base is None:
-            self.kl_base = logits[self.predict_edit.numel() :].detach().log_softmax(dim=-1)
+        nll, kl, missed = read_losses(logits, self.predict_token, baseline)
+        if self.config.kl_factor and baseline is None:
+            baseline = logits[self.predict_edit.numel() :].detach().log_softmax(dim=-1)
         none = torch.zeros(delta.shape[0], device=delta.device)
         total = none.index_add(0, self.predict_edit, nll * self.predict_weight)
         if self.variant.hit_weight != 1.0:
@@ -267,11 +279,11 @@ class Problem:
         if self.config.kl_factor:
             total = total + self.config.kl_factor * kl
         if self.config.weight_decay:
-            total = total + self.config.weight_decay * self._decay(delta)
-        return total
+            total = total + self.config.weight_decay * self._decay(delta, h)
+        return total, baseline
 
-    def _decay(self, delta: Tensor) -> Tensor:
-        return lengths(delta) / self.h.square().sum(dim=1)
+    def _decay(self, delta: Tensor, h: Tensor) -> Tensor:
+        return lengths(delta) / h.square().sum(dim=1)
 
 
 class JointProblem(Problem):
@@ -312,9 +324,9 @@ class JointProblem(Problem):
             hidden = model.run(self.hidden, self.layer, self.layer + 1, self.positional, PrefixKV(self.past))
         return self._upper(hidden)
 
-    def _decay(self, delta: Tensor) -> Tensor:
-        halves = zip(delta.chunk(2, dim=1), self.h.chunk(2, dim=1), strict=True)
-        return torch.stack([lengths(half) / h.square().sum(dim=1) for half, h in halves]).sum(dim=0)
+    def _decay(self, delta: Tensor, h: Tensor) -> Tensor:
+        halves = zip(delta.chunk(2, dim=1), h.chunk(2, dim=1), strict=True)
+        return torch.stack([lengths(half) / own.square().sum(dim=1) for half, own in halves]).sum(dim=0)
 
 
 def _shortened(delta: Tensor, h: Tensor, clamp: float | None) -> tuple[Tensor, bool]:

@@ -114,7 +114,8 @@ def problem_of(
 def _minimize(problem: Problem, config: ValueConfig, sizes: Sequence[int]) -> list[TargetValue]:
     """Adam from zero with a projection after every update and a stop of its own for every group of edits.
 
-    The rows of the problem are the edits, group after group; ``sizes`` counts those of each group.
+    The rows of the problem are the edits, group after group; ``sizes`` counts those of each group. Nothing that is
+    given is changed.
     """
     count = len(sizes)
     device = problem.h.device
@@ -127,10 +128,11 @@ def _minimize(problem: Problem, config: ValueConfig, sizes: Sequence[int]) -> li
     running = list(range(count))
     packed = list(range(count))
     owner = _owners(sizes, packed, device)
-    problem.h = h[owner]  # a shared delta is measured by one size
+    baseline: Tensor | None = None
     for step in range(config.steps):
         rows = torch.stack([deltas[g].detach() for g in packed])[owner].requires_grad_()
-        losses = problem.losses(rows)
+        # a shared delta is measured by one size
+        losses, baseline = problem.losses(rows, h[packed][owner], baseline)
         for g, value in zip(packed, _mean_by(owner, losses.detach()).tolist(), strict=True):
             if g in running:
                 loss_of[g], steps_of[g] = value, step + 1
@@ -150,7 +152,8 @@ def _minimize(problem: Problem, config: ValueConfig, sizes: Sequence[int]) -> li
                 deltas[g].copy_(allowed)
         if len(running) < _REPACK_SHARE * len(packed):
             left = torch.tensor([packed[int(p)] in running for p in owner], device=device)
-            problem.keep(left.nonzero().squeeze(1))
+            rows_left = left.nonzero().squeeze(1)
+            problem, baseline = problem.kept(rows_left), None if baseline is None else baseline[rows_left]
             packed = list(running)
             owner = _owners(sizes, packed, device)
     final = torch.stack([d.detach() for d in deltas])

@@ -18,6 +18,7 @@ from errata.editing.checkpoint import fetch
 from errata.editing.closed import Closed
 from errata.editing.digest import digest_json, digest_tensors
 from errata.editing.errors import UserError
+from errata.editing.extras import check_installed
 
 logger = logging.getLogger(__name__)
 
@@ -78,12 +79,14 @@ def build_embedder(config: SentenceEmbedderConfig | HashEmbedderConfig) -> Embed
 
 
 def check_embedder(config: SentenceEmbedderConfig | HashEmbedderConfig) -> None:
-    """Find out whether the embedder's model is there, without loading it.
+    """Find out whether the embedder's model, and the libraries of a memory, are there, without loading them.
 
     Raises:
-        UserError: it is neither a directory nor fetched nor a name the hub could know.
+        UserError: the model is neither a directory nor fetched nor a name the hub could know, or a library is missing.
     """
+    check_installed("faiss")
     if isinstance(config, SentenceEmbedderConfig):
+        check_installed("sentence_transformers")
         _resolve(config.model)
 
 

@@ -53,8 +53,6 @@ class RouterConfig(BaseModel):
     path: str | None = None
     """A fitted router (``errata router fit``); null for the shipped one of the embedder, or, where there is none,
     one that is fitted without the model when it is first needed."""
-    refit: bool = True
-    """Fit the threshold anew, beside the memory's own statements, each time their number has doubled."""
     answer: Answering = "edited_memory"
     """What answers a question in scope: the edited weights with the statement, the base with it, or the edited weights
     alone. Which is best is a property of the model."""

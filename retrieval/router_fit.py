@@ -24,7 +24,6 @@ from errata.retrieval.router import (
     Features,
     FittedRouter,
     Logistic,
-    Router,
     RouterConfig,
     Shares,
     cheap_features,
@@ -138,24 +137,6 @@ def fit_router(
         rates=_rates(trials, cheap_p, full_p, below, above, chosen_point.threshold),
         curve=curve,
     )
-
-
-def refitted(fitted: FittedRouter, memory: FactMemory, k: int = 3) -> FittedRouter:
-    """The same router with what its features decide alone set anew beside a memory's present statements.
-
-    The regressions and the threshold of the doubtful stay: neither knows how large the memory is.
-    """
-    given = fitting_facts()
-    trials = [t for t in trials_of(memory, *given, k) if t.candidates]
-    p = [fitted.cheap(cheap_features(trial.candidates)) for trial in trials]
-    if fitted.full is not None:
-        below, above = _clear(trials, p, fitted.max_false_alarms)
-        return fitted.model_copy(update={"below": below, "above": above, "statements": len(memory)})
-    curve, point = _operating_point(trials, p, p, -1.0, 2.0, fitted.max_false_alarms)
-    at = point.threshold
-    rates = _rates(trials, p, p, at, at, at)
-    changed = {"below": at, "above": at, "threshold": at, "statements": len(memory), "rates": rates, "curve": curve}
-    return fitted.model_copy(update=changed)
 
 
 def _operating_point(
@@ -307,8 +288,3 @@ def _point(
         false_alarms=max(rates.get(kind, 0.0) for kind in OUT_OF_SCOPE),
         misses=1.0 - rates.get("paraphrase", 0.0),
     )
-
-
-def share_of_model(router: Router, rows: Sequence[Sequence[Candidate]]) -> float:
-    """Share of questions about which the model has to be asked."""
-    return sum(router.doubtful(row) for row in rows) / len(rows) if rows else 0.0

@@ -13,6 +13,7 @@ from errata.editing.contexts import sample_groups
 from errata.editing.covariance import KeyCovariance
 from errata.editing.editors import make_editor
 from errata.editing.errors import ErrataError, in_words
+from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest
 from errata.editing.reverting import HistoryItem, RevertOrder, revert
 from errata.editing.session import EditReceipt, EditSession, Snapshot
@@ -35,8 +36,16 @@ class ContextSpec:
 class EditorWorker:
     """An `EditSession` over a model loaded in this process. Plain class; `EditorActor` is its shell."""
 
-    def __init__(self, spec: ModelSpec, role: RoleConfig, editor_config: Any, contexts: ContextSpec) -> None:
-        self._model = load_for(role, spec)
+    def __init__(
+        self,
+        spec: ModelSpec,
+        role: RoleConfig,
+        editor_config: Any,
+        contexts: ContextSpec,
+        model: EditableModel | None = None,
+    ) -> None:
+        """``model`` is the one of ``spec`` where it is loaded already."""
+        self._model = model or load_for(role, spec)
         self._editor = make_editor(editor_config)
         self._model.check_layers(self._editor.layers)
         groups = ((contexts.count, contexts.length), *contexts.further)

@@ -12,7 +12,7 @@ from errata.retrieval.evidence import EvidenceFinder
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import FactMemory, Hit, MemoryEntry
 from errata.retrieval.router import FittedRouter, RouterConfig, Routing
-from errata.retrieval.router_fit import refitted, router_for
+from errata.retrieval.router_fit import router_for
 from errata.retrieval.vectors import KeptVectors
 
 _MOST_QUESTIONS = 20_000
@@ -75,14 +75,6 @@ class RetrievalWorker:
         if self._router is None:
             self._router = router_for(self._router_config, self._memory)
         return self._router
-
-    def set_router(self, fitted: FittedRouter) -> None:
-        """Route with this from now on."""
-        self._router = fitted
-
-    def refit_router(self, k: int) -> FittedRouter:
-        """The router as it should be beside the statements that are held now; it does not come into force by this."""
-        return refitted(self.router(), self._memory, k)
 
     def _embedded(self, questions: Sequence[str]) -> Any:
         """Vectors (n, dim) of at least one question; each is embedded once."""

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from errata.editing.checkpoint.save import save_checkpoint
 from errata.editing.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -318,8 +319,7 @@ def _convert_gguf(raw: Path, gguf_name: str, out: Path, model: WheelModel) -> No
                 setattr(network, attribute, plain)
         if model.context is not None:
             tokenizer.model_max_length = model.context
-        network.save_pretrained(out)
-        tokenizer.save_pretrained(out)
+        save_checkpoint(network, tokenizer, out)
     finally:
         if bars:
             hf_logging.enable_progress_bar()

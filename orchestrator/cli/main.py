@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+import errata
 from errata.editing.errors import ErrataError, UserError
 from errata.editing.extras import lacking
 from errata.orchestrator.cli.change import register as register_change
@@ -24,6 +25,7 @@ from errata.orchestrator.cli.judge import register as register_judge
 from errata.orchestrator.cli.locate import register as register_locate
 from errata.orchestrator.cli.preserve import register as register_preserve
 from errata.orchestrator.cli.publish import register as register_publish
+from errata.orchestrator.cli.router import register as register_router
 from errata.orchestrator.cli.serve import register as register_serve
 from errata.orchestrator.cli.sweep import register as register_sweep
 from errata.orchestrator.progress import Display, configure_logging
@@ -32,7 +34,6 @@ app = typer.Typer(
     name="errata",
     help="Keep a language model's facts current: edits in the weights and in a memory, side by side.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 models = typer.Typer(help="Models that a package registry carries.", no_args_is_help=True)
@@ -46,6 +47,7 @@ register_judge(app)
 register_locate(app)
 register_preserve(app)
 register_publish(app)
+register_router(app)
 register_serve(app)
 register_sweep(app)
 
@@ -59,6 +61,21 @@ _SHOWN = (
     "locality",
     "portability",
 )
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"errata {errata.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import model_validator
 
+from errata.editing.closed import Closed
 from errata.editing.errors import UserError
+from errata.orchestrator.cli.options import takes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,66 +47,112 @@ def register(app: typer.Typer) -> None:
     app.command("preserve")(preserve)
 
 
-def preserve(
+class PreserveOptions(Closed):
+    """What is measured, on which versions of which run, and where it goes."""
+
     versions: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[VERSION]...", help="head, v3 or a digest; the first is the reference. Default: v0 head."
         ),
-    ] = None,
+    ] = None
     run: Annotated[
         str | None, typer.Option("--run", metavar="DIR", help="Directory or name of the run; the newest by default.")
-    ] = None,
+    ] = None
     tasks: Annotated[
         str,
         typer.Option(
             help="Comma-separated: lm-evaluation-harness's names, humaneval, perplexity, edits, retention, fluency, "
             "uncertainty."
         ),
-    ] = "perplexity,fluency",
+    ] = "perplexity,fluency"
     limit: Annotated[
         int | None, typer.Option(min=1, help="Items of each task, drawn at random with the seed; all by default.")
-    ] = None,
+    ] = None
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Directory of benchmark files; missing ones come from the hub.")
-    ] = None,
+    ] = None
     text: Annotated[
         list[str] | None, typer.Option("--text", metavar="NAME=FILE", help="Held-out text of a domain; repeatable.")
-    ] = None,
+    ] = None
     fewshot: Annotated[
         list[str] | None, typer.Option("--fewshot", metavar="TASK=N", help="Worked examples of a task; repeatable.")
-    ] = None,
+    ] = None
     task_files: Annotated[
         Path | None, typer.Option("--task-files", metavar="DIR", help="Further task files for the harness.")
-    ] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Put questions through the model's chat template.")] = False,
-    samples: Annotated[int, typer.Option(min=1, help="Completions of each HumanEval problem.")] = 1,
-    sandbox: Annotated[Strength, typer.Option(help="How generated programs are isolated.")] = Strength.auto,
+    ] = None
+    chat: Annotated[bool, typer.Option("--chat", help="Put questions through the model's chat template.")] = False
+    samples: Annotated[int, typer.Option(min=1, help="Completions of each HumanEval problem.")] = 1
+    sandbox: Annotated[Strength, typer.Option(help="How generated programs are isolated.")] = Strength.auto
     rephrase_url: Annotated[
         str | None,
         typer.Option(
             metavar="URL", help="OpenAI-compatible endpoint that rephrases questions, for the task uncertainty."
         ),
-    ] = None,
-    rephrase_model: Annotated[str | None, typer.Option(metavar="NAME", help="Model at that endpoint.")] = None,
+    ] = None
+    rephrase_model: Annotated[str | None, typer.Option(metavar="NAME", help="Model at that endpoint.")] = None
     rephrase_key_env: Annotated[
         str | None, typer.Option(metavar="VARIABLE", help="Environment variable with the key for that endpoint.")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that share the items; more than one uses Ray.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Seed for drawing items and sampling text.")] = 0,
+    ] = None
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the items; more than one uses Ray.")] = 1
+    seed: Annotated[int, typer.Option(min=0, help="Seed for drawing items and sampling text.")] = 0
     model: Annotated[
         str | None, typer.Option("--model", help="Where the run's base model is, if not where its configuration says.")
-    ] = None,
+    ] = None
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the result to this file, as JSON.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+    ] = None
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> PreserveOptions:
+        if not self.names:
+            raise ValueError(f"--tasks {self.tasks!r} names no task")
+        for option, directory in (("--data", self.data), ("--task-files", self.task_files)):
+            if directory is not None and not directory.is_dir():
+                raise ValueError(f"{option} {str(directory)!r} is not a directory")
+        for name, value in _pairs("--fewshot", self.fewshot):
+            if not value.isdigit():
+                raise ValueError(f"--fewshot {name}={value}: want a number of examples, such as {name}=5")
+        for _ in _pairs("--text", self.text):
+            pass
+        if self.rephrase_url is not None and not self.rephrase_model:
+            raise ValueError(f"--rephrase-url {self.rephrase_url!r} needs --rephrase-model")
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """The tasks by name."""
+        return [name.strip() for name in self.tasks.split(",") if name.strip()]
+
+    def battery(self) -> BatteryConfig:
+        """What is asked of every version."""
+        from errata.evaluation.preservation.sandbox import SandboxConfig
+        from errata.evaluation.preservation.suites import BatteryConfig
+        from errata.orchestrator.config.presets import find_data
+
+        # retention puts the edits' suite to more versions than are named
+        names = tuple(dict.fromkeys("edits" if name == _RETENTION else name for name in self.names))
+        texts = {name: Path(value) for name, value in _pairs("--text", self.text)}
+        if "perplexity" in names and not texts:
+            texts = {"prose": Path(find_data("configs/text/heldout.txt"))}
+        return BatteryConfig(
+            tasks=names,
+            data=self.data,
+            task_files=self.task_files,
+            fewshot={name: int(value) for name, value in _pairs("--fewshot", self.fewshot)},
+            chat=self.chat,
+            texts=texts,
+            samples=self.samples,
+            sandbox=SandboxConfig(strength=self.sandbox.value),
+            seed=self.seed,
+        )
+
+
+@takes(PreserveOptions)
+def preserve(options: PreserveOptions) -> None:
     """Measure versions of a run on benchmarks, and compare them item by item."""
-    battery = _battery(
-        tasks, data=data, text=text, fewshot=fewshot, task_files=task_files, chat=chat, samples=samples,
-        sandbox=sandbox, seed=seed,
-    )  # fmt: skip
+    battery = options.battery()
     from errata.orchestrator.history import rebuild
     from errata.orchestrator.history.log import find_run
     from errata.orchestrator.history.receipts import open_store
@@ -113,37 +162,39 @@ def preserve(
     from errata.orchestrator.measuring.retention import lifetime_lines
     from errata.orchestrator.progress import Display
 
-    directory = find_run(run)
+    directory = find_run(options.run)
     with Journal.open(directory / JOURNAL_FILE, read_only=True) as journal, Display() as display:
-        chosen = [journal.find_version(name) for name in versions or _DEFAULT]
+        chosen = [journal.find_version(name) for name in options.versions or _DEFAULT]
         asked = list(dict.fromkeys(preserving.Asked(v.sequence, v.digest) for v in chosen))
         by_digest = {version.digest: version for version in chosen}
-        checkpoint = rebuild.open_base(journal, model)
+        checkpoint = rebuild.open_base(journal, options.model)
         base = {layer: checkpoint.map(layer) for layer in rebuild.edited_layers(journal)}
         store = open_store(directory)
         rows = _held(journal, battery)
         requests = tuple(row.request for row in rows)
-        if rephrase_url is not None and "uncertainty" in battery.tasks:
-            found_anew = _rephrased(directory, requests, rephrase_url, rephrase_model, rephrase_key_env)
-            battery = battery.model_copy(update={"wordings": found_anew})
-        with _workers(journal, str(checkpoint.directory), battery, requests, workers) as (suites, ask):
+        if options.rephrase_url and options.rephrase_model and "uncertainty" in battery.tasks:
+            wordings = _rephrased(
+                directory, requests, options.rephrase_url, options.rephrase_model, options.rephrase_key_env
+            )
+            battery = battery.model_copy(update={"wordings": wordings})
+        with _workers(journal, str(checkpoint.directory), battery, requests, options.workers) as (suites, ask):
             report = preserving.preserve(
                 directory,
                 asked,
                 suites,
                 ask,
                 lambda v: rebuild.weights_at(journal, store, base, by_digest[v.digest]),
-                limit=limit,
-                seed=seed,
+                limit=options.limit,
+                seed=options.seed,
                 progress=display.update,
             )
-            if _RETENTION in _names(tasks):
-                lives = _lifetimes(directory, journal, base, suites, ask, rows, limit, seed, display)
+            if _RETENTION in options.names:
+                lives = _lifetimes(directory, journal, base, suites, ask, rows, options.limit, options.seed, display)
                 report = replace(report, lifetimes=lives)
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(plain(report) + "\n", encoding="utf-8")
-    if as_json:
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(plain(report) + "\n", encoding="utf-8")
+    if options.as_json:
         typer.echo(plain(report))
     else:
         for line in preserving.report_lines(report):
@@ -153,59 +204,11 @@ def preserve(
                 typer.echo(line)
 
 
-def _battery(
-    tasks: str,
-    *,
-    data: Path | None,
-    text: Sequence[str] | None,
-    fewshot: Sequence[str] | None,
-    task_files: Path | None,
-    chat: bool,
-    samples: int,
-    sandbox: Strength,
-    seed: int,
-) -> BatteryConfig:
-    from errata.evaluation.preservation.sandbox import SandboxConfig
-    from errata.evaluation.preservation.suites import BatteryConfig
-    from errata.orchestrator.config.presets import find_data
-
-    # retention puts the edits' suite to more versions than are named
-    names = tuple(dict.fromkeys("edits" if name == _RETENTION else name for name in _names(tasks)))
-    if not names:
-        raise UserError(f"--tasks {tasks!r} names no task")
-    for option, directory in (("--data", data), ("--task-files", task_files)):
-        if directory is not None and not directory.is_dir():
-            raise UserError(f"{option} {str(directory)!r} is not a directory")
-    shots = {}
-    for name, value in _pairs("--fewshot", fewshot):
-        if not value.isdigit():
-            raise UserError(f"--fewshot {name}={value}: want a number of examples, such as {name}=5")
-        shots[name] = int(value)
-    texts = {name: Path(value) for name, value in _pairs("--text", text)}
-    if "perplexity" in names and not texts:
-        texts = {"prose": Path(find_data("configs/text/heldout.txt"))}
-    return BatteryConfig(
-        tasks=names,
-        data=data,
-        task_files=task_files,
-        fewshot=shots,
-        chat=chat,
-        texts=texts,
-        samples=samples,
-        sandbox=SandboxConfig(strength=sandbox.value),
-        seed=seed,
-    )
-
-
-def _names(tasks: str) -> list[str]:
-    return [name.strip() for name in tasks.split(",") if name.strip()]
-
-
 def _pairs(option: str, given: Sequence[str] | None) -> Iterator[tuple[str, str]]:
     for item in given or ():
         name, equals, value = item.partition("=")
         if not (name and equals and value):
-            raise UserError(f"{option} {item!r} is not of the form NAME=VALUE")
+            raise ValueError(f"{option} {item!r} is not of the form NAME=VALUE")
         yield name, value
 
 
@@ -220,7 +223,7 @@ def _held(journal: Journal, battery: BatteryConfig) -> list[RequestRow]:
 
 
 def _rephrased(
-    directory: Path, requests: Sequence[EditRequest], url: str, model: str | None, key_env: str | None
+    directory: Path, requests: Sequence[EditRequest], url: str, model: str, key_env: str | None
 ) -> dict[str, tuple[str, ...]]:
     """Wordings of every question from a chat model; what it said is kept in the run's directory."""
     from pydantic import ValidationError
@@ -229,8 +232,6 @@ def _rephrased(
     from errata.evaluation.uncertainty import rephrased
     from errata.orchestrator.measuring.preserve import FOLDER
 
-    if not model:
-        raise UserError(f"--rephrase-url {url!r} needs --rephrase-model")
     try:
         cache = directory / FOLDER / "rephrased.jsonl"
         config = EndpointConfig(base_url=url, model=model, api_key_env=key_env, max_tokens=512, cache=cache)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from importlib import resources
 from xml.etree import ElementTree as ET
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from torch import Tensor
 
@@ -40,6 +39,8 @@ class Bars:
 
 def render_comparison(comparison: CovarianceComparison) -> str:
     """The whole page, to be written as UTF-8."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
     environment = Environment(
         loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from importlib import resources
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
-
 from errata.orchestrator.experiments.curves import STYLES, panels_of
 from errata.orchestrator.experiments.tables import RunComparison, heading
 from errata.orchestrator.experiments.text import MISSING, columns_of, number, reading
@@ -13,6 +11,8 @@ from errata.orchestrator.experiments.text import MISSING, columns_of, number, re
 
 def render_page(comparison: RunComparison) -> str:
     """The whole page, to be written as UTF-8."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
     environment = Environment(
         loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

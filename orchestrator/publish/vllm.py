@@ -6,12 +6,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
-
-import httpx
+from typing import TYPE_CHECKING, Any, Self
 
 from errata.editing.errors import ErrataError
+from errata.editing.extras import Later
 from errata.orchestrator.config.publish import TOKEN
+
+if TYPE_CHECKING:
+    import httpx
+else:
+    httpx = Later("httpx")  # a run that publishes nothing needs none
 
 
 class ServerError(ErrataError):

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from errata.orchestrator.report import curves, view
@@ -41,6 +40,8 @@ def render_report(
         The page, to be written as UTF-8.
     """
     script, style = _asset("script.js"), _asset("style.css")
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
     environment = Environment(
         loader=FunctionLoader(_asset),
         autoescape=True,

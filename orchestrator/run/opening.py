@@ -11,13 +11,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from errata.actors.cluster import Cluster
+from errata.actors.parts import Parts
 from errata.actors.sharded.layout import check_parallel
 from errata.editing.checkpoint.load import checkpoint_digest, read_model_config, resolve_model
 from errata.editing.checkpoint.sound import check_checkpoint, check_numbers, told_of_tokens
 from errata.editing.digest import digest_json
 from errata.editing.editors import make_editor
 from errata.editing.errors import UserError
+from errata.editing.extras import check_installed
 from errata.editing.model.decoder import layer_of
 from errata.orchestrator.config.run import RunConfig, identity_of
 from errata.orchestrator.guard.rules import read_guard
@@ -183,7 +184,7 @@ class OpenRun:
     source: Source | None
     """The stream, where it goes on."""
     tracker: Tracker
-    cluster: Cluster
+    cluster: Parts
 
 
 def check_run(config: RunConfig, output: Path, *, resume: bool | None, needs_stream: bool) -> Checked:
@@ -196,6 +197,7 @@ def check_run(config: RunConfig, output: Path, *, resume: bool | None, needs_str
     Raises:
         UserError: something the user can put right.
     """
+    check_installed("ray", *(["mlflow"] if config.tracking.uri is not None else []))
     check_output_place(output)
     check_ray_places(config.ray)
     directory = resolve_model(config.model.name)
@@ -229,6 +231,8 @@ def open_run(checked: Checked, display: Display, *, completed: Status, patience:
     Raises:
         UserError: the journal is another run's or in use, the stream or the cluster cannot be reached.
     """
+    from errata.actors.cluster import Cluster
+
     config, output = checked.config, checked.output
     for warning in checked.warnings:
         display.warn(warning)

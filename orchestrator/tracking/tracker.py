@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
+from errata.editing.extras import installed
 from errata.orchestrator.tracking.spool import Entry, EntryKind, Spool
 from errata.orchestrator.tracking.store import (
     THREAD_NAME,
@@ -123,8 +124,15 @@ class Tracker:
         self._abandoned = threading.Event()
         self._closed = False
         self._append([self._entry("status", "", "RUNNING")])
-        self._thread = threading.Thread(target=self._deliver, name=THREAD_NAME, daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+        if installed("mlflow"):
+            self._thread = threading.Thread(target=self._deliver, name=THREAD_NAME, daemon=True)
+            self._thread.start()
+        else:
+            logger.warning(
+                "mlflow is not installed (pip install 'errata-llm[tracking]'): %s keeps what is to be tracked",
+                self._spool.path,
+            )
 
     @property
     def run_id(self) -> str | None:
@@ -164,24 +172,26 @@ class Tracker:
 
     def close(self, timeout: float = 30.0, status: RunStatus = "FINISHED") -> bool:
         """End the run; wait up to ``timeout`` seconds for the spool to be delivered. True if all of it
-        was."""
+        was, or if MLflow is not
+        installed, in which case the spool keeps it."""
         if self._closed:
             return self.waiting() == 0
         self._closed = True
         self._append([self._entry("status", "", status)])
         self._closing.set()
         self._work.set()
-        self._thread.join(timeout)
+        if self._thread is not None:
+            self._thread.join(timeout)
         self._abandoned.set()
         left = self.waiting()
-        if left:
+        if left and self._thread is not None:
             logger.warning(
                 "%d tracking entries were not delivered; %s keeps them until the run is resumed",
                 left,
                 self._spool.path,
             )
         self._spool.close()
-        return left == 0
+        return left == 0 or self._thread is None
 
     def _entry(self, kind: EntryKind, key: str, value: float | str | None, step: int = 0) -> Entry:
         return Entry(self._run_key, kind, key, value, step, int(time.time() * 1000))

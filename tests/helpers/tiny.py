@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from errata.editing.checkpoint.save import save_checkpoint
 from errata.editing.model.adapter import EditableModel
 
 _CORPUS = [
@@ -99,6 +100,5 @@ def tiny_model(model_type: str = "llama", **sizes: int) -> EditableModel:
 def save_tiny(directory: Path, model_type: str = "llama", **sizes: int) -> Path:
     """Write a tiny model and its tokenizer as a checkpoint directory, as ``load_model`` reads it."""
     directory.mkdir(parents=True, exist_ok=True)
-    tiny_hf(model_type, **sizes).save_pretrained(directory)
-    tiny_tokenizer().save_pretrained(directory)
+    save_checkpoint(tiny_hf(model_type, **sizes), tiny_tokenizer(), directory)
     return directory

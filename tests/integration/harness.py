@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 
+import errata.actors.cluster
 import errata.orchestrator.run.opening
 from errata.actors.settings import ModelSpec, RayConfig
 from errata.actors.workers.covariance import Estimate, EstimateJob, UnitWorker
@@ -316,7 +317,7 @@ class PlainCluster:
 
 def without_ray(patch: pytest.MonkeyPatch) -> None:
     """Runs use `PlainCluster` and no MLflow while the patch holds."""
-    patch.setattr(errata.orchestrator.run.opening, "Cluster", PlainCluster)
+    patch.setattr(errata.actors.cluster, "Cluster", PlainCluster)
     patch.setattr(errata.orchestrator.run.opening, "Tracker", lambda *_, **__: NullTracker())
 
 

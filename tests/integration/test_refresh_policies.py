@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+import errata.actors.cluster
 import errata.orchestrator.run.launch
 from errata.actors.workers.covariance import Estimate
 from errata.editing.request import EditRequest
@@ -61,7 +62,7 @@ class ScriptedCluster(PlainCluster):
 
 @pytest.fixture(autouse=True)
 def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(errata.orchestrator.run.opening, "Cluster", ScriptedCluster)
+    monkeypatch.setattr(errata.actors.cluster, "Cluster", ScriptedCluster)
     monkeypatch.setattr(errata.orchestrator.run.opening, "Tracker", lambda *_, **__: NullTracker())
     monkeypatch.setattr(Scripted, "jobs", [], raising=False)
     monkeypatch.setattr(Scripted, "far_from", 6)

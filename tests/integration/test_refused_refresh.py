@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import errata.actors.cluster
 import errata.orchestrator.run.launch
 from errata.actors.workers.covariance import Estimate
 from errata.orchestrator.config.run import RunConfig
@@ -56,7 +57,7 @@ class ScriptedCluster(PlainCluster):
 
 @pytest.fixture(autouse=True)
 def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(errata.orchestrator.run.opening, "Cluster", ScriptedCluster)
+    monkeypatch.setattr(errata.actors.cluster, "Cluster", ScriptedCluster)
     monkeypatch.setattr(errata.orchestrator.run.opening, "Tracker", lambda *_, **__: NullTracker())
 
 
@@ -93,7 +94,7 @@ def refused(
     """A run whose refreshes are all bad, and that nothing disturbs: its directory, weights and what it said."""
     directory = tmp_path_factory.mktemp("refused") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(errata.orchestrator.run.opening, "Cluster", ScriptedCluster)
+        patch.setattr(errata.actors.cluster, "Cluster", ScriptedCluster)
         patch.setattr(errata.orchestrator.run.opening, "Tracker", lambda *_, **__: NullTracker())
         patch.setattr(Scripted, "refreshed", BAD)
         weights, said = go(often(tiny_checkpoint, stream), directory)

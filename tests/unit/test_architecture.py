@@ -281,6 +281,23 @@ def test_a_circle_is_seen() -> None:
     assert circle_in(import_graph(iter(files[::2]))) == []
 
 
+def test_the_package_itself_imports_nothing_and_its_api_no_actor() -> None:
+    """`import errata` is free; the API is above the rooms, and what it imports of `actors` knows no Ray."""
+    top = [m for _, m, top in imported_modules((ROOT / "errata/__init__.py").read_text(), ("errata",)) if top]
+    assert set(top) <= {"__future__", "typing", "errata.api", "errata.editing.errors"}  # the last two for types alone
+    for path in sorted((ROOT / "errata").glob("*.py")):
+        used = [module for _, module, _ in imported_modules(path.read_text(), ("errata",), path.name)]
+        assert not [m for m in used if m.split(".")[0] in OUTSIDE | {"ray"}], used
+    free = [*sorted((ROOT / "actors/workers").glob("*.py")), ROOT / "actors/local.py", ROOT / "actors/parts.py"]
+    assert len(free) > 5
+    for path in free:
+        package = ("errata", *path.relative_to(ROOT).parent.parts)
+        used = [module for _, module, top in imported_modules(path.read_text(), package, path.name) if top]
+        kept = ("errata.actors.workers", "errata.actors.settings", "errata.actors.local", "errata.actors.parts")
+        assert not [m for m in used if m.split(".")[0] == "ray"], path
+        assert not [m for m in used if m.startswith("errata.actors") and not m.startswith(kept)], (path, used)
+
+
 def test_editing_imports_without_ray_faiss_or_mlflow() -> None:
     """Every module of `editing/` is imported in a fresh interpreter in which the others cannot be."""
     script = dedent("""

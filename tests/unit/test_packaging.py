@@ -103,11 +103,37 @@ def test_wheel_carries_its_licence_and_command(wheel_names: set[str], project: d
 def test_every_direct_dependency_is_pinned_within_its_range(project: dict, pins: dict[str, str]) -> None:
     from packaging.requirements import Requirement
 
-    wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
+    extras = [text for extra in project["project"]["optional-dependencies"].values() for text in extra]
+    wanted = [*project["project"]["dependencies"], *extras, *project["dependency-groups"]["dev"]]
     for requirement in map(Requirement, [*wanted, *project["build-system"]["requires"]]):
+        if normal(requirement.name) == "errata-llm":
+            continue
         pin = pins.get(normal(requirement.name))
         assert pin is not None, f"{requirement.name} has no pin in requirements/lock.txt"
         assert requirement.specifier.contains(pin, prereleases=True), f"{requirement}: pinned to {pin}"
+
+
+def test_the_extra_all_is_all_of_them(project: dict) -> None:
+    from packaging.requirements import Requirement
+
+    extras = dict(project["project"]["optional-dependencies"])
+    (everything,) = map(Requirement, extras.pop("all"))
+    assert everything.extras == set(extras)
+
+
+def test_what_a_missing_library_is_said_to_need_brings_it(project: dict) -> None:
+    """`editing/extras.py` names an extra for a library: pyproject.toml has to agree, in both directions."""
+    from packaging.requirements import Requirement
+
+    from errata.editing.extras import EXTRAS
+
+    own_name = {"faiss-cpu": "faiss", "lm-eval": "lm_eval", "scikit-learn": "sklearn"}
+    declared = {
+        extra: {own_name.get(name := normal(Requirement(text).name), name.replace("-", "_")) for text in requirements}
+        for extra, requirements in project["project"]["optional-dependencies"].items()
+        if extra != "all"
+    }
+    assert declared == {extra: set(libraries) for extra, libraries in EXTRAS.items()}
 
 
 def test_lock_names_versions_only(pins: dict[str, str]) -> None:

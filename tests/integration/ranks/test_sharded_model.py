@@ -85,8 +85,8 @@ def value_gradients(model: EditableModel) -> Tensor:
     edits = [edit_segments(model, request, CONTEXTS) for request in REQUESTS]
     problem = Problem(model, edits, 2, VALUES, "block")
     delta = torch.linspace(-0.2, 0.3, 2 * model.hidden_size).reshape(2, -1).requires_grad_()
-    problem.losses(torch.zeros_like(delta))  # what the divergence is measured from
-    problem.losses(delta).sum().backward()
+    _, baseline = problem.losses(torch.zeros_like(delta), problem.h, None)
+    problem.losses(delta, problem.h, baseline)[0].sum().backward()
     assert delta.grad is not None
     return delta.grad
 

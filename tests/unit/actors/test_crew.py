@@ -115,7 +115,7 @@ def test_those_beyond_are_asked_for_again_a_few_times_and_then_no_more(made, cap
     crew.ask_for(9)
     fail(crew, made[2], ray.exceptions.RayActorError("id", "x\nUserError: no such model", True))  # before it had come
     crew.ask_for(9)
-    assert len(made) == 3 and "0 more may go" in caplog.text
+    assert len(made) == 3 and "0 more may leave" in caplog.text
     # the estimate goes on with who belongs to the group
     assert crew.idle([]) == [] and len(crew.coming) == 1
     assert crew.idle([]) == [] and come(crew, made[0]) in crew.idle([])

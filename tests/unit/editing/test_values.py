@@ -10,7 +10,7 @@ import torch
 from errata.editing import values as values_module
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest
-from errata.editing.values import TargetValue, ValueConfig, optimize_values
+from errata.editing.values import PLAIN, Problem, TargetValue, ValueConfig, edit_segments, optimize_values
 from tests.unit.helpers import plain
 
 Tiny = Callable[[str], EditableModel]
@@ -94,7 +94,9 @@ def test_each_edit_stops_by_itself(
     packed: list[int] = []
     losses = values_module.Problem.losses
     monkeypatch.setattr(
-        values_module.Problem, "losses", lambda self, delta: packed.append(len(delta)) or losses(self, delta)
+        values_module.Problem,
+        "losses",
+        lambda self, delta, *rest: packed.append(len(delta)) or losses(self, delta, *rest),
     )
     got = optimize_values(llama, requests, layer=1, contexts=CONTEXTS[:1], config=config)
     assert packed == sorted(packed, reverse=True) and packed[0] == 5 and packed[-1] == 2, "finished edits are dropped"
@@ -157,3 +159,59 @@ def test_the_model_is_left_as_it_was(llama: EditableModel, requests: list[EditRe
     optimize_values(llama, requests[:2], layer=1, contexts=CONTEXTS, config=ValueConfig(steps=3))
     assert all(torch.equal(value, before[name]) for name, value in llama.hf.state_dict().items())
     assert not any(parameter.requires_grad for parameter in llama.hf.parameters())
+
+
+def problem_of(model: EditableModel, requests: list[EditRequest], config: ValueConfig) -> Problem:
+    edits = [edit_segments(model, request, CONTEXTS) for request in requests]
+    return Problem(model, edits, 1, config, "block", PLAIN)
+
+
+def tables_of(problem: Problem) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in vars(problem).items() if isinstance(value, torch.Tensor)}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_losses_are_a_function_of_their_arguments(tiny: Tiny, requests: list[EditRequest], family: str) -> None:
+    problem = problem_of(tiny(family), requests[:3], ValueConfig())
+    before = tables_of(problem)
+    nothing = torch.zeros_like(problem.h)
+    first, baseline = problem.losses(nothing, problem.h, None)
+    moved = problem.losses(nothing + 0.3, problem.h, baseline)[0]
+    again, same = problem.losses(nothing, problem.h, baseline)
+    torch.testing.assert_close(again, first, rtol=1e-6, atol=1e-6)
+    assert same is baseline and not torch.equal(moved, first)
+    assert torch.equal(problem.losses(nothing + 0.3, problem.h, baseline)[0], moved)
+    # twice the size, a quarter of the decay, and nothing else
+    decay = problem.config.weight_decay * (nothing + 0.3).norm(dim=1) / problem.h.square().sum(dim=1)
+    twice = problem.losses(nothing + 0.3, 2 * problem.h, baseline)[0]
+    torch.testing.assert_close(moved - twice, 0.75 * decay, rtol=1e-3, atol=1e-5)
+    after = tables_of(problem)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_problem_of_some_edits_is_another_one(tiny: Tiny, requests: list[EditRequest], family: str) -> None:
+    problem = problem_of(tiny(family), requests[:3], ValueConfig())
+    before, chosen = tables_of(problem), torch.tensor([2, 0])
+    rest = problem.kept(chosen)
+    delta = torch.randn(3, problem.h.shape[1], generator=torch.Generator().manual_seed(0))
+    _, baseline = problem.losses(torch.zeros_like(delta), problem.h, None)
+    assert baseline is not None
+    whole = problem.losses(delta, problem.h, baseline)[0]
+    part = rest.losses(delta[chosen], rest.h, baseline[chosen])[0]
+    torch.testing.assert_close(part, whole[chosen], rtol=1e-5, atol=1e-5)
+    assert torch.equal(problem.losses(delta, problem.h, baseline)[0], whole)
+    after = tables_of(problem)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_minimizer_changes_nothing_that_it_is_given(tiny: Tiny, requests: list[EditRequest]) -> None:
+    """Edits that stop early leave the batch on the way."""
+    config = ValueConfig(lr=0.2, steps=6, stop_loss=4.0)
+    problem = problem_of(tiny("llama"), requests[:3], config)
+    before = tables_of(problem)
+    first = values_module._minimize(problem, config, [1, 1, 1])
+    after = tables_of(problem)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    again = values_module._minimize(problem, config, [1, 1, 1])
+    assert [torch.equal(a.delta, b.delta) for a, b in zip(first, again, strict=True)] == [True] * 3

@@ -21,7 +21,7 @@ from errata.retrieval.router import (
     full_features,
 )
 from errata.retrieval.router_facts import IN_SCOPE, OUT_OF_SCOPE, fitting_facts
-from errata.retrieval.router_fit import at_operating_point, fit_router, refitted, router_for, shipped, trials_of
+from errata.retrieval.router_fit import at_operating_point, fit_router, router_for, shipped, trials_of
 
 FACTS = [
     ("Alice Munro", "tongue", "The mother tongue of Alice Munro is Welsh."),
@@ -200,12 +200,6 @@ def test_another_operating_point_is_read_off_the_curve(fitted):
     strict = at_operating_point(fitted, 0.0005)
     assert strict.threshold >= fitted.threshold and strict.digest != fitted.digest
     assert at_operating_point(fitted, fitted.max_false_alarms).threshold == pytest.approx(fitted.threshold)
-
-
-def test_refitting_beside_more_statements_keeps_the_regressions(memory, fitted):
-    again = refitted(fitted, memory)
-    assert again.statements == len(memory) and again.cheap == fitted.cheap
-    assert refitted(fitted, memory) == again
 
 
 def test_shipped_routers_are_sound():

@@ -124,7 +124,7 @@ def test_the_log_as_text_cannot_steer_the_terminal(history: History) -> None:
     assert r"x no\nbody -> x  [odd\x1b[2J] rejected: the subject is unknown" in joined
     assert "+ France -> Paris  [paris] (later reverted in v5)" in joined
     assert "- France -> Paris  [paris] reverted" in joined
-    assert "v5" in joined and "revert" in joined and "refresh triggered at 3 edits swapped" in joined
+    assert "v5" in joined and "revert" in joined and "triggered at 3 edits: swapped" in joined
     short = list(text.log_lines(history.log(), facts=1))
     assert sum("... and 1 more: errata show v1" in line for line in short) == 1
 

@@ -124,7 +124,7 @@ def test_two_journals_of_the_same_requests_cannot_be_told_to_hold_the_same_text(
 def test_a_journal_of_schema_1_is_chained_when_it_is_migrated(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     connection = sqlite3.connect(path)
-    connection.executescript((Path(__file__).parents[2] / "assets" / "journals" / "v1.sql").read_text())
+    connection.executescript((Path(__file__).parents[3] / "assets" / "journals" / "v1.sql").read_text())
     connection.close()
     assert schema_of(path) == 1 and V1
     with Journal.open(path) as journal:

@@ -1,0 +1,44 @@
+"""Commands whose options are a model: declared once, checked together, handed on as one value."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar, get_type_hints
+
+from pydantic import ValidationError
+
+from errata.editing.closed import Closed
+from errata.editing.errors import UserError
+
+M = TypeVar("M", bound=Closed)
+
+
+def takes(model: type[M]) -> Callable[[Callable[[M], None]], Callable[..., None]]:
+    """A decorator: the command has the model's fields as its arguments and options, and is called with the model.
+
+    Each field is annotated with the ``typer.Option`` or ``typer.Argument`` that it is.
+    """
+    hints = get_type_hints(model, include_extras=True)
+
+    def decorate(command: Callable[[M], None]) -> Callable[..., None]:
+        def called(**given: Any) -> None:
+            try:
+                options = model(**given)
+            except ValidationError as error:
+                first = error.errors()[0]
+                at = ".".join(map(str, first["loc"]))
+                told = str(first["msg"]).removeprefix("Value error, ")
+                raise UserError(f"--{at.replace('_', '-')}: {told}" if at else told) from error
+            command(options)
+
+        called.__name__, called.__doc__ = command.__name__, command.__doc__
+        parameters = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.get_default(), annotation=hints[name])
+            for name, field in model.model_fields.items()
+        ]
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {name: hints[name] for name in model.model_fields}
+        return called
+
+    return decorate
