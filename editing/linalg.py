@@ -176,21 +176,24 @@ class GrowingSystem:
         return float((back - x).norm() / x.norm().clamp_min(1e-300))
 
 
-def update_factor(system: GrowingSystem, keys: Tensor) -> Tensor:
-    """Right factor (m, d) of R K^T (A_0 + K_p K_p^T + K K^T)^-1, for new keys K (d, m).
+def update_factor(system: GrowingSystem, keys: Tensor, ridge: Tensor | None = None) -> Tensor:
+    """Right factor (m, d) of R E^-1 K^T (A_0 + K_p K_p^T + K E^-1 K^T)^-1, for new keys K (d, m), E = diag(ridge).
 
-    By the push-through identity it is (I + K^T A^-1 K)^-1 (A^-1 K)^T with A the system as it stands.
+    By the push-through identity it is (E + K^T A^-1 K)^-1 (A^-1 K)^T with A the system as it stands. With a ridge (m,)
+    below 1 (the default) what is kept weighs less against that edit, so that more of its residual is stored.
     """
     restricted = system.base.restrict(keys.double())
     reach = system.solve(restricted)
-    core = torch.eye(keys.shape[1], dtype=torch.float64, device=keys.device) + restricted.T @ reach
-    return torch.cholesky_solve(reach.T, cholesky(core, "I + K^T A^-1 K"))
+    core = torch.eye(keys.shape[1], dtype=torch.float64, device=keys.device)
+    if ridge is not None:
+        core = torch.diag(ridge.to(core))
+    return torch.cholesky_solve(reach.T, cholesky(core + restricted.T @ reach, "I + K^T A^-1 K"))
 
 
-def equality_factor(system: GrowingSystem, keys: Tensor, damping: float = 0.0) -> Tensor:
+def equality_factor(system: GrowingSystem, keys: Tensor, damping: float = 0.0, ridge: Tensor | None = None) -> Tensor:
     """Right factor (m, d) of R (K^T A^-1 K + e I)^-1 K^T A^-1 with A the system as it stands and e the damping.
 
-    Undamped it maps key i exactly to unit vector i.
+    With a ridge (m,) each edit's damping is multiplied by its own. Undamped it maps key i exactly to unit vector i.
 
     Raises:
         DependentColumnsError: undamped, and keys depend linearly on each other.
@@ -199,7 +202,8 @@ def equality_factor(system: GrowingSystem, keys: Tensor, damping: float = 0.0) -
     reach = system.solve(restricted)
     core = restricted.T @ reach
     if damping:
-        core = core + damping * torch.eye(core.shape[0], dtype=torch.float64, device=core.device)
+        eye = torch.eye(core.shape[0], dtype=torch.float64, device=core.device)
+        core = core + damping * (eye if ridge is None else torch.diag(ridge.to(eye)))
     elif dependent := dependent_columns(core):
         raise DependentColumnsError(dependent)
     return torch.cholesky_solve(reach.T, cholesky(core, "K^T A^-1 K"))

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from errata.editing.corrections import written_again
 from errata.editing.covariance import KeyCovariance
 from errata.editing.delta import LayerDelta, WeightDelta
+from errata.editing.editors.base import Sweep
 from errata.editing.editors.locate import LocateEditor
 from errata.editing.errors import ErrataError, NumericalError
 from errata.editing.request import EditBatch, EditRequest
@@ -107,12 +109,14 @@ def _batches_again(
         if isinstance(item, EditReceipt) and item.sequence in missing:
             missing.remove(item.sequence)
             kept = [i for i, name in enumerate(item.request_ids) if name not in order.gone]
-            parts.append(Part(item.sequence, at, len(kept)))
+            width = 0
             if kept:
                 assert item.targets is not None
                 requests = [order.requests[item.request_ids[i]] for i in kept]
                 state = walk.session().state.without(item.superseded, item.old_keys)
-                changes, columns = editor.write(live.model, requests, item.targets[kept], state, live.contexts)
+                sweeps = [_cut(sweep, kept) for sweep in item.sweeps or (_only_sweep(item),)]
+                changes, columns = written_again(live.model, editor, requests, sweeps, state, live.contexts)
+                width = next(iter(_right(change).shape[0] for change in changes.values()))
                 # a request that was overwritten meanwhile stays in the weights, but its key has left
                 last = order.written_last
                 back = [
@@ -125,11 +129,12 @@ def _batches_again(
                     lefts[layer].append(change.left)
                     rights[layer].append(_right(change))
                     keys[layer].append(columns[layer][:, back])
+            parts.append(Part(item.sequence, at, width))
             old = order.touched[item.sequence]
             for layer, change in old.layers.items():
                 lefts[layer].append(-change.left)
                 rights[layer].append(_right(change))
-            at += len(kept) + next(iter(_right(change).shape[0] for change in old.layers.values()))
+            at += width + next(iter(_right(change).shape[0] for change in old.layers.values()))
         walk.take(item)
     if missing:
         raise ErrataError(f"the history does not hold the batches {sorted(missing)}, of which edits are to be reverted")
@@ -153,6 +158,15 @@ def _batches_again(
         parts=tuple(parts),
         old_keys=order.old_keys,
     )
+
+
+def _only_sweep(receipt: EditReceipt) -> Sweep:
+    assert receipt.targets is not None
+    return Sweep(receipt.targets, torch.ones(len(receipt.targets)), receipt.keys)
+
+
+def _cut(sweep: Sweep, kept: list[int]) -> Sweep:
+    return Sweep(sweep.targets[kept], sweep.ridge[kept], {})
 
 
 def _right(change: LayerDelta) -> Tensor:
@@ -216,14 +230,20 @@ class _Walk:
     def session(self) -> EditSession:
         """The session as far as the history has been taken."""
         if self._session is None:
-            self._session = EditSession(self._live.model, self._live.editor, None, self._live.contexts)
+            self._session = self._new(None)
         return self._session
+
+    def _new(self, covariance: KeyCovariance | None) -> EditSession:
+        live = self._live
+        # corrected as they were, but what was kept once is kept
+        verify = live.verify and live.verify.model_copy(update={"on_weak": "keep", "max_damage": None})
+        return EditSession(live.model, live.editor, covariance, live.contexts, verify)
 
     def take(self, item: HistoryItem) -> None:
         """Replay one item."""
         if isinstance(item, KeyCovariance):
             if self._session is None:
-                self._session = EditSession(self._live.model, self._live.editor, item, self._live.contexts)
+                self._session = self._new(item)
             else:
                 self._session.swap_covariance(item)
         elif isinstance(item, Snapshot):

@@ -10,21 +10,24 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from errata.editing.corrections import Verified, verified
 from errata.editing.covariance import KeyCovariance
 from errata.editing.cutting import cut_out_culprits
 from errata.editing.delta import WeightDelta, apply_delta
-from errata.editing.editors.base import Computation, Editor, Progress
+from errata.editing.editors.base import Computation, Editor, Progress, Sweep
 from errata.editing.errors import DependentKeysError, ErrataError, NumericalError, UserError, in_words
 from errata.editing.limits import check_request
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.state import LifelongState, OldKeys
+from errata.editing.verify import DamageError, HeldProbes, VerifyConfig, held_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +43,10 @@ class RequestResult:
     steps: int = 0
     converged: bool = False
     clamped: bool = False
+    outcome: Literal["landed", "weak"] | None = None
+    """Of an applied request: whether the model says it, on the weights as they are served; None where nobody asked."""
+    figures: Mapping[str, Any] | None = None
+    """What was measured of it (`errata.editing.verify.Outcome`), of a refused one as well."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,8 @@ class Part:
 class EditReceipt:
     """One applied batch: the change, what joins the past keys, and the fate of every request.
 
-    ``keys`` are float32 (d_in, m) by layer and ``targets`` float32 (m, d), for the applied requests in order.
+    ``keys`` are float32 (d_in, m) by layer and ``targets`` float32 (m, d), for the applied requests in order; where a
+    norm follows the edited maps, targets are what each map is to put out, (m, n, d). Both are those of the last sweep.
     ``delta`` is None when no request could be applied.
     """
 
@@ -78,6 +86,12 @@ class EditReceipt:
     whole: bool = False
     """Of a revert: ``keys`` and ``memory`` are all that the editor remembers, not what joins it."""
     memory: Mapping[str, Tensor] = field(default_factory=dict)
+    sweeps: tuple[Sweep, ...] = ()
+    """All writes that make up the change, in order, where a correction followed the first."""
+    moved: float | None = None
+    """Share of the held probes whose answer the batch changed; None where nobody asked."""
+    later: tuple[str, ...] = ()
+    """Requests of the batch that stayed weak among the others, and are to be tried alone; they have no result."""
     old_keys: OldKeys = field(default_factory=dict)
     """Keys that leave with this commit, of an editor that does not hold them any more (``EditSession.keys_wanted``);
     read from the receipts of the commits that wrote them, never stored twice."""
@@ -95,6 +109,8 @@ class Snapshot:
     """With ``about``, the lifelong state."""
 
 
+NOT_LANDED = "not_landed"
+"""Why a request is refused that the model does not say once it is written."""
 CONTROL = EditRequest(id="control", subject="Paris", prompt="The city of {} lies in", target_new="France")
 """An edit that any working editor can compute."""
 
@@ -108,6 +124,10 @@ class _Computed:
     superseded: tuple[str, ...]
     state: LifelongState
     computation: Computation | None
+    look: Verified | None = None
+    figures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of refused requests."""
+    later: tuple[str, ...] = ()
 
 
 class EditSession:
@@ -119,8 +139,14 @@ class EditSession:
         editor: Editor,
         covariance: KeyCovariance | None,
         contexts: Sequence[str],
+        verify: VerifyConfig | None = None,
     ) -> None:
+        """``verify``: how every batch is looked at before it is written; None does not look."""
         self.model, self.editor, self.contexts = model, editor, tuple(contexts)
+        self.verify = verify if verify is not None and verify.enabled else None
+        self._probes = None if self.verify is None else HeldProbes(model, held_prompts(self.verify))
+        self._held: tuple[int, ...] | None = None
+        """Answers to the held probes on the present weights, where they are known."""
         self.state: LifelongState = editor.new_state(model, covariance)
         self.sequence = 0
         self.last: EditReceipt | None = None
@@ -150,18 +176,20 @@ class EditSession:
         started = time.perf_counter()
         fitting, refused = self._check(batch.requests)
         cut = cut_out_culprits(fitting, lambda requests: self._computed(requests, progress, batch.old_keys))
-        if cut.culprits and not cut.kept:
+        if cut.culprits and not cut.kept and not isinstance(cut.culprits[0][1], DamageError):
             self._require_working(cut.culprits[0][1], progress)
         refused |= {request.id: in_words(error) for request, error in cut.culprits}
         found = cut.result or _Computed([], {}, (), self.state, None)
         refused |= found.refused
-        good, superseded, state, computation = found.requests, found.superseded, found.state, found.computation
-        receipt = self._receipt(batch, good, refused, superseded, computation, left={r.id for r in cut.left})
-        if computation is not None:
-            self._advance(receipt, state)
+        damage = {r.id: {"moved": e.moved} for r, e in cut.culprits if isinstance(e, DamageError)}
+        found = replace(found, figures={**found.figures, **damage})
+        receipt = self._receipt(batch, found, refused, left={r.id for r in cut.left} | set(found.later))
+        if found.computation is not None:
+            self._advance(receipt, found.state)
+            self._held = None if found.look is None else found.look.held
         # whoever takes this batch over from the receipt alone has to know what leaves with it
         receipt = replace(
-            receipt, old_keys={name: batch.old_keys[name] for name in superseded if name in batch.old_keys}
+            receipt, old_keys={name: batch.old_keys[name] for name in receipt.superseded if name in batch.old_keys}
         )
         self.sequence, self.last = batch.sequence, replace(receipt, seconds=time.perf_counter() - started)
         return self.last
@@ -181,7 +209,7 @@ class EditSession:
                     f"the editor holds {str(self.state.covariance_digest)[:12]}"
                 )
             self._advance(receipt, self.state.without(receipt.superseded, receipt.old_keys))
-        self.sequence, self.last = receipt.sequence, receipt
+        self.sequence, self.last, self._held = receipt.sequence, receipt, None
 
     def take_out(self, sequence: int, revert: Callable[[EditSession], EditReceipt]) -> EditReceipt:
         """Commit a revert: the change that takes earlier requests out of the weights and the state.
@@ -203,6 +231,7 @@ class EditSession:
         if receipt.delta is not None:
             self._require_finite(receipt.delta)
         self._advance(receipt, self.state)
+        self._held = None
         self.sequence, self.last = sequence, replace(receipt, seconds=time.perf_counter() - started)
         return self.last
 
@@ -221,7 +250,7 @@ class EditSession:
             raise ErrataError(f"the snapshot holds layers {sorted(snapshot.weights)}, want {list(self.editor.layers)}")
         state = self.state.restored(snapshot.about, snapshot.tensors, "the snapshot")
         self.model.set_weights(snapshot.weights)
-        self.state, self.sequence, self.last = state, snapshot.sequence, None
+        self.state, self.sequence, self.last, self._held = state, snapshot.sequence, None, None
 
     def swap_covariance(self, covariance: KeyCovariance) -> None:
         """Continue on another covariance; past keys are kept."""
@@ -239,7 +268,8 @@ class EditSession:
         """Compute a batch and forget it: raises what `apply` would meet with these requests, and changes nothing."""
         fitting, _ = self._check(requests)
         if fitting:
-            self._computed(fitting, None)
+            with suppress(DamageError):
+                self._computed(fitting, None)
 
     # --- parts ---
 
@@ -248,6 +278,8 @@ class EditSession:
     ) -> _Computed:
         """The change that writes the requests, without those that the method cannot write beside the others."""
         refused: dict[str, str] = {}
+        figures: dict[str, Mapping[str, Any]] = {}
+        later: tuple[str, ...] = ()
         good = list(requests)
         while True:
             # what a refused request would have superseded stays
@@ -256,7 +288,7 @@ class EditSession:
             told = old_keys is not None or not self.state.wants_keys
             state = self.state.without(superseded, old_keys) if told else self.state
             if not good:
-                return _Computed(good, refused, superseded, state, None)
+                return _Computed(good, refused, superseded, state, None, None, figures, later)
             try:
                 computation = self.editor.compute(self.model, good, state, self.contexts, progress)
             except DependentKeysError as error:
@@ -264,12 +296,52 @@ class EditSession:
                 good = [r for r in good if r.id not in error.reasons]
                 continue
             bad = [i for i, value in enumerate(computation.values) if not value.finite]
-            if not bad:
-                self._require_finite(computation.delta)
+            if bad:
+                for i in bad:
+                    refused[good[i].id] = "the target value did not stay finite; check editor.values.lr"
+                good = [r for i, r in enumerate(good) if i not in bad]
+                continue
+            self._require_finite(computation.delta)
+            look = self._look(good, state, computation)
+            if look is None:
                 return _Computed(good, refused, superseded, state, computation)
-            for i in bad:
-                refused[good[i].id] = "the target value did not stay finite; check editor.values.lr"
-            good = [r for i, r in enumerate(good) if i not in bad]
+            weak = {r.id: o for r, o in zip(good, look.outcomes, strict=True) if not o.landed}
+            policy = "keep" if self.verify is None else self.verify.on_weak
+            if not weak or policy == "keep" or (policy == "retry" and len(requests) == 1):
+                return _Computed(good, refused, superseded, state, look.computation, look, figures, later)
+            if policy == "retry":
+                later = (*later, *weak)
+            else:
+                refused |= dict.fromkeys(weak, NOT_LANDED)
+                figures |= {name: outcome.figures() for name, outcome in weak.items()}
+            # without them the others are another batch
+            good = [r for r in good if r.id not in weak]
+
+    def _look(self, requests: Sequence[EditRequest], state: LifelongState, computation: Computation) -> Verified | None:
+        """What became of a computed batch, corrected; None where nobody looks.
+
+        Raises:
+            DamageError: it changes more of the held probes' answers than it may.
+        """
+        if self.verify is None or self._probes is None:
+            return None
+        if self._held is None:
+            self._held = self._probes.ask()
+        look = verified(
+            self.model,
+            self.editor,
+            requests,
+            state,
+            self.contexts,
+            computation,
+            corrections=self.verify.corrections,
+            probes=self._probes,
+            held=self._held,
+        )
+        self._require_finite(look.computation.delta)
+        if self.verify.max_damage is not None and look.moved > self.verify.max_damage:
+            raise DamageError(look.moved, self.verify.max_damage)
+        return look
 
     def _require_working(self, error: Exception, progress: Progress | None) -> None:
         """Raise ``error`` where a plain edit fails as well: then no request is at fault."""
@@ -301,20 +373,32 @@ class EditSession:
     def _receipt(
         self,
         batch: EditBatch,
-        good: Sequence[EditRequest],
+        found: _Computed,
         refused: Mapping[str, str],
-        superseded: tuple[str, ...],
-        computation: Computation | None,
-        left: Collection[str] = (),
+        left: Collection[str],
     ) -> EditReceipt:
+        good, superseded, computation = found.requests, found.superseded, found.computation
         values = {} if computation is None else {r.id: v for r, v in zip(good, computation.values, strict=True)}
+        outcomes = {} if found.look is None else {r.id: o for r, o in zip(good, found.look.outcomes, strict=True)}
         results = []
         for request in batch.requests:
             if request.id in refused:
-                results.append(RequestResult(request.id, applied=False, reason=refused[request.id]))
+                figures = found.figures.get(request.id)
+                results.append(RequestResult(request.id, False, refused[request.id], figures=figures))
             elif request.id not in left:
                 v = values[request.id]
-                results.append(RequestResult(request.id, True, None, v.loss, v.steps, v.converged, v.clamped))
+                result = RequestResult(request.id, True, None, v.loss, v.steps, v.converged, v.clamped)
+                if (outcome := outcomes.get(request.id)) is not None:
+                    figures = outcome.figures()
+                    if computation is not None and len(computation.sweeps) > 1:
+                        figures["sweeps"] = len(computation.sweeps)
+                    result = replace(result, outcome="landed" if outcome.landed else "weak", figures=figures)
+                results.append(result)
+        targets = None
+        if computation is not None:
+            # those of the last sweep, which the last keys belong to
+            targets = torch.stack([v.state for v in computation.values])
+            targets = computation.sweeps[-1].targets if computation.sweeps else targets
         return EditReceipt(
             sequence=batch.sequence,
             delta=None if computation is None else computation.delta,
@@ -323,8 +407,11 @@ class EditSession:
             fact_keys=tuple(r.fact_key for r in good),
             superseded=superseded,
             keys={} if computation is None else dict(computation.keys),
-            targets=None if computation is None else torch.stack([v.state for v in computation.values]),
+            targets=targets,
             covariance_digest=self.state.covariance_digest,
+            sweeps=() if computation is None else computation.sweeps,
+            moved=None if found.look is None else found.look.moved,
+            later=found.later,
         )
 
     def _advance(self, receipt: EditReceipt, state: LifelongState) -> None:

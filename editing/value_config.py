@@ -37,8 +37,13 @@ class ValueConfig(Closed):
     """Weight of the divergence from the unedited model after "{subject} is a"."""
     stop_loss: float = Field(5e-2, ge=0)
     """An edit stops when its total loss is below this, tested before the update."""
+    units: Literal["absolute", "relative"] = "absolute"
+    """``absolute``: ``lr`` and ``weight_decay`` have the scale of the model's states, as in the papers. ``relative``:
+    they count lengths in the root mean square of what is changed, and ``clamp`` is a share of its mean length over
+    the edit's contexts, so that they mean the same on every model."""
     post_norm: Literal["exact", "published"] = "exact"
-    """Where a norm follows the MLP: optimize before it (exact), or ignore it as published code does."""
+    """Where a norm follows the MLP: one change for the output of every edited map, found together before the norms
+    (exact), or a change of the last layer's state that ignores them, as in published code."""
     batch_tokens: int = Field(2048, ge=1)
     """Positions run at once in one optimization step; bounds the memory."""
 
@@ -54,7 +59,8 @@ class TargetValue:
 
     ``h`` and ``delta`` are float32 (d,) in the space that is optimized: the layer's output, or the MLP's output
     where a norm follows it and ``post_norm`` is exact (or where the editor asks for it). ``state`` is the hidden
-    state (d,) that the layer's output has then, whatever the space.
+    state (d,) that the layer's output has then, whatever the space; where several maps have a delta of their own it
+    is what they put out then, (n, d).
     """
 
     h: Tensor
@@ -86,6 +92,8 @@ class Variant:
     ``sphere``: the target keeps the length of the output of the edited map, ``|h - b + delta| = |h - b|``.
     ``hit_weight``: weight of the target's loss while every token of it is the likeliest one.
     ``joint``: a delta of the attention's output and one of the MLP's, (2d,), both at the value layer.
+    ``layers``: a delta of the output of the edited map of each of these layers, (n d,), found together; the last is
+    the value layer. With ``joint`` the attention's comes before them.
     """
 
     groups: Sequence[Sequence[int]] | None = None
@@ -94,6 +102,7 @@ class Variant:
     sphere: bool = False
     hit_weight: float = 1.0
     joint: bool = False
+    layers: tuple[int, ...] = ()
 
 
 PLAIN = Variant()

@@ -9,6 +9,7 @@ Letters: B edits, J contexts, S kept positions of one edit, P past positions, d 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass
 from typing import Literal, Self
@@ -70,7 +71,7 @@ class Problem:
         variant: Variant = PLAIN,
     ) -> None:
         self.model, self.layer, self.config, self.variant = model, layer, config, variant
-        self.first = layer if variant.joint else layer + 1
+        self.first = variant.layers[0] if variant.layers else layer if variant.joint else layer + 1
         """First layer that is run again in every step."""
         self.span: GatedSpan | None = None
         self.in_mlp = space == "mlp" or (config.post_norm == "exact" and model.decoder.post_norm(layer) is not None)
@@ -82,7 +83,8 @@ class Problem:
         segments = [s for edit in edits for s in edit]
         rows = model.rows([s.tokens for s in segments])
         positional = model.positional(rows.layout)
-        with model.map_outputs([self.layer]) as mapped, model.attention_outputs([self.layer]) as attended:
+        maps = self.variant.layers or (self.layer,)
+        with model.map_outputs(maps) as mapped, model.attention_outputs([self.layer]) as attended:
             at_layer = model.run(model.embed(rows), 0, self.first, positional)
             # nothing, but where the value layer itself runs in every step
             model.run(at_layer, self.first, self.layer + 1, positional)
@@ -128,7 +130,9 @@ class Problem:
             self.subject[b, s] = 1.0
         self.mlp_out = mlp_out[kept_rows, kept_tokens] if self.in_mlp else None
         self.attention_out = attended[self.layer][kept_rows, kept_tokens] if self.variant.joint else None
+        self.map_outs = {layer: mapped[layer][kept_rows, kept_tokens] for layer in self.variant.layers}
         self.h = self._at_first_subject()
+        self.size = self._sizes()
         self.predict_edit = torch.tensor([p[0] for p in predict], device=device)
         self.predict_at = torch.tensor([p[1] for p in predict], device=device)
         self.predict_token = torch.tensor([p[2] for p in predict], device=device)
@@ -169,9 +173,29 @@ class Problem:
     def _tokens(self) -> int:
         return int((self.kept_layout.segments >= 0).sum())
 
+    def _changed(self) -> list[Tensor]:
+        """What the parts of a delta are added to, (B, S, d) each."""
+        return [self.mlp_out if self.mlp_out is not None else self.hidden]
+
     def _at_first_subject(self) -> Tensor:
         # the empty context is the first segment of each edit, and its subject the first kept position
-        return (self.mlp_out if self.mlp_out is not None else self.hidden)[:, 0].float()
+        return torch.cat([changed[:, 0] for changed in self._changed()], dim=1).float()
+
+    def _sizes(self) -> Tensor:
+        """Length (B, n) of what each of the n parts of a delta is added to."""
+        if self.config.units == "absolute":
+            parts = len(self._changed())
+            return torch.stack([torch.stack([part.norm() for part in h.chunk(parts)]) for h in self.h])
+        weight = self.subject / self.subject.sum(dim=1, keepdim=True)
+        norms = [changed.float().norm(dim=2, keepdim=True) for changed in self._changed()]
+        return torch.cat([(weight * norm).sum(dim=1) for norm in norms], dim=1).float()
+
+    def units(self, rows: Tensor) -> Tensor | None:
+        """What the optimization counts in, for each number of the deltas (G, D) of the edits at ``rows``."""
+        if self.config.units == "absolute":
+            return None
+        width = self.hidden.shape[2]
+        return (self.size[rows] / width**0.5).repeat_interleave(width, dim=1)
 
     def _table(self, at: list[list[tuple[int, int, int]]], positions: Tensor) -> tuple[Tensor, Tensor, Layout]:
         width = max(1, max(len(places) for places in at))
@@ -200,6 +224,8 @@ class Problem:
         self.predict_at, self.predict_token = self.predict_at[mine], self.predict_token[mine]
         self.predict_weight = self.predict_weight[mine]
         self.hidden, self.subject, self.h = self.hidden[rows], self.subject[rows], self.h[rows]
+        self.size = self.size[rows]
+        self.map_outs = {layer: outputs[rows] for layer, outputs in self.map_outs.items()}
         self.mlp_out = None if self.mlp_out is None else self.mlp_out[rows]
         self.attention_out = None if self.attention_out is None else self.attention_out[rows]
         self.past = {i: (k[rows], v[rows]) for i, (k, v) in self.past.items()}
@@ -231,14 +257,24 @@ class Problem:
 
         return states
 
-    def project(self, delta: Tensor, h: Tensor) -> tuple[Tensor, bool]:
-        """The closest allowed delta (d,) of an edit, and whether it had to be shortened."""
+    def project(self, delta: Tensor, h: Tensor, size: Tensor) -> tuple[Tensor, bool]:
+        """The closest allowed delta (D,) of an edit, and whether it had to be shortened; ``size`` (n,) of its parts."""
         if self.variant.sphere:
-            bias = getattr(self.model.decoder.edited_map(self.layer), "bias", None)
-            output = h if bias is None else h - bias.detach().float()
-            target = output + delta
-            return target * (output.norm() / target.norm().clamp_min(1e-12)) - output, False
-        return _shortened(delta, h, self.config.clamp)
+            maps = self.variant.layers or (self.layer,)
+            pieces = zip(maps, delta.chunk(len(maps)), h.chunk(len(maps)), strict=True)
+            return torch.cat([self._on_sphere(*piece) for piece in pieces]), False
+        clamp, parts = self.config.clamp, delta.chunk(size.numel())
+        if clamp is None:
+            return delta, False
+        found = [_shortened(part, clamp * own) for part, own in zip(parts, size, strict=True)]
+        return torch.cat([part for part, _ in found]), any(shortened for _, shortened in found)
+
+    def _on_sphere(self, layer: int, delta: Tensor, h: Tensor) -> Tensor:
+        bias = getattr(self.model.decoder.edited_map(layer), "bias", None)
+        output = h if bias is None else h - bias.detach().float()
+        target = output + delta
+        sized: Tensor = target * (output.norm() / target.norm().clamp_min(1e-12)) - output
+        return sized
 
     def _above(self, delta: Tensor) -> Tensor:
         """Output (B, S, d) of the last layer with ``delta`` in place."""
@@ -251,7 +287,9 @@ class Problem:
         model = self.model
         return model.run(hidden, self.layer + 1, model.num_layers, self.positional, PrefixKV(self.past))
 
-    def losses(self, delta: Tensor, h: Tensor, baseline: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def losses(
+        self, delta: Tensor, h: Tensor, baseline: Tensor | None, size: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Total loss of each edit; a function of its arguments.
 
         Args:
@@ -259,6 +297,7 @@ class Problem:
             h: what the decay measures each of them by, (B, d); ``self.h``, or that of the first edit of its group.
             baseline: log-probabilities (B, V) at the subjects of the KL prompts, from which the divergence is
                 measured; None where ``delta`` is 0, so that they are what this call finds.
+            size: in relative units what the decay measures by, (B, n) for n parts; by default ``self.size``.
 
         Returns:
             The losses (B,), and the baseline for the next call; None where no divergence is asked for.
@@ -279,11 +318,18 @@ class Problem:
         if self.config.kl_factor:
             total = total + self.config.kl_factor * kl
         if self.config.weight_decay:
-            total = total + self.config.weight_decay * self._decay(delta, h)
+            total = total + self.config.weight_decay * self._decay(delta, h, self.size if size is None else size)
         return total, baseline
 
-    def _decay(self, delta: Tensor, h: Tensor) -> Tensor:
-        return lengths(delta) / h.square().sum(dim=1)
+    def _decay(self, delta: Tensor, h: Tensor, size: Tensor) -> Tensor:
+        """The sizes (B,) of deltas (B, D) that ``weight_decay`` weighs, summed over their parts."""
+        parts = size.shape[1]
+        if self.config.units == "relative":
+            unit = size * self.hidden.shape[2] ** 0.5
+            pieces = zip(delta.chunk(parts, dim=1), unit.unbind(dim=1), strict=True)
+            return torch.stack([lengths(piece) / own for piece, own in pieces]).sum(dim=0)
+        halves = zip(delta.chunk(parts, dim=1), h.chunk(parts, dim=1), strict=True)
+        return torch.stack([lengths(half) / own.square().sum(dim=1) for half, own in halves]).sum(dim=0)
 
 
 class JointProblem(Problem):
@@ -303,19 +349,14 @@ class JointProblem(Problem):
     ) -> None:
         super().__init__(model, edits, layer, config, "mlp", variant)
 
-    def _at_first_subject(self) -> Tensor:
+    def _changed(self) -> list[Tensor]:
         assert self.attention_out is not None and self.mlp_out is not None
-        return torch.cat([self.attention_out[:, 0], self.mlp_out[:, 0]], dim=1).float()
+        return [self.attention_out, self.mlp_out]
 
     def states(self, rows: Tensor) -> Callable[[Tensor], Tensor]:
         """As in the base class, but of the MLP's output: only its target is written into the weights."""
         first = self.h[rows]
         return lambda delta: (first + delta).chunk(2, dim=1)[1].contiguous()
-
-    def project(self, delta: Tensor, h: Tensor) -> tuple[Tensor, bool]:
-        """Each of the two halves is bounded by the size of its own output."""
-        parts = [_shortened(d, own, self.config.clamp) for d, own in zip(delta.chunk(2), h.chunk(2), strict=True)]
-        return torch.cat([part for part, _ in parts]), any(shortened for _, shortened in parts)
 
     def _above(self, delta: Tensor) -> Tensor:
         attention, mlp = (self.subject * half[:, None].to(self.hidden.dtype) for half in delta.chunk(2, dim=1))
@@ -324,15 +365,41 @@ class JointProblem(Problem):
             hidden = model.run(self.hidden, self.layer, self.layer + 1, self.positional, PrefixKV(self.past))
         return self._upper(hidden)
 
-    def _decay(self, delta: Tensor, h: Tensor) -> Tensor:
-        halves = zip(delta.chunk(2, dim=1), h.chunk(2, dim=1), strict=True)
-        return torch.stack([lengths(half) / own.square().sum(dim=1) for half, own in halves]).sum(dim=0)
+
+class LayersProblem(Problem):
+    """Deltas of what the edited maps of several layers put out, found together, before the norms behind the maps.
+
+    A norm behind a map lets through vectors of one length only: a change of the last layer's state, spread over the
+    layers, cannot be reached there. What is found here is what the maps are to put out, so every layer can reach its
+    own part whatever the norms do. With the variant ``joint`` there is one of the value layer's attention too (PMET).
+
+    In every context a map puts out what it did before the edit, plus the delta; what changes below it does not count,
+    as the write makes up for it layer by layer.
+    """
+
+    def _changed(self) -> list[Tensor]:
+        maps = [self.map_outs[layer] for layer in self.variant.layers]
+        return maps if self.attention_out is None else [self.attention_out, *maps]
+
+    def states(self, rows: Tensor) -> Callable[[Tensor], Tensor]:
+        """A function from deltas (G, D) of the edits at ``rows`` to what the maps put out then, (G, n, d)."""
+        first, count = self.h[rows], len(self.variant.layers)
+        width = self.hidden.shape[2]
+        return lambda delta: (first + delta)[:, -count * width :].reshape(-1, count, width).contiguous()
+
+    def _above(self, delta: Tensor) -> Tensor:
+        model, layers = self.model, self.variant.layers
+        parts = delta.to(self.hidden.dtype).chunk(self.size.shape[1], dim=1)
+        given = {n: self.map_outs[n] + part[:, None] for n, part in zip(layers, parts[-len(layers) :], strict=True)}
+        with model.overwritten(given, self.subject > 0), ExitStack() as stack:
+            if self.variant.joint:
+                stack.enter_context(model.added(self.layer, attention=self.subject * parts[0][:, None]))
+            hidden = model.run(self.hidden, self.first, self.layer + 1, self.positional, PrefixKV(self.past))
+        return self._upper(hidden)
 
 
-def _shortened(delta: Tensor, h: Tensor, clamp: float | None) -> tuple[Tensor, bool]:
-    if clamp is None:
-        return delta, False
-    bound, size = clamp * h.norm(), delta.norm()
+def _shortened(delta: Tensor, bound: Tensor) -> tuple[Tensor, bool]:
+    size = delta.norm()
     return (delta * (bound / size), True) if bool(size > bound) else (delta, False)
 
 

@@ -29,7 +29,15 @@ from errata.editing.model.adapter import EditableModel
 from errata.editing.model.packed import multiplying
 from errata.editing.request import EditRequest
 from errata.editing.value_config import FAST, PLAIN, TargetValue, ValueConfig, Variant
-from errata.editing.value_problem import KL_TEMPLATE, JointProblem, Problem, Segment, edit_segments, lengths
+from errata.editing.value_problem import (
+    KL_TEMPLATE,
+    JointProblem,
+    LayersProblem,
+    Problem,
+    Segment,
+    edit_segments,
+    lengths,
+)
 
 __all__ = [
     "FAST",
@@ -108,7 +116,8 @@ def problem_of(
     space: Literal["block", "mlp"],
     variant: Variant,
 ) -> Problem:
-    return (JointProblem if variant.joint else Problem)(model, edits, layer, config, space, variant)
+    kind = LayersProblem if variant.layers else JointProblem if variant.joint else Problem
+    return kind(model, edits, layer, config, space, variant)
 
 
 def _minimize(problem: Problem, config: ValueConfig, sizes: Sequence[int]) -> list[TargetValue]:
@@ -120,7 +129,8 @@ def _minimize(problem: Problem, config: ValueConfig, sizes: Sequence[int]) -> li
     count = len(sizes)
     device = problem.h.device
     first_rows = torch.tensor([sum(sizes[:g]) for g in range(count)], device=device)
-    h, states = problem.h[first_rows], problem.states(first_rows)
+    h, size, states = problem.h[first_rows], problem.size[first_rows], problem.states(first_rows)
+    units = problem.units(first_rows)
     deltas = [torch.zeros(h.shape[1], device=device, requires_grad=True) for _ in range(count)]
     adam = torch.optim.Adam(deltas, lr=config.lr)
     loss_of, steps_of = [float("nan")] * count, [0] * count
@@ -130,9 +140,10 @@ def _minimize(problem: Problem, config: ValueConfig, sizes: Sequence[int]) -> li
     owner = _owners(sizes, packed, device)
     baseline: Tensor | None = None
     for step in range(config.steps):
-        rows = torch.stack([deltas[g].detach() for g in packed])[owner].requires_grad_()
+        rows = torch.stack([deltas[g].detach() for g in packed])
+        rows = (rows if units is None else rows * units[packed])[owner].requires_grad_()
         # a shared delta is measured by one size
-        losses, baseline = problem.losses(rows, h[packed][owner], baseline)
+        losses, baseline = problem.losses(rows, h[packed][owner], baseline, size[packed][owner])
         for g, value in zip(packed, _mean_by(owner, losses.detach()).tolist(), strict=True):
             if g in running:
                 loss_of[g], steps_of[g] = value, step + 1
@@ -143,13 +154,15 @@ def _minimize(problem: Problem, config: ValueConfig, sizes: Sequence[int]) -> li
         losses.sum().backward()
         assert rows.grad is not None
         gradients = rows.grad / lengths(rows.grad)[:, None] if problem.variant.unit_gradients else rows.grad
-        for g, gradient in zip(packed, _mean_by(owner, gradients), strict=True):
+        gradients = _mean_by(owner, gradients)
+        for g, gradient in zip(packed, gradients if units is None else gradients * units[packed], strict=True):
             deltas[g].grad = None if converged[g] else gradient  # Adam leaves alone what has no gradient
         adam.step()
         with torch.no_grad():
             for g in running:
-                allowed, clamped[g] = problem.project(deltas[g].detach(), h[g])
-                deltas[g].copy_(allowed)
+                found = deltas[g].detach() if units is None else deltas[g].detach() * units[g]
+                allowed, clamped[g] = problem.project(found, h[g], size[g])
+                deltas[g].copy_(allowed if units is None else allowed / units[g])
         if len(running) < _REPACK_SHARE * len(packed):
             left = torch.tensor([packed[int(p)] in running for p in owner], device=device)
             rows_left = left.nonzero().squeeze(1)
@@ -157,6 +170,7 @@ def _minimize(problem: Problem, config: ValueConfig, sizes: Sequence[int]) -> li
             packed = list(running)
             owner = _owners(sizes, packed, device)
     final = torch.stack([d.detach() for d in deltas])
+    final = final if units is None else final * units
     reached = states(final)
     return [
         TargetValue(h[g].cpu(), final[g].cpu(), reached[g].cpu(), loss_of[g], steps_of[g], converged[g], clamped[g])

@@ -17,13 +17,15 @@ from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest
 from errata.editing.reverting import HistoryItem, RevertOrder, revert
 from errata.editing.session import EditReceipt, EditSession, Snapshot
+from errata.editing.verify import VerifyConfig
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ContextSpec:
-    """Context prefixes: given, or sampled from the base model."""
+    """What a session is made with besides its editor: the context prefixes, given or sampled from the base model, and
+    how it looks at its batches."""
 
     count: int
     length: int
@@ -31,6 +33,7 @@ class ContextSpec:
     given: tuple[str, ...] | None = None
     further: tuple[tuple[int, int], ...] = ()
     """(count, length) of more prefixes."""
+    verify: VerifyConfig | None = None
 
 
 class EditorWorker:
@@ -50,11 +53,12 @@ class EditorWorker:
         self._model.check_layers(self._editor.layers)
         groups = ((contexts.count, contexts.length), *contexts.further)
         self.contexts = contexts.given or sample_groups(self._model, groups, seed=contexts.seed)
+        self._verify = contexts.verify
         self._session: EditSession | None = None
 
     def start(self, covariance: KeyCovariance | None) -> None:
         """Begin the lifetime on its first covariance."""
-        self._session = EditSession(self._model, self._editor, covariance, self.contexts)
+        self._session = EditSession(self._model, self._editor, covariance, self.contexts, self._verify)
 
     def map_widths(self) -> dict[int, int]:
         """d_in of every edited map."""

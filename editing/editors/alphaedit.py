@@ -45,5 +45,5 @@ class AlphaEdit(LocateEditor):
             )
         return ProjectedIdentity(self.config.l2, basis, complement=complement)
 
-    def right_factor(self, layer: int, keys: Tensor, state: LifelongState) -> Tensor:
-        return update_factor(state.systems[layer], keys.cpu())
+    def right_factor(self, layer: int, keys: Tensor, state: LifelongState, ridge: Tensor | None = None) -> Tensor:
+        return update_factor(state.systems[layer], keys.cpu(), ridge)

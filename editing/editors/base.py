@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from errata.editing.closed import Closed
 from errata.editing.covariance import KeyCovariance
-from errata.editing.delta import WeightDelta
+from errata.editing.delta import LayerDelta, WeightDelta
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest
 from errata.editing.state import LifelongState
@@ -46,6 +46,18 @@ class LocateConfig(EditorConfig):
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """One write of a batch, the first or a correction of it: enough to compute it again without one of its edits."""
+
+    targets: Tensor
+    """As in a receipt: float32 (m, d), or (m, n, d)."""
+    ridge: Tensor
+    """(m,) float32: what the method's own ridge was multiplied by for each edit; 1 in a first write."""
+    keys: Mapping[int, Tensor]
+    """Float32 (d_in, m) by layer."""
+
+
+@dataclass(frozen=True)
 class Computation:
     """One batch, computed but not applied.
 
@@ -57,12 +69,18 @@ class Computation:
     delta: WeightDelta
     keys: Mapping[int, Tensor]
     values: Sequence[TargetValue]
+    raw: Mapping[int, LayerDelta] = field(default_factory=dict)
+    """The change by layer before the method's last touch (thinning, damping): what a correction is joined to."""
+    sweeps: tuple[Sweep, ...] = ()
+    """All writes that make up the change, in order, where there was more than one."""
 
 
 class Editor(ABC):
     """A method of writing facts into weights."""
 
     needs_covariance: bool = True
+    corrects: bool = False
+    """Whether a batch that is not there yet can be written once more, towards its targets (`LocateEditor`)."""
     commutes: bool = True
     """Whether an update stays right when an earlier one is taken out; else a revert computes all later ones anew."""
 

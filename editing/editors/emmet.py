@@ -48,5 +48,5 @@ class Emmet(LocateEditor):
         ridge = self.config.ridge * torch.eye(moment.shape[0], dtype=torch.float64)
         return DenseBase(moment + ridge, what=f"w * C + ridge of layer {layer} ({covariance.tokens} tokens)")
 
-    def right_factor(self, layer: int, keys: Tensor, state: LifelongState) -> Tensor:
-        return equality_factor(state.systems[layer], keys.cpu(), self.config.damping)
+    def right_factor(self, layer: int, keys: Tensor, state: LifelongState, ridge: Tensor | None = None) -> Tensor:
+        return equality_factor(state.systems[layer], keys.cpu(), self.config.damping, ridge)

@@ -8,8 +8,9 @@ Letters: m edits, I = d_in, O = d_out.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -43,6 +44,9 @@ class LocateEditor(Editor):
     """Spreads the residual ``z - h`` over the layers and solves a least-squares problem at each."""
 
     key_average: KeyAverage = "half"
+    corrects = True
+    measures: Literal["state", "outputs"] = "state"
+    """What tells how far an edit got: the last layer's state, or what the last layer's map puts out."""
 
     def new_state(self, model: EditableModel, covariance: KeyCovariance | None) -> LifelongState:
         self.check(model, covariance)
@@ -71,8 +75,8 @@ class LocateEditor(Editor):
         return float(remaining)
 
     @abstractmethod
-    def right_factor(self, layer: int, keys: Tensor, state: LifelongState) -> Tensor:
-        """Right factor (m, I) of the update ``R @ right`` for keys (I, m)."""
+    def right_factor(self, layer: int, keys: Tensor, state: LifelongState, ridge: Tensor | None = None) -> Tensor:
+        """Right factor (m, I) of the update ``R @ right`` for keys (I, m); see `write` for the ridge (m,)."""
 
     def find_values(
         self,
@@ -83,6 +87,8 @@ class LocateEditor(Editor):
     ) -> list[TargetValue]:
         """Target values at the last edited layer."""
         variant = self.variant(requests)
+        if self.finds_outputs(model):
+            variant = replace(variant, layers=self.layers)
         return optimize_values(
             model,
             requests,
@@ -92,6 +98,10 @@ class LocateEditor(Editor):
             progress=progress,
             variant=variant,
         )
+
+    def finds_outputs(self, model: EditableModel) -> bool:
+        """Whether targets are what each edited map puts out: a norm follows the maps, and it is not to be ignored."""
+        return self.config.values.post_norm == "exact" and model.decoder.post_norm(self.layers[-1]) is not None
 
     def variant(self, requests: Sequence[EditRequest]) -> Variant:
         """What the method's target values do differently from MEMIT's."""
@@ -111,7 +121,19 @@ class LocateEditor(Editor):
             return Computation(WeightDelta({}, self.config.type), {}, values)
         targets = torch.stack([value.state for value in values])
         changes, keys = self.write(model, requests, targets, state, contexts)
-        return Computation(WeightDelta(changes, self.config.type), keys, values)
+        return Computation(self.finish(model, changes, state, len(requests)), keys, values, changes)
+
+    def more_values(
+        self, model: EditableModel, requests: Sequence[EditRequest], contexts: Sequence[str], layers: Sequence[int]
+    ) -> list[TargetValue]:
+        """Target values once more, on the weights as they are now, for a batch that was written to ``layers``."""
+        return self.find_values(model, requests, contexts, None)
+
+    def finish(
+        self, model: EditableModel, changes: Mapping[int, LayerDelta], state: LifelongState, edits: int
+    ) -> WeightDelta:
+        """What a batch's change becomes before it is applied to the model's weights, which are those before it."""
+        return WeightDelta(changes, self.config.type)
 
     def write(
         self,
@@ -121,26 +143,33 @@ class LocateEditor(Editor):
         state: LifelongState,
         contexts: Sequence[str],
         layers: Sequence[int] | None = None,
+        ridge: Tensor | None = None,
     ) -> Written:
-        """The changes that bring the subjects' states to ``targets`` (m, d); the model's bytes are restored.
+        """The changes that bring the subjects to ``targets``; the model's bytes are restored.
 
         Args:
+            targets: states of the last layer (m, d), towards which every layer does its share, or outputs of the maps
+                of all layers (m, n, d), of which every layer reaches its own.
             layers: of this batch, ascending; by default all of the editor's.
+            ridge: (m,), by what the method's ridge is multiplied for each edit: below 1, more of it is stored.
 
         Raises:
             DependentKeysError: the method must hit every target, and some keys depend on others.
         """
         layers = self.layers if layers is None else tuple(layers)
-        wanted = targets.T.to(model.device)
+        wanted = targets.transpose(0, -1).to(model.device)
         changes: dict[int, LayerDelta] = {}
         keys: dict[int, Tensor] = {}
         walk = SubjectPass(model, requests, contexts)
         with model.patched(layers):
             for place, layer in enumerate(layers):
                 columns = walk.keys(layer, self.key_average)
-                residual = self.residual(model, walk, wanted, layer, layers[-1], self.spread(len(layers) - place))
+                if wanted.ndim == 3:
+                    residual = wanted[:, place] - walk.states(layer)[1]
+                else:
+                    residual = self.residual(model, walk, wanted, layer, layers[-1], self.spread(len(layers) - place))
                 try:
-                    changes[layer] = self.change(model, layer, columns, residual, state)
+                    changes[layer] = self.change(model, layer, columns, residual, state, ridge)
                 except DependentColumnsError as error:
                     raise named(error, requests, layer) from error
                 keys[layer] = columns.cpu()
@@ -159,10 +188,16 @@ class LocateEditor(Editor):
         return residual
 
     def change(
-        self, model: EditableModel, layer: int, keys: Tensor, residual: Tensor, state: LifelongState
+        self,
+        model: EditableModel,
+        layer: int,
+        keys: Tensor,
+        residual: Tensor,
+        state: LifelongState,
+        ridge: Tensor | None = None,
     ) -> LayerDelta:
         """The change of one layer's map for keys (I, m) and residuals (O, m)."""
-        right = self.right_factor(layer, keys, state)
+        right = self.right_factor(layer, keys, state, ridge)
         return LayerDelta("low_rank", residual.float().cpu(), right.float().cpu().contiguous())
 
 

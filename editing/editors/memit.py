@@ -31,9 +31,9 @@ class Memit(LocateEditor):
         matrix = self.config.cov_weight * covariance.mean(layer)
         return DenseBase(matrix, what=f"lambda * C of layer {layer} ({covariance.tokens} tokens)")
 
-    def right_factor(self, layer: int, keys: Tensor, state: LifelongState) -> Tensor:
+    def right_factor(self, layer: int, keys: Tensor, state: LifelongState, ridge: Tensor | None = None) -> Tensor:
         system = state.systems[layer]
         if not self.config.past_keys:
             width = state.held[layer].height
             system = type(system).start(system.base, torch.zeros(width, 0, dtype=torch.float64), width)
-        return update_factor(system, keys.cpu())
+        return update_factor(system, keys.cpu(), ridge)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -92,7 +93,7 @@ class Mose(LocateEditor):
         }
         return LifelongState.start({}, covariance, None, memory=norms)
 
-    def right_factor(self, layer: int, keys: Tensor, state: LifelongState) -> Tensor:
+    def right_factor(self, layer: int, keys: Tensor, state: LifelongState, ridge: Tensor | None = None) -> Tensor:
         raise NotImplementedError("a rotation has no right factor")
 
     def variant(self, requests: Sequence[EditRequest]) -> Variant:
@@ -111,7 +112,7 @@ class Mose(LocateEditor):
             return Computation(WeightDelta({}, self.config.type), {}, values)
         targets = torch.stack([value.state for value in values])
         changes, keys = self.write(model, requests, targets, state, contexts, layers)
-        return Computation(WeightDelta(changes, self.config.type), keys, values)
+        return Computation(self.finish(model, changes, state, len(requests)), keys, values, changes)
 
     def choose(
         self,
@@ -124,24 +125,20 @@ class Mose(LocateEditor):
         """The layers to edit for a batch, ascending, and the target values at the last of them."""
 
         def values_at(layer: int) -> list[TargetValue]:
-            return optimize_values(
-                model,
-                requests,
-                layer=layer,
-                contexts=contexts,
-                config=self.config.values,
-                space="mlp",
-                progress=progress,
-                variant=self.variant(requests),
-            )
+            return self.more_values(model, requests, contexts, (layer,), progress)
 
+        def values_over(layers: tuple[int, ...]) -> list[TargetValue]:
+            if layers[-1] in by_layer and not self._together(model, layers):
+                return by_layer[layers[-1]]
+            return self.more_values(model, requests, contexts, layers)
+
+        by_layer: dict[int, list[TargetValue]] = {}
         if self.config.selection == "predefined":
-            return self.layers, values_at(self.layers[-1])
+            return self.layers, values_over(self.layers)
         walk = SubjectPass(model, requests, contexts)
         allowed = self.config.layers
         sizes = {layer: walk.keys(layer, self.key_average).norm(dim=0).cpu() for layer in allowed}
         strongest = sorted(allowed, key=lambda layer: (-float(sizes[layer].mean()), layer))
-        by_layer: dict[int, list[TargetValue]] = {}
         scores: dict[int, float] = {}
         for layer in sorted(strongest[: self.config.candidates]):
             by_layer[layer] = values_at(layer)
@@ -152,15 +149,49 @@ class Mose(LocateEditor):
         best = min(scores, key=lambda layer: (scores[layer], layer))
         reach = 1 if self.config.selection == "neighbours" else 0
         layers = tuple(layer for layer in self.layers if abs(layer - best) <= reach)
-        return layers, by_layer[layers[-1]] if layers[-1] in by_layer else values_at(layers[-1])
+        return layers, values_over(layers)
+
+    def _together(self, model: EditableModel, layers: Sequence[int]) -> bool:
+        return len(layers) > 1 and self.finds_outputs(model)
+
+    def more_values(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        contexts: Sequence[str],
+        layers: Sequence[int],
+        progress: Progress | None = None,
+    ) -> list[TargetValue]:
+        variant = self.variant(requests)
+        return optimize_values(
+            model,
+            requests,
+            layer=layers[-1],
+            contexts=contexts,
+            config=self.config.values,
+            space="mlp",
+            progress=progress,
+            variant=replace(variant, layers=tuple(layers)) if self._together(model, layers) else variant,
+        )
 
     def change(
-        self, model: EditableModel, layer: int, keys: Tensor, residual: Tensor, state: LifelongState
+        self,
+        model: EditableModel,
+        layer: int,
+        keys: Tensor,
+        residual: Tensor,
+        state: LifelongState,
+        ridge: Tensor | None = None,
     ) -> LayerDelta:
         assert state.covariance is not None
         weight = model.weight(layer).cpu().double()
         moment = weight @ state.covariance.mean(layer) @ weight.T
-        rotation = procrustes(moment, weight @ keys.cpu().double(), residual.cpu().double(), self.config.preservation)
+        outputs, missing = weight @ keys.cpu().double(), residual.cpu().double()
+        if ridge is not None:
+            # what is kept weighs less against an edit with a smaller ridge: the edit weighs more
+            heavier = ridge.double().rsqrt()
+            outputs, missing = outputs * heavier, missing * heavier
+        rotation = procrustes(moment, outputs, missing, self.config.preservation)
         accumulated = state.memory.get(f"rotation.{layer}")
         if accumulated is not None and drift(accumulated) > MAX_DRIFT:
             # what is stored are float32 factors, whose errors add up; this one takes the product back to orthogonal

@@ -43,6 +43,7 @@ class Pmet(Memit):
     """MEMIT on values that leave attention its share."""
 
     config: PmetConfig
+    measures = "outputs"
 
     def variant(self, requests: Sequence[EditRequest]) -> Variant:
         return Variant(joint=True, hit_weight=self.config.values.hit_weight)

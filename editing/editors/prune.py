@@ -22,12 +22,10 @@ from torch import Tensor
 
 from errata.editing.covariance import KeyCovariance
 from errata.editing.delta import LayerDelta, WeightDelta
-from errata.editing.editors.base import Computation, Progress
 from errata.editing.editors.locate import LeastSquaresConfig
 from errata.editing.editors.memit import Memit
 from errata.editing.errors import UserError
 from errata.editing.model.adapter import EditableModel
-from errata.editing.request import EditRequest
 from errata.editing.state import LifelongState
 
 
@@ -62,29 +60,26 @@ class Prune(Memit):
                 memory[f"{name}.{layer}.right"] = torch.zeros(0, weight.shape[1])
         return state.remembering(memory)
 
-    def compute(
-        self,
-        model: EditableModel,
-        requests: Sequence[EditRequest],
-        state: LifelongState,
-        contexts: Sequence[str],
-        progress: Progress | None = None,
-    ) -> Computation:
-        plain = super().compute(model, requests, state, contexts, progress)
-        changes: dict[int, LayerDelta] = {}
+    def finish(
+        self, model: EditableModel, changes: Mapping[int, LayerDelta], state: LifelongState, edits: int
+    ) -> WeightDelta:
+        """With the damping of before the batch taken back and that of after it put in, behind the update's columns."""
+        whole: dict[int, LayerDelta] = {}
         notes: dict[str, float] = {}
-        for layer, change in plain.delta.layers.items():
+        for layer, change in changes.items():
             assert change.right is not None
             left, right = _grown(state.memory, layer, change.left, change.right)
             new_left, new_right = damped_part(left, right, float(state.memory[f"s_max.{layer}"]), self.config.base)
             old_left, old_right = state.memory[f"damped.{layer}.left"], state.memory[f"damped.{layer}.right"]
-            changes[layer] = LayerDelta(
+            whole[layer] = LayerDelta(
                 "low_rank",
                 torch.cat([change.left, old_left, -new_left], dim=1),
                 torch.cat([change.right, old_right, new_right]),
             )
             notes[f"damped.{layer}"] = float(new_left.shape[1])
-        return Computation(WeightDelta(changes, self.config.type, notes), plain.keys, plain.values)
+            if change.left.shape[1] != edits:
+                notes[f"columns.{layer}"] = float(change.left.shape[1])
+        return WeightDelta(whole, self.config.type, notes)
 
     def advance(
         self,
@@ -97,7 +92,8 @@ class Prune(Memit):
         memory: dict[str, Tensor] = {}
         for layer, change in delta.layers.items():
             assert change.right is not None
-            edits = keys[layer].shape[1]
+            # one column an edit, more where the batch was corrected
+            edits = int(delta.notes.get(f"columns.{layer}", keys[layer].shape[1]))
             left, right = _grown(state.memory, layer, change.left[:, :edits], change.right[:edits])
             new = edits + state.memory[f"damped.{layer}.left"].shape[1]
             memory |= {f"raw.{layer}.left": left, f"raw.{layer}.right": right}

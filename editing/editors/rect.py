@@ -6,7 +6,7 @@ are applied after all layers have been solved. Gu et al. 2024, arXiv:2401.04700.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -50,10 +50,10 @@ class Rect(Editor):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self._base: LocateEditor = Memit(config) if config.base == "memit" else Rome(config)
+        self.base: LocateEditor = Memit(config) if config.base == "memit" else Rome(config)
 
     def new_state(self, model: EditableModel, covariance: KeyCovariance | None) -> LifelongState:
-        return self._base.new_state(model, covariance)
+        return self.base.new_state(model, covariance)
 
     def compute(
         self,
@@ -63,12 +63,18 @@ class Rect(Editor):
         contexts: Sequence[str],
         progress: Progress | None = None,
     ) -> Computation:
-        whole = self._base.compute(model, requests, state, contexts, progress)
-        changes = {
+        whole = self.base.compute(model, requests, state, contexts, progress)
+        return replace(whole, delta=self.finish(model, whole.raw, state, len(requests)))
+
+    def finish(
+        self, model: EditableModel, changes: Mapping[int, LayerDelta], state: LifelongState, edits: int
+    ) -> WeightDelta:
+        """The part of the base's change that is kept."""
+        kept = {
             layer: change if self.config.keep == 1 else thinned(change, model.weight(layer), self.config.keep)
-            for layer, change in whole.delta.layers.items()
+            for layer, change in changes.items()
         }
-        return replace(whole, delta=WeightDelta(changes, self.config.type))
+        return WeightDelta(kept, self.config.type)
 
 
 def thinned(change: LayerDelta, weight: Tensor, keep: float) -> LayerDelta:

@@ -61,6 +61,7 @@ class Rome(LocateEditor):
     """Requests of a batch are written one after the other, each into the weights the one before it left."""
 
     key_average = "mean"
+    measures = "outputs"
 
     @property
     def keeps_past_keys(self) -> bool:
@@ -75,8 +76,8 @@ class Rome(LocateEditor):
     def base_of(self, covariance: KeyCovariance, layer: int) -> Base:
         return DenseBase(covariance.mean(layer), what=f"C of layer {layer} ({covariance.tokens} tokens)")
 
-    def right_factor(self, layer: int, keys: Tensor, state: LifelongState) -> Tensor:
-        """One row for each key (I, m) on its own."""
+    def right_factor(self, layer: int, keys: Tensor, state: LifelongState, ridge: Tensor | None = None) -> Tensor:
+        """One row for each key (I, m) on its own; there is no ridge."""
         rows = [equality_factor(state.systems[layer], key[:, None].cpu()) for key in keys.T]
         return torch.cat(rows)
 
@@ -101,7 +102,12 @@ class Rome(LocateEditor):
         if len(parts) < len(values):
             return Computation(WeightDelta({}, self.config.type), {}, values)
         changes, keys = self._joined(parts)
-        return Computation(WeightDelta(changes, self.config.type), keys, values)
+        return Computation(self.finish(model, changes, state, len(requests)), keys, values, changes)
+
+    def more_values(
+        self, model: EditableModel, requests: Sequence[EditRequest], contexts: Sequence[str], layers: Sequence[int]
+    ) -> list[TargetValue]:
+        return [self._value(model, request, contexts) for request in requests]
 
     def write(
         self,
@@ -111,6 +117,7 @@ class Rome(LocateEditor):
         state: LifelongState,
         contexts: Sequence[str],
         layers: Sequence[int] | None = None,
+        ridge: Tensor | None = None,
     ) -> Written:
         """As in the base class; ``targets`` (m, d) are outputs of the edited map."""
         with model.patched(self.layers):

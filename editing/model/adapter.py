@@ -145,7 +145,7 @@ class EditableModel:
         return _catching({layer: self.decoder.attention(layer) for layer in layers}, inputs=False)
 
     @contextmanager
-    def added(self, layer: int, *, attention: Tensor, mapped: Tensor) -> Iterator[None]:
+    def added(self, layer: int, *, attention: Tensor, mapped: Tensor | None = None) -> Iterator[None]:
         """Within the context, (B, T, d) are added to the outputs of a layer's attention and of its edited map."""
 
         def hook(change: Tensor) -> Any:
@@ -154,10 +154,26 @@ class EditableModel:
 
             return add
 
-        handles = [
-            self.decoder.attention(layer).register_forward_hook(hook(attention)),
-            self.decoder.edited_map(layer).register_forward_hook(hook(mapped)),
-        ]
+        handles = [self.decoder.attention(layer).register_forward_hook(hook(attention))]
+        if mapped is not None:
+            handles.append(self.decoder.edited_map(layer).register_forward_hook(hook(mapped)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def overwritten(self, outputs: Mapping[int, Tensor], where: Tensor) -> Iterator[None]:
+        """Within the context, the maps' outputs are ``outputs`` (B, T, O) by layer where ``where`` (B, T, 1) is set."""
+
+        def hook(given: Tensor) -> Any:
+            def put(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
+                return torch.where(where, given.to(output.dtype), output)
+
+            return put
+
+        handles = [self.decoder.edited_map(n).register_forward_hook(hook(given)) for n, given in outputs.items()]
         try:
             yield
         finally:

@@ -17,6 +17,7 @@ from errata.actors.settings import ModelSpec, ParallelConfig, RayConfig
 from errata.editing.closed import Closed
 from errata.editing.digest import digest_json
 from errata.editing.editors import REGISTRY
+from errata.editing.verify import VerifyConfig
 from errata.orchestrator.config.covariance import CovarianceConfig
 from errata.orchestrator.config.evaluation import EvaluationConfig, MemoryConfig
 from errata.orchestrator.config.guard import GuardConfig
@@ -90,6 +91,7 @@ class RunConfig(Closed):
     contexts: ContextsConfig = ContextsConfig()
     stream: StreamConfig
     batching: BatchingConfig = BatchingConfig()
+    verify: VerifyConfig = VerifyConfig()
     schedule: Literal["deterministic", "asap"] = "deterministic"
     """``deterministic``: batches form by count and covariances change over by edits; ``asap``: both by the clock."""
     snapshots: SnapshotConfig = SnapshotConfig()
@@ -182,10 +184,14 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(contexts, Mapping):
         # runs of older releases know nothing of it, nor of what the next lines leave out
         kept["contexts"] = {key: value for key, value in contexts.items() if key != "further" or value}
+    if kept.get("verify") == VerifyConfig().model_dump(mode="json"):
+        del kept["verify"]  # runs of older releases know nothing of it
     editor = kept.get("editor")
     if isinstance(editor, Mapping):
-        usual = {"key": "averaged", "beyond": False}
+        usual = {"key": "averaged", "beyond": False, "units": "absolute"}
         kept["editor"] = {key: value for key, value in editor.items() if key not in usual or value != usual[key]}
+        if isinstance(values := editor.get("values"), Mapping):
+            kept["editor"]["values"] = {k: v for k, v in values.items() if k != "units" or v != "absolute"}
     model = kept.get("model")
     if isinstance(model, Mapping):
         # runs of older releases know nothing of it

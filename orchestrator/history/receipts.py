@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from errata.editing.covariance import KeyCovariance
 from errata.editing.delta import WeightDelta
 from errata.editing.digest import digest_json, digest_tensors
+from errata.editing.editors.base import Sweep
 from errata.editing.errors import DamagedFileError
 from errata.editing.reverting import HistoryItem
 from errata.editing.session import EditReceipt, Part, RequestResult, Snapshot
@@ -29,6 +30,8 @@ from errata.retrieval.memory import MemoryEntry
 from errata.retrieval.statements import StatementConfig, statement_of
 
 _FORMAT = "errata-receipt-1"
+_CORRECTED = "errata-receipt-2"
+"""Of a batch that was corrected: with all its sweeps."""
 
 
 def receipt_digest(path: Path) -> str:
@@ -73,6 +76,14 @@ def store_receipt(store: ArtifactStore, receipt: EditReceipt) -> tuple[str | Non
             "parts": json.dumps([asdict(part) for part in receipt.parts]),
             "whole": json.dumps(receipt.whole),
         }
+    if receipt.sweeps:
+        metadata |= {"format": _CORRECTED, "sweeps": str(len(receipt.sweeps))}
+        for number, sweep in enumerate(receipt.sweeps):
+            tensors |= {
+                f"sweep.{number}.targets": sweep.targets.clone().contiguous(),
+                f"sweep.{number}.ridge": sweep.ridge.clone().contiguous(),
+                **{f"sweep.{number}.keys.{n}": keys.clone().contiguous() for n, keys in sweep.keys.items()},
+            }
     keys = store.put_file("keys", lambda path: save_file(tensors, path, metadata=metadata))
     reach("after_keys_stored")
     if receipt.delta is None:
@@ -106,7 +117,15 @@ def load_receipt(store: ArtifactStore, version: Version) -> EditReceipt:
         parts=tuple(Part(**part) for part in json.loads(metadata.get("parts", "[]"))),
         whole=bool(json.loads(metadata.get("whole", "false"))),
         memory={n.removeprefix("memory."): t for n, t in tensors.items() if n.startswith("memory.")},
+        sweeps=tuple(_sweep(tensors, number) for number in range(int(metadata.get("sweeps", "0")))),
     )
+
+
+def _sweep(tensors: Mapping[str, Tensor], number: int) -> Sweep:
+    start = f"sweep.{number}."
+    own = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+    keys = {int(name.split(".")[1]): value for name, value in own.items() if name.startswith("keys.")}
+    return Sweep(own["targets"], own["ridge"], keys)
 
 
 def commit_data(
@@ -122,7 +141,16 @@ def commit_data(
 ) -> CommitData:
     """A receipt as the journal records it."""
     outcomes = tuple(
-        RequestOutcome(result.request_id, result.applied, result.reason, _figures(result)) for result in receipt.results
+        RequestOutcome(
+            result.request_id, result.applied, result.reason, _figures(result), result.outcome, result.figures
+        )
+        for result in receipt.results
+    )
+    asked = [outcome.outcome for outcome in outcomes if outcome.outcome is not None]
+    figures = (
+        None
+        if receipt.moved is None
+        else {"moved": receipt.moved, "landed": asked.count("landed"), "weak": asked.count("weak")}
     )
     return CommitData(
         sequence=receipt.sequence,
@@ -138,6 +166,8 @@ def commit_data(
         kind=receipt.kind,
         reverts=reverts,
         reason=reason,
+        sweeps=max(1, len(receipt.sweeps)),
+        figures=figures,
     )
 
 
@@ -267,6 +297,8 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except Exception as error:  # safetensors raises its own type, which it does not export everywhere
         raise DamagedFileError(f"receipt file {path.name!r} cannot be read: {error}") from error
-    if metadata.get("format") != _FORMAT:
-        raise DamagedFileError(f"receipt file {path.name!r} has format {metadata.get('format')!r}, want {_FORMAT!r}")
+    if metadata.get("format") not in (_FORMAT, _CORRECTED):
+        raise DamagedFileError(
+            f"receipt file {path.name!r} has format {metadata.get('format')!r}, want {_FORMAT!r} or {_CORRECTED!r}"
+        )
     return dict(metadata), tensors

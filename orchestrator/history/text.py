@@ -187,7 +187,8 @@ def _refresh(entry: RefreshEntry) -> str:
 
 
 def _fact(fact: Fact) -> str:
-    return f"{clean(fact.subject) or '?'} -> {clean(fact.target) or '?'}  [{clean(fact.id)}]"
+    weak = " weak" if fact.outcome == "weak" else ""
+    return f"{clean(fact.subject) or '?'} -> {clean(fact.target) or '?'}  [{clean(fact.id)}]{weak}"
 
 
 def _time(at: datetime | None) -> str:

@@ -130,6 +130,12 @@ class Summary(Closed):
     editor: str
     edits_applied: int = Field(ge=0)
     edits_failed: int = Field(ge=0)
+    edits_landed: int | None = Field(None, ge=0)
+    """Applied edits that the model said when they were written; None where nobody looked."""
+    edits_weak: int | None = Field(None, ge=0)
+    """Applied edits that it did not say."""
+    edits_refused: int | None = Field(None, ge=0)
+    """Edits that were rejected because they did not land, or damaged too much."""
     batches: int = Field(ge=0)
     refreshes: int = Field(ge=0)
     version: str

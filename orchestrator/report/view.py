@@ -102,6 +102,14 @@ def _times(value: float) -> str:
     return {1.0: "once", 2.0: "twice"}.get(value, f"{value:,.0f} times")
 
 
+def _landed(summary: Mapping[str, Any]) -> str:
+    """What the model itself said of the edits when they were written."""
+    landed, weak = number(summary.get("edits_landed")), number(summary.get("edits_weak"))
+    if landed is None or weak is None or not landed + weak:
+        return ""
+    return f"; {count(landed)} landed, {count(weak) if weak else 'none'} weak"
+
+
 def cards(summary: Mapping[str, Any]) -> list[Card]:
     """The key numbers."""
     perplexity = mapping(summary.get("perplexity"))
@@ -113,7 +121,7 @@ def cards(summary: Mapping[str, Any]) -> list[Card]:
     few = 0 < len(swaps) <= 4
     return [
         Card("Edits applied", count(summary.get("edits_applied")),
-             f"in {applied}, {'none' if failed == 0 else count(failed)} failed"),
+             f"in {applied}, {'none' if failed == 0 else count(failed)} failed{_landed(summary)}"),
         Card("Time per edit", duration(summary.get("edit_seconds_per_edit")),
              f"{duration(stages.get('edit_seconds'))} of {duration(summary.get('wall_seconds'))}"),
         Card("Perplexity, held-out text", change(perplexity.get("edited"), perplexity.get("base")),

@@ -40,7 +40,13 @@ def make_pipeline(
     estimator = cluster.estimator()
     editor = cluster.editor(
         config.editor,
-        ContextSpec(config.contexts.count, config.contexts.length, config.seed, further=config.contexts.further),
+        ContextSpec(
+            config.contexts.count,
+            config.contexts.length,
+            config.seed,
+            further=config.contexts.further,
+            verify=config.verify,
+        ),
         past,
     )
     memory = cluster.memory(
@@ -102,4 +108,5 @@ def make_pipeline(
         tracker=tracker,
         display=display,
         final_follows=final_follows,
+        retries=config.verify.on_weak == "retry",
     )

@@ -134,7 +134,7 @@ class OfflineRun:
             raise UserError("the run's newest commit names no context prefixes; nothing can be computed again")
         contexts: list[Any] = json.loads(self.store.get("contexts", head.contexts).read_text(encoding="utf-8"))
         given = self._config.contexts
-        spec = ContextSpec(given.count, given.length, self._config.seed, tuple(contexts))
+        spec = ContextSpec(given.count, given.length, self._config.seed, tuple(contexts), verify=self._config.verify)
         newest = newest_snapshot(self.journal, self.store)
         since = None if newest is None else newest[1]
         if self._spec.parallel is None:

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from errata.editing.session import NOT_LANDED
 from errata.evaluation.figures import MEASURED_BY
 from errata.evaluation.judge import judge_name
 from errata.evaluation.metrics import METRICS
@@ -70,6 +71,7 @@ def write_outputs(
         editor=config.editor.type,
         edits_applied=head.edits,
         edits_failed=counts.rejected,
+        **_verified(config, journal),
         batches=head.sequence,
         refreshes=len(refreshes),
         version=head.digest,
@@ -103,6 +105,15 @@ def write_outputs(
     page = render_report(summary.model_dump(mode="json"), facts, resolved)
     (output / "report.html").write_text(page, encoding="utf-8")
     return summary
+
+
+def _verified(config: RunConfig, journal: Journal) -> dict[str, int]:
+    """How many edits landed, are weak and were refused, where batches are looked at."""
+    if not config.verify.enabled:
+        return {}
+    counts = journal.counts()
+    refused = sum(row.reason in (NOT_LANDED, "damage") for row in journal.requests("rejected"))
+    return {"edits_landed": counts.landed, "edits_weak": counts.weak, "edits_refused": refused}
 
 
 def _arms(metrics: dict[str, dict[str, float | None]]) -> Any:

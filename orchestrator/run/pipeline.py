@@ -23,6 +23,7 @@ from errata.editing.errors import UserError
 from errata.editing.request import EditRequest
 from errata.editing.reverting import HistoryItem
 from errata.editing.session import EditReceipt, Snapshot
+from errata.editing.verify import in_short
 from errata.orchestrator.config.run import BatchingConfig, SnapshotConfig
 from errata.orchestrator.covariance.refresh import crossed
 from errata.orchestrator.covariance.schedule import Refreshing
@@ -135,6 +136,7 @@ class Pipeline:
         tracker: Tracker | NullTracker,
         display: Display,
         final_follows: bool = False,
+        retries: bool = False,
     ) -> None:
         """`errata.orchestrator.run.assembly.make_pipeline` makes one from the configuration of a run.
 
@@ -143,7 +145,9 @@ class Pipeline:
             statement: how the memory words a fact.
             every: edits between two points of the timeline; None for none.
             final_follows: when nothing waits any more, the owner evaluates everything, the timeline's facts too.
+            retries: an edit that a batch left waiting is written in a batch of its own (``verify.on_weak: retry``).
         """
+        self._retries = retries
         self.journal, self.store = journal, store
         self._final_follows = final_follows
         self._batching, self._snapshots, self._statement, self._every = batching, snapshots, statement, every
@@ -156,6 +160,8 @@ class Pipeline:
         self._past = parts.past
         self._batcher = Batcher(batching.size, batching.max_age_seconds, batching.distinct_subjects)
         self._attempts = Attempts(journal, self.editor, display.warn)
+        self._alone: list[str] = []
+        """Requests that stayed weak among others and are to be tried in a batch of their own."""
         self._contexts_digest: str | None = None
         self._edits_before = 0
 
@@ -168,6 +174,10 @@ class Pipeline:
         self._contexts_digest = self.store.put_bytes("contexts", contexts, suffix=".json")
         with self._past.restoring():
             self._restore()
+        if self._retries:
+            # what a batch had in hand and left waiting was weak there
+            given = [name for row in self.journal.attempts() if row.outcome == "committed" for name in row.request_ids]
+            self._alone = list(dict.fromkeys(given))
 
     def head(self) -> Version:
         """The newest version."""
@@ -183,11 +193,11 @@ class Pipeline:
             The version that came of it, or None if no batch was due.
         """
         self.refreshing.swap_if_due()
-        rows = self.journal.pending(self._batching.size)
+        plan = self._next_alone()
+        rows = [] if plan else self.journal.pending(self._batching.size)
         oldest = rows[0].accepted_at if rows else None
-        if not self._batcher.due(len(rows), ended=ended, oldest=oldest, now=datetime.now(UTC)):
-            return None
-        plan = self._batcher.plan([row.request for row in rows])
+        if plan is None and self._batcher.due(len(rows), ended=ended, oldest=oldest, now=datetime.now(UTC)):
+            plan = self._batcher.plan([row.request for row in rows])
         if plan is None:
             return None
         version = self._write(plan)
@@ -329,6 +339,14 @@ class Pipeline:
 
     # --- one batch ---
 
+    def _next_alone(self) -> BatchPlan | None:
+        """A batch of one request that stayed weak among others, if one still waits."""
+        while self._alone:
+            row = self.journal.request(self._alone.pop(0))
+            if row is not None and row.state == "accepted":
+                return BatchPlan((row.request,), ())
+        return None
+
     def _write(self, plan: BatchPlan) -> Version | None:
         """Apply, store, commit, remember: the order is what makes a crash harmless.
 
@@ -348,10 +366,13 @@ class Pipeline:
         with self._undone_on_error():
             version = self._commit(receipt, plan.superseded)
         self._attempts.committed()
+        self._alone += receipt.later
         applied = {result.request_id for result in receipt.results if result.applied}
         for result in receipt.results:
             if not result.applied:
                 self._display.warn(f"edit {result.request_id} not applied: {result.reason}")
+            elif result.outcome == "weak":
+                self._display.warn(f"edit {result.request_id} is weak: {in_short(result.figures or {})}")
         rows = [row for name in applied if (row := self.journal.request(name)) is not None]
         self._remember(sorted(rows, key=lambda row: row.seq))
         reach("after_memory_add")
@@ -397,6 +418,7 @@ class Pipeline:
         """What follows a new commit that is in the journal, the weights and the memory."""
         metrics = {f"norm.layer{layer}": norm for layer, norm in version.norms.items() if norm is not None}
         metrics["edit_seconds"] = version.seconds
+        metrics |= {f"verify.{name}": float(value) for name, value in (version.figures or {}).items()}
         self._tracker.log_metrics(metrics, step=version.edits)
         every = self._snapshots.every
         if every is not None and version.sequence % every == 0:

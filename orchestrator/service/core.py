@@ -126,6 +126,8 @@ class ServiceCore:
         self._edits = 0
         self.batch_seconds: list[Callable[[float, int], None]] = []
         """Told of every batch: wall seconds, edits applied."""
+        self.verified: list[Callable[[int, int], None]] = []
+        """Told of every batch that was looked at: edits that landed, and that are weak."""
         self.on_failure: Callable[[], None] = lambda: None
         """Called once, from the writer thread, when it cannot go on."""
         self._reverting = Reverting(pipeline)
@@ -340,6 +342,9 @@ class ServiceCore:
         self._batches.append((seconds, edits))
         for listener in self.batch_seconds:
             listener(seconds, edits)
+        if version.figures is not None:
+            for told in self.verified:
+                told(int(version.figures.get("landed", 0)), int(version.figures.get("weak", 0)))
         return True
 
     def _committed(self, version: Version) -> None:

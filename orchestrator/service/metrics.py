@@ -45,7 +45,14 @@ class Metrics:
         self.query = Histogram("errata_query_seconds", "One call of questions.", buckets=_QUERY_BUCKETS, **make)
         self.edits = Counter("errata_edits_written", "Edits written since the start of this process.", **make)
         self.calls = Counter("errata_http_requests", "Calls.", ["method", "route", "status"], **make)
+        self.landed = Counter(
+            "errata_edits_landed", "Edits that the model said when they were written, since the start.", **make
+        )
+        self.weak = Counter(
+            "errata_edits_weak", "Edits that were written and that the model did not say, since the start.", **make
+        )
         core.batch_seconds.append(self._batch)
+        core.verified.append(self._verified)
 
     def answered(self, method: str, route: str, status: int) -> None:
         """Count a call."""
@@ -54,6 +61,10 @@ class Metrics:
     def _batch(self, seconds: float, edits: int) -> None:
         self.batch.observe(seconds)
         self.edits.inc(edits)
+
+    def _verified(self, landed: int, weak: int) -> None:
+        self.landed.inc(landed)
+        self.weak.inc(weak)
 
     def text(self) -> bytes:
         """The exposition format."""

@@ -31,6 +31,7 @@ def edit_view(row: RequestRow) -> dict[str, Any]:
         "id": row.id,
         "number": row.seq,
         "state": state_of(row),
+        "outcome": row.outcome,
         "reason": row.reason,
         "accepted_at": time_text(row.accepted_at),
         "applied_in": row.applied_in,
@@ -47,7 +48,7 @@ def edit_story(journal: Journal, row: RequestRow) -> dict[str, Any]:
         for fate in journal.fates(row.id)
     ]
     probes = {key: row.payload.get(key, []) for key in ("paraphrases", "neighborhood", "portability")}
-    return {**edit_view(row), **probes, "result": row.result, "fates": fates}
+    return {**edit_view(row), **probes, "result": row.result, "figures": row.figures, "fates": fates}
 
 
 def accepted_view(answer: Accepted, row: RequestRow | None = None) -> dict[str, Any]:

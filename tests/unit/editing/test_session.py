@@ -290,9 +290,8 @@ def test_an_update_that_is_not_finite_is_not_applied(
 ) -> None:
     session = make()
     before = weight_bytes(session)
-    monkeypatch.setattr(
-        type(session.editor), "right_factor", lambda self, layer, keys, state: torch.full((keys.shape[1], 48), math.inf)
-    )
+    infinite = lambda self, layer, keys, state, ridge: torch.full((keys.shape[1], 48), math.inf)
+    monkeypatch.setattr(type(session.editor), "right_factor", infinite)
     with pytest.raises(NumericalError, match="the update of layer 0 is not finite"):
         session.apply(batch(1, requests[0]))
     assert weight_bytes(session) == before
