@@ -195,16 +195,6 @@ class LocalMemory:
         with self._lock:
             return self._worker().router()
 
-    def set_router(self, fitted: FittedRouter) -> None:
-        """Route with this from now on."""
-        with self._lock:
-            self._worker().set_router(fitted)
-
-    def refit_router(self, k: int) -> FittedRouter:
-        """The router as it should be beside the statements held now."""
-        with self._lock:
-            return self._worker().refit_router(k)
-
 
 class LocalEvaluators:
     """Puts questions to versions on the shared model; ``weights`` are maps by layer, none for the base."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,18 @@ settings.register_profile("patient", deadline=None, suppress_health_check=[Healt
 settings.load_profile("patient")
 
 TIERS = ("unit", "integration", "model")
+ROOMS = ("editing", "retrieval", "evaluation", "actors", "orchestrator")
+
+
+def bare_rooms() -> list[str]:
+    """Modules of this process that were imported by a bare room name: there are two copies of their classes."""
+    return sorted(name for name in sys.modules if name.split(".")[0] in ROOMS)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Whatever the tests imported, none of it was imported by a bare room name."""
+    if bare := bare_rooms():
+        raise pytest.UsageError(f"imported by bare room names, which makes two copies of every class: {bare}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -39,7 +39,9 @@ def estimate(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one dotted key; repeatable.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Also write the covariance to this file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write the covariance to this file.")
+    ] = None,
     store: Store = None,
     check: Annotated[
         bool, typer.Option("--check", help="Take the first unit's keys again by a packed second pass and compare.")
@@ -92,7 +94,7 @@ def show(
 @covariance.command()
 def compare(
     files: Annotated[list[str], typer.Argument(help="Two or more covariance files, or beginnings of kept names.")],
-    output: Annotated[Path, typer.Option(help="The page with the plots.")] = Path("covariances.html"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page with the plots.")] = Path("covariances.html"),
     layers: Annotated[list[int] | None, typer.Option("--layer", help="Only this layer; repeatable.")] = None,
     tau: Annotated[list[float] | None, typer.Option("--tau", help="Threshold of a null space; repeatable.")] = None,
     directions: Annotated[int, typer.Option(help="Leading directions whose overlap is taken.", min=1)] = 50,
@@ -143,7 +145,9 @@ def coverage(
     ] = 0.95,
     layers: Annotated[list[int] | None, typer.Option("--layer", help="Only this layer; repeatable.")] = None,
     store: Store = None,
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result as JSON here too.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the result as JSON here too.")
+    ] = None,
 ) -> None:
     """Say what share of a domain's key energy lies inside each covariance."""
     from errata.orchestrator.covariance.coverage import coverage as covered
@@ -168,7 +172,7 @@ def coverage(
 @covariance.command("merge")
 def merge_files(
     files: Annotated[list[str], typer.Argument(help="Covariances of the same layers, estimated with different seeds.")],
-    output: Annotated[Path, typer.Option(help="File to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
     store: Store = None,
 ) -> None:
     """Add covariances up: sums and token counts, as if all had been estimated at once."""

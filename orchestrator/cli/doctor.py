@@ -23,7 +23,9 @@ def doctor(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one dotted key; repeatable.")
     ] = None,
-    output: Annotated[Path, typer.Option(help="Directory that the run is, or will be, in.")] = Path("runs"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory that the run is, or will be, in.")] = Path(
+        "runs"
+    ),
     redis: Annotated[str | None, typer.Option(help="A Redis to look at too: redis://HOST:PORT.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -38,7 +38,9 @@ def geometry(
         str | None, typer.Option("--model", help="Where the run's base model is, if not where its configuration says.")
     ] = None,
     device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result as JSON here too.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the result as JSON here too.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Spectra, changes by principal direction (R_k), drift of subspaces, and their correlation with the timeline."""

@@ -20,11 +20,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RunArgument = Annotated[
-    str | None, typer.Argument(metavar="[RUN]", help="Directory or name of a run; the newest under runs/ by default.")
-]
 RunOption = Annotated[
-    str | None, typer.Option("--run", metavar="DIR", help="Directory or name of the run; the newest by default.")
+    str | None,
+    typer.Option("--run", metavar="DIR", help="Directory or name of the run, also bare; the newest by default."),
 ]
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Where the run's base model is, if not where its configuration says.")
@@ -47,7 +45,7 @@ def register(app: typer.Typer) -> None:
 
 
 def log(
-    run: RunArgument = None,
+    run: RunOption = None,
     limit: Annotated[int | None, typer.Option("-n", "--limit", min=1, help="At most this many commits.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -97,7 +95,7 @@ def diff(
 
 def checkout(
     version: Annotated[str, typer.Argument(metavar="VERSION", help="head, v3, or a digest.")],
-    output: Annotated[Path, typer.Option(help="New or empty directory.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="New or empty directory.")],
     run: RunOption = None,
     model: ModelOption = None,
 ) -> None:
@@ -169,7 +167,7 @@ def export(
 
 
 def verify(
-    run: RunArgument = None,
+    run: RunOption = None,
     weights: Annotated[
         bool, typer.Option("--weights/--no-weights", help="Rebuild every version's matrices from the base model.")
     ] = True,
@@ -189,7 +187,7 @@ def verify(
 
 
 def gc(
-    run: RunArgument = None,
+    run: RunOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be deleted.")] = False,
 ) -> None:
     """Delete stored files that no commit, swap, refresh or covariance names."""

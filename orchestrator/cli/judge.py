@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from errata.editing.errors import UserError
+from errata.orchestrator.cli.history import RunOption
 
 if TYPE_CHECKING:
     from errata.evaluation.judge import Judge
@@ -29,9 +30,7 @@ def register(app: typer.Typer) -> None:
 
 
 def judge(
-    run: Annotated[
-        str | None, typer.Option("--run", metavar="DIR", help="Directory or name of the run; the newest by default.")
-    ] = None,
+    run: RunOption = None,
     by: Annotated[Kind, typer.Option("--by", help="Who judges.")] = Kind.llm,
     threshold: Annotated[float, typer.Option(help="Of f1.")] = 0.5,
     url: Annotated[
@@ -41,7 +40,9 @@ def judge(
     key_env: Annotated[
         str | None, typer.Option(metavar="VARIABLE", help="Environment variable that holds its key.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result as JSON here too.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the result as JSON here too.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Put every answer of a finished run to another judge, and say how far it agrees with containment."""

@@ -36,7 +36,9 @@ def locate(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one dotted key; repeatable.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Directory to write; runs/locate-MODEL by default.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Directory to write; runs/locate-MODEL by default.")
+    ] = None,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts to trace, the first ones with a true answer.")] = 100,
     data: Annotated[
         Path | None, typer.Option(help="Prompts: a stream file or the known-facts layout; the stream by default.")

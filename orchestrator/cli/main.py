@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import sqlite3
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import errata
 from errata.editing.errors import ErrataError, UserError
 from errata.editing.extras import lacking
 from errata.orchestrator.cli.change import register as register_change
+from errata.orchestrator.cli.commands import arrange
 from errata.orchestrator.cli.covariance import register as register_covariance
 from errata.orchestrator.cli.doctor import register as register_doctor
 from errata.orchestrator.cli.geometry import register as register_geometry
@@ -85,7 +87,9 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override one dotted key; repeatable."),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Directory of the run; runs/NAME by default.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Directory of the run; runs/NAME by default.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the directory.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
@@ -106,11 +110,13 @@ def run(
         with display:
             run_experiment(resolved, target, resume=resume, display=display)
     except KeyboardInterrupt:
-        again = f"errata run {config}" + "".join(f" --set {o}" for o in overrides or [])
+        settings = [word for override in overrides or [] for word in ("--set", override)]
+        again = shlex.join(["errata", "run", config, *settings, "--output", str(target), "--resume"])
         display.console.print(
-            f"stopped; what was committed is kept. Go on with: {again} --output {target} --resume",
+            f"stopped; what was committed is kept. Go on with: {again}",
             highlight=False,
             markup=False,
+            soft_wrap=True,
         )
         raise typer.Exit(INTERRUPTED) from None
     _print_result(target)
@@ -139,6 +145,9 @@ def list_models() -> None:
     for name in sorted(fetch.MODELS):
         directory = fetch.model_dir(name)
         typer.echo(f"{name}\t{directory if directory is not None else 'not fetched'}")
+
+
+arrange(app)
 
 
 def _print_result(output: Path) -> None:

@@ -100,7 +100,7 @@ class PreserveOptions(Closed):
         str | None, typer.Option("--model", help="Where the run's base model is, if not where its configuration says.")
     ] = None
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write the result to this file, as JSON.")
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write the result to this file, as JSON.")
     ] = None
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.editing.errors import UserError
+from errata.orchestrator.cli.history import RunOption
 
 if TYPE_CHECKING:
     from errata.orchestrator.config.publish import PublishConfig
@@ -21,9 +22,7 @@ def register(app: typer.Typer) -> None:
 
 def publish(
     version: Annotated[str, typer.Argument(metavar="VERSION", help="head, v3, or a digest.")],
-    run: Annotated[
-        str | None, typer.Option("--run", metavar="DIR", help="Directory or name of the run; the newest by default.")
-    ] = None,
+    run: RunOption = None,
     alias: Annotated[
         str | None, typer.Option(help="Register in MLflow's model registry and point this alias at it: champion.")
     ] = None,

@@ -20,7 +20,8 @@ def serve(
         typer.Option("--set", metavar="KEY=VALUE", help="Override one dotted key; repeatable."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Directory of the run, begun or gone on with; runs/NAME by default.")
+        Path | None,
+        typer.Option("--output", "-o", help="Directory of the run, begun or gone on with; runs/NAME by default."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on. Anything but loopback needs tokens.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 for any that is free.", min=0, max=65535)] = 8080,

@@ -31,7 +31,9 @@ def sweep(
         list[str] | None,
         typer.Option("--only", metavar="AXIS=LABEL[,LABEL]", help="Only the cells with these labels; repeatable."),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Directory of the sweep; runs/NAME by default.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Directory of the sweep; runs/NAME by default.")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, all on one Ray.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and stop.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
@@ -86,7 +88,9 @@ def compare(
     kind: Annotated[
         str | None, typer.Option("--format", help="markdown (default), latex or html; told from --output too.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="File to write; standard output by default.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; standard output by default.")
+    ] = None,
     by: Annotated[
         list[str] | None,
         typer.Option(help="Key or axis by which tables are split; model, data and edits by default; repeatable."),

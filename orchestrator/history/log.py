@@ -172,15 +172,26 @@ def find_run(given: str | Path | None = None, *, runs: Path = RUNS) -> Path:
         UserError: no run is there.
     """
     if given is not None:
-        for candidate in (Path(given), runs / given):
-            directory = candidate.parent if candidate.name == JOURNAL_FILE else candidate
-            if (directory / JOURNAL_FILE).is_file():
-                return directory
+        if (directory := _run_of(given, runs)) is not None:
+            return directory
         raise UserError(f"there is no run in {str(given)!r}: want a directory that holds {JOURNAL_FILE}")
     candidates = [path.parent for path in runs.glob(f"*/{JOURNAL_FILE}")]
     if not candidates:
         raise UserError(f"there is no run under {str(runs)!r}; name the directory of one")
     return max(candidates, key=_last_written)
+
+
+def names_run(word: str, *, runs: Path = RUNS) -> bool:
+    """Whether a word is the directory of a run, its journal, or its name under ``runs``."""
+    return _run_of(word, runs) is not None
+
+
+def _run_of(given: str | Path, runs: Path) -> Path | None:
+    for candidate in (Path(given), runs / given):
+        directory = candidate.parent if candidate.name == JOURNAL_FILE else candidate
+        if (directory / JOURNAL_FILE).is_file():
+            return directory
+    return None
 
 
 def _last_written(directory: Path) -> float:

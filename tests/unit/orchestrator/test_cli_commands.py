@@ -1,0 +1,115 @@
+"""What all commands share: RUN bare or as an option, panels, ``-o``, completion, a resume line to paste."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from errata.orchestrator.cli import app
+from errata.orchestrator.cli.commands import PANELS
+from tests.helpers.small_run import make_run
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_run(tmp_path_factory.mktemp("small run")).directory)
+
+
+def said(*arguments: str) -> str:
+    done = CliRunner().invoke(app, list(arguments))
+    assert done.exit_code == 0, (arguments, done.output, done.exception)
+    return done.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["log", "-n", "2"],
+        ["verify", "--no-weights"],
+        ["show", "lyon"],
+        ["show", "v3", "--all"],
+        ["diff", "v1", "v2", "--json"],
+        ["gc", "--dry-run"],
+        ["migrate"],
+    ],
+)
+def test_a_run_is_given_bare_or_as_an_option(run: str, arguments: list[str]) -> None:
+    command, *rest = arguments
+    option = said(command, *rest, "--run", run)
+    assert said(command, *rest, run) == option
+    assert said(command, run, *rest) == option
+    assert said(command, f"--run={run}", *rest) == option
+
+
+def test_a_version_is_no_run_and_a_wrong_run_is_named(
+    run: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["log", "nowhere"], ["log", "--run", "nowhere"], ["show", "v1", "--run", "nowhere"]):
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code != 0 and "there is no run in 'nowhere'" in str(done.exception)
+    # the value of an option is not taken for a run, though it names one
+    done = CliRunner().invoke(app, ["export", "head", "--format", "delta", "--output", run, "--run", run])
+    assert done.exit_code != 0
+    assert "[RUN]" in said("show", "--help") and "[RUN]" not in said("run", "--help")
+
+
+def test_every_command_stands_in_a_panel() -> None:
+    text = said("--help")
+    for panel, names in PANELS.items():
+        assert f"─ {panel} ─" in text
+        assert all(name in text for name in names)
+    placed = [name for names in PANELS.values() for name in names]
+    known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    assert set(placed) <= known and len(placed) == len(set(placed))
+    assert text.index("─ Run ─") < text.index("─ Look ─") < text.index("─ Change ─") < text.index("─ Models ─")
+
+
+def test_where_there_is_an_output_it_has_a_short_form() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    flat = [*commands.values(), *commands["covariance"].commands.values()]
+    outputs = {c.name: p.opts for c in flat for p in c.params if "--output" in p.opts}
+    assert len(outputs) > 8 and all("-o" in options for options in outputs.values()), outputs
+
+
+def test_the_version_and_the_completion_of_a_shell() -> None:
+    assert said("--version").startswith("errata 0.")
+    command = [sys.executable, "-m", "errata.orchestrator.cli"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False,
+        env={"_ERRATA_COMPLETE": "complete_bash", "COMP_WORDS": "errata ver", "COMP_CWORD": "1"},
+    )  # fmt: skip
+    assert "verify" in done.stdout, done.stderr
+
+
+def test_the_line_to_go_on_with_can_be_pasted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import errata.orchestrator.run.launch as launch
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "run_experiment", interrupted)
+    facts, target = tmp_path / "my facts.jsonl", tmp_path / "it's here"
+    arguments = ["run", "quickstart", "--set", f"stream.path={facts}", "-o", str(target)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 130
+    line = next(text for text in done.output.splitlines() if "Go on with: " in text).partition("Go on with: ")[2]
+    pasted = shlex.split(line)
+    assert pasted == [
+        "errata",
+        "run",
+        "quickstart",
+        "--set",
+        f"stream.path={facts}",
+        "--output",
+        str(target),
+        "--resume",
+    ]
