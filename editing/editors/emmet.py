@@ -31,7 +31,7 @@ class EmmetConfig(LocateConfig):
     """e: 0 hits every target exactly, and refuses requests whose keys depend on others of their batch. The published
     code has .1 for batches."""
     units: Literal["absolute", "relative"] = "absolute"
-    """``relative``: ``ridge`` counts in the mean eigenvalue of ``w C``, ``damping`` in the mean of ``k^T (w C)^-1 k`` over
+    """``relative``: ``ridge`` counts in the mean eigenvalue of ``w C``, ``damping`` in that of ``k^T (w C)^-1 k`` over
     what is preserved. ``absolute``: as published."""
     past_keys: bool = False
     """Add the keys of earlier edits to A (a lifelong form; the published method has none)."""
