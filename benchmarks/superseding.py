@@ -57,8 +57,10 @@ def measure(width: int, past: int, *, repeats: int = 3, afresh: bool = True, see
     """One width and number of past keys."""
     generator = torch.Generator().manual_seed(seed)
     base = base_of(width, generator)
-    held = some_keys(width, past, generator)
+    held = some_keys(width, (repeats + 1) * OLD, generator)
     columns = Columns.of(held)
+    while columns.count < past:
+        columns = columns.append(some_keys(width, min(512, past - columns.count), generator))
     started, system = timed(lambda: GrowingSystem.over(base, columns, keep=False))
     before = reset_peak()
     seconds, system = batches(system, held, generator, repeats)
@@ -111,7 +113,7 @@ def measure_all(*, small: bool = False) -> dict[str, Any]:
     for width, past in ((1536, 1400), (1536, 1700)):
         result["one_change"].append(append_and_without(width, past))
         print(json.dumps(result["one_change"][-1]), flush=True)
-    for width, past in ((1536, 1000), (1536, 1700), (8192, 11_400), (14_336, 5_000)):
+    for width, past in ((1536, 1000), (1536, 1700), (8192, 11_400), (14_336, 5_000), (14_336, 10_000)):
         result["batches"].append(measure(width, past, repeats=2, afresh=False))
         print(json.dumps(result["batches"][-1]), flush=True)
     return result

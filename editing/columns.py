@@ -8,7 +8,7 @@ alone, so that a value read from a file computes the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -115,7 +115,9 @@ class Columns:
         return [
             start + i
             for start, view in self._views()
-            for i in (view == key[:, None]).all(dim=0).nonzero().flatten().tolist()
+            # one number tells nearly all of them apart
+            for i in (view[0] == key[0]).nonzero().flatten().tolist()
+            if torch.equal(view[:, i], key)
         ]
 
     def dense(self) -> Tensor:
@@ -141,9 +143,11 @@ class Columns:
             found.addmm_(view, t[start : start + view.shape[1]])
         return found
 
-    def blocks(self) -> list[Tensor]:
-        """Copies of what is not struck out, block by block: one after the other need not all be in memory."""
-        return [view.clone() for _, view in self.compact()._views()]
+    def blocks(self) -> Iterator[Tensor]:
+        """What is not struck out, block by block; not to be written to."""
+        for start, view in self._views():
+            keep = [i for i in range(view.shape[1]) if start + i not in self.struck]
+            yield view if len(keep) == view.shape[1] else view[:, keep]
 
     def _views(self) -> list[tuple[int, Tensor]]:
         return [

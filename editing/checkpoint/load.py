@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from errata.editing.checkpoint.kept import imported_dir
 from errata.editing.checkpoint.sound import check_files, require_whole
 from errata.editing.checkpoint.stage import checkpoint_digest, fetched, recorded_digest, staged
 from errata.editing.errors import UserError
@@ -44,6 +45,7 @@ def resolve_model(name_or_path: str) -> Path:
             raise UserError(f"model directory {name_or_path!r} has no config.json; it must hold a checkpoint")
         return path
     kept = fetch.model_dir(name_or_path) if fetch.fetchable_name(name_or_path) else None
+    kept = kept or imported_dir(name_or_path)
     if kept is not None:
         return kept
     ways = (

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from errata.editing.checkpoint.fetch import cache_root
+from errata.editing.checkpoint.kept import cache_root
 from errata.editing.errors import UserError, in_words
 
 _LFS = b"version https://git-lfs"

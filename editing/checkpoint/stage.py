@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from errata.editing.checkpoint.fetch import cache_root, made_directory, only_one
+from errata.editing.checkpoint.kept import cache_root, made_directory, only_one
 from errata.editing.digest import digest_file, digest_json
 from errata.editing.errors import UserError
 

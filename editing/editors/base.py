@@ -43,6 +43,9 @@ class LocateConfig(EditorConfig):
 
     values: ValueConfig = ValueConfig()
     """How target values are optimized."""
+    norm_anchors: bool = False
+    """Scale each target value to the norm that the original model's state has there (NAS, arXiv:2602.02543): values do
+    not grow with the weights that they have made grow."""
 
 
 @dataclass(frozen=True)

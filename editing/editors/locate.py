@@ -44,12 +44,16 @@ class LocateEditor(Editor):
     """Spreads the residual ``z - h`` over the layers and solves a least-squares problem at each."""
 
     key_average: KeyAverage = "half"
+    _original: Mapping[int, Tensor] | None = None
+    """The maps of the model that a lifetime began on, for norm anchors."""
     corrects = True
     measures: Literal["state", "outputs"] = "state"
     """What tells how far an edit got: the last layer's state, or what the last layer's map puts out."""
 
     def new_state(self, model: EditableModel, covariance: KeyCovariance | None) -> LifelongState:
         self.check(model, covariance)
+        if self.config.norm_anchors:
+            self._original = {layer: weight.cpu() for layer, weight in model.weights(self.layers).items()}
         sizes = {layer: model.weight(layer).shape[1] for layer in self.layers}
         bases = model.shared_bases(self.base_of)
         return LifelongState.start(sizes, covariance, bases, grows=self.keeps_past_keys, bounded=self.commutes)
@@ -119,6 +123,8 @@ class LocateEditor(Editor):
         if not all(value.finite for value in values):
             # one such value would spoil the keys of every edit above; the session refuses it and asks again
             return Computation(WeightDelta({}, self.config.type), {}, values)
+        if self.config.norm_anchors:
+            values = self.anchored(model, requests, contexts, values)
         targets = torch.stack([value.state for value in values])
         changes, keys = self.write(model, requests, targets, state, contexts)
         return Computation(self.finish(model, changes, state, len(requests)), keys, values, changes)
@@ -127,13 +133,35 @@ class LocateEditor(Editor):
         self, model: EditableModel, requests: Sequence[EditRequest], contexts: Sequence[str], layers: Sequence[int]
     ) -> list[TargetValue]:
         """Target values once more, on the weights as they are now, for a batch that was written to ``layers``."""
-        return self.find_values(model, requests, contexts, None)
+        values = self.find_values(model, requests, contexts, None)
+        return self.anchored(model, requests, contexts, values) if self.config.norm_anchors else values
 
     def finish(
         self, model: EditableModel, changes: Mapping[int, LayerDelta], state: LifelongState, edits: int
     ) -> WeightDelta:
         """What a batch's change becomes before it is applied to the model's weights, which are those before it."""
         return WeightDelta(changes, self.config.type)
+
+    def anchored(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        contexts: Sequence[str],
+        values: Sequence[TargetValue],
+    ) -> list[TargetValue]:
+        """Target values with the norm of the original model's states: ``z |h_0| / |z|`` (NAS, arXiv:2602.02543)."""
+        if self._original is None:
+            raise UserError(
+                "editor.norm_anchors: this method does not keep the original maps that anchors are read from"
+            )
+        with model.patched(self.layers):
+            model.set_weights(self._original)
+            states, _ = SubjectPass(model, requests, contexts).states(self.layers[-1])
+        anchors = states.norm(dim=0).tolist()
+        return [
+            replace(value, state=value.state * (anchor / float(value.state.norm().clamp_min(1e-12))))
+            for value, anchor in zip(values, anchors, strict=True)
+        ]
 
     def write(
         self,

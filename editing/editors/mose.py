@@ -25,6 +25,7 @@ from errata.editing.covariance import KeyCovariance
 from errata.editing.delta import LayerDelta, WeightDelta
 from errata.editing.editors.base import Computation, LocateConfig, Progress
 from errata.editing.editors.locate import LocateEditor
+from errata.editing.errors import UserError
 from errata.editing.keys import SubjectPass
 from errata.editing.linalg import nearest_orthogonal
 from errata.editing.model.adapter import EditableModel
@@ -86,6 +87,8 @@ class Mose(LocateEditor):
 
     def new_state(self, model: EditableModel, covariance: KeyCovariance | None) -> LifelongState:
         self.check(model, covariance)
+        if self.config.norm_anchors:
+            raise UserError("editor.norm_anchors: mose turns the weights, whose norm stays; there is nothing to anchor")
         # a rotation changes no singular value, so the base's spectral norms hold for good
         norms = {
             f"spectral.{layer}": torch.linalg.matrix_norm(model.weight(layer).cpu().double(), 2)

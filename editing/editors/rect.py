@@ -53,7 +53,8 @@ class Rect(Editor):
         self.base: LocateEditor = Memit(config) if config.base == "memit" else Rome(config)
 
     def new_state(self, model: EditableModel, covariance: KeyCovariance | None) -> LifelongState:
-        return self.base.new_state(model, covariance)
+        # computing a revert again takes all raw keys, as updates that are thinned out do not commute
+        return replace(self.base.new_state(model, covariance), bounded=False)
 
     def compute(
         self,

@@ -17,6 +17,7 @@ from rich.table import Table
 import errata
 from errata.editing.errors import ErrataError, UserError
 from errata.editing.extras import lacking
+from errata.orchestrator.cli.calibrate import register as register_calibrate
 from errata.orchestrator.cli.change import register as register_change
 from errata.orchestrator.cli.commands import arrange
 from errata.orchestrator.cli.covariance import register as register_covariance
@@ -25,6 +26,7 @@ from errata.orchestrator.cli.geometry import register as register_geometry
 from errata.orchestrator.cli.history import register as register_history
 from errata.orchestrator.cli.judge import register as register_judge
 from errata.orchestrator.cli.locate import register as register_locate
+from errata.orchestrator.cli.models import register as register_models
 from errata.orchestrator.cli.preserve import register as register_preserve
 from errata.orchestrator.cli.publish import register as register_publish
 from errata.orchestrator.cli.router import register as register_router
@@ -38,15 +40,15 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-models = typer.Typer(help="Models that a package registry carries.", no_args_is_help=True)
-app.add_typer(models, name="models")
 register_history(app)
 register_doctor(app)
+register_calibrate(app)
 register_change(app)
 register_covariance(app)
 register_geometry(app)
 register_judge(app)
 register_locate(app)
+register_models(app)
 register_preserve(app)
 register_publish(app)
 register_router(app)
@@ -87,6 +89,10 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override one dotted key; repeatable."),
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The model's settings, laid over: models/gemma-3-270m, or a file."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Directory of the run; runs/NAME by default.")
     ] = None,
@@ -97,7 +103,7 @@ def run(
     """Run a lifelong-editing experiment: edit, remember, measure, report."""
     from errata.orchestrator.config.loading import load_config
 
-    resolved = load_config(config, overrides or [])
+    resolved = load_config(config, overrides or [], preset)
     if dry_run:
         typer.echo(resolved.to_yaml(), nl=False)
         return
@@ -110,7 +116,8 @@ def run(
         with display:
             run_experiment(resolved, target, resume=resume, display=display)
     except KeyboardInterrupt:
-        settings = [word for override in overrides or [] for word in ("--set", override)]
+        settings = ["--preset", preset] if preset else []
+        settings += [word for override in overrides or [] for word in ("--set", override)]
         again = shlex.join(["errata", "run", config, *settings, "--output", str(target), "--resume"])
         display.console.print(
             f"stopped; what was committed is kept. Go on with: {again}",
@@ -120,31 +127,6 @@ def run(
         )
         raise typer.Exit(INTERRUPTED) from None
     _print_result(target)
-
-
-@models.command("fetch")
-def fetch_model(
-    name: Annotated[str, typer.Argument(help="A name that `errata models list` shows.")],
-) -> None:
-    """Fetch a model into the local store; does nothing if it is there."""
-    from errata.editing.checkpoint import fetch
-
-    console = Console(stderr=True)
-    directory = fetch.model_dir(name)
-    if directory is None:
-        with console.status(f"fetching {name}"):
-            directory = fetch.fetch(name)
-    typer.echo(str(directory))
-
-
-@models.command("list")
-def list_models() -> None:
-    """List the models that can be fetched, and which are there."""
-    from errata.editing.checkpoint import fetch
-
-    for name in sorted(fetch.MODELS):
-        directory = fetch.model_dir(name)
-        typer.echo(f"{name}\t{directory if directory is not None else 'not fetched'}")
 
 
 arrange(app)

@@ -19,6 +19,10 @@ def serve(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override one dotted key; repeatable."),
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The model's settings, laid over: models/gemma-3-270m, or a file."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Directory of the run, begun or gone on with; runs/NAME by default."),
@@ -35,7 +39,7 @@ def serve(
     """
     from errata.orchestrator.service.launch import service_config
 
-    resolved = service_config(config, overrides or [])
+    resolved = service_config(config, overrides or [], preset)
     if dry_run:
         typer.echo(resolved.to_yaml(), nl=False)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,22 +13,45 @@ from pydantic import ValidationError
 from errata.editing.errors import UserError
 from errata.editing.estimation.mixture import ComponentConfig
 from errata.orchestrator.config.explain import _short, explain
+from errata.orchestrator.config.model_presets import find_preset, for_editor, settled
 from errata.orchestrator.config.presets import configs_root, find_config, find_data
 from errata.orchestrator.config.run import RunConfig
 
 
-def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a configuration file, apply ``dotted.key=value`` overrides in order, and check everything.
+def load_config(name_or_path: str, overrides: Sequence[str] = (), preset: str | None = None) -> RunConfig:
+    """Read a configuration file, lay a model's preset over it, apply ``dotted.key=value`` overrides, check everything.
 
     Raises:
         UserError: the file is missing or no YAML mapping, what it extends is not there, an override has no ``=``,
-            or a value does not fit.
+            a value does not fit, or the settings are none of this model.
     """
     path = find_config(name_or_path)
+    return build_config(composed(path, overrides, preset), source=path)
+
+
+def composed(path: Path, overrides: Sequence[str], preset: str | None = None) -> dict[str, Any]:
+    """Plain data of a run: its file, the preset over it, the overrides over both.
+
+    Raises:
+        UserError: as `load_config`, but for values that do not fit.
+    """
     data = read_composed(path)
+    chosen = overridden(data, overrides)
+    if preset is None:
+        preset = settled(data, chosen, overrides, read_composed, source=path)
+    if preset is None:
+        return chosen
+    editor = chosen.get("editor")
+    kind = editor.get("type") if isinstance(editor, Mapping) else None
+    return overridden(overlaid(data, for_editor(read_composed(find_preset(preset)), kind)), overrides)
+
+
+def overridden(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of plain data with ``dotted.key=value`` overrides applied in order."""
+    changed = copy.deepcopy(dict(data))
     for override in overrides:
-        apply_override(data, override)
-    return build_config(data, source=path)
+        apply_override(changed, override)
+    return changed
 
 
 def read_composed(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -85,8 +109,10 @@ def check_config(data: Mapping[str, Any], source: Path | str | None = None) -> R
     Raises:
         UserError: a key is unknown or missing, or a value does not fit.
     """
+    editor = data.get("editor")
+    kind = editor.get("type") if isinstance(editor, Mapping) else None
     try:
-        return RunConfig.model_validate(_with_shipped_weights(data))
+        return RunConfig.model_validate(_with_shipped_weights(for_editor(data, kind, under=True)))
     except ValidationError as error:
         raise UserError(explain(error, RunConfig, str(source) if source else "configuration")) from error
 

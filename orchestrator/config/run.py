@@ -74,9 +74,12 @@ class SnapshotConfig(Closed):
     """Stored states of the editor, from which a restart goes on instead of replaying every commit."""
 
     every: int | None = Field(None, ge=1)
-    """Commits between two snapshots; null for none."""
+    """Commits between two snapshots; null for none in a run, and for ``serving`` in a service."""
+    serving: int | None = Field(200, ge=1)
+    """Commits between two snapshots of ``errata serve`` where ``every`` is null; null for none."""
     keep: int = Field(2, ge=1)
-    """The newest ones that ``errata gc`` leaves."""
+    """The newest ones that ``errata gc`` leaves. Of older ones a run itself leaves ever fewer, the older they are: one
+    for each doubling of the age, so that a revert finds one not far from any commit."""
 
 
 class RunConfig(Closed):
@@ -188,7 +191,7 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
         del kept["verify"]  # runs of older releases know nothing of it
     editor = kept.get("editor")
     if isinstance(editor, Mapping):
-        usual = {"key": "averaged", "beyond": False, "units": "absolute"}
+        usual = {"key": "averaged", "beyond": False, "norm_anchors": False, "units": "absolute"}
         kept["editor"] = {key: value for key, value in editor.items() if key not in usual or value != usual[key]}
         if isinstance(values := editor.get("values"), Mapping):
             kept["editor"]["values"] = {k: v for k, v in values.items() if k != "units" or v != "absolute"}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from errata.actors.workers.covariance import Estimate, EstimateJob, EstimateProgress
-from errata.editing.checkpoint.fetch import cache_root
+from errata.editing.checkpoint.kept import cache_root
 from errata.editing.covariance import KeyCovariance
 from errata.editing.digest import digest_json
 from errata.editing.errors import DamagedFileError, UserError

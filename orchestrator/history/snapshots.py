@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -120,6 +120,22 @@ def load_snapshot(store: ArtifactStore, row: SnapshotRow) -> Snapshot:
         parts[kind][rest] = tensor
     weights = {int(layer): weight for layer, weight in parts["weights"].items()}
     return Snapshot(int(metadata["sequence"]), weights, json.loads(metadata["about"]), parts["state"])
+
+
+def outlived(rows: Sequence[SnapshotRow], keep: int) -> list[SnapshotRow]:
+    """Of snapshots, oldest first, those that a running run deletes: it keeps the newest ``keep``, and of the older ones
+    the oldest of each doubling of the age, in commits."""
+    if len(rows) <= keep:
+        return []
+    newest = rows[-1].sequence
+    ages: set[int] = set()
+    out = []
+    for row in rows[: len(rows) - keep]:
+        age = (newest - row.sequence).bit_length()
+        if age in ages:
+            out.append(row)
+        ages.add(age)
+    return out
 
 
 def superfluous(journal: JournalReader, store: ArtifactStore, keep: int) -> Iterator[str]:

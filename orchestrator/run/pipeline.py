@@ -38,7 +38,7 @@ from errata.orchestrator.history.receipts import (
     store_receipt,
     with_old_keys,
 )
-from errata.orchestrator.history.snapshots import newest_snapshot, store_snapshot
+from errata.orchestrator.history.snapshots import newest_snapshot, outlived, snapshots, store_snapshot
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.fail_points import reach
@@ -424,6 +424,10 @@ class Pipeline:
         if every is not None and version.sequence % every == 0:
             # before a swap, which belongs to the next batch
             self.snapshot()
+            there = set(self.store.digests("snapshots"))
+            kept = [row for row in snapshots(self.journal) if row.digest in there]
+            for row in outlived(kept, self._snapshots.keep):
+                self.store.discard("snapshots", row.digest)
         self._at_boundary(version, self._edits_before, replayed=False)
         for hook in self.after_commit:
             hook(version)

@@ -419,11 +419,13 @@ def _question_routes(app: FastAPI, service: Service) -> None:
         question = openai.question_of(wanted)
         await run_in_threadpool(asking.check, [question])
         said = await _wait(asking.speak(question, arm, sampling, plain=plain))
+        if said.opened.reason is not None:
+            service.metrics.decided(arm, said.opened.chosen is not None)
         headers = openai.headers_of(said)
         pieces = spoken(request, said, 1 if wanted.stream else _TOKENS_AT_ONCE)
         if wanted.stream:
             events = openai.events(wanted, said, pieces)
-            return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+            return _Speech(said, events, media_type="text/event-stream", headers=headers)
         answer, tokens, finish = "", 0, "stop"
         async for piece in pieces:
             answer, tokens, finish = answer + piece.text, tokens + piece.tokens, piece.finish or finish
@@ -448,6 +450,20 @@ def _question_routes(app: FastAPI, service: Service) -> None:
                     return
         finally:
             said.close()
+
+
+class _Speech(StreamingResponse):
+    """A stream that ends its answer however it ends itself, also if the client left before its first event."""
+
+    def __init__(self, said: Speaking, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._said = said
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._said.close()
 
 
 def _bounded(core: ServiceCore, tokens: int | None) -> int | None:

@@ -130,7 +130,7 @@ class Speaking:
     next: Callable[[int], TextPiece]
     """Up to so many tokens more; waits for them."""
     close: Callable[[], None]
-    """Ends it, whether all was said or not; call it exactly once."""
+    """Ends it, whether all was said or not; to be called at least once."""
 
 
 class Asking:
@@ -215,9 +215,12 @@ class Asking:
             self._room.release()
             raise
 
+        once = threading.Lock()
+
         def end() -> None:
-            self._room.release()
-            stream.close()
+            if once.acquire(blocking=False):  # never released: the second call does nothing
+                self._room.release()
+                stream.close()
 
         def more(tokens: int) -> TextPiece:
             try:

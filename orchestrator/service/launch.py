@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from errata.editing.errors import ErrataError, UserError
-from errata.orchestrator.config.loading import apply_override, build_config, read_composed
+from errata.orchestrator.config.loading import build_config, composed
 from errata.orchestrator.config.presets import find_config
 from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.journal import JOURNAL_FILE, Journal
@@ -38,16 +38,14 @@ _GRACE_SECONDS = 15
 _MAX_AGE_SECONDS = 2.0
 
 
-def service_config(name_or_path: str, overrides: Sequence[str] = ()) -> RunConfig:
+def service_config(name_or_path: str, overrides: Sequence[str] = (), preset: str | None = None) -> RunConfig:
     """A configuration for serving: by the clock unless it says otherwise, and with no stream needed.
 
     Raises:
         UserError: as `errata.orchestrator.config.loading.load_config`.
     """
     path = find_config(name_or_path)
-    data = read_composed(path)
-    for override in overrides:
-        apply_override(data, override)
+    data = composed(path, overrides, preset)
     data.setdefault("stream", {})
     if data.setdefault("schedule", "asap") == "asap":
         batching = data.setdefault("batching", {})
@@ -83,7 +81,10 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
         stopper = stack.enter_context(_Stopper())
         run = stack.enter_context(open_run(checked, display, completed="KILLED", patience=30.0))
         config, journal, store, tracker, admission = run.config, run.journal, run.store, run.tracker, run.admission
-        pipeline = make_pipeline(config, journal, store, run.cluster, tracker=tracker, display=display)
+        snapshots = config.snapshots
+        every = snapshots.every if snapshots.every is not None else snapshots.serving
+        served = config.model_copy(update={"snapshots": snapshots.model_copy(update={"every": every})})
+        pipeline = make_pipeline(served, journal, store, run.cluster, tracker=tracker, display=display)
         publishing = publishing_of(config, journal, store, output, alone=lambda: attached.wait_published())
         stack.callback(publishing.close)
         attached = attach(

@@ -45,6 +45,9 @@ class Metrics:
         self.query = Histogram("errata_query_seconds", "One call of questions.", buckets=_QUERY_BUCKETS, **make)
         self.edits = Counter("errata_edits_written", "Edits written since the start of this process.", **make)
         self.calls = Counter("errata_http_requests", "Calls.", ["method", "route", "status"], **make)
+        self.decisions = Counter(
+            "errata_decisions", "Questions by arm and by whether a statement was chosen.", ["arm", "decision"], **make
+        )
         self.landed = Counter(
             "errata_edits_landed", "Edits that the model said when they were written, since the start.", **make
         )
@@ -57,6 +60,10 @@ class Metrics:
     def answered(self, method: str, route: str, status: int) -> None:
         """Count a call."""
         self.calls.labels(method, route, str(status)).inc()
+
+    def decided(self, arm: str, chosen: bool) -> None:
+        """Count what the memory or the router decided about a question."""
+        self.decisions.labels(arm, "in" if chosen else "out").inc()
 
     def _batch(self, seconds: float, edits: int) -> None:
         self.batch.observe(seconds)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from errata.editing.checkpoint.fetch import RECORD, model_dir
+from errata.editing.checkpoint.fetch import model_dir
+from errata.editing.checkpoint.kept import RECORD
 
 
 def test_smollm2_is_whole_plain_float32_and_knows_a_fact(smollm2: Path) -> None:

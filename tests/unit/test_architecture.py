@@ -29,7 +29,7 @@ EDITING_NEEDS_ONLY = {"torch", "transformers", "pydantic", "safetensors", "numpy
 MAX_LINES = 600
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"cli"}),
-    frozenset({"service", "doctor", "experiments"}),
+    frozenset({"service", "doctor", "calibrate", "experiments"}),
     frozenset({"run"}),
     frozenset({"covariance"}),
     frozenset({"publish", "guard"}),

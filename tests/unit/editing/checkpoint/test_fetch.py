@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from errata.editing.checkpoint import fetch as fetching
-from errata.editing.checkpoint.fetch import MODELS, RECORD, WheelModel, cache_root, fetch, model_dir, three_ways
+from errata.editing.checkpoint.fetch import MODELS, WheelModel, fetch, model_dir, three_ways
+from errata.editing.checkpoint.kept import RECORD, cache_root, install
 from errata.editing.errors import UserError
 
 NAME = "toy-model"
@@ -216,7 +216,7 @@ def test_without_a_common_lock_the_second_to_finish_keeps_the_first_copy(wheel: 
     for name in names_in(target):
         (second / name).parent.mkdir(parents=True, exist_ok=True)
         (second / name).write_bytes((target / name).read_bytes())
-    fetching._install(second, target)
+    install(second, target)
     assert (target / "weights.bin").stat().st_ino == before
     assert model_dir(NAME, verify=True) == target
 

@@ -430,6 +430,8 @@ def test_an_answer_says_what_it_rests_on(tmp_path: Path) -> None:
         assert unquote(answer.headers["x-errata-statement"]) == view["chosen"]["statement"]
         base = run.client.post("/v1/chat/completions", json={**CHAT, "model": "errata-base"})
         assert "decision" not in base.json()["errata"] and "x-errata-edit" not in base.headers
+        counted = run.client.get("/metrics").text
+        assert 'errata_decisions_total{arm="routed",decision="in"} 1.0' in counted and 'arm="base"' not in counted
 
 
 def test_a_text_is_continued(open_service: Running) -> None:

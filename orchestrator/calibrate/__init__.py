@@ -1,0 +1,1 @@
+"""From a model alone to a preset: facts that it knows, layers, settings, all by measuring."""

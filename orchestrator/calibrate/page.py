@@ -1,0 +1,52 @@
+"""What a calibration tried, as one self-contained HTML page: layers, settings, and why the winner won."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+from errata.orchestrator.calibrate.halving import Ranked
+from errata.orchestrator.calibrate.job import Calibration
+from errata.orchestrator.calibrate.trial import TrialResult
+
+
+def render_calibration(
+    job: Calibration, effects: Sequence[float], ranked: Sequence[Ranked], final: TrialResult, preset: str
+) -> str:
+    """The whole page, to be written as UTF-8."""
+    environment = Environment(
+        loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    keys = list(ranked[0].candidate)
+    most = max([*effects, 1e-9])
+    return environment.get_template("page.html.j2").render(
+        job=job,
+        keys=keys,
+        bars=[(layer, effect, max(0.0, 100 * effect / most)) for layer, effect in enumerate(effects)],
+        chosen=set(ranked[0].candidate["layers"]),
+        ranked=ranked,
+        why=why(ranked),
+        final=final,
+        preset=preset,
+    )
+
+
+def why(ranked: Sequence[Ranked]) -> list[str]:
+    """What each setting of the winner was worth: the best of the others with another value there, on as many edits."""
+    best, said = ranked[0], []
+    for key, value in best.candidate.items():
+        others = [one for one in ranked[1:] if one.candidate[key] != value]
+        if not others:
+            said.append(f"{key} = {value}: nothing else was tried.")
+            continue
+        rival = max(others, key=lambda one: (one.edits, one.result.score))
+        own, other = best.result.score, rival.result.score
+        figure = f"score {other:.3f} on {rival.edits} facts, the winner's is {own:.3f} on {best.edits}"
+        said.append(f"{key} = {value}: the best with another value ({rival.candidate[key]}) has {figure}.")
+    return said
+
+
+def _asset(name: str) -> str:
+    return (resources.files("errata.orchestrator.calibrate") / name).read_text(encoding="utf-8")
