@@ -36,6 +36,9 @@ class LeastSquaresConfig(LocateConfig):
 
     cov_weight: float = Field(15_000.0, gt=0, allow_inf_nan=False)
     """lambda: how strongly old keys are kept; unitless. The papers' grid: 500, 1500, 5000, 15 000, 30 000."""
+    units: Literal["absolute", "relative"] = "absolute"
+    """``relative``: ``cov_weight`` counts in the mean of ``k^T C^-1 k`` over what is preserved, which is the width of
+    the keys, so that the same number stores the same share on every model. ``absolute``: the papers' form."""
     past_keys: bool = True
     """Keep the keys of earlier edits (the lifelong form); false is the method as first published."""
 
@@ -176,7 +179,7 @@ class LocateEditor(Editor):
         """The changes that bring the subjects to ``targets``; the model's bytes are restored.
 
         Args:
-            targets: states of the last layer (m, d), towards which every layer does its share, or outputs of the maps
+            targets: states of the last layer (m, d), toward which every layer does its share, or outputs of the maps
                 of all layers (m, n, d), of which every layer reaches its own.
             layers: of this batch, ascending; by default all of the editor's.
             ridge: (m,), by what the method's ridge is multiplied for each edit: below 1, more of it is stored.
