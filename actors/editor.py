@@ -15,20 +15,17 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from errata.actors.connection import LOST, raise_if_init_failed, unwrap
-from errata.actors.runtime import kill, make_actor
+from errata.actors.reviving import Died, RevivingClient
+from errata.actors.runtime import make_actor
 from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
 from errata.actors.sharded.stored import stored
 from errata.actors.workers.editor import ContextSpec, EditorWorker
 from errata.editing.covariance import KeyCovariance
-from errata.editing.errors import ErrataError
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.reverting import HistoryItem, RevertOrder
 from errata.editing.session import EditReceipt, Snapshot
 
 logger = logging.getLogger(__name__)
-
-Died = Callable[[Exception], None]
 
 
 @ray.remote
@@ -79,7 +76,7 @@ class EditorActor:
         """Answers when every call before it is done."""
 
 
-class EditorClient:
+class EditorClient(RevivingClient):
     """What the orchestrator calls. Survives the actor's death."""
 
     def __init__(
@@ -91,54 +88,34 @@ class EditorClient:
         history: Callable[[], Iterable[HistoryItem]],
     ) -> None:
         """``history`` yields, in order, the first covariance (if the editor uses one), commits and swaps."""
-        self._config, self._spec, self._editor_config = config, spec, editor_config
         self._contexts, self._history = contexts, history
-        self._revivals = 0
-        self._counted = 0
-        """Deaths that count toward ``ray.max_revivals``."""
         self._begun = False
         self._limit: int | None = None
         """Items of the history taken so far in a restoration item by item; None: all there are."""
         self._last: EditReceipt | None = None
-        self._actor: Any = self._make()
 
-    def _make(self) -> Any:
-        self._started = False
-        return make_actor(
-            EditorActor,
-            self._config.editor,
-            self._spec,
-            self._config.editor,
-            self._editor_config,
-            self._contexts,
-        )
+        def make() -> Any:
+            self._started = False
+            return make_actor(EditorActor, config.editor, spec, config.editor, editor_config, self._contexts)
 
-    @property
-    def actor(self) -> Any:
-        """The handle, for fault tests."""
-        return self._actor
-
-    @property
-    def revivals(self) -> int:
-        """How often the actor had to be started again."""
-        return self._revivals
+        super().__init__(config, "the editor", make)
 
     def contexts(self) -> tuple[str, ...]:
         """The context prefixes in use; fixes them for every later revival."""
-        contexts: tuple[str, ...] = self._call("contexts")
+        contexts: tuple[str, ...] = self._call(lambda actor: actor.contexts.remote())
         self._contexts = replace(self._contexts, given=contexts)
         return contexts
 
     def map_widths(self) -> dict[int, int]:
         """d_in of every edited map."""
-        widths: dict[int, int] = self._call("map_widths")
+        widths: dict[int, int] = self._call(lambda actor: actor.map_widths.remote())
         return widths
 
     def restore(self) -> None:
         """Replay the whole history into a fresh actor."""
         # what was applied and could not be journaled is forgotten with the actor
         self._begun, self._limit, self._last = True, None, None
-        self._guarded(self._catch_up)
+        self._bring_up()
 
     def begin(self, covariance: KeyCovariance | None) -> None:
         """Begin a restoration item by item, where the caller wants to look at the versions in between."""
@@ -153,7 +130,7 @@ class EditorClient:
 
     def keys_wanted(self, fact_keys: Sequence[str]) -> tuple[str, ...]:
         """Requests whose keys a batch must tell if it writes these facts."""
-        wanted: tuple[str, ...] = self._call("keys_wanted", tuple(fact_keys))
+        wanted: tuple[str, ...] = self._call(lambda actor: actor.keys_wanted.remote(tuple(fact_keys)))
         return wanted
 
     def apply(self, batch: EditBatch, died: Died | None = None) -> EditReceipt:
@@ -164,19 +141,19 @@ class EditorClient:
                 it raises ends the call. Such deaths do not count toward ``ray.max_revivals``: who is told decides.
         """
         self._limit = None
-        receipt: EditReceipt = self._call("apply", batch, died=died)
+        receipt: EditReceipt = self._call(lambda actor: actor.apply.remote(batch), died)
         self._last = receipt
         return receipt
 
     def rehearse(self, requests: Sequence[EditRequest], died: Died | None = None) -> None:
         """Compute a batch and forget it; ``died`` as for `apply`."""
-        self._call("rehearse", list(requests), died=died)
+        self._call(lambda actor: actor.rehearse.remote(list(requests)), died)
 
     def swap(self, covariance: KeyCovariance) -> None:
         """Continue on another covariance. Journal the swap first: a revival replays it from there."""
         self._limit = None
         before = self._revivals
-        self._call("swap", covariance)
+        self._call(lambda actor: actor.swap.remote(covariance))
         if self._revivals != before:
             # the revived actor has taken it from the history already; taking it twice gives the same state
             logger.debug("covariance swap repeated after a revival")
@@ -197,7 +174,7 @@ class EditorClient:
 
     def snapshot(self) -> Snapshot:
         """The editor as it stands."""
-        taken: Snapshot = self._call("snapshot")
+        taken: Snapshot = self._call(lambda actor: actor.snapshot.remote())
         return taken
 
     def weights(self) -> Any:
@@ -213,64 +190,15 @@ class EditorClient:
 
     def norms(self) -> dict[int, float]:
         """Frobenius norms of the edited matrices."""
-        norms: dict[int, float] = self._call("norms")
+        norms: dict[int, float] = self._call(lambda actor: actor.norms.remote())
         return norms
 
-    def close(self) -> None:
-        """End the actor."""
-        kill(self._actor)
-
-    # --- fault handling ---
-
-    def _call(self, method: str, *args: Any, died: Died | None = None) -> Any:
-        def once() -> Any:
-            # each name is a method of EditorActor above; a table of bound methods would go stale with the actor
-            call = {
-                "contexts": self._actor.contexts,
-                "map_widths": self._actor.map_widths,
-                "apply": self._actor.apply,
-                "keys_wanted": self._actor.keys_wanted,
-                "rehearse": self._actor.rehearse,
-                "swap": self._actor.swap,
-                "norms": self._actor.norms,
-                "snapshot": self._actor.snapshot,
-            }[method]
-            return self._get(call.remote(*args))
-
-        return self._guarded(once, died)
-
-    def _get(self, reference: Any) -> Any:
-        return ray.get(reference, timeout=self._config.call_timeout_seconds)
-
-    def _guarded(self, action: Callable[[], Any], died: Died | None = None) -> Any:
-        while True:
-            try:
-                return action()
-            except LOST as error:
-                raise_if_init_failed(error)
-                self._revive(error, counted=died is None)
-                if died is not None:
-                    died(error)
-            except ray.exceptions.RayTaskError as error:
-                raise unwrap(error) from error
-
-    def _revive(self, error: Exception, *, counted: bool = True) -> None:
-        self._revivals += 1
-        self._counted += counted
-        if self._counted > self._config.max_revivals:
-            raise ErrataError(
-                f"the editor died {self._counted} times; allowed: ray.max_revivals {self._config.max_revivals}"
-            ) from error
-        logger.warning("the editor died (%s); starting a new one from the journal", type(error).__name__)
-        kill(self._actor)
-        self._actor = self._make()
-        self._guarded(self._catch_up)
+    # --- after a death ---
 
     def _start(self, covariance: KeyCovariance | None) -> None:
         if self._started:
             # an actor that has begun a lifetime keeps its weights; another one begins on a fresh model
-            kill(self._actor)
-            self._actor = self._make()
+            self._renew()
         self._started = True
         self._get(self._actor.start.remote(covariance))
 

@@ -14,6 +14,7 @@ from errata.actors.placement import actor_options
 from errata.actors.settings import ModelSpec, RoleConfig
 from errata.actors.sharded.group import RankGroup
 from errata.editing.errors import ErrataError
+from errata.editing.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class WorkerGroup:
             self._revivals += 1
             if self._revivals > self._most:
                 raise ErrataError(
-                    f"{self._what} died {self._revivals} times; allowed: ray.max_revivals {self._most}"
+                    f"{self._what} died {counted(self._revivals, 'time')}; allowed: ray.max_revivals {self._most}"
                 ) from error
             self._end(dead)
             self._actors[slot] = self._prepared()

@@ -3,7 +3,7 @@
     python -m benchmarks.routed --model DIR [--records 200] [--first 600] [--editor alphaedit] [--json FILE]
 
 Records of CounterFact from a place that no tuning has seen, written in batches, then asked about: the edit prompt, its
-paraphrases and a few neighbourhood prompts of each. Reliability, generalization_gen and locality of every arm, and the
+paraphrases and a few neighborhood prompts of each. Reliability, generalization_gen and locality of every arm, and the
 paired differences of the routed arm to the others with 95 % intervals of the mean (normal, over records).
 """
 
@@ -50,7 +50,7 @@ SMOLLM2 = (
 
 
 def few_neighbors(requests: Sequence[EditRequest], count: int) -> list[EditRequest]:
-    """The records with their first neighbourhood prompts only."""
+    """The records with their first neighborhood prompts only."""
     return [request.model_copy(update={"neighborhood": request.neighborhood[:count]}) for request in requests]
 
 

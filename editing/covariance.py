@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from errata.editing.digest import digest_json, digest_tensors
 from errata.editing.errors import DamagedFileError, UserError
+from errata.editing.tensors import read_tensors, write_tensors
 
 _FORMAT = "errata-covariance-1"
 _RECORD = "record"
@@ -96,7 +95,6 @@ class KeyCovariance:
     def save(self, path: Path) -> None:
         """Write a safetensors file that carries its own digest, and the record if there is one."""
         metadata = {
-            "format": _FORMAT,
             "tokens": str(self.tokens),
             "source": json.dumps(dict(self.source), sort_keys=True),
             "digest": self.digest,
@@ -106,7 +104,7 @@ class KeyCovariance:
             data = self.record.to_bytes()
             metadata["record_digest"] = hashlib.sha256(data).hexdigest()
             tensors[_RECORD] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        save_file(tensors, path, metadata=metadata)
+        write_tensors(path, tensors, _FORMAT, metadata)
 
     @classmethod
     def load(cls, path: Path) -> KeyCovariance:
@@ -115,16 +113,12 @@ class KeyCovariance:
         Raises:
             DamagedFileError: it is not such a file, is cut short, or its bytes have changed.
         """
+        metadata, tensors = read_tensors(path, _FORMAT, "covariance file")
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            if metadata.get("format") != _FORMAT:
-                raise ValueError(f"format {metadata.get('format')!r}, want {_FORMAT!r}")
             record = _checked_record(tensors.pop(_RECORD, None), metadata.get("record_digest"))
             sums = {int(name): value for name, value in tensors.items()}
             loaded = cls(sums, int(metadata["tokens"]), json.loads(metadata["source"]), record)
-        except Exception as error:  # safetensors raises its own type, which it does not export everywhere
+        except (KeyError, ValueError, TypeError) as error:
             raise DamagedFileError(f"covariance file {path.name!r} cannot be read: {error}") from error
         if loaded.digest != metadata.get("digest"):
             raise DamagedFileError(

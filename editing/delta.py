@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from errata.editing.digest import digest_tensors
 from errata.editing.errors import DamagedFileError
+from errata.editing.tensors import read_tensors, write_tensors
 
 _FORMAT = "errata-delta-1"
 DeltaKind = Literal["low_rank", "dense", "orthogonal"]
@@ -90,12 +89,11 @@ class WeightDelta:
     def save(self, path: Path) -> None:
         """Write a safetensors file that carries its own digest."""
         metadata = {
-            "format": _FORMAT,
             "editor": self.editor,
             "digest": self.digest,
             "notes": json.dumps(dict(self.notes), sort_keys=True),
         }
-        save_file(self._tensors(), path, metadata=metadata)
+        write_tensors(path, self._tensors(), _FORMAT, metadata)
 
     @classmethod
     def load(cls, path: Path) -> WeightDelta:
@@ -104,20 +102,13 @@ class WeightDelta:
         Raises:
             DamagedFileError: it is not such a file, is cut short, or its bytes have changed.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except Exception as error:  # safetensors raises its own type, which it does not export everywhere
-            raise DamagedFileError(f"delta file {path.name!r} cannot be read: {error}") from error
-        if metadata.get("format") != _FORMAT:
-            raise DamagedFileError(f"delta file {path.name!r} has format {metadata.get('format')!r}, want {_FORMAT!r}")
+        metadata, tensors = read_tensors(path, _FORMAT, "delta file")
         layers: dict[int, LayerDelta] = {}
         try:
             for name, tensor in tensors.items():
                 layer, kind, side = name.split(".")
                 if side == "left":
-                    layers[int(layer)] = LayerDelta(kind, tensor, tensors.get(f"{layer}.{kind}.right"))
+                    layers[int(layer)] = LayerDelta(kind, tensor, tensors.get(f"{layer}.{kind}.right"))  # type: ignore[arg-type] # it refuses another kind
         except ValueError as error:
             raise DamagedFileError(f"delta file {path.name!r} cannot be read: {error}") from error
         delta = cls(dict(sorted(layers.items())), metadata.get("editor", ""), json.loads(metadata.get("notes", "{}")))

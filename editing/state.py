@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from errata.editing.columns import Columns
@@ -23,6 +21,7 @@ from errata.editing.digest import digest_json, digest_tensors
 from errata.editing.errors import DamagedFileError, ErrataError
 from errata.editing.forms import CapacitanceForm, GramForm, gram_of
 from errata.editing.linalg import Base, GrowingSystem
+from errata.editing.tensors import read_tensors, write_tensors
 
 MakeBase = Callable[[KeyCovariance, int], Base]
 OldKeys = Mapping[str, Mapping[int, Tensor]]
@@ -189,8 +188,8 @@ class LifelongState:
     def save(self, path: Path) -> None:
         """Write a safetensors file; the covariance is named in it, not held."""
         about, tensors = self.about(), self.tensors()
-        metadata = {"format": _FORMAT, "about": json.dumps(about), "digest": _digest(about, tensors)}
-        save_file(tensors, path, metadata=metadata)
+        metadata = {"about": json.dumps(about), "digest": _digest(about, tensors)}
+        write_tensors(path, tensors, _FORMAT, metadata)
 
     def load(self, path: Path) -> LifelongState:
         """The state that ``save`` wrote, continued on the covariance and the systems' bases of this one.
@@ -202,14 +201,10 @@ class LifelongState:
             DamagedFileError: it is not such a file, is cut short, or its bytes have changed.
             ErrataError: it belongs to another covariance, or to other layers.
         """
+        metadata, tensors = read_tensors(path, _FORMAT, "state file")
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            if metadata.get("format") != _FORMAT:
-                raise ValueError(f"format {metadata.get('format')!r}, want {_FORMAT!r}")
             about = json.loads(metadata["about"])
-        except Exception as error:  # safetensors raises its own type, which it does not export everywhere
+        except (KeyError, ValueError) as error:
             raise DamagedFileError(f"state file {path.name!r} cannot be read: {error}") from error
         if _digest(about, tensors) != metadata.get("digest"):
             raise DamagedFileError(f"state file {path.name!r} does not carry its digest")

@@ -18,8 +18,9 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from errata.editing.closed import Closed
 from errata.editing.digest import digest_json
 from errata.editing.errors import UserError
 from errata.retrieval.evidence import Candidate
@@ -43,10 +44,9 @@ Shares = Callable[[Sequence[str], Sequence[Sequence[Candidate]]], Sequence[Seque
 """Explained share of each candidate's subject, per question; the base model's."""
 
 
-class RouterConfig(BaseModel):
+class RouterConfig(Closed):
     """How it is decided which questions the memory bears on."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     max_false_alarms: float = Field(0.02, gt=0, lt=1)
     """Share of out-of-scope questions that may be taken for questions about an edit, in the worst class of them; the
     lower it is, the more paraphrases are missed."""
@@ -58,10 +58,9 @@ class RouterConfig(BaseModel):
     alone. Which is best is a property of the model."""
 
 
-class Logistic(BaseModel):
+class Logistic(Closed):
     """A logistic regression: ``p = 1 / (1 + exp(-(w . x + b)))`` over raw features."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     weights: tuple[float, ...]
     bias: float
 
@@ -70,10 +69,9 @@ class Logistic(BaseModel):
         return 1.0 / (1.0 + np.exp(-np.clip(features @ np.asarray(self.weights) + self.bias, -60.0, 60.0)))
 
 
-class CurvePoint(BaseModel):
+class CurvePoint(Closed):
     """What one threshold would do, by class of questions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     threshold: float
     false_alarms: float
     """Share of the worst class of out-of-scope questions for which a statement would be chosen."""
@@ -81,10 +79,9 @@ class CurvePoint(BaseModel):
     """Share of paraphrases for which the right statement would not be chosen."""
 
 
-class FittedRouter(BaseModel):
+class FittedRouter(Closed):
     """A router's numbers, and where they come from."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     format: Literal[1] = 1
     cheap: Logistic
     full: Logistic | None

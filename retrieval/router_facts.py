@@ -48,7 +48,7 @@ _RELATIONS: dict[str, dict[str, tuple[str, str, str, tuple[str, ...]]]] = {
         "teacher": ("{} was taught by", "Who was the teacher of {}?", "The lessons of {} were given by",
                     ("Orla Venn", "Tibor Kasz", "Maud Ellery", "Pavo Lind")),
         "eye color": ("The color of the eyes of {} is", "What color are {}'s eyes?", "{} looks at you with eyes of",
-                      ("green", "grey", "hazel", "amber")),
+                      ("green", "gray", "hazel", "amber")),
         "breakfast": ("For breakfast {} eats", "What does {} have in the morning?", "{} starts the day with",
                       ("porridge", "kippers", "rye bread", "figs")),
         "vehicle": ("{} drives a", "Which car belongs to {}?", "In the garage of {} stands a",
@@ -180,7 +180,7 @@ _UNRELATED = (
 def fitting_facts(*, subjects_per_kind: int = 24, seed: int = 0) -> tuple[list[FittingFact], list[FittingQuestion]]:
     """The made-up facts, and questions in and out of their scope; the same for the same arguments.
 
-    Of a kind's names half are subjects of facts, the others are the neighbours that the same questions are asked about.
+    Of a kind's names half are subjects of facts, the others are the neighbors that the same questions are asked about.
     """
     rng = random.Random(seed)
     facts: list[FittingFact] = []
@@ -209,7 +209,7 @@ def fitting_facts(*, subjects_per_kind: int = 24, seed: int = 0) -> tuple[list[F
 
 
 def _names(kind: str, count: int, rng: random.Random) -> list[str]:
-    """Distinct names; neighbours in the list often share a word, as they do among real ones."""
+    """Distinct names; neighbors in the list often share a word, as they do among real ones."""
     found: dict[str, None] = {}
     while len(found) < count:
         first, last, place = rng.choice(_FIRST), rng.choice(_LAST), rng.choice(_PLACES)

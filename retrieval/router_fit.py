@@ -1,6 +1,6 @@
 """Fitting a router: the made-up facts are put beside a memory's statements, and the questions about them are decided.
 
-Its own statements are what a memory's growth does harm with: a neighbour's question finds something near among ten
+Its own statements are what a memory's growth does harm with: a neighbor's question finds something near among ten
 thousand statements that it does not find among a hundred. So they stand beside the facts when the threshold is set.
 """
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
 from torch import Tensor
 
-from errata.actors.connection import LOST, raise_if_init_failed, unwrap
-from errata.actors.runtime import kill, make_actor
+from errata.actors.reviving import RevivingClient
+from errata.actors.runtime import make_actor
 from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
 from errata.actors.sharded.worker import ModelActor
 from errata.editing.delta import WeightDelta
@@ -24,7 +22,7 @@ from errata.editing.values import TargetValue, ValueConfig
 logger = logging.getLogger(__name__)
 
 
-class ShardedModel:
+class ShardedModel(RevivingClient):
     """One model over the ranks of a group (or in one actor, without ``parallel``).
 
     The ranks are a cache of base and ``deltas``: when one is lost, all are ended, new ones load their slices, take the
@@ -35,32 +33,14 @@ class ShardedModel:
         self, config: RayConfig, spec: ModelSpec, role: RoleConfig, deltas: Sequence[WeightDelta] = ()
     ) -> None:
         """``deltas`` are those of the version to begin at."""
-        self._config, self._spec, self._role = config, spec, role
         self._deltas = list(deltas)
-        self._revivals = 0
-        self._rebuild_seconds: list[float] = []
-        self._actor: Any = make_actor(ModelActor, role, spec, role)
-        self._guarded(self._catch_up)
-
-    @property
-    def actor(self) -> Any:
-        """The handle of the group, for fault tests."""
-        return self._actor
+        super().__init__(config, f"a rank of {spec.name!r}", lambda: make_actor(ModelActor, role, spec, role))
+        self._bring_up()
 
     @property
     def deltas(self) -> tuple[WeightDelta, ...]:
         """The changes that make up the version, in their order."""
         return tuple(self._deltas)
-
-    @property
-    def revivals(self) -> int:
-        """How often the ranks had to be made again."""
-        return self._revivals
-
-    @property
-    def rebuild_seconds(self) -> tuple[float, ...]:
-        """How long each making again took, until the deltas were in."""
-        return tuple(self._rebuild_seconds)
 
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int = 12) -> list[Answer]:
         """Greedy continuations."""
@@ -130,18 +110,10 @@ class ShardedModel:
 
     def rebuild(self) -> None:
         """End every rank, start again, and take the deltas over."""
-        kill(self._actor)
-        self._actor = make_actor(ModelActor, self._role, self._spec, self._role)
-        self._guarded(self._catch_up)
-
-    def close(self) -> None:
-        """End the ranks."""
-        kill(self._actor)
+        self._renew()
+        self._bring_up()
 
     # --- fault handling ---
-
-    def _call(self, ask: Callable[[Any], Any]) -> Any:
-        return self._guarded(lambda: self._get(ask(self._actor)))
 
     def _change(self, wanted: list[WeightDelta], ask: Callable[[Any], Any]) -> None:
         before, kept = self._revivals, self._deltas
@@ -161,28 +133,3 @@ class ShardedModel:
     def _catch_up(self) -> None:
         for delta in self._deltas:
             self._get(self._actor.apply.remote(delta))
-
-    def _get(self, reference: Any) -> Any:
-        return ray.get(reference, timeout=self._config.call_timeout_seconds)
-
-    def _guarded(self, action: Callable[[], Any]) -> Any:
-        while True:
-            try:
-                return action()
-            except LOST as error:
-                raise_if_init_failed(error)
-                self._revive(error)
-            except ray.exceptions.RayTaskError as error:
-                raise unwrap(error) from error
-
-    def _revive(self, error: Exception) -> None:
-        self._revivals += 1
-        if self._revivals > self._config.max_revivals:
-            raise ErrataError(
-                f"the ranks of {self._spec.name!r} died {self._revivals} times; "
-                f"allowed: ray.max_revivals {self._config.max_revivals}"
-            ) from error
-        logger.warning("a rank of %s was lost (%s); starting a new group", self._spec.name, type(error).__name__)
-        started = time.perf_counter()
-        self.rebuild()
-        self._rebuild_seconds.append(time.perf_counter() - started)

@@ -83,7 +83,7 @@ class Editor(ABC):
 
     needs_covariance: bool = True
     corrects: bool = False
-    """Whether a batch that is not there yet can be written once more, towards its targets (`LocateEditor`)."""
+    """Whether a batch that is not there yet can be written once more, toward its targets (`LocateEditor`)."""
     commutes: bool = True
     """Whether an update stays right when an earlier one is taken out; else a revert computes all later ones anew."""
 

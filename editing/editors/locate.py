@@ -176,7 +176,7 @@ class LocateEditor(Editor):
         """The changes that bring the subjects to ``targets``; the model's bytes are restored.
 
         Args:
-            targets: states of the last layer (m, d), towards which every layer does its share, or outputs of the maps
+            targets: states of the last layer (m, d), toward which every layer does its share, or outputs of the maps
                 of all layers (m, n, d), of which every layer reaches its own.
             layers: of this batch, ascending; by default all of the editor's.
             ridge: (m,), by what the method's ridge is multiplied for each edit: below 1, more of it is stored.

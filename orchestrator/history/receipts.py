@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from errata.editing.covariance import KeyCovariance
@@ -21,6 +19,7 @@ from errata.editing.errors import DamagedFileError
 from errata.editing.reverting import HistoryItem
 from errata.editing.session import EditReceipt, Part, RequestResult, Snapshot
 from errata.editing.state import OldKeys
+from errata.editing.tensors import read_tensors, write_tensors
 from errata.orchestrator.history.snapshots import newest_snapshot, snapshot_digest
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.fail_points import reach
@@ -36,7 +35,7 @@ _CORRECTED = "errata-receipt-2"
 
 def receipt_digest(path: Path) -> str:
     """Digest of a receipt file's content, independent of how its header is laid out."""
-    metadata, tensors = _read(path)
+    metadata, tensors = read_tensors(path, (_FORMAT, _CORRECTED), "receipt file")
     return digest_json({"metadata": metadata, "tensors": digest_tensors(tensors)})
 
 
@@ -61,7 +60,6 @@ def store_receipt(store: ArtifactStore, receipt: EditReceipt) -> tuple[str | Non
     if not tensors:
         tensors["empty"] = torch.zeros(1)
     metadata = {
-        "format": _FORMAT,
         "sequence": str(receipt.sequence),
         "request_ids": json.dumps(receipt.request_ids),
         "fact_keys": json.dumps(receipt.fact_keys),
@@ -76,15 +74,17 @@ def store_receipt(store: ArtifactStore, receipt: EditReceipt) -> tuple[str | Non
             "parts": json.dumps([asdict(part) for part in receipt.parts]),
             "whole": json.dumps(receipt.whole),
         }
+    form = _FORMAT
     if receipt.sweeps:
-        metadata |= {"format": _CORRECTED, "sweeps": str(len(receipt.sweeps))}
+        form = _CORRECTED
+        metadata["sweeps"] = str(len(receipt.sweeps))
         for number, sweep in enumerate(receipt.sweeps):
             tensors |= {
                 f"sweep.{number}.targets": sweep.targets.clone().contiguous(),
                 f"sweep.{number}.ridge": sweep.ridge.clone().contiguous(),
                 **{f"sweep.{number}.keys.{n}": keys.clone().contiguous() for n, keys in sweep.keys.items()},
             }
-    keys = store.put_file("keys", lambda path: save_file(tensors, path, metadata=metadata))
+    keys = store.put_file("keys", lambda path: write_tensors(path, tensors, form, metadata))
     reach("after_keys_stored")
     if receipt.delta is None:
         return None, keys
@@ -99,7 +99,7 @@ def load_receipt(store: ArtifactStore, version: Version) -> EditReceipt:
     """
     if version.keys is None:
         raise DamagedFileError(f"commit {version.sequence} names no receipt")
-    metadata, tensors = _read(store.get("keys", version.keys))
+    metadata, tensors = read_tensors(store.get("keys", version.keys), (_FORMAT, _CORRECTED), "receipt file")
     delta = None if version.delta is None else WeightDelta.load(store.get("deltas", version.delta))
     return EditReceipt(
         sequence=version.sequence,
@@ -252,7 +252,9 @@ def old_keys(journal: JournalReader, store: ArtifactStore, names: Iterable[str],
             if not missing:
                 break
             version = journal.version(other)
-            metadata, tensors = _read(store.get("keys", version.keys or ""))
+            metadata, tensors = read_tensors(
+                store.get("keys", version.keys or ""), (_FORMAT, _CORRECTED), "receipt file"
+            )
             held = json.loads(metadata["request_ids"])
             keys = {int(n.split(".")[1]): t for n, t in tensors.items() if n.startswith("keys.")}
             for name in missing.intersection(held):
@@ -288,17 +290,3 @@ def held_entries(
 def _figures(result: RequestResult) -> dict[str, Any]:
     kept = asdict(result)
     return {name: kept[name] for name in ("loss", "steps", "converged", "clamped")} if result.applied else {}
-
-
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except Exception as error:  # safetensors raises its own type, which it does not export everywhere
-        raise DamagedFileError(f"receipt file {path.name!r} cannot be read: {error}") from error
-    if metadata.get("format") not in (_FORMAT, _CORRECTED):
-        raise DamagedFileError(
-            f"receipt file {path.name!r} has format {metadata.get('format')!r}, want {_FORMAT!r} or {_CORRECTED!r}"
-        )
-    return dict(metadata), tensors

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from errata.editing.digest import digest_json, digest_tensors
 from errata.editing.errors import DamagedFileError
 from errata.editing.session import Snapshot
+from errata.editing.tensors import read_tensors, write_tensors
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.fail_points import reach
@@ -44,7 +43,7 @@ class SnapshotRow:
 
 def snapshot_digest(path: Path) -> str:
     """Digest of a snapshot file's content, independent of how its header is laid out."""
-    metadata, tensors = _read(path)
+    metadata, tensors = read_tensors(path, _FORMAT, "snapshot file")
     return digest_json({"metadata": metadata, "tensors": digest_tensors(tensors)})
 
 
@@ -59,12 +58,11 @@ def store_snapshot(journal: Journal, store: ArtifactStore, snapshot: Snapshot, v
     tensors = {f"weights.{layer}": weight.contiguous() for layer, weight in snapshot.weights.items()}
     tensors |= {f"state.{name}": value for name, value in snapshot.tensors.items()}
     metadata = {
-        "format": _FORMAT,
         "sequence": str(snapshot.sequence),
         "version": version.digest,
         "about": json.dumps(snapshot.about, sort_keys=True),
     }
-    digest = store.put_file("snapshots", lambda path: save_file(tensors, path, metadata=metadata))
+    digest = store.put_file("snapshots", lambda path: write_tensors(path, tensors, _FORMAT, metadata))
     reach("after_snapshot_stored")
     if all(row.digest != digest for row in snapshots(journal)):
         journal.record_event(SNAPSHOT, {"sequence": version.sequence, "version": version.digest, "digest": digest})
@@ -111,7 +109,7 @@ def load_snapshot(store: ArtifactStore, row: SnapshotRow) -> Snapshot:
     Raises:
         DamagedFileError, FileNotFoundError: its file is damaged or gone.
     """
-    metadata, tensors = _read(store.get("snapshots", row.digest))
+    metadata, tensors = read_tensors(store.get("snapshots", row.digest), _FORMAT, "snapshot file")
     if metadata["version"] != row.version:
         raise DamagedFileError(f"snapshot {row.digest[:12]} is one of version {metadata['version'][:12]}")
     parts: dict[str, dict[str, Tensor]] = {"weights": {}, "state": {}}
@@ -143,15 +141,3 @@ def superfluous(journal: JournalReader, store: ArtifactStore, keep: int) -> Iter
     there = set(store.digests("snapshots"))
     needed = [row.digest for row in snapshots(journal) if row.digest in there][-keep:]
     yield from sorted(there.difference(needed))
-
-
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except Exception as error:  # safetensors raises its own type, which it does not export everywhere
-        raise DamagedFileError(f"snapshot file {path.name!r} cannot be read: {error}") from error
-    if metadata.get("format") != _FORMAT:
-        raise DamagedFileError(f"snapshot file {path.name!r} has format {metadata.get('format')!r}, want {_FORMAT!r}")
-    return dict(metadata), tensors

@@ -153,7 +153,7 @@ def test_workers_that_die_again_and_again_end_the_estimate(spec):
     estimator.start()
     (actor,) = estimator.actors()
     murder(process(actor))
-    with pytest.raises(ErrataError, match=r"covariance workers died 1 times; allowed: ray.max_revivals 0"):
+    with pytest.raises(ErrataError, match=r"covariance workers died 1 time; allowed: ray.max_revivals 0"):
         estimator.estimate(JOB, {})
     estimator.close()
 

@@ -67,7 +67,7 @@ def test_it_is_set_aside_the_others_are_written_and_a_restart_runs_on(tiny_check
     path = tmp_path / "journal.sqlite"
     with Journal.create(path, JournalMeta("run", "b" * 64, "e" * 64, {})) as journal:
         journal.accept(requests)
-        # none of these deaths counts towards what the cluster may lose
+        # none of these deaths counts toward what the cluster may lose
         editor = Mortal(RayConfig(max_revivals=0), spec, MEMIT, CONTEXTS, lambda: [covariance])
         editor.restore()
         attempts = Attempts(journal, editor, said.append)

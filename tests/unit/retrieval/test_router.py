@@ -151,7 +151,7 @@ def test_the_fitting_facts_are_fixed_and_share_no_subject_with_their_neighbors()
             assert facts[question.fact].subject in question.text
     neighbors = [question.text for question in questions if question.kind == "neighbor"]
     own = [mention_of(text, facts[q.fact].subject) for q in questions if q.kind == "neighbor" for text in [q.text]]
-    # a neighbour is about another subject; at most its longer name holds the fact's own
+    # a neighbor is about another subject; at most its longer name holds the fact's own
     assert len(neighbors) == 3 * len(facts) and all(m is None or m.extended for m in own)
 
 
