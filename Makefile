@@ -14,7 +14,7 @@ EVERYDAY := not slow and not gpu
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models demo test test-unit slow lint format chart clean
+.PHONY: help setup models demo test test-unit slow docs lint format chart clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -52,6 +52,9 @@ test-unit: setup  ## unit tests alone: a minute, no models, no Ray
 
 slow: models  ## the tests that take minutes
 	$(PYTEST) -m "slow and not gpu"
+
+docs: setup  ## the reference pages, from docs/ and the docstrings, into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -q
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .

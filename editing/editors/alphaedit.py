@@ -29,6 +29,9 @@ class AlphaEditConfig(LocateConfig):
     """Eigenvalues of C below this span the space that may change. The papers' grid: 2e-2, 5e-3, 1e-3, 5e-4."""
     l2: float = Field(10.0, gt=0)
     """Ridge: 10 in the authors' code, 1 in the MOIR paper; 10 is better for sequences, 1 for single edits."""
+    units: Literal["absolute", "relative"] = "absolute"
+    """``relative``: ``tau`` counts in the mean eigenvalue of C, and ``l2`` in the mean energy ``|P k|^2`` of the
+    preserved keys in the space that may change: both mean the same on every model. ``absolute``: as published."""
 
 
 class AlphaEdit(LocateEditor):
@@ -37,13 +40,20 @@ class AlphaEdit(LocateEditor):
     config: AlphaEditConfig
 
     def base_of(self, covariance: KeyCovariance, layer: int) -> Base:
-        basis, complement, free = null_space(covariance.mean(layer), self.config.tau)
+        moment = covariance.mean(layer)
+        relative = self.config.units == "relative"
+        tau = self.config.tau * (float(moment.trace()) / moment.shape[0] if relative else 1.0)
+        basis, complement, free = null_space(moment, tau)
         if free == 0:
             raise UserError(
                 f"editor.tau {self.config.tau} leaves no direction free at layer {layer}; "
                 "it must be above the smallest eigenvalue of the covariance"
             )
-        return ProjectedIdentity(self.config.l2, basis, complement=complement)
+        l2 = self.config.l2
+        if relative:
+            inside = float((basis * (moment @ basis)).sum())
+            l2 *= float(moment.trace()) - inside if complement else inside
+        return ProjectedIdentity(l2, basis, complement=complement)
 
     def right_factor(self, layer: int, keys: Tensor, state: LifelongState, ridge: Tensor | None = None) -> Tensor:
         return update_factor(state.systems[layer], keys.cpu(), ridge)

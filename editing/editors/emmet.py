@@ -30,6 +30,9 @@ class EmmetConfig(LocateConfig):
     damping: float = Field(0.0, ge=0)
     """e: 0 hits every target exactly, and refuses requests whose keys depend on others of their batch. The published
     code has .1 for batches."""
+    units: Literal["absolute", "relative"] = "absolute"
+    """``relative``: ``ridge`` counts in the mean eigenvalue of ``w C``, ``damping`` in that of ``k^T (w C)^-1 k`` over
+    what is preserved. ``absolute``: as published."""
     past_keys: bool = False
     """Add the keys of earlier edits to A (a lifelong form; the published method has none)."""
 
@@ -45,8 +48,10 @@ class Emmet(LocateEditor):
 
     def base_of(self, covariance: KeyCovariance, layer: int) -> Base:
         moment = self.config.cov_weight * covariance.mean(layer)
-        ridge = self.config.ridge * torch.eye(moment.shape[0], dtype=torch.float64)
+        unit = float(moment.trace()) / moment.shape[0] if self.config.units == "relative" else 1.0
+        ridge = unit * self.config.ridge * torch.eye(moment.shape[0], dtype=torch.float64)
         return DenseBase(moment + ridge, what=f"w * C + ridge of layer {layer} ({covariance.tokens} tokens)")
 
     def right_factor(self, layer: int, keys: Tensor, state: LifelongState, ridge: Tensor | None = None) -> Tensor:
-        return equality_factor(state.systems[layer], keys.cpu(), self.config.damping, ridge)
+        unit = keys.shape[0] / self.config.cov_weight if self.config.units == "relative" else 1.0
+        return equality_factor(state.systems[layer], keys.cpu(), unit * self.config.damping, ridge)

@@ -36,6 +36,9 @@ class LeastSquaresConfig(LocateConfig):
 
     cov_weight: float = Field(15_000.0, gt=0, allow_inf_nan=False)
     """lambda: how strongly old keys are kept; unitless. The papers' grid: 500, 1500, 5000, 15 000, 30 000."""
+    units: Literal["absolute", "relative"] = "absolute"
+    """``relative``: ``cov_weight`` counts in the mean of ``k^T C^-1 k`` over what is preserved, which is the width of
+    the keys, so that the same number stores the same share on every model. ``absolute``: the papers' form."""
     past_keys: bool = True
     """Keep the keys of earlier edits (the lifelong form); false is the method as first published."""
 

@@ -28,7 +28,9 @@ class Memit(LocateEditor):
     config: LeastSquaresConfig
 
     def base_of(self, covariance: KeyCovariance, layer: int) -> Base:
-        matrix = self.config.cov_weight * covariance.mean(layer)
+        moment = covariance.mean(layer)
+        unit = moment.shape[0] if self.config.units == "relative" else 1
+        matrix = unit * self.config.cov_weight * moment
         return DenseBase(matrix, what=f"lambda * C of layer {layer} ({covariance.tokens} tokens)")
 
     def right_factor(self, layer: int, keys: Tensor, state: LifelongState, ridge: Tensor | None = None) -> Tensor:
