@@ -141,7 +141,7 @@ def day(services: Services) -> Day:
 def test_questions_are_answered_by_all_arms_while_batches_are_edited(day: Day) -> None:
     assert day.asked_during_batch > 0
     assert {tuple(found["answers"][0]["arms"]) for found in day.answers} == {
-        ("base", "edited", "memory", "edited_memory")
+        ("base", "edited", "memory", "edited_memory", "routed")
     }
     sequences = [found["sequence"] for found in day.answers]
     assert sequences == sorted(sequences) and sequences[-1] > sequences[0]

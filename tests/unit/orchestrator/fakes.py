@@ -206,7 +206,7 @@ class FakeCluster:
         self.editor_ = FakeEditor(history)
         return self.editor_
 
-    def memory(self, embedder: Any, index: Any, entries: Any, kept_in: Any = None) -> FakeMemory:
+    def memory(self, embedder: Any, index: Any, entries: Any, kept_in: Any = None, router: Any = None) -> FakeMemory:
         self.memory_ = FakeMemory()
         return self.memory_
 
