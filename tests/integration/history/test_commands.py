@@ -18,6 +18,8 @@ from errata.editing.delta import WeightDelta
 from errata.editing.errors import UserError
 from errata.orchestrator.cli import app
 from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.artifacts import ArtifactStore
+from errata.orchestrator.journal.chain import chain_existing
 from tests.helpers.small_run import LAYERS, SmallRun, make_run
 
 
@@ -79,6 +81,9 @@ def test_a_base_model_that_has_moved(run: SmallRun, tmp_path: Path) -> None:
     journal = Journal.open(tmp_path / "run" / "journal.sqlite")
     config = json.dumps({**journal.meta.config, "model": {"name": "./gone", "dtype": "float32"}})
     journal._connection.execute("UPDATE meta SET config = ?", (config,))
+    # as if the run had been begun with that name: the chain holds what was written at the beginning
+    journal._connection.execute("DELETE FROM chain")
+    chain_existing(journal._connection)
     journal.close()
     with pytest.raises(UserError, match=r"'\./gone' is not there.*--model says where"):
         errata("verify", tmp_path / "run")
@@ -95,6 +100,7 @@ def test_verify_and_gc(run: SmallRun, tmp_path: Path) -> None:
     (copy / "contexts" / ("ab" * 32 + ".json")).write_text("[]")
     (copy / "keys" / ".tmp-0123.safetensors").write_bytes(b"half")
     damaged = sorted((copy / "covariances").iterdir())[0]
+    whole = damaged.read_bytes()
     damaged.write_bytes(b"")
     bad = errata("verify", copy, "--no-weights")
     assert bad.exit_code == 1
@@ -105,6 +111,11 @@ def test_verify_and_gc(run: SmallRun, tmp_path: Path) -> None:
         f"contexts/{'ab' * 32}.json",
     ]
     assert report["orphans"] == ["contexts/" + "ab" * 32]
+    with pytest.raises(UserError, match=r"gc: the run is not sound .*nothing was deleted"):
+        errata("gc", copy)
+    damaged.write_bytes(whole)
+    (copy / "contexts" / ("ab" * 32 + ".json")).unlink()
+    ArtifactStore(copy).put_bytes("contexts", b"[]", suffix=".json")  # whole, and named by nothing
     assert "2 files, 6 bytes would be deleted" in errata("gc", copy, "--dry-run").stdout
     assert "2 files, 6 bytes deleted" in errata("gc", copy).stdout
     assert "0 files, 0 bytes deleted" in errata("gc", copy).stdout and damaged.exists()
