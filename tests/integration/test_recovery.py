@@ -99,10 +99,10 @@ def test_points_of_the_timeline_that_were_never_measured_are_measured_on_resume(
 
 
 def test_sigterm_ends_a_run_as_ctrl_c_does(tiny_checkpoint, stream, undisturbed, tmp_path, monkeypatch):
-    def apply(self: PlainEditor, batch: Any, plain: Any = PlainEditor.apply) -> Any:
+    def apply(self: PlainEditor, batch: Any, *told: Any, plain: Any = PlainEditor.apply) -> Any:
         if batch.sequence == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return plain(self, batch)
+        return plain(self, batch, *told)
 
     settings = config(tiny_checkpoint, stream)
     before = signal.getsignal(signal.SIGTERM)
