@@ -29,7 +29,7 @@ from errata.editing.request import EditRequest
 from errata.evaluation.arms import ArmEvaluator, Evaluation
 from errata.evaluation.caching import CachingEngine
 from errata.evaluation.datasets import ValidRecord, open_dataset
-from errata.evaluation.outcomes import ARMS, MEMORY_ARMS, Arm
+from errata.evaluation.outcomes import MEMORY_ARMS, Arm
 from errata.evaluation.probes import probes_of, questions_of
 from errata.retrieval.embedder import HashEmbedderConfig, build_embedder
 from errata.retrieval.index import IndexConfig
@@ -74,6 +74,10 @@ def after(text: TextCodec, prompt: Sequence[int], target: str) -> list[int]:
     if tail and not tail[-1].isspace():
         return text.encode_target(target)
     return text.encode_prompt(target.strip())[len(text.bos) :]
+
+
+ASKED: tuple[Arm, ...] = ("base", "edited", "memory", "edited_memory")
+"""Arms that put a question to the model; ``routed`` takes over the answer of one of these."""
 
 
 class OneByOne:
@@ -122,7 +126,7 @@ class OneByOne:
                 self.model.set_weights(weights)
                 for request in requests:
                     for probe in probes_of(request):
-                        for arm in ARMS:
+                        for arm in ASKED:
                             if arm not in arms:
                                 continue
                             target = text.encode_target(probe.teacher) if probe.teacher else []
@@ -162,7 +166,7 @@ def measure(
         evaluator = ArmEvaluator(
             model, SelectiveReasoner(engine, model.text), engine=engine, max_new_tokens=MOST_TOKENS
         )
-        return evaluator.evaluate(some, base=base, edited=edited, hits=hits)
+        return evaluator.evaluate(some, base=base, edited=edited, hits=hits, arms=ASKED)
 
     few = [requests[number * len(requests) // sample] for number in range(sample)]
     slow, replies = timed(lambda: OneByOne(model).evaluate(few, base, edited, hits))
@@ -172,7 +176,7 @@ def measure(
     fast, evaluation = timed(lambda: together(requests))
     return {
         "facts": len(requests),
-        "questions": sum(len(record.probes) for record in evaluation.records) * len(ARMS),
+        "questions": sum(len(record.probes) for record in evaluation.records) * len(ASKED),
         "asked_one_by_one": len(replies),
         "seconds_per_fact": fast / len(requests),
         "one_by_one_seconds_per_fact": slow / len(few),
