@@ -38,11 +38,9 @@ def model() -> EditableModel:
 def test_every_answer_is_compared_before_a_ratio_is_given(
     model: EditableModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked_arms = evaluation_throughput.ASKED
+    arms = evaluation_throughput.ASKED
     result = evaluation_throughput.measure(model, REQUESTS, 2, layers=(1,))
-    assert (
-        result["asked_one_by_one"] == result["questions"] == len(asked_arms) * sum(len(probes_of(r)) for r in REQUESTS)
-    )
+    assert result["asked_one_by_one"] == result["questions"] == len(arms) * sum(len(probes_of(r)) for r in REQUESTS)
     assert result["ratio"] == result["one_by_one_seconds_per_fact"] / result["seconds_per_fact"]
     asked = evaluation_throughput.OneByOne.ask
     monkeypatch.setattr(evaluation_throughput.OneByOne, "ask", lambda *given: (asked(*given)[0] + "x", 0.0))
