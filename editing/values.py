@@ -138,12 +138,13 @@ def _minimize(problem: Problem, config: ValueConfig, sizes: Sequence[int]) -> li
     running = list(range(count))
     packed = list(range(count))
     owner = _owners(sizes, packed, device)
+    places = torch.tensor(packed, device=device)
     baseline: Tensor | None = None
     for step in range(config.steps):
         rows = torch.stack([deltas[g].detach() for g in packed])
-        rows = (rows if units is None else rows * units[packed])[owner].requires_grad_()
+        rows = (rows if units is None else rows * units[places])[owner].requires_grad_()
         # a shared delta is measured by one size
-        losses, baseline = problem.losses(rows, h[packed][owner], baseline, size[packed][owner])
+        losses, baseline = problem.losses(rows, h[places][owner], baseline, size[places][owner])
         for g, value in zip(packed, _mean_by(owner, losses.detach()).tolist(), strict=True):
             if g in running:
                 loss_of[g], steps_of[g] = value, step + 1
@@ -155,7 +156,7 @@ def _minimize(problem: Problem, config: ValueConfig, sizes: Sequence[int]) -> li
         assert rows.grad is not None
         gradients = rows.grad / lengths(rows.grad)[:, None] if problem.variant.unit_gradients else rows.grad
         gradients = _mean_by(owner, gradients)
-        for g, gradient in zip(packed, gradients if units is None else gradients * units[packed], strict=True):
+        for g, gradient in zip(packed, gradients if units is None else gradients * units[places], strict=True):
             deltas[g].grad = None if converged[g] else gradient  # Adam leaves alone what has no gradient
         adam.step()
         with torch.no_grad():
@@ -169,6 +170,7 @@ def _minimize(problem: Problem, config: ValueConfig, sizes: Sequence[int]) -> li
             problem, baseline = problem.kept(rows_left), None if baseline is None else baseline[rows_left]
             packed = list(running)
             owner = _owners(sizes, packed, device)
+            places = torch.tensor(packed, device=device)
     final = torch.stack([d.detach() for d in deltas])
     final = final if units is None else final * units
     reached = states(final)
