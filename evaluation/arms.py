@@ -307,7 +307,10 @@ class ArmEvaluator:
         with self.loaded(base, edited=None if router.answer == "memory" else edited, digest=None, remember=False):
             for question, route in inside:
                 start = time.perf_counter()
-                self._generate(self._routed_ids(question, route, router.answer == "edited"))
+                ids = self._routed_ids(question, route, router.answer == "edited")
+                if self.model.capacity.problem(self.model.text, ids) is not None:
+                    ids = self.model.text.encode_prompt(question)  # as it is answered, without the statement
+                self._generate(ids)
                 total += time.perf_counter() - start
         return total / len(questions)
 

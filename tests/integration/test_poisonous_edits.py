@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 
+import errata.actors.editor as actors_editor
 from errata.actors.editor import EditorClient
 from errata.actors.settings import ModelSpec, RayConfig
 from errata.actors.workers.editor import ContextSpec
@@ -39,23 +41,27 @@ def armed(poison: str) -> Callable[[Any], None]:
 
         compute = EditSession._computed
 
-        def killed(self: Any, requests: Any, progress: Any) -> Any:
+        def killed(self: Any, requests: Any, *rest: Any) -> Any:
             if any(request.id == poison for request in requests):
                 os.kill(os.getpid(), signal.SIGKILL)
-            return compute(self, requests, progress)
+            return compute(self, requests, *rest)
 
         EditSession._computed = killed  # type: ignore[method-assign]
 
     return arm
 
 
-class Mortal(EditorClient):
-    """Every actor it makes dies of one edit."""
+@pytest.fixture(autouse=True)
+def _mortal_editors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every editor that is made dies of one edit."""
+    make = actors_editor.make_actor
 
-    def _make(self) -> Any:
-        actor = super()._make()
-        actor.__ray_call__.remote(armed(POISON))
+    def armed_actor(*given: Any) -> Any:
+        actor = make(*given)
+        ray.get(actor.__ray_call__.remote(armed(POISON)))
         return actor
+
+    monkeypatch.setattr(actors_editor, "make_actor", armed_actor)
 
 
 def test_it_is_set_aside_the_others_are_written_and_a_restart_runs_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -68,7 +74,7 @@ def test_it_is_set_aside_the_others_are_written_and_a_restart_runs_on(tiny_check
     with Journal.create(path, JournalMeta("run", "b" * 64, "e" * 64, {})) as journal:
         journal.accept(requests)
         # none of these deaths counts toward what the cluster may lose
-        editor = Mortal(RayConfig(max_revivals=0), spec, MEMIT, CONTEXTS, lambda: [covariance])
+        editor = EditorClient(RayConfig(max_revivals=0), spec, MEMIT, CONTEXTS, lambda: [covariance])
         editor.restore()
         attempts = Attempts(journal, editor, said.append)
         receipt = attempts.apply(EditBatch(sequence=1, requests=tuple(requests[:3])))
@@ -86,7 +92,7 @@ def test_it_is_set_aside_the_others_are_written_and_a_restart_runs_on(tiny_check
     with Journal.open(path) as journal:
         waiting = [row.request for row in journal.pending()]
         assert [request.id for request in waiting] == ["r3", "r4"]
-        again = Mortal(RayConfig(max_revivals=0), spec, MEMIT, CONTEXTS, lambda: [covariance, receipt])
+        again = EditorClient(RayConfig(max_revivals=0), spec, MEMIT, CONTEXTS, lambda: [covariance, receipt])
         again.restore()
         following = Attempts(journal, again, said.append).apply(EditBatch(sequence=2, requests=tuple(waiting)))
         assert following is not None and following.request_ids == ("r3", "r4") and again.revivals == 0

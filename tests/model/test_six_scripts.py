@@ -20,7 +20,7 @@ from errata.editing.session import EditSession
 from errata.editing.values import ValueConfig
 from errata.evaluation.arms import ArmEvaluator
 from errata.evaluation.datasets import ValidRecord, open_dataset
-from errata.evaluation.outcomes import ARMS
+from errata.evaluation.outcomes import Arm
 from errata.evaluation.probes import questions_of
 from errata.retrieval.embedder import HashEmbedder
 from errata.retrieval.memory import FactMemory, MemoryEntry
@@ -83,6 +83,7 @@ def test_they_go_through_edit_memory_and_evaluation(qwen: EditableModel, request
     assert [hits[request.text][0].request_id for request in requests] == [request.id for request in requests]
     reasoner = SelectiveReasoner(LanguageEngine(qwen), qwen.text, capacity=qwen.capacity)
     evaluator = ArmEvaluator(qwen, reasoner, max_new_tokens=4)
-    found = evaluator.evaluate(requests, base=session.base, edited=session.weights(), hits=hits)
+    asked: tuple[Arm, ...] = ("base", "edited", "memory", "edited_memory")
+    found = evaluator.evaluate(requests, base=session.base, edited=session.weights(), hits=hits, arms=asked)
     assert found.skipped == 0 and [record.request_id for record in found.records] == [r.id for r in requests]
-    assert all(set(probe.arms) == set(ARMS) for record in found.records for probe in record.probes)
+    assert all(set(probe.arms) == set(asked) for record in found.records for probe in record.probes)
