@@ -102,8 +102,8 @@ def _states(model: EditableModel, requests: list[EditRequest], layer: int) -> to
 
 @pytest.mark.parametrize(
     "family, layers",
-    [(family, (1,)) for family in plain.FAMILIES]
-    + [(family, (0, 1)) for family in plain.FAMILIES if family not in plain.POST_NORM],
+    # behind a norm every edited map has a target of its own: test_post_norm_targets.py
+    [(family, layers) for family in plain.FAMILIES if family not in plain.POST_NORM for layers in ((1,), (0, 1))],
 )
 def test_an_edit_reaches_its_target_state(
     tiny: Tiny, requests: list[EditRequest], family: str, layers: tuple[int, ...]
@@ -116,23 +116,7 @@ def test_an_edit_reaches_its_target_state(
     assert bool(((reached - targets).norm(dim=1) < 1e-3 * moved).all())
 
 
-@pytest.mark.parametrize("family", plain.POST_NORM)
-def test_spread_over_layers_with_norms_the_target_is_nearly_reached(
-    tiny: Tiny, requests: list[EditRequest], family: str
-) -> None:
-    """A norm's output has one length only: what lower layers moved can put the rest of the way out of reach."""
-    missed = {}
-    for post_norm in ("exact", "published"):
-        model, chosen = tiny(family), requests[:2]
-        before = _states(model, chosen, 1)
-        config = MemitConfig(layers=(0, 1), cov_weight=1e-6, values=_values(post_norm, clamp=0.75))
-        targets, reached = _edit(model, config, chosen)
-        missed[post_norm] = (reached - targets).norm(dim=1) / (targets - before).norm(dim=1)
-    assert bool((missed["exact"] < 0.25).all())
-    assert bool((missed["exact"] < 0.5 * missed["published"]).all())
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "gpt_neox", "olmo2", "gemma3_text"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "gpt_neox"])
 def test_an_unhindered_alphaedit_reaches_its_target_state(tiny: Tiny, requests: list[EditRequest], family: str) -> None:
     model, chosen = tiny(family), requests[:2]
     before = _states(model, chosen, 1)
