@@ -36,7 +36,7 @@ from errata.evaluation.answering import Question
 from errata.evaluation.outcomes import ARMS, MEMORY_ARMS, Arm
 from errata.evaluation.probes import questions_of
 from errata.orchestrator.config.explain import explain
-from errata.orchestrator.config.loading import check_config, overlaid, read_composed
+from errata.orchestrator.config.loading import check_config, overlaid, read_composed, with_found_files
 from errata.orchestrator.config.presets import configs_root
 from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.covariance.store import default_store
@@ -454,7 +454,7 @@ def configuration(
     if "sequences" in own or own.get("source") == "identity":
         del covariance["tokens"]
     data["covariance"] = {**covariance, **own}
-    config = check_config(data, "settings")
+    config = with_found_files(check_config(data, "settings"))
     words = int(model.hf.config.vocab_size)
     return config.model_copy(update={"covariance": config.covariance.for_vocabulary(words)})
 
