@@ -118,7 +118,7 @@ def gone(processes: list[psutil.Process], *, killed: bool = False) -> None:
     agents = [p for p in alive if killed and p.name().startswith(("ray::Dashboard", "ray::RuntimeEnv"))]
     for agent in agents:
         agent.kill()
-    left = [process for process in psutil.wait_procs(processes, timeout=30)[1] if process.status() != "zombie"]
+    left = [process for process in psutil.wait_procs(processes, timeout=120)[1] if process.status() != "zombie"]
     assert not left, [" ".join(process.cmdline())[:120] for process in left]
 
 
