@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import multiprocessing
 import os
@@ -56,6 +57,7 @@ def run_ranks(size: int, work: Callable[..., Any], *args: Any) -> list[Any]:
 
 
 def _rank(end: Connection, place: Place, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    gc.freeze()  # what the parent held stays as it is: its clients have no threads here, and must not be taken apart
     try:
         group: Group = join(place, torch.device("cpu"))
         answer: Any = (work(group, *args),)

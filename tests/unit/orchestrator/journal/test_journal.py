@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import sqlite3
 import threading
@@ -25,11 +24,9 @@ from errata.orchestrator.journal.rows import (
     version_digest,
 )
 from errata.orchestrator.journal.schema import MIGRATIONS, V1, Migration, migrate, schema_version
+from tests.helpers.processes import PROCESSES
 
 META = JournalMeta(run_id="run-1", base_digest="b" * 64, editor_digest="e" * 64, config={"editor": {"type": "memit"}})
-
-
-FORK = multiprocessing.get_context("fork")  # no second import of everything: these children only use SQLite
 
 
 def ask(name: str, subject: str = "France", target: str = "Lyon", relation: str = "capital") -> EditRequest:
@@ -109,17 +106,25 @@ def test_one_writer_and_any_number_of_readers(path):
     Journal.open(path).close()
 
 
-def test_the_lock_is_free_when_its_process_is_killed(path):
-    Journal.create(path, META).close()
-    opened = FORK.Event()
-
-    def hold() -> None:
-        journal = Journal.open(path)
+def hold(path, opened) -> None:
+    """In a process of its own: keep the journal open until killed."""
+    with Journal.open(path):
         opened.set()
         threading.Event().wait(60)
-        journal.close()
 
-    process = FORK.Process(target=hold)
+
+def live_until(path, point: str) -> None:
+    """In a process of its own: accept and commit, and end without a word at ``point``."""
+    os.environ[fail_points.ENVIRONMENT_VARIABLE] = f"{point}:exit"
+    journal = Journal.create(path, META)
+    journal.accept([ask("a")])
+    journal.commit(CommitData(1, done("a"), "1" * 64))
+
+
+def test_the_lock_is_free_when_its_process_is_killed(path):
+    Journal.create(path, META).close()
+    opened = PROCESSES.Event()
+    process = PROCESSES.Process(target=hold, args=(path, opened))
     process.start()
     try:
         assert opened.wait(30)
@@ -344,13 +349,7 @@ def test_the_file_is_as_before_when_a_transaction_is_cut(path):
     ],
 )
 def test_a_process_that_dies_at_a_commit_point_left_all_or_nothing(path, point, want):
-    def live() -> None:
-        os.environ[fail_points.ENVIRONMENT_VARIABLE] = f"{point}:exit"
-        journal = Journal.create(path, META)
-        journal.accept([ask("a")])
-        journal.commit(CommitData(1, done("a"), "1" * 64))
-
-    process = FORK.Process(target=live)
+    process = PROCESSES.Process(target=live_until, args=(path, point))
     process.start()
     process.join()
     assert process.exitcode == fail_points.EXIT_CODE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -24,6 +23,7 @@ from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.rows import JournalMeta
 from errata.orchestrator.sources import take_in
 from errata.orchestrator.sources.redis_stream import PASSWORD, RedisStream
+from tests.helpers.processes import PROCESSES
 
 Server = tuple[str, subprocess.Popen[bytes]]
 
@@ -130,19 +130,19 @@ def test_what_is_no_request_goes_to_the_dead_letters_with_the_reason(
     assert len(journal.requests("rejected")) == 4
 
 
-def read_and_die(server: str, path: Path, consumer: str, *, accept: bool) -> None:
+def read_and_be_killed(server: str, path: Path, consumer: str, accept: bool) -> None:
     """In a process of its own: read, accept, and be killed before anything is acknowledged."""
+    source = open_stream(server, consumer=consumer)
+    found = [d.request for d in source.read(1.0) if d.request]
+    if accept:
+        with Journal.open(path) as journal:
+            journal.accept(found)
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
 
-    def work() -> None:
-        source = open_stream(server, consumer=consumer)
-        found = [d.request for d in source.read(1.0) if d.request]
-        if accept:
-            with Journal.open(path) as journal:
-                journal.accept(found)
-                os.kill(os.getpid(), signal.SIGKILL)
-        os.kill(os.getpid(), signal.SIGKILL)
 
-    process = multiprocessing.get_context("fork").Process(target=work)
+def read_and_die(server: str, path: Path, consumer: str, *, accept: bool) -> None:
+    process = PROCESSES.Process(target=read_and_be_killed, args=(server, path, consumer, accept))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
