@@ -9,7 +9,7 @@ import pytest
 
 from errata.editing.covariance import KeyCovariance
 from errata.editing.editors import make_editor
-from errata.editing.editors.memit import MemitConfig
+from errata.editing.editors.closed_form.memit import MemitConfig
 from errata.editing.errors import EditorFaultError, UserError
 from errata.editing.limits import check_request
 from errata.editing.model.adapter import EditableModel
