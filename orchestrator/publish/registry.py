@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from errata.editing.errors import ErrataError, UserError
+from errata.editing.wording import counted
 from errata.orchestrator.history.export import edition, write_adapter, write_checkpoint, write_delta
 from errata.orchestrator.history.rebuild import open_base
 from errata.orchestrator.journal import Journal
@@ -113,7 +114,9 @@ def _upload(
         "errata.base": journal.meta.base_digest,
         "errata.weights": str(card["weights"]),
     }
-    description = f"v{version.sequence} of run {journal.meta.run_id}: {version.edits} edits on {card['base']['name']}"
+    description = (
+        f"v{version.sequence} of run {journal.meta.run_id}: {counted(version.edits, 'edit')} on {card['base']['name']}"
+    )
     made = client.create_model_version(name, source, run_id=run_id, tags=tags, description=description)
     return str(made.version)
 

@@ -24,6 +24,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from errata.editing.errors import UserError
+from errata.editing.wording import counted
 from errata.evaluation.answering import Question
 from errata.evaluation.outcomes import Arm
 from errata.evaluation.streaming import TextPiece
@@ -379,7 +380,9 @@ def _question_routes(app: FastAPI, service: Service) -> None:
         """Put questions to one or several arms at the live version, side by side."""
         wanted = parse(QueryIn, await request.body())
         if len(wanted.asked) > core.config.max_questions_per_query:
-            raise ServiceError(422, "invalid", f"at most {core.config.max_questions_per_query} questions at once")
+            raise ServiceError(
+                422, "invalid", f"at most {counted(core.config.max_questions_per_query, 'question')} at once"
+            )
         arms = wanted.arms or list(asking.arms)
         strange = [arm for arm in arms if arm not in asking.arms]
         if strange:
