@@ -11,7 +11,7 @@ import torch
 from errata.editing.checkpoint.load import load_model
 from errata.editing.covariance import KeyCovariance
 from errata.editing.editors import make_editor
-from errata.editing.editors.memit import MemitConfig
+from errata.editing.editors.closed_form.memit import MemitConfig
 from errata.editing.limits import check_request
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.engine import LanguageEngine

@@ -24,7 +24,7 @@ from torch import Tensor
 from errata.editing.covariance import KeyCovariance
 from errata.editing.delta import LayerDelta, WeightDelta
 from errata.editing.editors.base import Computation, LocateConfig, Progress
-from errata.editing.editors.locate import LocateEditor
+from errata.editing.editors.closed_form.locate import LocateEditor
 from errata.editing.errors import UserError
 from errata.editing.keys import SubjectPass
 from errata.editing.linalg import nearest_orthogonal
