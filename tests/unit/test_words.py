@@ -118,6 +118,11 @@ def _read() -> Iterator[tuple[str, str]]:
             yield name, path.read_text(encoding="utf-8")
 
 
+@cache
+def is_british(word: str) -> bool:
+    return BRITISH.fullmatch(word) is not None
+
+
 def british(line: str) -> list[str]:
     """Words of a line in British spelling; parts of names count, as in ``normalise_rows`` or ``CentredRows``."""
     split = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", line.replace("_", " "))
@@ -125,7 +130,7 @@ def british(line: str) -> list[str]:
     return [
         word
         for word in candidates
-        if BRITISH.fullmatch(word) and not re.search(ALLOWED.get(word.lower(), r"(?!)"), line, re.IGNORECASE)
+        if is_british(word) and not re.search(ALLOWED.get(word.lower(), r"(?!)"), line, re.IGNORECASE)
     ]
 
 
