@@ -27,7 +27,8 @@ def fetch_model(
         typer.Option("--name", help="What a model from the hub is called here; NAME by default."),
     ] = None,
     token: Annotated[
-        str | None, typer.Option(envvar="HF_TOKEN", help="Of the hub, for models that ask for one.", show_envvar=True)
+        str | None,
+        typer.Option(envvar="HF_TOKEN", help="Access token of the hub, for models that ask for one.", show_envvar=True),
     ] = None,
 ) -> None:
     """Fetch a model into the local store; does nothing if it is there."""
