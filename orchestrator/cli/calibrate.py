@@ -53,13 +53,13 @@ def calibrate(
     configure_logging(verbose)
     try:
         with Display() as display:
-            found = run(Calibration(model, editor, minutes, dtype, tokens, seed), directory, display)
+            winner = run(Calibration(model, editor, minutes, dtype, tokens, seed), directory, display)
     except KeyboardInterrupt:
         typer.echo(f"stopped; what was measured is kept in {directory}: the same command goes on", err=True)
         raise typer.Exit(130) from None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(found.preset, encoding="utf-8")
+        target.write_text(winner.preset, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output {str(target)!r} cannot be written: {error.strerror or error}") from error
     typer.echo(str(directory / PAGE))

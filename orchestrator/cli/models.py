@@ -67,9 +67,9 @@ def list_models() -> None:
     from errata.orchestrator.config.loading import read_composed
     from errata.orchestrator.config.model_presets import preset_of
 
-    found = {name: fetch.model_dir(name) for name in sorted(fetch.MODELS)}
-    found |= {name: directory for name, (directory, _) in imported_models().items()}
-    for name, directory in found.items():
+    directories = {name: fetch.model_dir(name) for name in sorted(fetch.MODELS)}
+    directories |= {name: directory for name, (directory, _) in imported_models().items()}
+    for name, directory in directories.items():
         preset = preset_of(name, read_composed)
         typer.echo(f"{name}\t{directory if directory is not None else 'not fetched'}\t{preset or '-'}")
 

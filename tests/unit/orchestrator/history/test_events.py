@@ -46,7 +46,7 @@ def test_events_stand_where_they_happened(tmp_path: Path) -> None:
     assert lines == [
         "guard resumed by desk 4",
         "guard reverted 1 edit: v3 is v1 again",
-        "guard BREACH at v2: too much\\x1b[2J (paused, reverting 1 edits)",
+        "guard BREACH at v2: too much\\x1b[2J (paused, reverting 1 edit)",
         "publication v1 to http://a",
         "guard v1 is good: 50% of the sentinels hold, perplexity 1.5 times the base's",
     ]
