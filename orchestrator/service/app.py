@@ -90,7 +90,6 @@ class Service:
     stream: Callable[[], str | None] = lambda: None
     """Why the stream beside the API has stopped, or None."""
     traces: Traces | None = None
-    """Keeps a share of the questions; None for none."""
     started: float = field(default_factory=time.time)
 
 
@@ -394,8 +393,7 @@ def _question_routes(app: FastAPI, service: Service) -> None:
             raise ServiceError(422, "invalid", f"this run has no arm {strange[0]!r}; it has: {', '.join(asking.arms)}")
         limit = _bounded(core, wanted.max_new_tokens)
         started = time.perf_counter()
-        answers = await ask([Question(text) for text in wanted.asked], arms, limit)
-        view = answers_view(answers, wanted.asked)
+        view = answers_view(await ask([Question(text) for text in wanted.asked], arms, limit), wanted.asked)
         if service.traces is not None and service.traces.chosen():
             await run_in_threadpool(service.traces.keep, view, time.perf_counter() - started)
         return view
