@@ -31,6 +31,7 @@ from errata.editing.model.streaming import Sampling
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.reverting import HistoryItem, RevertOrder
 from errata.editing.session import EditReceipt, Snapshot
+from errata.editing.verify import Outcome as Said
 from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.arms import Evaluation
 from errata.evaluation.free_text import FreeText
@@ -111,6 +112,11 @@ class LocalEditor:
         """Compute a batch and forget it."""
         with self._shared.lock:
             self._worker.rehearse(requests)
+
+    def ask(self, requests: Sequence[EditRequest]) -> list[Said]:
+        """Whether the model says, as it is now, what each request asked for."""
+        with self._shared.lock:
+            return self._worker.session().ask(requests)
 
     def swap(self, covariance: KeyCovariance) -> None:
         """Continue on another covariance."""

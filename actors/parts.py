@@ -17,6 +17,7 @@ from errata.editing.model.streaming import Sampling
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.reverting import HistoryItem, RevertOrder
 from errata.editing.session import EditReceipt, Snapshot
+from errata.editing.verify import Outcome
 from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.arms import Evaluation
 from errata.evaluation.free_text import FreeText
@@ -54,6 +55,9 @@ class EditorPart(Protocol):
 
     def rehearse(self, requests: Sequence[EditRequest], died: Callable[[Exception], None] | None = None) -> None:
         """Compute a batch and forget it, to see whether the editor outlives that."""
+
+    def ask(self, requests: Sequence[EditRequest]) -> list[Outcome]:
+        """Whether the model says, as it is now, what each request asked for."""
 
     def swap(self, covariance: KeyCovariance) -> None:
         """Continue on another covariance."""

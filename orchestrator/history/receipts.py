@@ -138,8 +138,13 @@ def commit_data(
     superseded: tuple[tuple[str, str], ...] = (),
     reverts: tuple[str, ...] = (),
     reason: str | None = None,
+    repair: Mapping[str, Any] | None = None,
 ) -> CommitData:
-    """A receipt as the journal records it."""
+    """A receipt as the journal records it.
+
+    Args:
+        repair: of a commit of kind ``repair``, what it tells besides: its requests were applied before and stay so.
+    """
     outcomes = tuple(
         RequestOutcome(
             result.request_id, result.applied, result.reason, _figures(result), result.outcome, result.figures
@@ -152,9 +157,11 @@ def commit_data(
         if receipt.moved is None
         else {"moved": receipt.moved, "landed": asked.count("landed"), "weak": asked.count("weak")}
     )
+    again = tuple(outcome for outcome in outcomes if outcome.applied) if repair is not None else ()
     return CommitData(
         sequence=receipt.sequence,
-        outcomes=outcomes,
+        outcomes=outcomes if repair is None else (),
+        remeasured=again,
         delta=delta,
         keys=keys,
         contexts=contexts,
@@ -163,11 +170,11 @@ def commit_data(
         delta_norms={} if receipt.delta is None else receipt.delta.norms(),
         seconds=receipt.seconds,
         superseded=superseded,
-        kind=receipt.kind,
+        kind=receipt.kind if repair is None else "repair",
         reverts=reverts,
         reason=reason,
         sweeps=max(1, len(receipt.sweeps)),
-        figures=figures,
+        figures=figures if repair is None else {**(figures or {}), **repair},
     )
 
 

@@ -252,7 +252,7 @@ def _check_commits(history: History, store: ArtifactStore, report: Report, progr
             continue
         if receipt.sequence != version.sequence:
             report.add(where, "its receipt is that of another batch")
-        if version.kind == "edit" and set(receipt.request_ids) != _applied(history, version):
+        if version.kind in ("edit", "repair") and set(receipt.request_ids) != _applied(history, version):
             report.add(where, f"its receipt names the edits {sorted(receipt.request_ids)}, the journal others")
         if version.kind in ("revert", "erase") and not _fated(history, version, "reverted") <= set(receipt.taken_out):
             report.add(where, f"its receipt takes out {sorted(receipt.taken_out)}, the journal reverts others")

@@ -37,6 +37,9 @@ FAIL_POINTS: Final[tuple[str, ...]] = (
     "after_revert_planned",
     "after_revert_applied",
     "after_memory_remove",
+    # a repair passes artifact_written to after_commit like a batch, and besides
+    "after_repair",
+    "after_repair_round",
     # orchestrator/snapshots.py: stored, and not in the journal yet
     "after_snapshot_stored",
     "after_refresh_started",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
+from random import Random
 from typing import Any
 
 from errata.editing.errors import UserError
@@ -114,6 +115,35 @@ class JournalReader:
         query = "SELECT seq FROM requests WHERE state = 'applied' ORDER BY seq LIMIT 1 OFFSET ?"
         rows = [self._rows(query, i * total // take) for i in range(take)]
         return self._requests_by("seq", [row[0]["seq"] for row in rows if row])
+
+    def requests_by_number(self, numbers: Iterable[int]) -> list[RequestRow]:
+        """Requests by the number of their acceptance, in that order; one that is not there is left out."""
+        return self._requests_by("seq", numbers)
+
+    def applied_sample(self, count: int, random: Random, *, without: Collection[int] = ()) -> list[RequestRow]:
+        """At most so many of the applied requests, each as likely as any other, in the order of acceptance.
+
+        Reads about as many rows as it gives, however long the journal is, unless few are left to choose from.
+
+        Args:
+            without: numbers of requests that are not wanted.
+        """
+        total = self.counters().get("state.applied", 0)
+        newest = int(self._rows("SELECT COALESCE(MAX(seq), 0) FROM requests")[0][0])
+        taken: set[int] = set()
+        if total > 4 * (count + len(without)):
+            for _ in range(64 * count * newest // total):
+                number = random.randint(1, newest)
+                if number not in taken and number not in without:
+                    query = "SELECT 1 FROM requests WHERE seq = ? AND state = 'applied'"
+                    taken |= {number} if self._rows(query, number) else set()
+                if len(taken) == count:
+                    break
+        else:
+            rows = self._rows("SELECT seq FROM requests WHERE state = 'applied' ORDER BY seq")
+            left = [row["seq"] for row in rows if row["seq"] not in without]
+            taken = set(random.sample(left, min(count, len(left))))
+        return self._requests_by("seq", taken)
 
     def held(self, sequence: int, limit: int | None = None) -> list[RequestRow]:
         """Requests whose fact is in the weights at the version after batch ``sequence``, in the order of acceptance.

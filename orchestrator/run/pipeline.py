@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
-from typing import Final
+from typing import Any, Final
 
 from errata.actors.parts import EditorPart, EvaluationPart, MemoryPart
 from errata.editing.covariance import KeyCovariance
 from errata.editing.editors import EditorConfig, make_editor
 from errata.editing.errors import UserError
-from errata.editing.request import EditRequest
+from errata.editing.request import EditBatch, EditRequest
 from errata.editing.reverting import HistoryItem
 from errata.editing.session import EditReceipt, Snapshot
 from errata.editing.verify import in_short
+from errata.orchestrator.config.repair import RepairConfig
 from errata.orchestrator.config.run import BatchingConfig, SnapshotConfig
 from errata.orchestrator.covariance.refresh import crossed
 from errata.orchestrator.covariance.schedule import Refreshing
@@ -48,6 +49,7 @@ from errata.orchestrator.measuring.timeline import Timeline
 from errata.orchestrator.progress import Display
 from errata.orchestrator.run.attempts import Attempts
 from errata.orchestrator.run.batcher import Batcher, BatchPlan
+from errata.orchestrator.run.repairing import REPAIR, Repairs
 from errata.orchestrator.run.reverting import commit_revert, forgotten
 from errata.orchestrator.tracking.tracker import NullTracker, Tracker
 from errata.retrieval.statements import StatementConfig
@@ -137,6 +139,8 @@ class Pipeline:
         display: Display,
         final_follows: bool = False,
         retries: bool = False,
+        repair: RepairConfig | None = None,
+        seed: int = 0,
     ) -> None:
         """`errata.orchestrator.run.assembly.make_pipeline` makes one from the configuration of a run.
 
@@ -146,6 +150,8 @@ class Pipeline:
             every: edits between two points of the timeline; None for none.
             final_follows: when nothing waits any more, the owner evaluates everything, the timeline's facts too.
             retries: an edit that a batch left waiting is written in a batch of its own (``verify.on_weak: retry``).
+            repair: when old facts are asked again; None for never.
+            seed: of the samples that are asked.
         """
         self._retries = retries
         self.journal, self.store = journal, store
@@ -160,6 +166,15 @@ class Pipeline:
         self._past = parts.past
         self._batcher = Batcher(batching.size, batching.max_age_seconds, batching.distinct_subjects)
         self._attempts = Attempts(journal, self.editor, display.warn)
+        self._repairs = Repairs(
+            repair or RepairConfig(),
+            journal,
+            self.editor,
+            self._write_again,
+            size=batching.size,
+            seed=seed,
+            say=display.say,
+        )
         self._alone: list[str] = []
         """Requests that stayed weak among others and are to be tried in a batch of their own."""
         self._contexts_digest: str | None = None
@@ -184,7 +199,8 @@ class Pipeline:
         return self.journal.head()
 
     def write_next(self, *, ended: bool) -> Version | None:
-        """Write the next batch if one is due; before it a refreshed covariance takes over if its turn has come.
+        """Write the next batch if one is due; before it a refreshed covariance takes over if its turn has come, and
+        old facts are repaired if theirs has.
 
         Args:
             ended: no more requests will come, or all that wait are to be written now.
@@ -193,6 +209,10 @@ class Pipeline:
             The version that came of it, or None if no batch was due.
         """
         self.refreshing.swap_if_due()
+        repaired = self._repairs.next()
+        if repaired is not None:
+            self._settle(repaired)
+            return repaired
         plan = self._next_alone()
         rows = [] if plan else self.journal.pending(self._batching.size)
         oldest = rows[0].accepted_at if rows else None
@@ -378,6 +398,17 @@ class Pipeline:
         reach("after_memory_add")
         return version
 
+    def _write_again(self, requests: Sequence[EditRequest], figures: Mapping[str, Any]) -> Version:
+        """Applied requests once more, in a commit of kind ``repair``; what cannot be written stays as it was."""
+        batch = EditBatch(sequence=self.journal.next_sequence(), requests=tuple(requests))
+        wanted = self.editor.keys_wanted([request.fact_key for request in batch.requests])
+        if wanted:
+            leaving = old_keys(self.journal, self.store, wanted, before=batch.sequence)
+            batch = batch.model_copy(update={"old_keys": leaving})
+        with self._undone_on_error():
+            receipt = self.editor.apply(batch)
+            return self._commit(receipt, (), repair=figures)
+
     def _forget(self, names: Sequence[str]) -> None:
         facts = {row.fact_key for row in self.journal.requests_named(names) if row.fact_key is not None}
         self.memory.remove(forgotten(self.journal.requests_of_facts(facts), names))
@@ -385,7 +416,12 @@ class Pipeline:
     def _remember(self, rows: Sequence[RequestRow]) -> None:
         self.memory.add([memory_entry(row, self._statement) for row in rows])
 
-    def _commit(self, receipt: EditReceipt, superseded: tuple[tuple[str, str], ...]) -> Version:
+    def _commit(
+        self,
+        receipt: EditReceipt,
+        superseded: tuple[tuple[str, str], ...],
+        repair: Mapping[str, Any] | None = None,
+    ) -> Version:
         """Files first, then the transaction that makes the version exist."""
         delta, keys = store_receipt(self.store, receipt)
         reach("after_delta_stored")
@@ -397,6 +433,7 @@ class Pipeline:
                 contexts=self._contexts_digest,
                 norms=self.editor.norms(),
                 superseded=superseded,
+                repair=repair,
             )
         )
 
@@ -418,7 +455,8 @@ class Pipeline:
         """What follows a new commit that is in the journal, the weights and the memory."""
         metrics = {f"norm.layer{layer}": norm for layer, norm in version.norms.items() if norm is not None}
         metrics["edit_seconds"] = version.seconds
-        metrics |= {f"verify.{name}": float(value) for name, value in (version.figures or {}).items()}
+        figures = {} if version.kind == REPAIR or version.figures is None else version.figures
+        metrics |= {f"verify.{name}": float(value) for name, value in figures.items()}
         self._tracker.log_metrics(metrics, step=version.edits)
         every = self._snapshots.every
         if every is not None and version.sequence % every == 0:
