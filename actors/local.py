@@ -156,13 +156,13 @@ class LocalMemory:
         with self._lock:
             if self._made is None:
                 made = self._make()
-                made.add(list(self._entries()))
+                made.sync(list(self._entries()))
                 self._made = made
             return self._made
 
     def restore(self) -> int:
         """Add everything the journal says it should hold; returns how many statements are active."""
-        return self._worker().add(list(self._entries()))
+        return self._worker().sync(list(self._entries()))
 
     def add(self, entries: Sequence[MemoryEntry]) -> int:
         """Add statements; a memory that is not made yet will find them in the journal."""
@@ -171,6 +171,19 @@ class LocalMemory:
     def remove(self, ids: Sequence[int]) -> int:
         """Forget statements; a memory that is not made yet never has them."""
         return 0 if self._made is None else self._made.remove(ids)
+
+    def sync(self, entries: Sequence[MemoryEntry]) -> int:
+        """Hold these statements and no others; a memory that is not made yet will find them in the journal."""
+        return 0 if self._made is None else self._made.sync(entries)
+
+    def mark(self) -> tuple[int, str] | None:
+        """None: it finds in the journal what it is to hold when it is made."""
+        return None
+
+    def save(self, mark: tuple[int, str]) -> None:
+        """Keep it as it stands, where it is made."""
+        if self._made is not None:
+            self._made.save(mark)
 
     def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
         """The k nearest active statements of each question, best first."""

@@ -87,6 +87,15 @@ class MemoryPart(Protocol):
     def remove(self, ids: Sequence[int]) -> int:
         """Forget statements by id."""
 
+    def sync(self, entries: Sequence[MemoryEntry]) -> int:
+        """Hold these statements and no others; returns how many are active."""
+
+    def mark(self) -> tuple[int, str] | None:
+        """Number and digest of the version that the memory was found saved at; None where it began empty."""
+
+    def save(self, mark: tuple[int, str]) -> None:
+        """Keep the memory as it stands, as that of a version, so that a restart goes on from there."""
+
     def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
         """The k nearest active statements of each question, best first."""
 

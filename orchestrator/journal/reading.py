@@ -160,10 +160,30 @@ class JournalReader:
         newest = f"SELECT seq FROM requests WHERE {where} ORDER BY applied_in DESC, seq DESC LIMIT ?"
         return self._requests_by("seq", [row["seq"] for row in self._rows(newest, sequence, sequence, limit)])
 
+    def held_of(self, fact_keys: Iterable[str], sequence: int) -> list[RequestRow]:
+        """As `held`, of some facts."""
+        rows = self.requests_of_facts(fact_keys)
+        last = "SELECT state FROM fates WHERE seq = ? AND sequence <= ? ORDER BY number DESC LIMIT 1"
+        return [
+            row
+            for row in rows
+            if row.applied_in is not None
+            and row.applied_in <= sequence
+            and [fate["state"] for fate in self._rows(last, row.seq, sequence)] == ["applied"]
+        ]
+
     def held_count(self, sequence: int) -> int:
         """How many requests `held` gives: kept with every commit, so that nothing is counted."""
         rows = self._rows("SELECT holds FROM commits WHERE sequence = ?", sequence)
         return int(rows[0]["holds"]) if rows else 0
+
+    def facts_touched(self, after: int, upto: int) -> set[str]:
+        """Facts of which commits ``after + 1`` to ``upto`` have changed a request."""
+        query = (
+            "SELECT DISTINCT r.fact_key FROM fates f JOIN requests r ON r.seq = f.seq"
+            " WHERE f.sequence > ? AND f.sequence <= ? AND r.fact_key IS NOT NULL"
+        )
+        return {row["fact_key"] for row in self._rows(query, after, upto)}
 
     def touched(self, after: int, upto: int) -> list[tuple[Fate, RequestRow]]:
         """What commits ``after + 1`` to ``upto`` did to requests, in the order in which it was written."""
@@ -210,9 +230,7 @@ class JournalReader:
                 outcome=row["outcome"],
                 reason=row["reason"],
             )
-            for row in self._rows(
-                "SELECT * FROM attempts WHERE ? IS NULL OR sequence = ? ORDER BY number", sequence, sequence
-            )
+            for row in self._of("attempts", "sequence", sequence)
         ]
 
     def payload_digest(self, name: str) -> str | None:
@@ -370,7 +388,8 @@ class JournalReader:
 
     def evaluations(self, kind: str | None = None) -> list[EvaluationRow]:
         """Evaluations, or those of one kind, oldest first."""
-        return self._evaluations("WHERE ? IS NULL OR kind = ? ORDER BY number", kind, kind)
+        given = () if kind is None else (kind,)
+        return self._evaluations(f"{'' if kind is None else 'WHERE kind = ?'} ORDER BY number", *given)
 
     def evaluation_page(self, limit: int, *, before: int | None = None, kind: str | None = None) -> list[EvaluationRow]:
         """The newest evaluations, newest first; those before number ``before``, those of one kind."""
@@ -412,7 +431,7 @@ class JournalReader:
         """Events, or those of one kind, oldest first."""
         return [
             EventRow(row["number"], row["kind"], json.loads(row["data"]), _time(row["at"]))
-            for row in self._rows("SELECT * FROM events WHERE ? IS NULL OR kind = ? ORDER BY number", kind, kind)
+            for row in self._of("events", "kind", kind)
         ]
 
     # ---------------------------------------------------------------- inside
@@ -420,6 +439,12 @@ class JournalReader:
     def _rows(self, query: str, *values: object) -> list[sqlite3.Row]:
         with self._thread_lock:
             return self._connection.execute(query, values).fetchall()
+
+    def _of(self, table: str, column: str, value: object) -> list[sqlite3.Row]:
+        """Rows of a table by number: those with a value, found by its index, or all where it is None."""
+        if value is None:
+            return self._rows(f"SELECT * FROM {table} ORDER BY number")
+        return self._rows(f"SELECT * FROM {table} WHERE {column} = ? ORDER BY number", value)
 
     def _requests(
         self, where: str, values: tuple[object, ...], limit: int | None = None, *, newest_first: bool = False

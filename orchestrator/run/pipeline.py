@@ -258,7 +258,9 @@ class Pipeline:
         head = self.head()
         if head.sequence == 0:
             raise UserError("snapshot: nothing was edited yet; there is nothing to keep")
-        return store_snapshot(self.journal, self.store, self.editor.snapshot(), head)
+        digest = store_snapshot(self.journal, self.store, self.editor.snapshot(), head)
+        self.memory.save((head.sequence, head.digest))
+        return digest
 
     def inspect(self) -> Inspection:
         """Fetch what editor and memory hold, to be compared with what the journal says; nothing changes."""
@@ -310,8 +312,7 @@ class Pipeline:
         )
         self._begin(since)
         swaps = {swap.after_sequence: swap.covariance for swap in self.journal.swaps()}
-        held = self.journal.held(start)
-        self.memory.add([memory_entry(row, self._statement) for row in held])
+        self._fill_memory(start)
         self._edits_before = self.journal.version(start).edits
         for sequence in range(start + 1, head.sequence + 1):
             version = self.journal.version(sequence)
@@ -322,6 +323,21 @@ class Pipeline:
                 self._forget(version.request_ids)
             self._remember(self.journal.requests_applied_in([version.sequence]))
             self._at_boundary(version, self._edits_before, replayed=True)
+
+    def _fill_memory(self, sequence: int) -> None:
+        """The memory as it was after a commit: as it was saved last, and what has changed since; else everything."""
+        mark = self.memory.mark()
+        if mark is not None and mark[0] <= self.journal.head().sequence:
+            low, high = sorted((mark[0], sequence))
+            changed = self.journal.facts_touched(low, high)
+            if self.journal.version(mark[0]).digest == mark[1] and len(changed) <= self.journal.held_count(sequence):
+                held = self.journal.held_of(changed, sequence)
+                numbers = {row.seq for row in held}
+                others = (row.seq for row in self.journal.requests_of_facts(changed))
+                self.memory.remove([number for number in others if number not in numbers])
+                self.memory.add([memory_entry(row, self._statement) for row in held])
+                return
+        self.memory.sync([memory_entry(row, self._statement) for row in self.journal.held(sequence)])
 
     def _begin(self, since: Snapshot | None) -> None:
         """The editor at a snapshot, or at the beginning."""

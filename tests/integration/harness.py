@@ -230,7 +230,7 @@ class PlainMemory(RetrievalWorker):
         self._entries = entries
 
     def restore(self) -> int:
-        return self.add(list(self._entries()))
+        return self.sync(list(self._entries()))
 
     def close(self) -> None:
         pass
