@@ -34,6 +34,8 @@ _NEWEST = 2**62
 """More than any sequence number."""
 _AFTER = "\U0010ffff"
 """Behind any text that goes on."""
+_REDACTED = '{"redacted":'
+"""How the data of an event begins that an erasure has emptied: such events are not told of."""
 _AT_ONCE = 500
 """Values looked up by one query."""
 
@@ -159,6 +161,37 @@ class JournalReader:
             return self._requests(f"WHERE {where}", (sequence, sequence))
         newest = f"SELECT seq FROM requests WHERE {where} ORDER BY applied_in DESC, seq DESC LIMIT ?"
         return self._requests_by("seq", [row["seq"] for row in self._rows(newest, sequence, sequence, limit)])
+
+    def newest_before(self, time: datetime) -> int:
+        """Number of the newest commit made before a time; 0 where there is none."""
+        query = "SELECT COALESCE(MAX(sequence), 0) FROM commits WHERE at < ?"
+        return int(self._rows(query, time.isoformat())[0][0])
+
+    def first_living(self) -> int | None:
+        """Number of the first commit that wrote an edit which is in the weights; None where none is."""
+        query = "SELECT MIN(applied_in) FROM requests WHERE state = 'applied'"
+        found = self._rows(query)[0][0]
+        return None if found is None else int(found)
+
+    def living_writes(self) -> set[int]:
+        """Commits that were the last to write an edit which is in the weights."""
+        query = (
+            "SELECT MAX(f.sequence) FROM fates f JOIN requests r ON r.seq = f.seq"
+            " WHERE r.state = 'applied' AND f.state = 'applied' GROUP BY r.seq"
+        )
+        return {int(row[0]) for row in self._rows(query)}
+
+    def texts_elsewhere(self, texts: Collection[str], gone: Collection[int]) -> set[str]:
+        """Of some texts those that other requests hold as well; reads every request."""
+        left, found = set(texts), set[str]()
+        for row in self._rows("SELECT seq, payload FROM requests WHERE erased_at IS NULL"):
+            if row["seq"] in gone or not left:
+                continue
+            payload = json.dumps(json.loads(row["payload"]), ensure_ascii=False)
+            here = {text for text in left if json.dumps(text, ensure_ascii=False)[1:-1] in payload}
+            found |= here
+            left -= here
+        return found
 
     def held_of(self, fact_keys: Iterable[str], sequence: int) -> list[RequestRow]:
         """As `held`, of some facts."""
@@ -423,7 +456,10 @@ class JournalReader:
         return [
             EventRow(row["number"], row["kind"], json.loads(row["data"]), _time(row["at"]))
             for row in self._rows(
-                f"SELECT * FROM events WHERE {text} ORDER BY number DESC LIMIT ?", *(value for _, value in given), limit
+                f"SELECT * FROM events WHERE {text} AND data NOT LIKE ? ORDER BY number DESC LIMIT ?",
+                *(value for _, value in given),
+                f"{_REDACTED}%",
+                limit,
             )
         ]
 
@@ -432,6 +468,7 @@ class JournalReader:
         return [
             EventRow(row["number"], row["kind"], json.loads(row["data"]), _time(row["at"]))
             for row in self._of("events", "kind", kind)
+            if not row["data"].startswith(_REDACTED)
         ]
 
     # ---------------------------------------------------------------- inside

@@ -28,6 +28,7 @@ from errata.orchestrator.config.repair import RepairConfig
 from errata.orchestrator.config.run import BatchingConfig, SnapshotConfig
 from errata.orchestrator.covariance.refresh import crossed
 from errata.orchestrator.covariance.schedule import Refreshing
+from errata.orchestrator.history.gaps import Gaps
 from errata.orchestrator.history.rebuild import weights_digest
 from errata.orchestrator.history.receipts import (
     commit_data,
@@ -303,7 +304,8 @@ class Pipeline:
             self.editor.restore()
             self.timeline.begin(self.editor.norms())
             return
-        newest = newest_snapshot(self.journal, self.store, before=self._first_to_visit(head))
+        first = max(self._first_to_visit(head), Gaps.of(self.journal).newest + 1)
+        newest = newest_snapshot(self.journal, self.store, before=first)
         since = self._past.since = None if newest is None else newest[1]
         start = 0 if since is None else since.sequence
         self._display.say(
@@ -483,7 +485,8 @@ class Pipeline:
             # before a swap, which belongs to the next batch
             self.snapshot()
             there = set(self.store.digests("snapshots"))
-            kept = [row for row in snapshots(self.journal) if row.digest in there]
+            floors = Gaps.of(self.journal).snapshots()
+            kept = [row for row in snapshots(self.journal) if row.digest in there and row.digest not in floors]
             for row in outlived(kept, self._snapshots.keep):
                 self.store.discard("snapshots", row.digest)
         self._at_boundary(version, self._edits_before, replayed=False)
