@@ -53,6 +53,7 @@ from errata.orchestrator.run.attempts import Attempts
 from errata.orchestrator.run.batcher import Batcher, BatchPlan
 from errata.orchestrator.run.repairing import REPAIR, Repairs
 from errata.orchestrator.run.reverting import commit_revert, forgotten
+from errata.orchestrator.tracking import names
 from errata.orchestrator.tracking.tracker import NullTracker, Tracker
 from errata.retrieval.statements import StatementConfig
 
@@ -476,10 +477,10 @@ class Pipeline:
 
     def _settle(self, version: Version) -> None:
         """What follows a new commit that is in the journal, the weights and the memory."""
-        metrics = {f"norm.layer{layer}": norm for layer, norm in version.norms.items() if norm is not None}
-        metrics["edit_seconds"] = version.seconds
+        metrics = {names.norm(layer): norm for layer, norm in version.norms.items() if norm is not None}
+        metrics["time/batch_seconds"] = version.seconds
         figures = {} if version.kind == REPAIR or version.figures is None else version.figures
-        metrics |= {f"verify.{name}": float(value) for name, value in figures.items()}
+        metrics |= names.verified(figures)
         self._tracker.log_metrics(metrics, step=version.edits)
         every = self._snapshots.every
         if every is not None and version.sequence % every == 0:

@@ -160,21 +160,21 @@ def contributions(journal: JournalReader, store: ArtifactStore, batches: Sequenc
     Raises:
         DamagedFileError, FileNotFoundError: a file of a commit is damaged or gone.
     """
-    found: dict[int, WeightDelta] = {}
+    deltas: dict[int, WeightDelta] = {}
     gaps = Gaps.of(journal)
     for batch in batches:
         delta = load_receipt(store, journal.version(batch), gaps).delta
         if delta is None:
             raise DamagedFileError(f"v{batch} has no delta, yet edits were applied by it")
-        found[batch] = delta
+        deltas[batch] = delta
     for sequence in journal.reverts(min(batches), journal.head().sequence + 1):
         if gaps.lacks(sequence):
             continue  # what it touched was refused before
         receipt = load_receipt(store, journal.version(sequence), gaps)
-        for batch in found:
+        for batch in deltas:
             if batch < sequence:
-                found[batch] = contribution(receipt, batch) or found[batch]
-    return found
+                deltas[batch] = contribution(receipt, batch) or deltas[batch]
+    return deltas
 
 
 def commit_revert(
