@@ -194,7 +194,7 @@ class EvaluationPool:
         by_id = {record.request_id: record for evaluation in done for record in evaluation.records}
         ordered = tuple(by_id[request.id] for request in requests)
         seconds = sum(evaluation.seconds for evaluation in done)
-        together = Evaluation(ordered, done[0].arms, seconds, sum(evaluation.skipped for evaluation in done))
+        together = Evaluation(ordered, done[0].arms, seconds)
         return together, results[0] if text is not None else None
 
     def query_seconds(
@@ -231,10 +231,10 @@ class EvaluationPool:
         names = list(openings)
         parts = [names[i :: len(self.actors)] for i in range(min(len(names), len(self.actors)))]
         calls = [partial(_continue, {name: list(openings[name]) for name in part}, weights, sampling) for part in parts]
-        found: dict[str, FreeText] = {}
+        texts_by_id: dict[str, FreeText] = {}
         for part in self._spread(calls):
-            found |= part
-        return {name: found[name] for name in names}
+            texts_by_id |= part
+        return {name: texts_by_id[name] for name in names}
 
     def answer(
         self,

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from errata.editing.delta import LayerDelta, WeightDelta, apply_delta
 from errata.editing.editors.base import Computation, Editor, Sweep
-from errata.editing.editors.locate import LocateEditor, Written
-from errata.editing.editors.rect import Rect
+from errata.editing.editors.closed_form.locate import LocateEditor, Written
+from errata.editing.editors.closed_form.rect import Rect
 from errata.editing.errors import NumericalError
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest
@@ -145,10 +145,10 @@ class _Loop:
             sweeps.append(Sweep(targets, ridge, keys))
             delta = finish(self.editor, self.model, raw, self.state, len(self.requests))
             with put(self.model, delta):
-                found = self.check.outcomes()
-            if score(found) <= score(outcomes):
+                looked = self.check.outcomes()
+            if score(looked) <= score(outcomes):
                 break
-            outcomes = found
+            outcomes = looked
             computation = replace(computation, delta=delta, raw=raw, keys=keys, sweeps=tuple(sweeps))
         return computation, outcomes
 

@@ -12,7 +12,7 @@ from errata.editing.errors import UserError
 EXTRAS = {
     "cluster": ("ray",),
     "memory": ("faiss", "sklearn", "sentence_transformers"),
-    "tracking": ("mlflow",),
+    "tracking": ("mlflow", "psutil"),
     "serve": ("cloudevents", "fastapi", "starlette", "uvicorn", "prometheus_client", "httpx"),
     "report": ("matplotlib", "jinja2"),
     "redis": ("redis",),
@@ -20,7 +20,9 @@ EXTRAS = {
     "eval": ("lm_eval",),
     "deepspeed": ("deepspeed",),
     "peft": ("peft",),
+    "hub": ("datasets", "huggingface_hub"),
     "data": ("datasets", "pyarrow"),
+    "s3": ("s3fs",),
 }
 """Libraries by the extra of the distribution that brings them; `test_packaging` compares it with pyproject.toml."""
 

@@ -187,12 +187,12 @@ class Router:
         """
         if len(questions) != len(candidates):
             raise ValueError(f"one list of candidates per question: got {len(candidates)} for {len(questions)}")
-        found: list[Route | None] = [self._cheap(row) for row in candidates]
-        doubtful = [place for place, route in enumerate(found) if route is None]
+        decisions: list[Route | None] = [self._cheap(row) for row in candidates]
+        doubtful = [place for place, route in enumerate(decisions) if route is None]
         if doubtful:
             for place, route in zip(doubtful, self._asked(questions, candidates, doubtful, shares), strict=True):
-                found[place] = route
-        return [route for route in found if route is not None]
+                decisions[place] = route
+        return [route for route in decisions if route is not None]
 
     def cheap(self, row: Sequence[Candidate]) -> Features:
         """Probability (n,) of each candidate of one question, without the model."""
@@ -272,7 +272,7 @@ def full_features(cheap: Features, shares: Features) -> Features:
 def _said(candidate: Candidate, probability: float, share: float | None) -> str:
     evidence = candidate.evidence
     named = "named as part of a longer name" if evidence.extended else "named" if evidence.named else "not named"
-    told = f", the question explains {share:.2f} of it" if share is not None else ""
+    told = f", relevance {share:.2f}" if share is not None else ""
     return (
         f"subject {candidate.subject!r} {named}, similarity {candidate.score:.2f}{told}: "
         f"in scope with probability {probability:.2f}"

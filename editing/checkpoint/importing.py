@@ -119,7 +119,7 @@ def fetch_from_hub(hub_id: str, name: str, progress: Progress | None = None, *, 
             said = (str(error).strip().splitlines() or [""])[0]
             raise UserError(
                 f"model {hub_id!r} could not be fetched from the hub ({type(error).__name__}: {said}); a model that "
-                "asks for a licence needs --token or HF_TOKEN"
+                "asks for a license needs --token or HF_TOKEN"
             ) from error
         return import_model(scratch / "snapshot", name, progress, hub_id=hub_id)
     finally:
@@ -202,15 +202,15 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_bin(path: Path) -> dict[str, Tensor]:
     """Tensors of a pickled file; the restricted unpickler refuses whatever is not a tensor or a plain container."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(
             f"{path.name} cannot be read as tensors only ({_first_line(error)}); a file that needs code to "
             "be run is refused"
         ) from error
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise UserError(f"{path.name} holds more than tensors by name; it is no checkpoint of weights")
-    return {str(name): value for name, value in found.items()}
+    return {str(name): value for name, value in loaded.items()}
 
 
 # ---------------------------------------------------------------- what is written

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from errata.evaluation.datasets.knowedit import has_groups
 from errata.evaluation.datasets.record import Draft, Loader, Raw, optional_text, raw_id, text_of, texts
 
 
@@ -85,14 +86,14 @@ def references(records: Iterable[Raw], snippets: Iterable[Raw]) -> dict[str, lis
         (str(item["relation_id"]), str(item["target_id"])): [str(sample["text"]) for sample in item["samples"]]
         for item in snippets
     }
-    found = {}
+    by_edit = {}
     for raw in records:
         rewrite = raw.get("requested_rewrite") if isinstance(raw, Mapping) else None
         if isinstance(rewrite, Mapping) and isinstance(new := rewrite.get("target_new"), Mapping):
             texts_of_it = known.get((str(rewrite.get("relation_id")), str(new.get("id"))))
             if texts_of_it:
-                found[f"cf-{raw['case_id']}"] = texts_of_it
-    return found
+                by_edit[f"cf-{raw['case_id']}"] = texts_of_it
+    return by_edit
 
 
 def _is_full(raw: Raw) -> bool:
@@ -109,8 +110,6 @@ COUNTERFACT_DISTRACTING = Loader("counterfact_distracting", detect=lambda raw: F
 """Never chosen by itself: its records look like CounterFact's."""
 COUNTERFACT_EASYEDIT = Loader(
     "counterfact_easyedit",
-    detect=lambda raw: (
-        raw.keys() >= _FLAT and bool(_FLAT_MARKS & raw.keys()) and not isinstance(raw.get("locality"), Mapping)
-    ),
+    detect=lambda raw: raw.keys() >= _FLAT and bool(_FLAT_MARKS & raw.keys()) and not has_groups(raw),
     convert=convert_flat,
 )

@@ -22,6 +22,7 @@ from errata.editing.estimation.selfgen import SelfGenerationConfig, run_unit, un
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.engine import LanguageEngine
 from errata.editing.tracing import TracingConfig, trace
+from errata.editing.wording import counted
 from errata.evaluation.perplexity import paragraphs_of, windows_of
 from errata.orchestrator.calibrate.halving import Ranked, affordable, halve
 from errata.orchestrator.calibrate.job import Calibration
@@ -66,7 +67,7 @@ def calibrate(job: Calibration, state: Path, display: Display) -> Outcome:
     kept = Kept(state, job, checkpoint_digest(directory))
     model = load_model(job.model, dtype=job.dtype, digest=kept.digest)
     facts = known_facts(LanguageEngine(model), read_questions())
-    display.say(f"{len(facts)} facts that the model knows")
+    display.say(f"{counted(len(facts), 'fact')} that the model knows")
     if len(facts) < FEWEST_FACTS:
         raise UserError(
             f"model {job.model!r} knows {len(facts)} of the shipped facts; at least {FEWEST_FACTS} are needed"
@@ -85,7 +86,7 @@ def calibrate(job: Calibration, state: Path, display: Display) -> Outcome:
         )
     winner = ranked[0].candidate
     final = kept.trial(winner, [f.request.id for f in unseen], lambda: bench.attempt(winner, unseen))
-    display.say(f"on {len(unseen)} facts not used before: " + _figures(final))
+    display.say(f"on {counted(len(unseen), 'fact')} not used before: " + _figures(final))
     preset = preset_text(job, winner, final, ranked, len(facts), directory)
     page = render_calibration(job, effects, ranked, final, preset)
     (state / PAGE).write_text(page, encoding="utf-8")
@@ -121,12 +122,12 @@ class Kept:
         path = self.root / STATE
         if not path.is_file():
             path.write_text(json.dumps({"identity": self._identity}) + "\n", encoding="utf-8")
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found.get("identity") != self._identity:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept.get("identity") != self._identity:
             raise UserError(
                 f"--state {str(self.root)!r} holds the calibration of another model or editor; give another one"
             )
-        return dict(found)
+        return dict(kept)
 
     def _read_trials(self) -> list[tuple[str, TrialResult]]:
         path = self.root / TRIALS
@@ -136,11 +137,11 @@ class Kept:
             text = text[: text.rfind("\n") + 1]
             path.write_text(text, encoding="utf-8")
         lines = text.splitlines()
-        found = []
+        trials = []
         for line in lines:
             entry = json.loads(line)
-            found.append((str(entry["key"]), TrialResult.model_validate(entry["result"])))
-        return found
+            trials.append((str(entry["key"]), TrialResult.model_validate(entry["result"])))
+        return trials
 
     @property
     def spent(self) -> float:
@@ -161,12 +162,12 @@ class Kept:
         path = self.root / COVARIANCE
         if path.is_file():
             try:
-                found = KeyCovariance.load(path)
+                kept = KeyCovariance.load(path)
             except DamagedFileError:
                 path.unlink()
             else:
-                if set(layers) <= set(found.layers):
-                    return found
+                if set(layers) <= set(kept.layers):
+                    return kept
         made: KeyCovariance = make()
         temporary = self.root / f"{COVARIANCE}.tmp"
         made.save(temporary)
@@ -200,10 +201,10 @@ def _effects(model: EditableModel, facts: Sequence[Fact], display: Display) -> l
     """Mean indirect effect of each layer at the subject's last token, by causal tracing of facts the model knows."""
     config = TracingConfig(draws=2, window=1, min_drop=0.0, positions="subject_last")
     asked = [fact.traced for fact in facts]
-    found = trace(model, asked, config, lambda done: display.update("tracing", done, len(asked)))
-    if "subject_last" not in found.effects:
+    traced = trace(model, asked, config, lambda done: display.update("tracing", done, len(asked)))
+    if "subject_last" not in traced.effects:
         raise UserError(f"tracing found no layer of {model.name!r} that restores an answer; name layers of your own")
-    return list(found.effects["subject_last"].mean)
+    return list(traced.effects["subject_last"].mean)
 
 
 def _bench(model: EditableModel, job: Calibration, kept: Kept, layers: Sequence[int], display: Display) -> Bench:
@@ -256,27 +257,28 @@ class _Search:
         count = max(affordable((1 - _REFINING) * whole, per_edit, self._rungs), len(windows))
         points = space.points(min(count, 81), self._job.seed)
         self._display.say(
-            f"{len(points)} settings on {self._rungs[0]} facts ({per_edit:.1f} s an edit), then fewer on more"
+            f"{counted(len(points), 'setting')} on {counted(self._rungs[0], 'fact')} "
+            f"({per_edit:.1f} s an edit), then fewer on more"
         )
         ranked = halve(points, self._rungs, self._attempt, stop=self._over)
         return self._refined(space, ranked)
 
     def _refined(self, space: Any, ranked: list[Ranked]) -> list[Ranked]:
         """Steps from the best while one is better and there is time."""
-        found = list(ranked)
+        results = list(ranked)
         better = True
-        while better and found and self._left(1.0) > 0:
+        while better and results and self._left(1.0) > 0:
             better = False
-            best = found[0]
-            known = [one.candidate for one in found if one.edits >= best.edits]
+            best = results[0]
+            known = [one.candidate for one in results if one.edits >= best.edits]
             for point in space.neighbors(best.candidate):
                 if point in known or self._left(1.0) <= 0:
                     continue
-                found = [one for one in found if one.candidate != point]
-                found.append(Ranked(point, best.edits, self._attempt(point, best.edits)))
-            found.sort(key=lambda one: (-one.edits, -one.result.score))
-            better = found[0].candidate != best.candidate
-        return found
+                results = [one for one in results if one.candidate != point]
+                results.append(Ranked(point, best.edits, self._attempt(point, best.edits)))
+            results.sort(key=lambda one: (-one.edits, -one.result.score))
+            better = results[0].candidate != best.candidate
+        return results
 
     def _over(self, candidate: Candidate, edits: int) -> bool:
         """Whether the time for halving is over; what was measured before costs none."""
@@ -323,10 +325,11 @@ def preset_text(
     best = ranked[0]
     return (
         f"# {job.model}, by `errata calibrate --editor {job.editor} --minutes {job.minutes:g}`:\n"
-        f"# {len(ranked)} settings tried on facts that it knows ({known}).\n"
-        f"# layers: causal tracing, confirmed by editing. values, {ridge}: best of those tried on {best.edits} facts.\n"
-        f"# on {final.edits} facts that were not used: {_figures(final)}.\n{body}"
-        f"# what the model is recognised by, whatever its folder is called\n{matches}"
+        f"# {counted(len(ranked), 'setting')} tried on facts that it knows ({known}).\n"
+        f"# layers: causal tracing, confirmed by editing. "
+        f"values, {ridge}: best of those tried on {counted(best.edits, 'fact')}.\n"
+        f"# on {counted(final.edits, 'fact')} that were not used: {_figures(final)}.\n{body}"
+        f"# what the model is recognized by, whatever its folder is called\n{matches}"
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
+from errata.editing.wording import counted
 from errata.orchestrator.journal.reading import JournalReader
 from errata.orchestrator.journal.rows import Version
 
@@ -35,14 +36,14 @@ def event_entries(journal: JournalReader, versions: Sequence[Version]) -> list[E
     """
     times = [v.at if v.at is not None else datetime.min.replace(tzinfo=UTC) for v in versions]
     since = times[0].isoformat() if versions and versions[0].sequence > 0 else None
-    found: list[EventEntry] = []
+    entries: list[EventEntry] = []
     for event in journal.event_page(_ALL, since=since):
         if _LINES.get((event.kind, str(event.data.get("what")))) is None:
             continue
         at = bisect_right(times, event.at)
         if at or since is None:
-            found.append(EventEntry(event.kind, event.data, versions[at - 1].sequence if at else 0, event.at))
-    return found
+            entries.append(EventEntry(event.kind, event.data, versions[at - 1].sequence if at else 0, event.at))
+    return entries
 
 
 def event_text(entry: EventEntry) -> str:
@@ -56,13 +57,19 @@ def _check(data: Mapping[str, Any]) -> str:
     if data["good"]:
         return f"v{data['sequence']} is good: {', '.join(figures)}"
     done = ["paused"] if data["paused"] else []
-    done += [f"reverting {len(data['reverting'])} edits"] if data["reverting"] else []
+    done += [f"reverting {counted(len(data['reverting']), 'edit')}"] if data["reverting"] else []
     return f"BREACH at v{data['sequence']}: {'; '.join(data['reasons'])}" + (f" ({', '.join(done)})" if done else "")
 
 
 def _alert(data: Mapping[str, Any]) -> str:
     state = "delivered" if data["delivered"] else f"NOT delivered ({data['reason']})"
-    return f"alert to {data['host']} {state} after {data['attempts']} attempts"
+    return f"alert to {data['host']} {state} after {counted(data['attempts'], 'attempt')}"
+
+
+def _round(data: Mapping[str, Any]) -> str:
+    asked, lost = len(data["asked"]), len(data["lost"])
+    again = f"; {data['written']} written again, {data['landed']} of these are said now" if data["written"] else ""
+    return f"at {data['at']} edits: {asked - lost} of {asked} old facts are said{again}"
 
 
 def _at(text: str) -> Callable[[Mapping[str, Any]], str]:
@@ -76,10 +83,13 @@ def _why(text: str) -> Callable[[Mapping[str, Any]], str]:
 _LINES: Final[Mapping[tuple[str, str], Callable[[Mapping[str, Any]], str]]] = {
     ("guard", "check"): _check,
     ("guard", "failed"): _why("could not be checked"),
-    ("guard", "reverted"): lambda d: f"reverted {len(d['requests'])} edits: v{d['sequence']} is v{d['to']} again",
+    ("guard", "reverted"): lambda d: (
+        f"reverted {counted(len(d['requests']), 'edit')}: v{d['sequence']} is v{d['to']} again"
+    ),
     ("guard", "revert_failed"): lambda d: str(d["reason"]),
     ("guard", "resume"): lambda d: f"resumed by {d['by']}",
     ("guard", "alert"): _alert,
+    ("repair", "round"): _round,
     ("publication", "switched"): _at("to"),
     ("publication", "already"): _at("is already on"),
     ("publication", "refused"): _why("refused on"),

@@ -24,6 +24,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from errata.editing.errors import UserError
+from errata.editing.wording import counted
 from errata.evaluation.answering import Question
 from errata.evaluation.outcomes import Arm
 from errata.evaluation.streaming import TextPiece
@@ -42,6 +43,7 @@ from errata.orchestrator.service.models import EditIn, EditsIn, EvaluationIn, Pu
 from errata.orchestrator.service.parsing import Submission, invalid, parse, parse_edits
 from errata.orchestrator.service.publishing import Publishing, publications_view
 from errata.orchestrator.service.schema import describe, takes
+from errata.orchestrator.service.traces import Traces
 from errata.orchestrator.service.views import (
     accepted_view,
     answers_view,
@@ -87,6 +89,7 @@ class Service:
     """Publication on request; None where there is none."""
     stream: Callable[[], str | None] = lambda: None
     """Why the stream beside the API has stopped, or None."""
+    traces: Traces | None = None
     started: float = field(default_factory=time.time)
 
 
@@ -312,7 +315,8 @@ def _submitted(results: Sequence[dict[str, Any]], submission: Submission) -> Res
     body: dict[str, Any] = {"accepted": taken, "refused": len(results) - taken, "results": results}
     if taken:
         return JSONResponse(body, 202)
-    status, code = (422, "invalid") if submission.problems else (409, "conflict")
+    invalid = bool(submission.problems) or any(result["status"] == "invalid" for result in results)
+    status, code = (422, "invalid") if invalid else (409, "conflict")
     first = str(results[0]["error"])
     more = f" (and {len(results) - 1} more)" if len(results) > 1 else ""
     raise ServiceError(status, code, first + more, details=results)
@@ -370,6 +374,7 @@ def _question_routes(app: FastAPI, service: Service) -> None:
 
     async def ask(questions: Sequence[Question], arms: Sequence[Arm], limit: int | None) -> Answers:
         started = time.perf_counter()
+        await run_in_threadpool(asking.check, questions)
         answers = await _wait(asking.submit(questions, arms, limit))
         service.metrics.query.observe(time.perf_counter() - started)
         return answers
@@ -379,14 +384,19 @@ def _question_routes(app: FastAPI, service: Service) -> None:
         """Put questions to one or several arms at the live version, side by side."""
         wanted = parse(QueryIn, await request.body())
         if len(wanted.asked) > core.config.max_questions_per_query:
-            raise ServiceError(422, "invalid", f"at most {core.config.max_questions_per_query} questions at once")
+            raise ServiceError(
+                422, "invalid", f"at most {counted(core.config.max_questions_per_query, 'question')} at once"
+            )
         arms = wanted.arms or list(asking.arms)
         strange = [arm for arm in arms if arm not in asking.arms]
         if strange:
             raise ServiceError(422, "invalid", f"this run has no arm {strange[0]!r}; it has: {', '.join(asking.arms)}")
         limit = _bounded(core, wanted.max_new_tokens)
-        answers = await ask([Question(text) for text in wanted.asked], arms, limit)
-        return answers_view(answers, wanted.asked)
+        started = time.perf_counter()
+        view = answers_view(await ask([Question(text) for text in wanted.asked], arms, limit), wanted.asked)
+        if service.traces is not None and service.traces.chosen():
+            await run_in_threadpool(service.traces.keep, view, time.perf_counter() - started)
+        return view
 
     @app.get("/v1/models", tags=["questions"])
     async def models(_: Caller = read) -> Any:

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
-from errata.editing.errors import DamagedFileError, NumericalError, UserError
+from errata.editing.errors import DamagedFileError, EditorFaultError, NumericalError, UserError
 from errata.editing.request import EditRequest
 from errata.orchestrator.config.service import ServiceConfig
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.intake import Admit
 from errata.orchestrator.journal.rows import Accepted, Version
+from errata.orchestrator.run.repairing import REPAIR
 from errata.orchestrator.service.acceptor import Acceptor
 from errata.orchestrator.service.errors import ServiceError, busy, conflict, not_found, unavailable
 from errata.orchestrator.service.reverting import Reverting, RevertOutcome
@@ -128,6 +129,8 @@ class ServiceCore:
         """Told of every batch: wall seconds, edits applied."""
         self.verified: list[Callable[[int, int], None]] = []
         """Told of every batch that was looked at: edits that landed, and that are weak."""
+        self.repaired: list[Callable[[int], None]] = []
+        """Told how many edits a repair has written again."""
         self.on_failure: Callable[[], None] = lambda: None
         """Called once, from the writer thread, when it cannot go on."""
         self._reverting = Reverting(pipeline)
@@ -323,7 +326,7 @@ class ServiceCore:
             self._guard.start()
         for intent in self._reverting.open_intents():
             try:
-                self._reverting.carry_out(intent.number, intent.ids, reason=intent.reason, by=intent.by)
+                self._reverting.carry_out_again(intent)
             except (UserError, NumericalError, DamagedFileError) as error:
                 logger.warning("a revert that was promised before cannot be done: %s", error)
         self._started.set()
@@ -335,14 +338,22 @@ class ServiceCore:
             return False
         started = time.perf_counter()
         before = self._edits
-        version = self.pipeline.write_next(ended=False)
+        try:
+            version = self.pipeline.write_next(ended=False)
+        except EditorFaultError as error:
+            # the next attempt, of this process or another, would end the same way: somebody has to look
+            self.pause(reason=str(error), by="the service itself")
+            return False
         if version is None:
             return False
         seconds, edits = time.perf_counter() - started, max(0, version.edits - before)
         self._batches.append((seconds, edits))
         for listener in self.batch_seconds:
             listener(seconds, edits)
-        if version.figures is not None:
+        if version.kind == REPAIR:
+            for told_of in self.repaired:
+                told_of(len(version.request_ids))
+        elif version.figures is not None:
             for told in self.verified:
                 told(int(version.figures.get("landed", 0)), int(version.figures.get("weak", 0)))
         return True

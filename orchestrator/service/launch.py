@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from errata.editing.errors import ErrataError, UserError
+from errata.editing.wording import counted
 from errata.orchestrator.config.loading import build_config, composed
 from errata.orchestrator.config.presets import find_config
 from errata.orchestrator.config.run import RunConfig
@@ -29,6 +30,7 @@ from errata.orchestrator.service.connections import ConnectionGuard, protocol
 from errata.orchestrator.service.core import ServiceCore
 from errata.orchestrator.service.metrics import Metrics
 from errata.orchestrator.service.publishing import publishing_of
+from errata.orchestrator.service.traces import Traces
 from errata.orchestrator.sources import Pump
 
 logger = logging.getLogger(__name__)
@@ -131,6 +133,7 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
             version=errata_version(),
             guard=None if guard is None else guard.status,
             publishing=publishing,
+            traces=Traces(tracker.log_trace, config.tracking.trace_share),
             stream=lambda: None if pump is None or pump.error is None else str(pump.error),
         )
         core.start()
@@ -239,5 +242,5 @@ def _run(service: Service, listener: socket.socket, stopper: _Stopper) -> None:
 def _announce(listener: socket.socket, tokens: Tokens, display: Display) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    guarded = f"{len(tokens)} tokens" if tokens else "no tokens: everybody on this machine may do everything"
+    guarded = counted(len(tokens), "token") if tokens else "no tokens: everybody on this machine may do everything"
     display.say(f"serving on http://{shown}:{port} ({guarded})")

@@ -229,7 +229,7 @@ def test_the_components_of_a_run_see_their_sections_and_not_the_whole_configurat
         *(f"config/{name}.py" for name in ("loading", "run")),
         "doctor.py",
         *(f"experiments/{name}.py" for name in ("config", "plan")),
-        *(f"run/{name}.py" for name in ("assembly", "launch", "offline", "opening", "outputs")),
+        *(f"run/{name}.py" for name in ("assembly", "described", "launch", "offline", "opening", "outputs")),
         *(f"service/{name}.py" for name in ("launch", "publishing")),
     }
     whole = re.compile(r"\bRunConfig\b")
@@ -324,8 +324,8 @@ def test_every_editor_has_its_registry_entry() -> None:
     """Every concrete editor and every configuration in `editing/editors/` is announced, under its own `type`."""
     package = importlib.import_module("errata.editing.editors")
     modules = [
-        importlib.import_module(f"errata.editing.editors.{path.stem}")
-        for path in sorted((ROOT / "editing" / "editors").glob("*.py"))
+        importlib.import_module(".".join(["errata", *path.relative_to(ROOT).with_suffix("").parts]))
+        for path in sorted((ROOT / "editing" / "editors").rglob("*.py"))
         if path.stem != "__init__"
     ]
     defined = {
