@@ -32,6 +32,7 @@ from errata.editing.errors import UserError
 from errata.editing.extras import check_installed
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest
+from errata.editing.tracing import usual_layers
 from errata.evaluation.answering import Question
 from errata.evaluation.outcomes import ARMS, MEMORY_ARMS, Arm
 from errata.evaluation.probes import questions_of
@@ -423,7 +424,7 @@ def configuration(
     data: dict[str, Any] = overlaid(
         {
             "name": re.sub(r"[^A-Za-z0-9._-]+", "-", model.name).strip("-.") or "run",
-            "editor": {"layers": list(layers) if layers is not None else _layers(model.num_layers)},
+            "editor": {"layers": list(layers) if layers is not None else usual_layers(model.num_layers)},
             "contexts": {"count": 3},
             "stream": {},
             "evaluation": {"max_new_tokens": 8},
@@ -472,11 +473,6 @@ def _preset(name: str, path: Path | None, method: str) -> dict[str, Any]:
         if found is not None:
             return for_editor(read_composed(find_preset(found)), method)
     return {}
-
-
-def _layers(count: int) -> list[int]:
-    first = max(0, min(round(count / 7), count - 5))
-    return list(range(first, min(first + 5, count)))
 
 
 def _arm(name: str) -> Arm:
