@@ -20,7 +20,7 @@ from torch import Tensor
 from errata.editing.corrections import Verified, verified
 from errata.editing.covariance import KeyCovariance
 from errata.editing.cutting import cut_out_culprits
-from errata.editing.delta import WeightDelta, apply_delta
+from errata.editing.delta import WeightDelta, apply_delta, weight_norm
 from errata.editing.editors.base import Computation, Editor, Progress, Sweep
 from errata.editing.errors import DependentKeysError, ErrataError, NumericalError, UserError, in_words
 from errata.editing.limits import check_request
@@ -262,7 +262,7 @@ class EditSession:
 
     def norms(self) -> dict[int, float]:
         """Frobenius norm of each edited matrix as it is now."""
-        return {layer: float(self.model.weight(layer).double().norm()) for layer in self.editor.layers}
+        return {layer: weight_norm(self.model.weight(layer)) for layer in self.editor.layers}
 
     def rehearse(self, requests: Sequence[EditRequest]) -> None:
         """Compute a batch and forget it: raises what `apply` would meet with these requests, and changes nothing."""
