@@ -17,11 +17,13 @@ from errata.editing.editors.closed_form.rome import Rome, RomeConfig
 from errata.editing.editors.closed_form.rose import Rose, RoseConfig
 from errata.editing.editors.gradient.ft_l import FtL, FtLConfig
 from errata.editing.editors.gradient.ultraedit import UltraEdit, UltraEditConfig
+from errata.editing.editors.modules.grace import Grace, GraceConfig
 
 REGISTRY: dict[str, tuple[type[EditorConfig], type[Editor]]] = {
     "alphaedit": (AlphaEditConfig, AlphaEdit),
     "emmet": (EmmetConfig, Emmet),
     "ft_l": (FtLConfig, FtL),
+    "grace": (GraceConfig, Grace),
     "memit": (MemitConfig, Memit),
     "memit_merge": (MemitMergeConfig, MemitMerge),
     "mose": (MoseConfig, Mose),

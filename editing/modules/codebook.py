@@ -1,7 +1,7 @@
 """GRACE's codebook: where a prompt's end comes within the radius of a key, the map puts out that key's value.
 
-Hartvigsen et al. 2023, arXiv:2211.11031, eq. 1-2, with their ``replace_last``: only the output at the prompt's last token
-is replaced.
+Hartvigsen et al. 2023, arXiv:2211.11031, eq. 1-2, with their ``replace_last``: only the output at the prompt's last
+token is replaced.
 
 Letters: n entries, E prompt ends in a pass.
 """

@@ -1,7 +1,7 @@
-"""A gated key/value layer: where a token's input points along a stored key, that key's residual is added to the output.
+"""A gated key/value layer: where a token's input points along a stored key, that key's residual joins the output.
 
-NeuralDB, arXiv:2507.18028: the linear editors' ``R K^T (C + K K^T)^-1 k`` is a soft lookup in which all edits interfere;
-here the nearest key by cosine answers alone, and nothing is added below a threshold.
+NeuralDB, arXiv:2507.18028: the linear editors' ``R K^T (C + K K^T)^-1 k`` is a soft lookup in which all edits
+interfere; here the nearest key by cosine answers alone, and nothing is added below a threshold.
 
 Letters: n entries, N tokens of a pass.
 """

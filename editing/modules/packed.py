@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -21,6 +21,7 @@ from errata.editing.errors import DamagedFileError
 _FORMAT = "errata-module-1"
 EMPTY = torch.zeros(0, dtype=torch.uint8)
 """The content of a slot without a module."""
+_NONE = "none"
 Form = Literal["whole", "rows"]
 
 
@@ -77,6 +78,8 @@ def after(before: Tensor, change: Tensor) -> Tensor:
         DamagedFileError: a change that goes on from a module finds none, or another one.
     """
     content = unpack(change)
+    if content.kind == _NONE:
+        return EMPTY
     if content.form == "whole":
         return change
     old: dict[str, Tensor] = {}
@@ -99,6 +102,13 @@ def after(before: Tensor, change: Tensor) -> Tensor:
             keep[drop] = False
             old[table] = torch.cat([rows[keep], tensor])
     return Content(content.kind, content.layer, content.rule, old).pack()
+
+
+def replacing(packed: Tensor, layer: int) -> Tensor:
+    """The change that leaves ``packed`` in a layer's slot, whatever was there; empty bytes take the module out."""
+    if not packed.numel():
+        return Content(_NONE, layer, {}).pack()
+    return replace(unpack(packed), form="whole").pack()
 
 
 def norm_of(packed: Tensor) -> float:

@@ -35,6 +35,8 @@ EditorUnion: Any = Annotated[reduce(or_, (config for config, _ in REGISTRY.value
 
 _WHOLE_MAPS = ("ft_l", "ultraedit")
 """Editors that take gradients of the maps themselves, or read what goes into them by hooks of their own."""
+_MODULES = ("gated_kv", "grace", "wise")
+"""Editors that put modules into layers."""
 
 
 class ModelConfig(Closed):
@@ -137,6 +139,16 @@ class RunConfig(Closed):
         if self.model.parallel is not None and self.editor.type in _WHOLE_MAPS:
             raise ValueError(
                 f"editor.type {self.editor.type!r} needs each edited map whole in one process; leave out model.parallel"
+            )
+        if self.editor.type in _MODULES and self.model.parallel is not None:
+            raise ValueError(
+                f"editor.type {self.editor.type!r} puts a module into a layer, which a model spread over several "
+                "processes cannot hold; leave out model.parallel"
+            )
+        if self.editor.type in _MODULES and self.publish.to:
+            raise ValueError(
+                f"editor.type {self.editor.type!r} puts a module into a layer, which a server of vLLM cannot hold; "
+                "leave out publish.to and serve the run with `errata serve`"
             )
         return self
 

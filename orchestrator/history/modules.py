@@ -117,11 +117,9 @@ def changed(version: Version) -> bool:
 
 def require_no_modules(journal: JournalReader, version: Version, what: str) -> None:
     """Raise UserError where a version has modules, which ``what`` cannot hold."""
-    refuse(journal.versions_between(0, version.sequence), version, what)
-
-
-def refuse(history: list[Version], version: Version, what: str) -> None:
-    """As `require_no_modules`, from the versions up to it."""
-    last = next((v for v in reversed(history) if v.parts.modules), None)
-    if last is not None:
-        raise UserError(f"v{version.sequence} has modules in its layers (since v{last.sequence}), which {what} cannot hold; {INSTEAD}")
+    since = next((v.sequence for v in journal.versions_between(0, version.sequence) if v.parts.modules), None)
+    if since is not None:
+        raise UserError(
+            f"v{version.sequence} has modules in its layers, the first since v{since}; {what} cannot hold them: "
+            f"{INSTEAD}"
+        )

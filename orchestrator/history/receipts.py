@@ -20,11 +20,12 @@ from errata.editing.reverting import HistoryItem
 from errata.editing.session import EditReceipt, Part, RequestResult, Snapshot
 from errata.editing.state import OldKeys
 from errata.editing.tensors import read_tensors, write_tensors
+from errata.orchestrator.history.modules import ModulesInForce, joined, split, store_modules
 from errata.orchestrator.history.snapshots import newest_snapshot, snapshot_digest
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.fail_points import reach
 from errata.orchestrator.journal.reading import JournalReader
-from errata.orchestrator.journal.rows import CommitData, RequestOutcome, RequestRow, Version
+from errata.orchestrator.journal.rows import CommitData, RequestOutcome, RequestRow, Version, VersionParts
 from errata.retrieval.memory import MemoryEntry
 from errata.retrieval.statements import StatementConfig, statement_of
 
@@ -86,9 +87,13 @@ def store_receipt(store: ArtifactStore, receipt: EditReceipt) -> tuple[str | Non
             }
     keys = store.put_file("keys", lambda path: write_tensors(path, tensors, form, metadata))
     reach("after_keys_stored")
-    if receipt.delta is None:
-        return None, keys
-    return store.put_file("deltas", receipt.delta.save), keys
+    weights = None if receipt.delta is None else split(receipt.delta)[0]
+    return None if weights is None else store.put_file("deltas", weights.save), keys
+
+
+def store_parts(store: ArtifactStore, receipt: EditReceipt, in_force: ModulesInForce) -> VersionParts:
+    """Write what a batch adds to the version beside its delta; comes after `store_receipt`."""
+    return in_force.parts(receipt.delta, store_modules(store, receipt.delta))
 
 
 def load_receipt(store: ArtifactStore, version: Version) -> EditReceipt:
@@ -101,6 +106,7 @@ def load_receipt(store: ArtifactStore, version: Version) -> EditReceipt:
         raise DamagedFileError(f"commit {version.sequence} names no receipt")
     metadata, tensors = read_tensors(store.get("keys", version.keys), (_FORMAT, _CORRECTED), "receipt file")
     delta = None if version.delta is None else WeightDelta.load(store.get("deltas", version.delta))
+    delta = joined(store, delta, version.parts)
     return EditReceipt(
         sequence=version.sequence,
         delta=delta,
@@ -138,6 +144,7 @@ def commit_data(
     superseded: tuple[tuple[str, str], ...] = (),
     reverts: tuple[str, ...] = (),
     reason: str | None = None,
+    parts: VersionParts | None = None,
 ) -> CommitData:
     """A receipt as the journal records it."""
     outcomes = tuple(
@@ -168,6 +175,7 @@ def commit_data(
         reason=reason,
         sweeps=max(1, len(receipt.sweeps)),
         figures=figures,
+        parts=parts or VersionParts(),
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from errata.editing.covariance import KeyCovariance
 from errata.editing.digest import digest_tensors
 from errata.editing.editors import REGISTRY, make_editor
+from errata.editing.model.decoder import is_module
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.session import EditSession
 from tests.helpers.tiny import tiny_model
@@ -20,6 +21,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "alphaedit": {"tau": 1.0, "l2": 1.0},
     "emmet": {},
     "ft_l": {"layers": (1,), "lr": 1e-2, "steps": 4},
+    "grace": {"layers": (1,), "lr": 0.3, "steps": 8},
     "memit": {"cov_weight": 2.0},
     "memit_merge": {"cov_weight": 2.0},
     "mose": {"candidates": 2},
@@ -72,7 +74,8 @@ def batch(sequence: int, *requests: EditRequest) -> EditBatch:
 
 def weight_bytes(session: EditSession) -> str:
     """Digest of the served weights and of their masters."""
-    served = {str(i): session.model.parameter(i).detach() for i in session.editor.layers}
+    maps = [i for i in session.editor.layers if not is_module(i)]
+    served = {str(i): session.model.parameter(i).detach() for i in maps}
     return digest_tensors(served | {f"master {i}": w for i, w in session.weights().items()})
 
 
