@@ -366,8 +366,12 @@ class Pipeline:
         if receipt is None:
             return None
         reach("after_batch_applied")
-        with self._undone_on_error():
-            version = self._commit(receipt, plan.superseded)
+        try:
+            with self._undone_on_error():
+                version = self._commit(receipt, plan.superseded)
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
+            self._attempts.failed(error)
+            raise
         self._attempts.committed()
         self._alone += receipt.later
         applied = {result.request_id for result in receipt.results if result.applied}
