@@ -118,7 +118,9 @@ class Snapshot:
 
 NOT_LANDED = "not_landed"
 """Why a request is refused that the model does not say once it is written."""
-CONTROL = EditRequest(id="control", subject="Paris", prompt="The city of {} lies in", target_new="France")
+CONTROL = EditRequest(
+    id="control", subject="Paris", prompt="The city of {} lies in", target_new="France", target_true="Italy"
+)
 """An edit that any working editor can compute."""
 
 

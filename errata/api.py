@@ -43,6 +43,7 @@ from errata.orchestrator.config.presets import configs_root
 from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.covariance.store import default_store
 from errata.orchestrator.history import export
+from errata.orchestrator.history.modules import require_no_modules
 from errata.orchestrator.history.rebuild import BaseCheckpoint
 from errata.orchestrator.history.receipts import open_store
 from errata.orchestrator.journal import JOURNAL_FILE
@@ -225,6 +226,8 @@ class Editor:
         output = Path(directory)
         export.check_output(output, directory=True)
         if self._directory is None:
+            journal = self._pipeline.journal
+            require_no_modules(journal, journal.head(), "a checkpoint")
             output.mkdir(parents=True, exist_ok=True)
             save_checkpoint(self._parts.shared.model.hf, self._parts.shared.model.text.tokenizer, output)
             return

@@ -23,7 +23,7 @@ _NONE = -1
 
 @kind("side")
 class SideMemory(LayerModule):
-    """``maps`` (c, O, I) and ``thresholds`` (c,); the rule names the model's activation."""
+    """``maps`` (c, O, I) and ``thresholds`` (c,), negative where a copy never speaks; the rule names the activation."""
 
     whole_prompts: ClassVar[bool] = True
 
@@ -56,7 +56,8 @@ class SideMemory(LayerModule):
             ]
         )
         best, copy = differences.max(dim=0)
-        above = best > self.tensors["thresholds"][copy]
+        least = self.tensors["thresholds"][copy]
+        above = (best > least) & (least >= 0)
         return torch.where(above & inside.any(dim=1), copy, torch.full_like(copy, _NONE))
 
 

@@ -33,7 +33,7 @@ from errata.retrieval.statements import StatementConfig
 EditorUnion: Any = Annotated[reduce(or_, (config for config, _ in REGISTRY.values())), Field(discriminator="type")]
 
 
-_WHOLE_MAPS = ("ft_l", "ultraedit")
+_WHOLE_MAPS = ("adalora", "ft_l", "kn", "lora", "ultraedit")
 """Editors that take gradients of the maps themselves, or read what goes into them by hooks of their own."""
 _MODULES = ("gated_kv", "grace", "wise")
 """Editors that put modules into layers."""

@@ -190,6 +190,8 @@ def test_a_crash_at_any_file_changes_nothing(settings, undisturbed_course, tmp_p
         {"type": "ft_l", "layers": [1], "steps": 2, "lr": 1e-3},
         {"type": "mose", "layers": [1, 2], "values": {"steps": 2, "lr": 0.5}},
         {"type": "grace", "layers": [1], "steps": 3},
+        {"type": "gated_kv", "layers": [1], "values": {"steps": 2}},
+        {"type": "wise", "layers": [1], "steps": 2, "save_every": 4, "merge_every": 8},
     ],
     ids=lambda section: section["type"],
 )

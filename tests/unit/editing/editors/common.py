@@ -18,10 +18,14 @@ from tests.helpers.tiny import tiny_model
 
 VALUES = {"lr": 0.3, "steps": 4, "clamp": 2.0, "weight_decay": 0.0}
 SETTINGS: dict[str, dict[str, Any]] = {
+    "adalora": {"steps": 3, "lr": 1e-2},
     "alphaedit": {"tau": 1.0, "l2": 1.0},
     "emmet": {},
     "ft_l": {"layers": (1,), "lr": 1e-2, "steps": 4},
+    "gated_kv": {"layers": (1,)},
     "grace": {"layers": (1,), "lr": 0.3, "steps": 8},
+    "kn": {"threshold": 0.5, "steps": 4},
+    "lora": {"steps": 3, "lr": 1e-2},
     "memit": {"cov_weight": 2.0},
     "memit_merge": {"cov_weight": 2.0},
     "mose": {"candidates": 2},
@@ -31,6 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rome": {"layers": (1,)},
     "rose": {},
     "ultraedit": {"lr": 1e-3},
+    "wise": {"layers": (1,), "steps": 6, "save_every": 2, "merge_every": 4},
 }
 NAMES = sorted(SETTINGS)
 CONTEXTS = ("", "You. ")
