@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from errata.editing.model.decoder import Decoder, Positional, layer_of
-from errata.editing.modules.base import LayerModule, make_module
+from errata.editing.modules.base import LayerModule
+from errata.editing.modules.kinds import make_module
 from errata.editing.modules.packed import EMPTY, unpack
 from errata.editing.modules.reading import Reading
 

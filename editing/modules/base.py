@@ -1,4 +1,4 @@
-"""What a module is to the layer that it stands in, and every kind by name.
+"""What a module is to the layer that it stands in.
 
 Letters: B rows, T tokens, I = d_in, O = d_out of the map that a module stands at.
 """
@@ -11,12 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from errata.editing.errors import DamagedFileError
 from errata.editing.modules.packed import Content
 from errata.editing.modules.reading import Reading
-
-KINDS: dict[str, type[LayerModule]] = {}
-"""Filled by `kind`."""
 
 
 class LayerModule(ABC):
@@ -36,27 +32,3 @@ class LayerModule(ABC):
 
         Where the module does not speak the result has the bytes of ``output``.
         """
-
-
-def kind(name: str) -> Any:
-    """Registers a class under the kind that its files name."""
-
-    def register(cls: type[LayerModule]) -> type[LayerModule]:
-        KINDS[name] = cls
-        return cls
-
-    return register
-
-
-def make_module(content: Content, device: torch.device, dtype: torch.dtype) -> LayerModule:
-    """The module that a content describes.
-
-    Raises:
-        DamagedFileError: this release has no such kind.
-    """
-    # the kinds register themselves when they are imported
-    from errata.editing.modules import codebook, gated, side  # noqa: F401
-
-    if content.kind not in KINDS:
-        raise DamagedFileError(f"a module of kind {content.kind!r} is not known; known: {', '.join(sorted(KINDS))}")
-    return KINDS[content.kind](content, device, dtype)

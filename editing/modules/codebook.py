@@ -11,11 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from errata.editing.modules.base import LayerModule, kind
+from errata.editing.modules.base import LayerModule
 from errata.editing.modules.reading import Reading
 
 
-@kind("codebook")
 class Codebook(LayerModule):
     """``keys`` (n, I), ``values`` (n, O), ``radii`` (n,), ``labels`` and ``owners`` (n,); a negative radius never
     speaks."""

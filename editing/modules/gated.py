@@ -11,12 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from errata.editing.modules.base import LayerModule, kind
+from errata.editing.modules.base import LayerModule
 from errata.editing.modules.packed import Content
 from errata.editing.modules.reading import Reading
 
 
-@kind("gated")
 class Gated(LayerModule):
     """``keys`` (n, I), ``values`` (n, O) and ``owners`` (n,); the rule's ``threshold`` is a cosine."""
 

@@ -34,7 +34,7 @@ class Content:
     """
 
     kind: str
-    """Which module: a name in `errata.editing.modules.base.KINDS`."""
+    """Which module: a name in `errata.editing.modules.kinds.KINDS`."""
     layer: int
     rule: Mapping[str, Any]
     """When it speaks: thresholds and the like, as plain data."""

@@ -14,14 +14,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from errata.editing.modules.base import LayerModule, kind
+from errata.editing.modules.base import LayerModule
 from errata.editing.modules.packed import Content
 from errata.editing.modules.reading import Reading
 
 _NONE = -1
 
 
-@kind("side")
 class SideMemory(LayerModule):
     """``maps`` (c, O, I) and ``thresholds`` (c,), negative where a copy never speaks; the rule names the activation."""
 

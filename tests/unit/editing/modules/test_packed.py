@@ -7,7 +7,7 @@ import torch
 
 from errata.editing.delta import LayerDelta, WeightDelta, apply_delta, weight_norm
 from errata.editing.errors import DamagedFileError
-from errata.editing.modules.base import make_module
+from errata.editing.modules.kinds import make_module
 from errata.editing.modules.packed import EMPTY, Content, after, norm_of, replacing, unpack
 
 
