@@ -19,6 +19,7 @@ from errata.editing.editors.gradient.adalora import AdaLora, AdaLoraConfig
 from errata.editing.editors.gradient.ft_l import FtL, FtLConfig
 from errata.editing.editors.gradient.kn import Kn, KnConfig
 from errata.editing.editors.gradient.lora import Lora, LoraConfig
+from errata.editing.editors.gradient.mend import Mend, MendConfig
 from errata.editing.editors.gradient.ultraedit import UltraEdit, UltraEditConfig
 from errata.editing.editors.modules.gated_kv import GatedKv, GatedKvConfig
 from errata.editing.editors.modules.grace import Grace, GraceConfig
@@ -35,6 +36,7 @@ REGISTRY: dict[str, tuple[type[EditorConfig], type[Editor]]] = {
     "lora": (LoraConfig, Lora),
     "memit": (MemitConfig, Memit),
     "memit_merge": (MemitMergeConfig, MemitMerge),
+    "mend": (MendConfig, Mend),
     "mose": (MoseConfig, Mose),
     "pmet": (PmetConfig, Pmet),
     "prune": (PruneConfig, Prune),

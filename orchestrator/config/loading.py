@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from errata.editing.editors.gradient.mend_network import load_network, network_digest
 from errata.editing.errors import UserError
 from errata.editing.estimation.mixture import ComponentConfig
 from errata.orchestrator.config.explain import _short, explain
@@ -154,6 +155,11 @@ def with_found_files(config: RunConfig, source: Path | None = None) -> RunConfig
         components = {name: _found(part, beside) for name, part in mixture.components.items()}
         mixture = mixture.model_copy(update={"components": components})
         update["covariance"] = config.covariance.model_copy(update={"mixture": mixture})
+    trained = getattr(config.editor, "trained", None)
+    if trained is not None:
+        trained = find_data(trained, beside)
+        digest = config.editor.digest or network_digest(load_network(trained)[0])
+        update["editor"] = config.editor.model_copy(update={"trained": trained, "digest": digest})
     return config.model_copy(update=update)
 
 

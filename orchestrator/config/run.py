@@ -33,7 +33,7 @@ from errata.retrieval.statements import StatementConfig
 EditorUnion: Any = Annotated[reduce(or_, (config for config, _ in REGISTRY.values())), Field(discriminator="type")]
 
 
-_WHOLE_MAPS = ("adalora", "ft_l", "kn", "lora", "ultraedit")
+_WHOLE_MAPS = ("adalora", "ft_l", "kn", "lora", "mend", "ultraedit")
 """Editors that take gradients of the maps themselves, or read what goes into them by hooks of their own."""
 _MODULES = ("gated_kv", "grace", "wise")
 """Editors that put modules into layers."""
@@ -205,6 +205,8 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(editor, Mapping):
         usual = {"key": "averaged", "beyond": False, "norm_anchors": False, "units": "absolute"}
         kept["editor"] = {key: value for key, value in editor.items() if key not in usual or value != usual[key]}
+        if editor.get("type") == "mend":
+            kept["editor"].pop("trained", None)  # what it is is in its digest, not where
         if isinstance(values := editor.get("values"), Mapping):
             kept["editor"]["values"] = {k: v for k, v in values.items() if k != "units" or v != "absolute"}
     model = kept.get("model")

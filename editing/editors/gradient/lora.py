@@ -9,6 +9,7 @@ Letters: m edits, r rank, O = d_out, I = d_in.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -80,11 +81,9 @@ class AdapterEditor(Editor):
             memory[f"adapter.{number}"] = packed(self.begun(int(size), int(width), generator))
         return LifelongState.start({}, covariance, None, memory=memory)
 
+    @abstractmethod
     def begun(self, size: int, width: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The adapter of one map (O, I) before the first edit; its product is zero."""
-        bound = width**-0.5  # what a linear layer of torch begins with
-        start = (torch.rand(self.config.rank, width, generator=generator) * 2 - 1) * bound
-        return {"A": start, "B": torch.zeros(size, self.config.rank)}
 
     def factors(self, adapter: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Left (O, r) and right (r, I) factors of the adapter's product, scale included."""
@@ -208,6 +207,11 @@ class Lora(AdapterEditor):
     """The adapter of LoRA."""
 
     config: LoraConfig
+
+    def begun(self, size: int, width: int, generator: torch.Generator) -> dict[str, Tensor]:
+        bound = width**-0.5  # what a linear layer of torch begins with
+        start = (torch.rand(self.config.rank, width, generator=generator) * 2 - 1) * bound
+        return {"A": start, "B": torch.zeros(size, self.config.rank)}
 
 
 def packed(adapter: Mapping[str, Tensor]) -> Tensor:

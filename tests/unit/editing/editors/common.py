@@ -28,6 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {"steps": 3, "lr": 1e-2},
     "memit": {"cov_weight": 2.0},
     "memit_merge": {"cov_weight": 2.0},
+    "mend": {"lr": 1e-2},
     "mose": {"candidates": 2},
     "pmet": {"cov_weight": 2.0},
     "prune": {"cov_weight": 0.1, "base": 4.0},

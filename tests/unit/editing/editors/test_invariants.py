@@ -31,7 +31,7 @@ from tests.unit.editing.editors.common import (
 from tests.unit.helpers import plain
 
 COMMUTING = {"alphaedit", "emmet", "memit", "memit_merge", "pmet", "rome", "rose"}
-FREE = {"adalora", "ft_l", "gated_kv", "grace", "kn", "lora", "rose", "ultraedit", "wise"}
+FREE = {"adalora", "ft_l", "gated_kv", "grace", "kn", "lora", "mend", "rose", "ultraedit", "wise"}
 """Methods that need no covariance."""
 
 
