@@ -157,7 +157,9 @@ def with_found_files(config: RunConfig, source: Path | None = None) -> RunConfig
         update["covariance"] = config.covariance.model_copy(update={"mixture": mixture})
     trained = getattr(config.editor, "trained", None)
     if trained is not None:
-        trained = find_data(trained, beside)
+        trained = Path(find_data(str(trained), beside))
+        if not trained.is_file():
+            raise UserError(f"editor.trained = {str(trained)!r}: there is no such file; `errata train-editor` makes one")
         digest = config.editor.digest or network_digest(load_network(trained)[0])
         update["editor"] = config.editor.model_copy(update={"trained": trained, "digest": digest})
     return config.model_copy(update=update)

@@ -132,7 +132,7 @@ class MendTrainer:
         form = forms[int(torch.randint(len(forms), (), generator=draw))]
         told, moved = self.losses(record, form, text, watch=True)
         loss = self.settings.edit_weight * told + self.settings.locality_weight * moved
-        (loss / self.settings.accumulate).backward()  # type: ignore[no-untyped-call]
+        (loss / self.settings.accumulate).backward()
         self.step += 1
         if self.step % self.settings.accumulate == 0:
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
