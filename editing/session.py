@@ -34,7 +34,7 @@ from errata.editing.limits import check_request
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.state import LifelongState, OldKeys
-from errata.editing.verify import DamageError, HeldProbes, VerifyConfig, held_prompts
+from errata.editing.verify import Check, DamageError, HeldProbes, Outcome, VerifyConfig, held_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -279,6 +279,10 @@ class EditSession:
         if fitting:
             with suppress(DamageError):
                 self._computed(fitting, None)
+
+    def ask(self, requests: Sequence[EditRequest]) -> list[Outcome]:
+        """Whether the model, as it is now, says what each request asked for, after the bare prompt; nothing changes."""
+        return Check(self.model, requests, ("",)).outcomes() if requests else []
 
     # --- parts ---
 

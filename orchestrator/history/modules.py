@@ -24,6 +24,7 @@ INSTEAD = (
     "(see docs/methods.md) can be exported"
 )
 """What to do where a module cannot go."""
+_UNKNOWN = -1
 
 
 def split(delta: WeightDelta) -> tuple[WeightDelta | None, dict[int, LayerDelta]]:
@@ -95,8 +96,15 @@ class ModulesInForce:
         slots = split(delta)[1]
         contents = [unpack(slots[number].left) for number in sorted(slots)]
         fresh = {content.layer for content in contents if content.form == "whole"}
-        removed = tuple(d for d, layer in self._digests.items() if layer in fresh and d not in stored)
+        taken = {*fresh, _UNKNOWN} if fresh else fresh
+        removed = tuple(d for d, layer in self._digests.items() if layer in taken and d not in stored)
         return VersionParts(modules=stored, removed=removed)
+
+    def _layer(self, digest: str) -> int:
+        try:
+            return unpack(load_module(self._store, digest)).layer
+        except FileNotFoundError:  # a compaction has dropped it: its digest stays as a name
+            return _UNKNOWN
 
     def _catch_up(self) -> None:
         head = self._journal.head().sequence
@@ -106,7 +114,7 @@ class ModulesInForce:
                     self._digests.pop(digest, None)
                 for digest in version.parts.modules:
                     self._digests.pop(digest, None)
-                    self._digests[digest] = unpack(load_module(self._store, digest)).layer
+                    self._digests[digest] = self._layer(digest)
             self._seen = head
 
 
