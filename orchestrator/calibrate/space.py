@@ -66,11 +66,13 @@ def space_for(editor: str, windows: Sequence[Sequence[int]]) -> Space:
     usual = {"values.units": "absolute", "values.lr": 0.5, "values.steps": 25}
     # steps that count in the size of the states are the same on every model; behind a norm nothing else arrives
     scaled = {"values.units": "relative", "values.lr": 0.15, "values.steps": 15}
-    starts = []
-    for window in layers:
-        starts.append({"layers": window, ridge: values[0], "values.clamp": 0.75, "values.weight_decay": 0.5} | usual)
-        starts.append({"layers": window, ridge: values[1], "values.clamp": 0.75, "values.weight_decay": 0.001} | scaled)
-        starts.append({"layers": window, ridge: values[-1], "values.clamp": 4.0, "values.weight_decay": 0.001} | usual)
+    kinds = [
+        {ridge: values[1], "values.clamp": 0.75, "values.weight_decay": 0.001} | scaled,
+        {ridge: values[0], "values.clamp": 0.75, "values.weight_decay": 0.5} | usual,
+        {ridge: values[-1], "values.clamp": 4.0, "values.weight_decay": 0.001} | usual,
+    ]
+    # one kind over all windows before the next: where time is short, every place is tried
+    starts = [{"layers": window, **kind} for kind in kinds for window in layers]
     return Space(axes, tuple({key: start[key] for key in axes} for start in starts))
 
 
