@@ -449,6 +449,7 @@ def configuration(
         "sequences_per_unit": 64,
         "slots": 64,
         "store": str(default_store()),
+        "packed": True,
     }
     own = dict(chosen.get("covariance", {}))
     if "sequences" in own or own.get("source") == "identity":
