@@ -26,6 +26,10 @@ class NumericalError(ErrataError):
     """A linear system could not be solved to the promised accuracy; the message carries the numbers."""
 
 
+class EditorFaultError(ErrataError):
+    """The editor fails on a plain edit as well as on what it was given, so that no request is at fault."""
+
+
 class DamagedFileError(ErrataError):
     """A stored file does not carry the digest it is known by."""
 

@@ -42,7 +42,7 @@ from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.covariance.store import default_store
 from errata.orchestrator.history import export
 from errata.orchestrator.history.rebuild import BaseCheckpoint
-from errata.orchestrator.history.receipts import open_store
+from errata.orchestrator.history.receipts import open_for_writing
 from errata.orchestrator.journal import JOURNAL_FILE
 from errata.orchestrator.journal.rows import RequestRow
 from errata.orchestrator.progress import Display
@@ -325,8 +325,7 @@ class Editor:
             model.digest = checkpoint_digest(own)
         self._config = config
         book = self._stack.enter_context(open_journal(config, output, model.digest))
-        store = open_store(output)
-        store.sweep()
+        store = open_for_writing(output, config.artifacts)
         (output / "resolved.yaml").write_text(config.to_yaml(), encoding="utf-8")
         editor = make_editor(config.editor)
         model.check_layers(editor.layers)

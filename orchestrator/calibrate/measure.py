@@ -73,6 +73,6 @@ def with_figures(text: str, job: Calibration, result: TrialResult) -> str:
     told = "# by `errata calibrate --preset`, on facts that the model knows\n"
     block = told + yaml.safe_dump({"measured": figures}, sort_keys=False)
     plain = re.sub(rf"(?m)(?:^{re.escape(told)})?^measured:\n(?:^[ \t]+.*\n)*", "", text)
-    place = re.search(r"(?m)^(# what the model is recognised by|matches:)", plain)
+    place = re.search(r"(?m)^(# what the model is recogni[sz]ed by|matches:)", plain)
     at = place.start() if place else len(plain)
     return plain[:at] + block + plain[at:]

@@ -1,7 +1,7 @@
 """Settings that belong to a model: presets, the model a preset is of, and runs whose settings were made for another.
 
 A preset is part of a run's configuration (``model``, ``editor``, ...) with keys of its own: ``editors`` holds what is
-for one type of editor only, ``matches`` what its model is recognised by, ``basis`` where its settings come from, and
+for one type of editor only, ``matches`` what its model is recognized by, ``basis`` where its settings come from, and
 ``measured`` what `errata calibrate` found with them. Order: defaults, configuration, preset,
 ``--set``.
 """

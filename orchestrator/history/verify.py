@@ -16,12 +16,13 @@ from torch import Tensor
 from errata.editing.delta import WeightDelta
 from errata.editing.digest import digest_json
 from errata.editing.errors import DamagedFileError, UserError
+from errata.editing.wording import counted
 from errata.orchestrator.history.log import History
 from errata.orchestrator.history.rebuild import BaseCheckpoint, advance, edited_layers, load_delta, weights_digest
 from errata.orchestrator.history.receipts import load_receipt, open_store
 from errata.orchestrator.history.snapshots import snapshots, superfluous
 from errata.orchestrator.journal import JOURNAL_FILE, Journal
-from errata.orchestrator.journal.artifacts import KINDS, ArtifactStore
+from errata.orchestrator.journal.artifacts import DIGEST, KINDS, ArtifactStore
 from errata.orchestrator.journal.chain import check_chain
 from errata.orchestrator.journal.connection import WriterLock, connect_reader
 from errata.orchestrator.journal.derived import check_derived
@@ -197,7 +198,11 @@ def _check_versions(history: History, report: Report) -> None:
         if version.kind == "edit":
             applied = len(_applied(history, version))
             if version.edits - before.edits != applied:
-                report.add(where, f"counts {version.edits - before.edits} edits, {applied} requests were applied")
+                report.add(
+                    where,
+                    f"counts {counted(version.edits - before.edits, 'edit')}, "
+                    f"{counted(applied, 'request')} {'was' if applied == 1 else 'were'} applied",
+                )
         before = version
 
 
@@ -338,7 +343,11 @@ def collect_garbage(run: Path, *, dry_run: bool = False) -> list[Garbage]:
             garbage = [Garbage(file, file.stat().st_size) for file in _unnamed(journal, store)]
         if not dry_run:
             for item in garbage:
-                item.path.unlink(missing_ok=True)
+                name = item.path.name.split(".", 1)[0]
+                if DIGEST.fullmatch(name):
+                    store.discard(item.path.parent.name, name)  # wherever it is kept
+                else:
+                    item.path.unlink(missing_ok=True)
         return garbage
     finally:
         lock.release()

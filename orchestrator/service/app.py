@@ -24,6 +24,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from errata.editing.errors import UserError
+from errata.editing.wording import counted
 from errata.evaluation.answering import Question
 from errata.evaluation.outcomes import Arm
 from errata.evaluation.streaming import TextPiece
@@ -312,7 +313,8 @@ def _submitted(results: Sequence[dict[str, Any]], submission: Submission) -> Res
     body: dict[str, Any] = {"accepted": taken, "refused": len(results) - taken, "results": results}
     if taken:
         return JSONResponse(body, 202)
-    status, code = (422, "invalid") if submission.problems else (409, "conflict")
+    invalid = bool(submission.problems) or any(result["status"] == "invalid" for result in results)
+    status, code = (422, "invalid") if invalid else (409, "conflict")
     first = str(results[0]["error"])
     more = f" (and {len(results) - 1} more)" if len(results) > 1 else ""
     raise ServiceError(status, code, first + more, details=results)
@@ -370,6 +372,7 @@ def _question_routes(app: FastAPI, service: Service) -> None:
 
     async def ask(questions: Sequence[Question], arms: Sequence[Arm], limit: int | None) -> Answers:
         started = time.perf_counter()
+        await run_in_threadpool(asking.check, questions)
         answers = await _wait(asking.submit(questions, arms, limit))
         service.metrics.query.observe(time.perf_counter() - started)
         return answers
@@ -379,7 +382,9 @@ def _question_routes(app: FastAPI, service: Service) -> None:
         """Put questions to one or several arms at the live version, side by side."""
         wanted = parse(QueryIn, await request.body())
         if len(wanted.asked) > core.config.max_questions_per_query:
-            raise ServiceError(422, "invalid", f"at most {core.config.max_questions_per_query} questions at once")
+            raise ServiceError(
+                422, "invalid", f"at most {counted(core.config.max_questions_per_query, 'question')} at once"
+            )
         arms = wanted.arms or list(asking.arms)
         strange = [arm for arm in arms if arm not in asking.arms]
         if strange:
