@@ -43,6 +43,7 @@ from errata.orchestrator.service.models import EditIn, EditsIn, EvaluationIn, Pu
 from errata.orchestrator.service.parsing import Submission, invalid, parse, parse_edits
 from errata.orchestrator.service.publishing import Publishing, publications_view
 from errata.orchestrator.service.schema import describe, takes
+from errata.orchestrator.service.traces import Traces
 from errata.orchestrator.service.views import (
     accepted_view,
     answers_view,
@@ -88,6 +89,7 @@ class Service:
     """Publication on request; None where there is none."""
     stream: Callable[[], str | None] = lambda: None
     """Why the stream beside the API has stopped, or None."""
+    traces: Traces | None = None
     started: float = field(default_factory=time.time)
 
 
@@ -390,8 +392,11 @@ def _question_routes(app: FastAPI, service: Service) -> None:
         if strange:
             raise ServiceError(422, "invalid", f"this run has no arm {strange[0]!r}; it has: {', '.join(asking.arms)}")
         limit = _bounded(core, wanted.max_new_tokens)
-        answers = await ask([Question(text) for text in wanted.asked], arms, limit)
-        return answers_view(answers, wanted.asked)
+        started = time.perf_counter()
+        view = answers_view(await ask([Question(text) for text in wanted.asked], arms, limit), wanted.asked)
+        if service.traces is not None and service.traces.chosen():
+            await run_in_threadpool(service.traces.keep, view, time.perf_counter() - started)
+        return view
 
     @app.get("/v1/models", tags=["questions"])
     async def models(_: Caller = read) -> Any:
