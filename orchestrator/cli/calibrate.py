@@ -34,7 +34,7 @@ def calibrate(
         typer.Option(metavar="NAME", help="Do not search: measure this preset, and write it with its figures."),
     ] = None,
     editor: Annotated[str, typer.Option(help="Whose settings are sought: alphaedit or memit.")] = "alphaedit",
-    dtype: Annotated[str, typer.Option(help="Of the forward pass.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="Number type of the forward pass.")] = "float32",
     tokens: Annotated[int, typer.Option(min=64, help="Self-generated tokens behind the covariance.")] = 4096,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,

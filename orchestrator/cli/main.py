@@ -23,6 +23,7 @@ from errata.orchestrator.cli.change import register as register_change
 from errata.orchestrator.cli.commands import arrange
 from errata.orchestrator.cli.covariance import register as register_covariance
 from errata.orchestrator.cli.doctor import register as register_doctor
+from errata.orchestrator.cli.dropping import register as register_dropping
 from errata.orchestrator.cli.geometry import register as register_geometry
 from errata.orchestrator.cli.history import register as register_history
 from errata.orchestrator.cli.judge import register as register_judge
@@ -45,6 +46,7 @@ register_history(app)
 register_doctor(app)
 register_calibrate(app)
 register_change(app)
+register_dropping(app)
 register_covariance(app)
 register_geometry(app)
 register_judge(app)

@@ -23,6 +23,7 @@ from errata.orchestrator.config.evaluation import EvaluationConfig, MemoryConfig
 from errata.orchestrator.config.guard import GuardConfig
 from errata.orchestrator.config.publish import PublishConfig
 from errata.orchestrator.config.refresh import RefreshConfig
+from errata.orchestrator.config.repair import RepairConfig
 from errata.orchestrator.config.service import ServiceConfig
 from errata.orchestrator.config.stream import StreamConfig
 from errata.orchestrator.config.tracking import TrackingConfig
@@ -103,6 +104,7 @@ class RunConfig(Closed):
     with copies here; null for the run's directory alone."""
     covariance: CovarianceConfig
     refresh: RefreshConfig = RefreshConfig()
+    repair: RepairConfig = RepairConfig()
     memory: MemoryConfig = MemoryConfig()
     router: RouterConfig = RouterConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -192,6 +194,8 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
         kept["contexts"] = {key: value for key, value in contexts.items() if key != "further" or value}
     if kept.get("verify") == VerifyConfig().model_dump(mode="json"):
         del kept["verify"]  # runs of older releases know nothing of it
+    if kept.get("repair") == RepairConfig().model_dump(mode="json"):
+        del kept["repair"]  # nor of this
     editor = kept.get("editor")
     if isinstance(editor, Mapping):
         usual = {"key": "averaged", "beyond": False, "norm_anchors": False, "units": "absolute"}

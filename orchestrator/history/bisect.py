@@ -20,6 +20,7 @@ from errata.editing.errors import UserError
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.engine import LanguageEngine
 from errata.evaluation.matching import contains, exact_match
+from errata.orchestrator.history.gaps import Gaps
 from errata.orchestrator.history.rebuild import advance, changes, weights_at
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.reading import JournalReader
@@ -224,6 +225,9 @@ class VersionAsker:
         if self._near is None or self._near[0] > version.sequence:
             return weights_at(self._journal, self._store, self._base, version)
         start, weights = self._near
+        gap = Gaps.of(self._journal).floor(version.sequence)
+        if gap is not None and gap.floor > start:
+            return weights_at(self._journal, self._store, self._base, version)
         for _, delta in changes(self._journal, self._store, start, version.sequence):
             weights = advance(weights, delta)
         return weights

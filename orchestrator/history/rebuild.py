@@ -21,6 +21,7 @@ from errata.editing.delta import WeightDelta, apply_delta
 from errata.editing.digest import digest_tensors
 from errata.editing.errors import DamagedFileError, UserError
 from errata.editing.model.decoder import FAMILIES, Decoder
+from errata.orchestrator.history.gaps import Gaps, load_floor, start_for
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.reading import JournalReader
 from errata.orchestrator.journal.rows import Version
@@ -224,11 +225,35 @@ def weights_at(
 
     Raises:
         DamagedFileError: a delta on the way there is damaged or gone.
+        UserError: the version cannot be rebuilt any more.
     """
-    weights = dict(base)
-    for _, delta in changes(journal, store, 0, version.sequence):
+    start, weights = start_for(journal, store, base, version)
+    for _, delta in changes(journal, store, start, version.sequence):
         weights = advance(weights, delta)
     return weights
+
+
+def states(
+    journal: JournalReader, store: ArtifactStore, base: Mapping[int, Tensor], upto: int
+) -> Iterator[tuple[Version, dict[int, Tensor]]]:
+    """Every version from 1 to ``upto`` that can be rebuilt, with its float32 masters (O, I), in order.
+
+    Raises:
+        DamagedFileError: while iterating, at the first commit whose file is damaged or gone.
+    """
+    gaps = Gaps.of(journal)
+    floors = {gap.floor: gap for gap in gaps.all}
+    weights = dict(base)
+    for start in range(0, upto, _COMMITS_AT_ONCE):
+        for version in journal.versions_between(start, min(start + _COMMITS_AT_ONCE, upto)):
+            if gaps.at(version.sequence) is not None:
+                continue
+            floor = floors.get(version.sequence)
+            if floor is not None:
+                weights = dict(load_floor(store, floor).weights)
+            else:
+                weights = advance(weights, load_delta(store, version))
+            yield version, weights
 
 
 def weights_digest(weights: Mapping[int, Tensor]) -> str:

@@ -28,6 +28,7 @@ Digester = Callable[[Path], str]
 
 TEMPORARY: Final = ".tmp-"
 """How the names of half-written files begin."""
+_SUFFIXES: Final = (".safetensors", ".bin", ".json")
 DIGEST: Final = re.compile(r"[0-9a-f]{16,64}")
 
 
@@ -154,7 +155,12 @@ class ArtifactStore:
     def _find(self, kind: str, digest: str) -> Path | None:
         if not DIGEST.fullmatch(digest):  # also keeps a digest from an outside caller inside the folder
             raise ValueError(f"a digest is 16 to 64 hexadecimal digits, got {digest!r}")
-        return next(iter(sorted(self._folder(kind).glob(f"{digest}.*"))), None)
+        folder = self._folder(kind)
+        # a folder of a long life holds a hundred thousand files: not looked through where the name can be guessed
+        for suffix in _SUFFIXES:
+            if (path := folder / f"{digest}{suffix}").is_file():
+                return path
+        return next(iter(sorted(folder.glob(f"{digest}.*"))), None)
 
     def _digest(self, kind: str, path: Path) -> str:
         try:
