@@ -12,6 +12,7 @@ An editor is a run like any other: what it does is a commit in a journal. With `
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import tempfile
@@ -31,6 +32,7 @@ from errata.editing.editors import make_editor
 from errata.editing.errors import UserError
 from errata.editing.extras import check_installed
 from errata.editing.model.adapter import EditableModel
+from errata.editing.model.engine import LanguageEngine
 from errata.editing.request import EditRequest
 from errata.evaluation.answering import Question
 from errata.evaluation.outcomes import ARMS, MEMORY_ARMS, Arm
@@ -41,6 +43,7 @@ from errata.orchestrator.config.presets import configs_root
 from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.covariance.store import default_store
 from errata.orchestrator.history import export
+from errata.orchestrator.history.modules import require_no_modules
 from errata.orchestrator.history.rebuild import BaseCheckpoint
 from errata.orchestrator.history.receipts import open_for_writing
 from errata.orchestrator.journal import JOURNAL_FILE
@@ -223,6 +226,8 @@ class Editor:
         output = Path(directory)
         export.check_output(output, directory=True)
         if self._directory is None:
+            journal = self._pipeline.journal
+            require_no_modules(journal, journal.head(), "a checkpoint")
             output.mkdir(parents=True, exist_ok=True)
             save_checkpoint(self._parts.shared.model.hf, self._parts.shared.model.text.tokenizer, output)
             return
@@ -390,14 +395,8 @@ def bare_prompt_outcome(model: EditableModel, request: EditRequest) -> tuple[str
         ``landed`` or ``weak``, and ``p_target``, the probability of the whole target.
     """
     prompt, target = model.text.encode_prompt(request.text), model.text.encode_target(request.target_new)
-    rows = model.rows([[*prompt, *target]])
-    with torch.no_grad():
-        hidden = model.run(model.embed(rows), 0, model.num_layers, model.positional(rows.layout))
-        logits = model.logits(hidden[0, len(prompt) - 1 : -1]).float()
-    wanted = torch.tensor(target, device=logits.device)
-    landed = bool((logits.argmax(-1) == wanted).all())
-    p = float(logits.log_softmax(-1).gather(1, wanted[:, None]).sum().exp())
-    return "landed" if landed else "weak", {"p_target": p}
+    scored = LanguageEngine(model).score([(prompt, target)])[0]
+    return "landed" if all(scored.hits) else "weak", {"p_target": math.exp(sum(scored.logprobs))}
 
 
 def configuration(
