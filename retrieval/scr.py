@@ -85,9 +85,9 @@ class ScrConfig(Closed):
     on a line before the question, ``auto`` is ``chat`` where there is a template and ``prefix`` elsewhere. A
     question for which nothing was chosen is always asked plainly.
 
-    ``paper`` is the method as published: the model is shown the ``k`` statements, whatever their similarity, and told to
-    return the whole sentence that bears on the question or ``no relevant fact.``; what it writes is the fact that the
-    question is then asked with. Of one statement (``k`` 1) nothing is asked. The other settings are our own forms'."""
+    ``paper`` is the method as published: the model is shown the ``k`` statements, whatever their similarity, and told
+    to return the whole sentence that bears on the question or ``no relevant fact.``; what it writes is the fact that
+    the question is then asked with. Of one statement (``k`` 1) nothing is asked. The other settings are our forms'."""
     examples: bool = True
     """``chat``: two worked examples before the question; without them a small model falls back on what it knew."""
 
