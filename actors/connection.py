@@ -67,8 +67,8 @@ def connect(config: RayConfig, ranks: int = 1) -> bool:
 def ask_for_a_token() -> None:
     """Have a Ray that this process starts refuse everybody without its token, made here and told to nobody else.
 
-    Who has set ``RAY_AUTH_MODE`` decides for themselves; who has set a token, or a file of one, has that used. The token
-    stays in this process's environment, where Ray's own processes, its children, find it: no file is written.
+    Who has set ``RAY_AUTH_MODE`` decides for themselves; who has set a token, or a file of one, has that used. The
+    token stays in this process's environment, where Ray's own processes, its children, find it: no file is written.
     """
     if os.environ.get("RAY_AUTH_MODE"):
         return
@@ -76,7 +76,8 @@ def ask_for_a_token() -> None:
     if not os.environ.get("RAY_AUTH_TOKEN") and not os.environ.get("RAY_AUTH_TOKEN_PATH"):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     # the mode is read once, with Ray's import
-    ray._raylet.Config.initialize("")
+    raylet: Any = ray._raylet
+    raylet.Config.initialize("")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from errata.actors.parts import StreamPart
+from errata.actors.patience import ENDLESS, Patience
 from errata.actors.settings import ModelSpec, RoleConfig
 from errata.actors.workers.covariance import Estimate, EstimateJob, EstimateProgress, Sums, UnitWorker
 from errata.actors.workers.editor import ContextSpec, EditorWorker
@@ -67,6 +68,9 @@ class LocalEditor:
 
     def __init__(self, shared: SharedModel, worker: EditorWorker, history: Callable[[], Iterable[HistoryItem]]) -> None:
         self._shared, self._worker, self._history = shared, worker, history
+
+    def give_up(self) -> None:
+        """A call in this process cannot be ended from outside."""
 
     def contexts(self) -> tuple[str, ...]:
         """The context prefixes in use."""
@@ -226,6 +230,7 @@ class LocalEvaluators:
         hits: Hits,
         text: str | None,
         progress: Callable[[int], None] | None = None,
+        wanted: Callable[[], bool] | None = None,
     ) -> tuple[Evaluation, float | None]:
         """As ``evaluate``, with the version's perplexity on a text where one is given."""
         return self.evaluate(requests, weights, hits), None if text is None else self.perplexity(text, weights)
@@ -267,8 +272,10 @@ class LocalEvaluators:
         hits: Hits,
         arms: Sequence[Arm],
         max_new_tokens: int | None = None,
+        *,
+        patience: Patience = ENDLESS,
     ) -> list[dict[Arm, ArmAnswer]]:
-        """What the arms say to free questions."""
+        """What the arms say to free questions; one call after another, each to its end."""
         with self._worker(arms) as worker:
             return worker.answer(questions, weights, hits, arms, max_new_tokens)
 
@@ -280,6 +287,8 @@ class LocalEvaluators:
         arm: Arm,
         sampling: Sampling,
         plain: bool = False,
+        *,
+        patience: Patience = ENDLESS,
     ) -> StreamPart:
         """Token by token the model would be another's between two tokens.
 

@@ -26,6 +26,14 @@ class NumericalError(ErrataError):
     """A linear system could not be solved to the promised accuracy; the message carries the numbers."""
 
 
+class DeadlineError(ErrataError):
+    """Something took longer than whoever asked for it is willing to wait."""
+
+
+class AbandonedError(ErrataError):
+    """Whoever asked for something does not want it any more."""
+
+
 class DamagedFileError(ErrataError):
     """A stored file does not carry the digest it is known by."""
 
