@@ -213,7 +213,7 @@ class EvaluationPool:
         by_id = {record.request_id: record for evaluation in done for record in evaluation.records}
         ordered = tuple(by_id[request.id] for request in requests)
         seconds = sum(evaluation.seconds for evaluation in done)
-        together = Evaluation(ordered, done[0].arms, seconds, sum(evaluation.skipped for evaluation in done))
+        together = Evaluation(ordered, done[0].arms, seconds)
         return together, results[0] if text is not None else None
 
     def query_seconds(

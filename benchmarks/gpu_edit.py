@@ -26,7 +26,7 @@ from benchmarks.measuring import context, store
 from benchmarks.values import floor_operations
 from benchmarks.whole_edit import PARTS, Clock, split
 from errata.editing.covariance import KeyCovariance
-from errata.editing.editors.alphaedit import AlphaEdit, AlphaEditConfig
+from errata.editing.editors.closed_form.alphaedit import AlphaEdit, AlphaEditConfig
 from errata.editing.linalg import Base, ProjectedIdentity
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest

@@ -24,6 +24,7 @@ from benchmarks.measuring import context, store
 from errata.orchestrator.history.log import History
 from errata.orchestrator.journal import JOURNAL_FILE, Journal
 from errata.orchestrator.journal.rows import CommitData, JournalMeta, RequestOutcome
+from errata.orchestrator.journal.schema import HOLDS
 from errata.orchestrator.service.views import edit_story, edit_view, version_view
 
 BATCH = 10
@@ -84,6 +85,7 @@ def write(path: Path, requests: int, facts: int, seed: int = 0) -> None:
     )
     columns = "sequence, version, parent, delta, keys, contexts, covariance, edits, norms, delta_norms, seconds, at"
     connection.executemany(f"INSERT INTO commits ({columns}) VALUES ({', '.join('?' * 12)})", rows["commits"])
+    connection.execute(f"UPDATE commits SET holds = h.holds FROM ({HOLDS}) h WHERE h.sequence = commits.sequence")
     connection.execute("DELETE FROM counters")
     connection.execute("INSERT INTO counters SELECT 'state.' || state, COUNT(*) FROM requests GROUP BY state")
     for _, sql in triggers:

@@ -19,7 +19,7 @@ from benchmarks.measuring import context, one_thread, store, timed
 from benchmarks.records import LAYERS, smollm2
 from errata.editing.covariance import KeyCovariance
 from errata.editing.delta import LayerDelta, WeightDelta
-from errata.editing.editors.alphaedit import AlphaEdit, AlphaEditConfig
+from errata.editing.editors.closed_form.alphaedit import AlphaEdit, AlphaEditConfig
 from errata.editing.model.adapter import EditableModel
 from errata.editing.session import EditReceipt, EditSession
 from errata.orchestrator.history.receipts import commit_data, load_receipt, open_store, store_receipt

@@ -26,10 +26,10 @@ from benchmarks.records import LAYERS, ROOT, smollm2
 from errata.editing.contexts import sample_contexts
 from errata.editing.covariance import KeyCovariance
 from errata.editing.delta import apply_delta
-from errata.editing.editors.locate import LocateEditor
-from errata.editing.editors.memit import Memit, MemitConfig
-from errata.editing.editors.memit_merge import MemitMerge, MemitMergeConfig, MergeValues, by_subject
-from errata.editing.editors.rose import TEMPLATES, Rose, RoseConfig
+from errata.editing.editors.closed_form.locate import LocateEditor
+from errata.editing.editors.closed_form.memit import Memit, MemitConfig
+from errata.editing.editors.closed_form.memit_merge import MemitMerge, MemitMergeConfig, MergeValues, by_subject
+from errata.editing.editors.closed_form.rose import TEMPLATES, Rose, RoseConfig
 from errata.editing.estimation.selfgen import SelfGenerationConfig, run_unit, unit_of
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.engine import LanguageEngine

@@ -21,8 +21,8 @@ from benchmarks.values import published
 from benchmarks.whole_edit import text_covariance
 from errata.editing.contexts import sample_contexts
 from errata.editing.covariance import KeyCovariance
-from errata.editing.editors.alphaedit import AlphaEdit, AlphaEditConfig
 from errata.editing.editors.base import Progress
+from errata.editing.editors.closed_form.alphaedit import AlphaEdit, AlphaEditConfig
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.engine import LanguageEngine
 from errata.editing.request import EditBatch, EditRequest

@@ -22,9 +22,9 @@ from benchmarks.records import CONTEXT_LENGTH, CONTEXTS, LAYERS, counterfact, sm
 from errata.editing.contexts import sample_contexts
 from errata.editing.covariance import KeyCovariance
 from errata.editing.delta import apply_delta
-from errata.editing.editors.alphaedit import AlphaEdit, AlphaEditConfig
-from errata.editing.editors.locate import LocateEditor
-from errata.editing.editors.memit import Memit, MemitConfig
+from errata.editing.editors.closed_form.alphaedit import AlphaEdit, AlphaEditConfig
+from errata.editing.editors.closed_form.locate import LocateEditor
+from errata.editing.editors.closed_form.memit import Memit, MemitConfig
 from errata.editing.estimation.corpus import CorpusReading, run_corpus_unit
 from errata.editing.keys import SubjectPass
 from errata.editing.model.adapter import EditableModel

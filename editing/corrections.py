@@ -23,8 +23,8 @@ from torch import Tensor
 
 from errata.editing.delta import LayerDelta, WeightDelta, apply_delta
 from errata.editing.editors.base import Computation, Editor, Sweep
-from errata.editing.editors.locate import LocateEditor, Written
-from errata.editing.editors.rect import Rect
+from errata.editing.editors.closed_form.locate import LocateEditor, Written
+from errata.editing.editors.closed_form.rect import Rect
 from errata.editing.errors import NumericalError
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest

@@ -34,6 +34,10 @@ class AbandonedError(ErrataError):
     """Whoever asked for something does not want it any more."""
 
 
+class EditorFaultError(ErrataError):
+    """The editor fails on a plain edit as well as on what it was given, so that no request is at fault."""
+
+
 class DamagedFileError(ErrataError):
     """A stored file does not carry the digest it is known by."""
 

@@ -20,7 +20,9 @@ EXTRAS = {
     "eval": ("lm_eval",),
     "deepspeed": ("deepspeed",),
     "peft": ("peft",),
+    "hub": ("datasets", "huggingface_hub"),
     "data": ("datasets", "pyarrow"),
+    "s3": ("s3fs",),
 }
 """Libraries by the extra of the distribution that brings them; `test_packaging` compares it with pyproject.toml."""
 

@@ -18,7 +18,7 @@ from errata.editing.corrections import written_again
 from errata.editing.covariance import KeyCovariance
 from errata.editing.delta import LayerDelta, WeightDelta
 from errata.editing.editors.base import Sweep
-from errata.editing.editors.locate import LocateEditor
+from errata.editing.editors.closed_form.locate import LocateEditor
 from errata.editing.errors import ErrataError, NumericalError
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.session import EditReceipt, EditSession, Part, Snapshot

@@ -22,7 +22,14 @@ from errata.editing.covariance import KeyCovariance
 from errata.editing.cutting import cut_out_culprits
 from errata.editing.delta import WeightDelta, apply_delta
 from errata.editing.editors.base import Computation, Editor, Progress, Sweep
-from errata.editing.errors import DependentKeysError, ErrataError, NumericalError, UserError, in_words
+from errata.editing.errors import (
+    DependentKeysError,
+    EditorFaultError,
+    ErrataError,
+    NumericalError,
+    UserError,
+    in_words,
+)
 from errata.editing.limits import check_request
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditBatch, EditRequest
@@ -165,7 +172,7 @@ class EditSession:
 
         Raises:
             ErrataError: the sequence number neither follows the last one nor repeats it.
-            Exception: nothing can be written any more, whatever it is.
+            EditorFaultError: nothing can be written any more, whatever it is.
         """
         if self.last is not None and batch.sequence == self.last.sequence:
             if self.last.kind != "edit":
@@ -344,11 +351,11 @@ class EditSession:
         return look
 
     def _require_working(self, error: Exception, progress: Progress | None) -> None:
-        """Raise ``error`` where a plain edit fails as well: then no request is at fault."""
+        """Raise `EditorFaultError` where a plain edit fails as well: then no request is at fault."""
         try:
             self._computed([CONTROL], progress)
         except Exception:
-            raise error from None
+            raise EditorFaultError(f"the editor fails on every edit, a plain one too: {in_words(error)}") from error
 
     def _check(self, requests: Sequence[EditRequest]) -> tuple[list[EditRequest], dict[str, str]]:
         good: list[EditRequest] = []

@@ -102,8 +102,11 @@ class Evaluation:
     records: tuple[RecordResult, ...]
     arms: tuple[Arm, ...]
     seconds: float
-    skipped: int = 0
-    """Probes that were not asked: the model cannot take them in."""
+
+    @property
+    def skipped(self) -> int:
+        """Probes of these records that were not asked: the model cannot take them in."""
+        return sum(record.skipped for record in self.records)
 
     def metrics(self, query_seconds: Mapping[Arm, float] | None = None) -> dict[Arm, dict[str, float | None]]:
         """`arm_metrics` of every arm."""
@@ -213,7 +216,6 @@ class ArmEvaluator:
         arms = self._asked(arms, router)
         asked = [probes_of(request) for request in requests]
         probes = [[probe for probe in group if self._fits(probe)] for group in asked]
-        skipped = sum(map(len, asked)) - sum(map(len, probes))
         questions = list(dict.fromkeys(probe.prompt for group in probes for probe in group))
         rows = list(dict.fromkeys((probe.prompt, probe.teacher or "") for group in probes for probe in group))
         by_question = hits or {}
@@ -246,10 +248,11 @@ class ArmEvaluator:
             RecordResult(
                 request.id,
                 tuple(ProbeResult(probe, {arm: outcomes[arm][probe] for arm in wanted}) for probe in group),
+                skipped=len(whole) - len(group),
             )
-            for request, group in zip(requests, probes, strict=True)
+            for request, group, whole in zip(requests, probes, asked, strict=True)
         )
-        return Evaluation(records, wanted, time.perf_counter() - start, skipped)
+        return Evaluation(records, wanted, time.perf_counter() - start)
 
     def query_seconds(
         self,

@@ -71,6 +71,8 @@ class RecordResult:
 
     request_id: str
     probes: tuple[ProbeResult, ...]
+    skipped: int = 0
+    """Probes that were not asked: the model cannot take them in."""
 
 
 PER_RECORD: Final[Mapping[str, tuple[ProbeKind, Callable[[ProbeOutcome], float | None]]]] = {

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from errata.editing.editors.alphaedit import AlphaEdit, AlphaEditConfig
 from errata.editing.editors.base import Computation, Editor, EditorConfig
-from errata.editing.editors.emmet import Emmet, EmmetConfig
-from errata.editing.editors.ft_l import FtL, FtLConfig
-from errata.editing.editors.memit import Memit, MemitConfig
-from errata.editing.editors.memit_merge import MemitMerge, MemitMergeConfig
-from errata.editing.editors.mose import Mose, MoseConfig
-from errata.editing.editors.pmet import Pmet, PmetConfig
-from errata.editing.editors.prune import Prune, PruneConfig
-from errata.editing.editors.rect import Rect, RectConfig
-from errata.editing.editors.rome import Rome, RomeConfig
-from errata.editing.editors.rose import Rose, RoseConfig
-from errata.editing.editors.ultraedit import UltraEdit, UltraEditConfig
+from errata.editing.editors.closed_form.alphaedit import AlphaEdit, AlphaEditConfig
+from errata.editing.editors.closed_form.emmet import Emmet, EmmetConfig
+from errata.editing.editors.closed_form.memit import Memit, MemitConfig
+from errata.editing.editors.closed_form.memit_merge import MemitMerge, MemitMergeConfig
+from errata.editing.editors.closed_form.mose import Mose, MoseConfig
+from errata.editing.editors.closed_form.pmet import Pmet, PmetConfig
+from errata.editing.editors.closed_form.prune import Prune, PruneConfig
+from errata.editing.editors.closed_form.rect import Rect, RectConfig
+from errata.editing.editors.closed_form.rome import Rome, RomeConfig
+from errata.editing.editors.closed_form.rose import Rose, RoseConfig
+from errata.editing.editors.gradient.ft_l import FtL, FtLConfig
+from errata.editing.editors.gradient.ultraedit import UltraEdit, UltraEditConfig
 
 REGISTRY: dict[str, tuple[type[EditorConfig], type[Editor]]] = {
     "alphaedit": (AlphaEditConfig, AlphaEdit),

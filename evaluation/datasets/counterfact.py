@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from errata.evaluation.datasets.knowedit import has_groups
 from errata.evaluation.datasets.record import Draft, Loader, Raw, optional_text, raw_id, text_of, texts
 
 
@@ -109,8 +110,6 @@ COUNTERFACT_DISTRACTING = Loader("counterfact_distracting", detect=lambda raw: F
 """Never chosen by itself: its records look like CounterFact's."""
 COUNTERFACT_EASYEDIT = Loader(
     "counterfact_easyedit",
-    detect=lambda raw: (
-        raw.keys() >= _FLAT and bool(_FLAT_MARKS & raw.keys()) and not isinstance(raw.get("locality"), Mapping)
-    ),
+    detect=lambda raw: raw.keys() >= _FLAT and bool(_FLAT_MARKS & raw.keys()) and not has_groups(raw),
     convert=convert_flat,
 )

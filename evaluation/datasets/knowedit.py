@@ -85,19 +85,18 @@ def convert_wikibio(raw: Raw, target: str) -> Iterator[Draft]:
     }
 
 
+def has_groups(raw: Raw) -> bool:
+    """Whether probes stand in groups by kind, as here and in the keywords of EasyEdit's API; one may be absent."""
+    return any(isinstance(raw.get(name), Mapping) for name in ("locality", "portability"))
+
+
 def _is_wiki(raw: Raw) -> bool:
-    return {
-        "subject",
-        "prompt",
-        "target_new",
-        "portability",
-        "locality",
-    } <= raw.keys() and "rephrase_prompt" not in raw
+    return {"subject", "prompt", "target_new"} <= raw.keys() and has_groups(raw) and "rephrase_prompt" not in raw
 
 
 KNOWEDIT_ZSRE = Loader(
     "knowedit_zsre",
-    detect=lambda raw: {"prompt", "rephrase_prompt", "locality", "portability"} <= raw.keys(),
+    detect=lambda raw: {"prompt", "rephrase_prompt"} <= raw.keys() and has_groups(raw),
     convert=_convert("knowedit-zsre"),
 )
 KNOWEDIT_WIKI_COUNTERFACT = Loader(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -78,7 +80,7 @@ def _bare(args: Sequence[str], params: Sequence[Any]) -> list[int]:
 
 
 def arrange(app: typer.Typer) -> None:
-    """Put every command into its panel and order, and let it take RUN bare."""
+    """Put every command into its panel and order, let it take RUN bare, and ``~`` in every path."""
     panels = {name: panel for panel, names in PANELS.items() for name in names}
     order = {name: number for number, name in enumerate(panels)}
 
@@ -87,7 +89,26 @@ def arrange(app: typer.Typer) -> None:
 
     for info in app.registered_commands:
         info.rich_help_panel = panels.get(name_of(info), "More")
-        info.cls = RunCommand
+        info.cls, info.callback = RunCommand, _at_home(info.callback)
     app.registered_commands.sort(key=lambda info: order.get(name_of(info), len(order)))
     for group in app.registered_groups:
         group.rich_help_panel = panels.get(str(group.name), "More")
+        for info in group.typer_instance.registered_commands if group.typer_instance is not None else ():
+            info.callback = _at_home(info.callback)
+
+
+def _at_home(command: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """The command with ``~`` at the beginning of its paths read: a shell leaves it in ``--output=~/x``."""
+    if command is None:
+        return None
+
+    def expanded(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return type(value)(map(expanded, value))
+        return value.expanduser() if isinstance(value, Path) else value
+
+    @wraps(command)
+    def called(**given: Any) -> Any:
+        return command(**{name: expanded(value) for name, value in given.items()})
+
+    return called

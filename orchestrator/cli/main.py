@@ -17,6 +17,7 @@ from rich.table import Table
 import errata
 from errata.editing.errors import ErrataError, UserError
 from errata.editing.extras import lacking
+from errata.editing.wording import counted
 from errata.orchestrator.cli.calibrate import register as register_calibrate
 from errata.orchestrator.cli.change import register as register_change
 from errata.orchestrator.cli.commands import arrange
@@ -110,7 +111,7 @@ def run(
     from errata.orchestrator.run.launch import run_experiment
 
     configure_logging(verbose)
-    target = output.expanduser() if output is not None else Path("runs") / resolved.name
+    target = output if output is not None else Path("runs") / resolved.name
     display = Display()
     try:
         with display:
@@ -139,7 +140,10 @@ def _print_result(output: Path) -> None:
 
     summary = read_summary(output / "summary.json")
     console = Console()
-    table = Table(title=f"{summary.edits_applied} edits, {summary.refreshes} refreshes, version {summary.version[:12]}")
+    table = Table(
+        title=f"{counted(summary.edits_applied, 'edit')}, {counted(summary.refreshes, 'refresh')}, "
+        f"version {summary.version[:12]}"
+    )
     arms = [arm for arm in ARMS if arm in summary.arms]
     table.add_column("")
     for arm in arms:
@@ -149,13 +153,22 @@ def _print_result(output: Path) -> None:
         table.add_row(metric, *("-" if value is None else f"{value:.3f}" for value in values))
     with Journal.open(output / JOURNAL_FILE, read_only=True) as journal:
         rejected = journal.counts().rejected
-    if rejected:
-        table.caption = f"{rejected} records were rejected: the warnings above say why"
+    table.caption = _caption(rejected, summary.skipped_probes or 0)
     console.print(table)
     base, edited = summary.perplexity.base, summary.perplexity.edited
     if base is not None and edited is not None:
         console.print(f"perplexity on held-out text: {base:.2f} before, {edited:.2f} after", highlight=False)
     console.print(f"{output / 'report.html'}", highlight=False)
+
+
+def _caption(rejected: int, skipped: int) -> str | None:
+    """What the figures of the table leave out; None where they leave out nothing."""
+    said = []
+    if rejected:
+        said.append(f"{counted(rejected, 'record')} rejected: the warnings above say why")
+    if skipped:
+        said.append(f"{counted(skipped, 'question')} not asked: the model cannot take them in")
+    return "\n".join(said) or None
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ def publish(
         str | None, typer.Option(help="Register in MLflow's model registry and point this alias at it: champion.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the registered model; errata-NAME of the run.")] = None,
-    form: Annotated[str, typer.Option("--format", help="What is registered: delta, lora or full.")] = "delta",
+    form: Annotated[str, typer.Option("--format", help="What is registered: delta, lora, full or routed.")] = "delta",
     to: Annotated[
         list[str] | None, typer.Option("--to", metavar="vllm=URL", help="A live server; repeatable, rolled in order.")
     ] = None,

@@ -9,6 +9,7 @@ from xml.etree import ElementTree as ET
 
 from markupsafe import Markup
 
+from errata.editing.wording import counted
 from errata.orchestrator.experiments.labels import GROUP, SEED
 from errata.orchestrator.experiments.tables import Block, Column, Figure, RunComparison, heading, mean_of
 from errata.orchestrator.report.charts import nice_ticks
@@ -217,7 +218,7 @@ def draw(lines: Sequence[Line], styles: Mapping[str, str], column: Column) -> Ma
                     "r": "3",
                 },
             )
-            said = f"{line.label}: {column.text(point.figure.mean)} at {point.edits} edits"
+            said = f"{line.label}: {column.text(point.figure.mean)} at {counted(point.edits, 'edit')}"
             ET.SubElement(dot, "title").text = _clean(said)
     return Markup(ET.tostring(svg, encoding="unicode"))
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from errata.editing.errors import UserError
+from errata.editing.wording import counted as counted_of
 from errata.evaluation.outcomes import Arm
 from errata.orchestrator.experiments.check import Mismatch, check_block
 from errata.orchestrator.experiments.collect import Collection, Run, changed_by
@@ -34,7 +35,7 @@ class Column:
     higher: bool | None = True
     """None where neither end is better in itself."""
     share: bool = True
-    """Shown in per cent."""
+    """Shown in percent."""
     meaning: str = ""
     digits: int = 3
     """Significant ones of what is no share."""
@@ -177,6 +178,7 @@ def compare(
         notes += _settled(check_block(runs, [*_REPEATED, *_AVERAGED]), title, anyway)
         rows = tuple(_rows(runs, free, changes, intervals))
         notes += _uneven(rows, title)
+        notes += _skipped(runs, title)
         blocks.append(Block(title, coordinates, _marked(rows)))
     used = {key for block in blocks for row in block.rows for key, figure in row.figures.items() if figure is not None}
     columns = tuple(column for column in all_columns(used) if column.key in used)
@@ -382,3 +384,14 @@ def _uneven(rows: Sequence[Row], title: str) -> list[str]:
     few = [f"{label} ({count})" for (arm, label), count in counts.items() if count < most and arm == "edited"]
     where = f"{title}: " if title else ""
     return [f"{where}fewer repetitions than the others' {most}: {', '.join(few)}"] if few else []
+
+
+def _skipped(runs: Sequence[Run], title: str) -> list[str]:
+    """A note for questions that were left out because the model cannot take them in."""
+    counts = {count for run in runs if (count := run.summary.skipped_probes)}
+    if not counts:
+        return []
+    few, most = min(counts), max(counts)
+    said = f"{counted_of(most, 'question')} a run" if few == most else f"{few} to {most} questions a run"
+    where = f"{title}: " if title else ""
+    return [f"{where}{said} not asked: longer than the model's context, or with a token that it does not know"]

@@ -39,6 +39,7 @@ def _at(run: Run, point: TimelinePoint) -> Run:
         "perplexities": point.perplexities,
         "edits_applied": point.edits,
         "facts_measured": point.facts,
+        "skipped_probes": point.skipped_probes,
         "intervals": {},
     }
     coordinates = {**run.coordinates, EDITS: str(point.edits)}

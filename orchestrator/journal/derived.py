@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from errata.orchestrator.journal.schema import migrate
+from errata.orchestrator.journal.schema import HOLDS, migrate
 
 SETTLED: Final = "json_array(result, outcome, figures)"
 """What a fate keeps of the request beside its state; of journals of before, nothing."""
@@ -78,6 +78,12 @@ _QUERIES: Final[tuple[tuple[str, str, str], ...]] = (
         "commit",
         "is a commit without a batch",
         "SELECT 'v' || sequence FROM commits WHERE sequence NOT IN (SELECT sequence FROM batches)",
+    ),
+    (
+        "commit",
+        "is said to hold {1} facts, its requests' fates say {2}",
+        "SELECT 'v' || c.sequence, c.holds, h.holds FROM commits c"
+        f" JOIN ({HOLDS}) h ON h.sequence = c.sequence WHERE c.holds IS NOT h.holds",
     ),
     (
         "fate",

@@ -317,6 +317,11 @@ class Journal(JournalRecords):
                     *values,
                     reason=outcome.reason,
                 )
+            connection.execute(
+                "UPDATE commits SET holds = COALESCE((SELECT value FROM counters WHERE name = 'state.applied'), 0)"
+                " WHERE sequence = ?",
+                (data.sequence,),
+            )
             append_link(connection, "commit", data.sequence)
             reach("commit_in_transaction")
         self._hash = hash_
@@ -340,7 +345,7 @@ class Journal(JournalRecords):
         names += [outcome.id for outcome in data.remeasured]
         connection.execute("INSERT INTO batches VALUES (?, ?, ?, ?)", (data.sequence, data.kind, now, dump_json(names)))
         connection.execute(
-            "INSERT INTO commits VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO commits VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
             (
                 data.sequence,
                 digest,

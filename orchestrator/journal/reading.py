@@ -141,16 +141,9 @@ class JournalReader:
         return self._requests_by("seq", [row["seq"] for row in self._rows(newest, sequence, sequence, limit)])
 
     def held_count(self, sequence: int) -> int:
-        """How many requests `held` gives, counted in the indexes alone."""
-        came = "SELECT COUNT(*) FROM fates WHERE state = 'applied' AND sequence <= ?"
-        again = "SELECT sequence FROM batches WHERE kind = 'repair' AND sequence <= ?"
-        left = "SELECT COUNT(*) FROM fates WHERE state IN ('superseded', 'reverted') AND sequence <= ?"
-        never = "SELECT COUNT(*) FROM requests WHERE ended_in <= ? AND state = 'superseded' AND applied_in IS NULL"
-        query = (
-            f"SELECT ({came}) - (SELECT COUNT(*) FROM fates WHERE state = 'applied' AND sequence IN ({again}))"
-            f" - ({left}) + ({never})"
-        )
-        return int(self._rows(query, *[sequence] * 4)[0][0])
+        """How many requests `held` gives: kept with every commit, so that nothing is counted."""
+        rows = self._rows("SELECT holds FROM commits WHERE sequence = ?", sequence)
+        return int(rows[0]["holds"]) if rows else 0
 
     def touched(self, after: int, upto: int) -> list[tuple[Fate, RequestRow]]:
         """What commits ``after + 1`` to ``upto`` did to requests, in the order in which it was written."""
@@ -174,8 +167,10 @@ class JournalReader:
         by_state = {state: kept.get(f"state.{state}", 0) for state in STATES}
         sizes = {
             table: int(self._rows(f"SELECT COUNT(*) FROM {table}")[0][0])
-            for table in ("batches", "swaps", "refreshes", "evaluations")
+            for table in ("swaps", "refreshes", "evaluations")
         }
+        # batches are numbered from 1 without gaps
+        sizes["batches"] = int(self._rows("SELECT COALESCE(MAX(sequence), 0) FROM batches")[0][0])
         outcomes = {name: kept.get(f"outcome.{name}", 0) for name in ("landed", "weak")}
         return Counts(**by_state, **sizes, **outcomes)
 

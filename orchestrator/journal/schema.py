@@ -128,10 +128,8 @@ ALTER TABLE requests ADD COLUMN figures TEXT;
 ALTER TABLE requests ADD COLUMN event_at TEXT;
 ALTER TABLE requests ADD COLUMN erased_at TEXT;
 CREATE INDEX requests_by_application ON requests (applied_in) WHERE applied_in IS NOT NULL;
-CREATE INDEX requests_by_ending ON requests (ended_in, state, applied_in) WHERE ended_in IS NOT NULL;
 CREATE INDEX requests_by_outcome ON requests (outcome, seq) WHERE outcome IS NOT NULL;
 CREATE INDEX fates_by_batch ON fates (sequence) WHERE sequence IS NOT NULL;
-CREATE INDEX fates_by_state ON fates (state, sequence) WHERE sequence IS NOT NULL;
 ALTER TABLE fates ADD COLUMN settled TEXT;
 
 CREATE TABLE batches_2 (
@@ -147,6 +145,7 @@ ALTER TABLE batches_2 RENAME TO batches;
 ALTER TABLE commits ADD COLUMN sweeps INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE commits ADD COLUMN parts TEXT NOT NULL DEFAULT '{}';
 ALTER TABLE commits ADD COLUMN figures TEXT;
+ALTER TABLE commits ADD COLUMN holds INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX commits_by_edits ON commits (edits);
 CREATE INDEX batches_by_kind ON batches (kind, sequence);
 CREATE INDEX events_by_kind ON events (kind, number);
@@ -211,6 +210,16 @@ CREATE TRIGGER outcomes_counted AFTER UPDATE OF outcome ON requests WHEN OLD.out
 END;
 """
 
+HOLDS: Final = """
+SELECT c.sequence, SUM(COALESCE(s.step, 0)) OVER (ORDER BY c.sequence) AS holds FROM commits c LEFT JOIN (
+    SELECT sequence, SUM((state = 'applied') - (before IS 'applied')) AS step FROM (
+        SELECT sequence, state, LAG(state) OVER (PARTITION BY seq ORDER BY number) AS before FROM fates
+    ) WHERE sequence IS NOT NULL GROUP BY sequence
+) s ON s.sequence = c.sequence
+"""
+"""How many requests are in the weights after each commit, counted from their fates: ``commits.holds``, which the
+transaction of the commit keeps."""
+
 
 @dataclass(frozen=True, slots=True)
 class Migration:
@@ -220,7 +229,12 @@ class Migration:
     fill: Callable[[sqlite3.Connection], None] | None = None
 
 
-MIGRATIONS: Final[tuple[Migration, ...]] = (Migration(V1), Migration(V2, chain_existing))
+def _fill_2(connection: sqlite3.Connection) -> None:
+    connection.execute(f"UPDATE commits SET holds = h.holds FROM ({HOLDS}) h WHERE h.sequence = commits.sequence")
+    chain_existing(connection)
+
+
+MIGRATIONS: Final[tuple[Migration, ...]] = (Migration(V1), Migration(V2, _fill_2))
 
 
 def schema_version(connection: sqlite3.Connection) -> int:

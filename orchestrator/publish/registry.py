@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from errata.editing.errors import ErrataError, UserError
-from errata.orchestrator.history.export import edition, write_adapter, write_checkpoint, write_delta
-from errata.orchestrator.history.rebuild import open_base
+from errata.editing.errors import ErrataError
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.rows import Version
+from errata.orchestrator.publish.packaging import check_form, write_model
 from errata.orchestrator.publish.rollout import EVENT
 from errata.orchestrator.tracking.store import MlflowStore
 
 logger = logging.getLogger(__name__)
 
-FORMS: Final = ("delta", "lora", "full")
 _VERSION_TAG: Final = "errata.version"
 _FORM_TAG: Final = "errata.form"
 
@@ -53,7 +50,7 @@ def register_version(
 
     Args:
         name: of the registered model, made when absent.
-        form: what is uploaded: the change (``delta``, small), an adapter (``lora``) or a checkpoint (``full``).
+        form: what is uploaded, see `write_model`.
         uri: MLflow server or database; None for the one in the run's directory.
         experiment: in which the run is tracked.
         model: where the run's base model is, if not where its configuration says.
@@ -64,6 +61,7 @@ def register_version(
     """
     from mlflow.exceptions import MlflowException
 
+    check_form(form)
     tracking = MlflowStore(run, run_key=journal.meta.run_id, uri=uri, experiment=experiment)
     try:
         client, run_id = tracking.client_and_run()
@@ -94,16 +92,22 @@ def _upload(
     form: str,
     model: str | None,
 ) -> str:
-    folder = f"versions/v{version.sequence}-{version.digest[:12]}-{form}"
     with tempfile.TemporaryDirectory(prefix="errata-") as temporary:
         output = Path(temporary) / form
-        card = _write(journal, store, version, form, output, model)
-        if output.is_dir():
-            client.log_artifacts(run_id, str(output), folder)
-        else:
-            shutil.move(output, output.with_suffix(".safetensors"))
-            client.log_artifact(run_id, str(output.with_suffix(".safetensors")), folder)
-    source = f"{client.get_run(run_id).info.artifact_uri}/{folder}"
+        card = write_model(journal, store, version, form, output, model)
+        made = client.create_logged_model(
+            client.get_run(run_id).info.experiment_id,
+            name=f"v{version.sequence}-{version.digest[:12]}-{form}",
+            source_run_id=run_id,
+            tags={_VERSION_TAG: version.digest, _FORM_TAG: form},
+            model_type="full" if form == "full" else "errata",
+        )
+        try:
+            client.log_model_artifacts(made.model_id, str(output))
+        except BaseException:
+            client.finalize_logged_model(made.model_id, "FAILED")
+            raise
+        client.finalize_logged_model(made.model_id, "READY")
     tags = {
         _VERSION_TAG: version.digest,
         _FORM_TAG: form,
@@ -114,17 +118,7 @@ def _upload(
         "errata.weights": str(card["weights"]),
     }
     description = f"v{version.sequence} of run {journal.meta.run_id}: {version.edits} edits on {card['base']['name']}"
-    made = client.create_model_version(name, source, run_id=run_id, tags=tags, description=description)
-    return str(made.version)
-
-
-def _write(
-    journal: Journal, store: ArtifactStore, version: Version, form: str, output: Path, model: str | None
-) -> dict[str, Any]:
-    if form not in FORMS:
-        raise UserError(f"form {form!r} is unknown; allowed: {', '.join(FORMS)}")
-    checkpoint = open_base(journal, model)
-    edited = edition(journal, store, checkpoint, version)
-    if form == "full":
-        return write_checkpoint(edited, checkpoint, output)
-    return write_delta(edited, output) if form == "delta" else write_adapter(edited, checkpoint, output)
+    number = client.create_model_version(
+        name, made.artifact_location, run_id=run_id, tags=tags, description=description, model_id=made.model_id
+    )
+    return str(number.version)

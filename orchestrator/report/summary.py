@@ -94,6 +94,7 @@ class TimelinePoint(Closed):
     norms: dict[str, Figure] = {}
     delta_norms: dict[str, Figure] = {}
     seconds: Figure = None
+    skipped_probes: int | None = Field(None, ge=0)
 
 
 class RefreshEvent(Closed):
@@ -153,6 +154,8 @@ class Summary(Closed):
     failures: tuple[Failure, ...] = ()
     stages: Stages = Stages()
     facts_measured: int | None = Field(None, ge=0)
+    skipped_probes: int | None = Field(None, ge=0)
+    """Questions of these facts that were not asked: the model cannot take them in. None in summaries of before."""
     judge: str = "contains"
     metric_versions: dict[str, int] = {}
 

@@ -167,6 +167,9 @@ def groups(summary: Mapping[str, Any], facts: Sequence[Mapping[str, Any]]) -> li
         "Time per question", "query_seconds", "Mean time to answer, with retrieval and choice.", "", time_cells
     )
     alone = "What each arm writes by itself: greedy decoding, judged on the text."
+    if skipped := number(summary.get("skipped_probes")):
+        asked_not = f"{counted(skipped, 'question')} that the model cannot take in"
+        alone += f" {asked_not} {'was' if skipped == 1 else 'were'} not asked."
     forced = "Each token of a given answer is predicted after the right ones before it: easier than writing the answer."
     return [
         Group("Generated", alone, tuple(row(metric) for metric in GENERATED if has_figures(metric))),

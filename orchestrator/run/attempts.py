@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from errata.editing.cutting import cut_out_culprits
-from errata.editing.errors import ErrataError, in_words
+from errata.editing.errors import EditorFaultError, ErrataError, in_words
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.session import CONTROL, EditReceipt
 from errata.orchestrator.journal import Journal
@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 
 MOST_DEATHS: Final = 3
 """So often the editor may die on one batch before its requests are looked at one by one; a machine may fail as well."""
+
+
+KEPT: Final = "nothing was written, and the edits still wait"
+"""What an editor at fault leaves behind."""
 
 
 class EditorDiedError(ErrataError):
@@ -51,13 +55,13 @@ class Attempts:
         """Have the editor write a batch, or the part of it that it survives.
 
         Requests of the batch that the receipt does not name wait for another batch, or have been rejected. Call
-        `committed` when the journal has the receipt.
+        `committed` when the journal has the receipt, and `failed` when it could not take it.
 
         Returns:
             None where nothing of the batch is left to be written.
 
         Raises:
-            ErrataError: the editor dies whatever it is given.
+            EditorFaultError: the editor fails on, or dies of, whatever it is given; every request still waits.
         """
         requests: Sequence[EditRequest] = batch.requests
         while requests:
@@ -74,6 +78,10 @@ class Attempts:
         """The journal has what the last `apply` returned."""
         self._end("committed")
 
+    def failed(self, error: BaseException) -> None:
+        """The journal could not take what the last `apply` returned: no death, and no request's fault."""
+        self._end("failed", error)
+
     # --- parts ---
 
     def _given(self, batch: EditBatch) -> EditReceipt:
@@ -89,6 +97,9 @@ class Attempts:
             return self._editor.apply(batch, died)
         except EditorDiedError:
             raise
+        except EditorFaultError as error:
+            self._end("failed", error)
+            raise EditorFaultError(f"{error}; {KEPT}") from error
         except (Exception, KeyboardInterrupt, SystemExit) as error:  # an interruption is no death either
             self._end("failed", error)
             raise
@@ -107,8 +118,8 @@ class Attempts:
             try:
                 self._rehearse(sequence, [CONTROL])
             except EditorDiedError as error:
-                raise ErrataError(
-                    f"the editor dies of every edit, so none of them is at fault: {error}; give it more memory"
+                raise EditorFaultError(
+                    f"the editor dies of every edit, a plain one too: {error}; give it more memory; {KEPT}"
                 ) from error
         for request, death in cut.culprits:
             reason = f"the editor's process died every time it had this edit in hand ({death})"

@@ -93,6 +93,7 @@ def write_outputs(
             edit_seconds=edit_seconds,
         ),
         facts_measured=None if final is None else len(final.evaluation.records),
+        skipped_probes=None if final is None else final.evaluation.skipped,
         judge=judge_name(config.evaluation.judge),
         metric_versions={name: METRICS[name].version for name in MEASURED_BY},
     )
@@ -159,6 +160,7 @@ def _timeline(
             norms=dict(m["norms"]),
             delta_norms=dict(m["delta_norms"]),
             seconds=m["seconds"],
+            skipped_probes=m.get("skipped_probes"),
         )
     return tuple(points[edits] for edits in sorted(points))
 

@@ -267,7 +267,8 @@ def _submitted(results: Sequence[dict[str, Any]], submission: Submission) -> Res
     body: dict[str, Any] = {"accepted": taken, "refused": len(results) - taken, "results": results}
     if taken:
         return JSONResponse(body, 202)
-    status, code = (422, "invalid") if submission.problems else (409, "conflict")
+    invalid = bool(submission.problems) or any(result["status"] == "invalid" for result in results)
+    status, code = (422, "invalid") if invalid else (409, "conflict")
     first = str(results[0]["error"])
     more = f" (and {len(results) - 1} more)" if len(results) > 1 else ""
     raise ServiceError(status, code, first + more, details=results)

@@ -17,7 +17,14 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
-from errata.editing.errors import AbandonedError, DamagedFileError, ErrataError, NumericalError, UserError
+from errata.editing.errors import (
+    AbandonedError,
+    DamagedFileError,
+    EditorFaultError,
+    ErrataError,
+    NumericalError,
+    UserError,
+)
 from errata.editing.request import EditRequest
 from errata.orchestrator.config.service import ServiceConfig
 from errata.orchestrator.journal import Journal
@@ -396,7 +403,7 @@ class ServiceCore:
             self._guard.start()
         for intent in self._reverting.open_intents():
             try:
-                self._reverting.carry_out(intent.number, intent.ids, reason=intent.reason, by=intent.by)
+                self._reverting.carry_out_again(intent)
             except (UserError, NumericalError, DamagedFileError) as error:
                 logger.warning("a revert that was promised before cannot be done: %s", error)
         self._started.set()
@@ -408,7 +415,12 @@ class ServiceCore:
             return False
         started = time.perf_counter()
         before = self._edits
-        version = self.pipeline.write_next(ended=False)
+        try:
+            version = self.pipeline.write_next(ended=False)
+        except EditorFaultError as error:
+            # the next attempt, of this process or another, would end the same way: somebody has to look
+            self.pause(reason=str(error), by="the service itself")
+            return False
         if version is None:
             return False
         seconds, edits = time.perf_counter() - started, max(0, version.edits - before)

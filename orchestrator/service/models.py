@@ -152,7 +152,7 @@ class PublicationIn(StrictIn):
     """Register the version in MLflow's model registry and point this alias at it."""
     name: Identifier | None = None
     """Name of the registered model; errata-NAME of the run when absent."""
-    format: Literal["delta", "lora", "full"] = "delta"
+    format: Literal["delta", "lora", "full", "routed"] = "delta"
     """What is registered."""
 
     @model_validator(mode="after")

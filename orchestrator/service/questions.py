@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from errata.editing.wording import counted
 from errata.evaluation.answering import Question
 from errata.evaluation.outcomes import Arm
 from errata.evaluation.streaming import TextPiece
@@ -37,6 +38,7 @@ def question_routes(app: FastAPI, service: Service) -> None:
 
     async def ask(request: Request, questions: Sequence[Question], arms: Sequence[Arm], limit: int | None) -> Answers:
         started = time.perf_counter()
+        await run_in_threadpool(asking.check, questions)
         waiter = Waiter(core, request)
         answers = await waiter.wait(asking.submit(questions, arms, limit, waiter.patience))
         service.metrics.query.observe(time.perf_counter() - started)
@@ -47,7 +49,9 @@ def question_routes(app: FastAPI, service: Service) -> None:
         """Put questions to one or several arms at the live version, side by side."""
         wanted = await read(QueryIn, request)
         if len(wanted.asked) > core.config.max_questions_per_query:
-            raise ServiceError(422, "invalid", f"at most {core.config.max_questions_per_query} questions at once")
+            raise ServiceError(
+                422, "invalid", f"at most {counted(core.config.max_questions_per_query, 'question')} at once"
+            )
         arms = wanted.arms or list(asking.arms)
         strange = [arm for arm in arms if arm not in asking.arms]
         if strange:

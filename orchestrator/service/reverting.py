@@ -12,6 +12,9 @@ from errata.orchestrator.journal.rows import Version, shown_state
 
 REQUESTED: Final = "revert_wished"
 DONE: Final = "revert_settled"
+AGAIN: Final = "revert_again"
+MOST_STARTS: Final = 3
+"""So many starts of the service may end in the middle of one intent; then it is not tried again."""
 
 
 class Reverter(Protocol):
@@ -76,6 +79,21 @@ class Reverting:
             raise
         self._settle(number, version=outcome.version.digest, sequence=outcome.version.sequence)
         return outcome
+
+    def carry_out_again(self, intent: Intent) -> RevertOutcome:
+        """Carry out an intent that an earlier process has left; what ended `MOST_STARTS` of them is given up.
+
+        Raises:
+            UserError: it is given up, and settled as such.
+            UserError, NumericalError, DamagedFileError: as `carry_out`.
+        """
+        again = [event for event in self._journal.events(AGAIN) if event.data["wish"] == intent.number]
+        if len(again) >= MOST_STARTS:
+            problem = f"given up: {MOST_STARTS} starts of the service ended while it was carried out"
+            self._settle(intent.number, problem=problem)
+            raise UserError(f"reverting {', '.join(intent.ids)} is {problem}")
+        self._journal.record_event(AGAIN, {"wish": intent.number})
+        return self.carry_out(intent.number, intent.ids, reason=intent.reason, by=intent.by)
 
     def _carry_out(self, ids: Sequence[str], reason: str, by: str | None) -> RevertOutcome:
         states = {name: row.state if (row := self._journal.request(name)) else "unknown" for name in ids}

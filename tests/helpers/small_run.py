@@ -24,7 +24,7 @@ from errata.editing.checkpoint.load import load_model
 from errata.editing.covariance import KeyCovariance
 from errata.editing.delta import LayerDelta, WeightDelta, apply_delta
 from errata.editing.editors import make_editor
-from errata.editing.editors.memit import MemitConfig
+from errata.editing.editors.closed_form.memit import MemitConfig
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditBatch, EditRequest, NeighborhoodProbe, Provenance
 from errata.editing.session import EditReceipt, EditSession, RequestResult

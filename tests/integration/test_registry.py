@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx
+import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
@@ -15,15 +23,38 @@ from errata.editing.delta import WeightDelta
 from errata.editing.errors import ErrataError, UserError
 from errata.orchestrator.cli import app
 from errata.orchestrator.journal import Journal
+from errata.orchestrator.publish.answering import AnsweringModel
+from errata.orchestrator.publish.packaging import FORMS, write_model
 from errata.orchestrator.publish.registry import register_version
 from errata.orchestrator.publish.rollout import EVENT
+from errata.retrieval.embedder import HashEmbedder
+from errata.retrieval.router_fit import shipped
 from tests.helpers.small_run import LAYERS, SmallRun, make_run
+from tests.helpers.tiny import save_tiny
+
+PROMPTS = ["The capital of France is", "Alice Munro works as a", "Rome lies in"]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    return make_run(tmp_path_factory.mktemp("small"))
+    made = make_run(tmp_path_factory.mktemp("small"))
+    # a memory that needs no model file, with a router that needs no fitting
+    router = made.directory / "fitted.json"
+    shipped()[0].model_copy(update={"embedder": HashEmbedder().digest}).save(router)
+    with Journal.open(made.directory / "journal.sqlite") as journal:
+        sections = {"memory": {"embedder": {"type": "hash"}}, "router": {"path": str(router)}}
+        config = json.dumps({**journal.meta.config, **sections})
+        journal._connection.execute("UPDATE meta SET config = ?", (config,))
+    return made
+
+
+@pytest.fixture(scope="module")
+def registered(run: SmallRun) -> str:
+    """The newest version in every form, each under an alias of its name; the registry's address."""
+    for form in FORMS:
+        publish(run, "head", "--alias", form, "--format", form, "--name", "errata")
+    return f"sqlite:///{run.directory / 'mlflow.db'}"
 
 
 def publish(run: SmallRun, *arguments: object) -> Any:
@@ -60,7 +91,7 @@ def test_versions_are_registered_once_and_the_alias_moves(run: SmallRun, tmp_pat
     ]
     adapter = publish(run, "v2", "--alias", "edge", "--format", "lora", "--name", "other").stdout
     assert adapter == "v2 registered as other version 1, alias edge\n"
-    with pytest.raises(UserError, match="form 'x' is unknown; allowed: delta, lora, full"):
+    with pytest.raises(UserError, match="form 'x' is unknown; allowed: delta, lora, full, routed"):
         publish(run, "v2", "--alias", "edge", "--format", "x")
 
 
@@ -73,3 +104,112 @@ def test_a_registry_that_does_not_answer_is_one_line(run: SmallRun) -> None:
                 journal, run.store(), version, run.directory, name="m", alias="a", uri="http://127.0.0.1:1"
             )
         assert len(journal.events(EVENT)) == before
+
+
+def loaded(registry: str, form: str, **options: Any) -> Any:
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(registry)
+    try:
+        return mlflow.pyfunc.load_model(f"models:/errata@{form}", **options)
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+def greedy(directory: Path, weights: dict[int, Any], prompt: str, tokens: int) -> str:
+    """What transformers alone says with a version's matrices put in place."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
+    for layer, weight in weights.items():
+        model.model.layers[layer].mlp.down_proj.weight.data = weight.clone()
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        out = model.generate(ids, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+    return str(tokenizer.decode(out[0][ids.shape[1] :], skip_special_tokens=True))
+
+
+@pytest.mark.parametrize("form", ["delta", "lora", "full"])
+def test_what_is_registered_loads_and_answers_as_the_version_does(run: SmallRun, registered: str, form: str) -> None:
+    model = loaded(registered, form)
+    said = model.predict(PROMPTS, params={"max_new_tokens": 2})
+    wanted = [greedy(run.model, run.weights[6], prompt, 2) for prompt in PROMPTS]
+    # the arms cut white space at the ends of an answer, as transformers' pipeline does not
+    assert [one.strip() for one in said] == [one.strip() for one in wanted]
+    assert model.metadata.signature.inputs.input_types()[0].name == "string"
+    base = [greedy(run.model, run.weights[0], prompt, 2) for prompt in PROMPTS]
+    assert base != wanted, "the edits have changed something to be seen"
+
+
+def test_a_routed_model_names_the_edit_that_its_answer_rests_on(registered: str) -> None:
+    model = loaded(registered, "routed")
+    rows = model.predict([*PROMPTS, "Once upon a time, long ago,"])
+    assert [row["edit"] for row in rows[:3]] == ["lyon", "munro", "rome"]
+    assert rows[0]["statement"] == "The capital of France is Lyon."
+    base = model.predict([PROMPTS[0]], params={"arm": "base"})[0]
+    assert base["edit"] == "" and base["statement"] == ""
+    with pytest.raises(UserError, match=r"arm 'x' cannot be asked .*allowed: base, edited"):
+        model.predict([PROMPTS[0]], params={"arm": "x"})
+
+
+def test_every_form_carries_signature_example_and_requirements(run: SmallRun, tmp_path: Path) -> None:
+    with run.journal() as journal:
+        for form in FORMS:
+            write_model(journal, run.store(), journal.find_version("v3"), form, tmp_path / form)
+            meta = mlflow.models.Model.load(str(tmp_path / form))
+            assert meta.flavors["python_function"] and ("transformers" in meta.flavors) == (form == "full")
+            assert meta.signature is not None and "max_new_tokens" in str(meta.signature.params)
+            assert meta.load_input_example(str(tmp_path / form)) is not None
+            needed = (tmp_path / form / "requirements.txt").read_text()
+            assert "torch==" in needed and ("errata-llm[" in needed) == (form != "full")
+            card = json.loads((tmp_path / form / "errata-version.json").read_text())
+            assert card["version"] == run.versions[3] and card["form"] == form
+
+
+def test_the_base_may_lie_elsewhere_but_must_be_the_same(run: SmallRun, tmp_path: Path, monkeypatch: Any) -> None:
+    with run.journal() as journal:
+        write_model(journal, run.store(), journal.head(), "delta", tmp_path / "delta")
+    settings = tmp_path / "delta" / "errata-answering.json"
+    settings.write_text(settings.read_text().replace(str(run.model), "/gone/model"))
+    with pytest.raises(UserError, match="gone/model"):
+        AnsweringModel(tmp_path / "delta")
+    monkeypatch.setenv("ERRATA_BASE_MODEL", str(run.model))
+    assert AnsweringModel(tmp_path / "delta").predict(PROMPTS[0], {"max_new_tokens": 1})
+    monkeypatch.setenv("ERRATA_BASE_MODEL", str(save_tiny(tmp_path / "other", "llama", layers=3, seed=5)))
+    with pytest.raises(UserError, match=r"has digest .*ERRATA_BASE_MODEL says where the right one is"):
+        AnsweringModel(tmp_path / "delta")
+
+
+def test_mlflow_serves_what_is_registered(registered: str, tmp_path: Path) -> None:
+    script = tmp_path / "bin" / "uvicorn"  # which MLflow runs by its name
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m uvicorn "$@"\n')
+    script.chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{script.parent}:{os.environ['PATH']}",
+        "MLFLOW_TRACKING_URI": registered,
+        "UVICORN_PORT": "0",  # MLflow passes no port 0 on; the server binds a free one by itself
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/errata@delta"]
+    log = tmp_path / "log.txt"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [*command, "--env-manager", "local", "-w", "1", "-p", "0"],
+            env=environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        deadline = time.monotonic() + 240
+        while (found := re.search(r"running on (http://[\w.:]+)", log.read_text())) is None:
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.2)
+        body = {"inputs": PROMPTS, "params": {"max_new_tokens": 2}}
+        answer = httpx.post(f"{found[1]}/invocations", json=body, timeout=120)
+        assert answer.status_code == 200, answer.text
+        assert answer.json() == {"predictions": loaded(registered, "delta").predict(PROMPTS, params=body["params"])}
+    finally:
+        process.terminate()
+        process.wait(60)

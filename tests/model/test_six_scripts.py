@@ -11,7 +11,7 @@ import torch
 from errata.editing.checkpoint.load import load_model
 from errata.editing.covariance import KeyCovariance
 from errata.editing.editors import make_editor
-from errata.editing.editors.memit import MemitConfig
+from errata.editing.editors.closed_form.memit import MemitConfig
 from errata.editing.limits import check_request
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.engine import LanguageEngine
@@ -26,7 +26,7 @@ from errata.retrieval.embedder import HashEmbedder
 from errata.retrieval.memory import FactMemory, MemoryEntry
 from errata.retrieval.scr import SelectiveReasoner
 
-STREAM = Path(__file__).parents[1] / "assets" / "streams" / "six_scripts.jsonl"
+STREAM = Path(__file__).parents[2] / "configs" / "streams" / "six_scripts.jsonl"
 UNSPACED = ("chinese", "japanese", "thai")
 STOPS = {"latin": ".", "chinese": "。", "japanese": "。", "arabic": ".", "hindi": "।", "thai": ""}
 

@@ -324,8 +324,8 @@ def test_every_editor_has_its_registry_entry() -> None:
     """Every concrete editor and every configuration in `editing/editors/` is announced, under its own `type`."""
     package = importlib.import_module("errata.editing.editors")
     modules = [
-        importlib.import_module(f"errata.editing.editors.{path.stem}")
-        for path in sorted((ROOT / "editing" / "editors").glob("*.py"))
+        importlib.import_module(".".join(["errata", *path.relative_to(ROOT).with_suffix("").parts]))
+        for path in sorted((ROOT / "editing" / "editors").rglob("*.py"))
         if path.stem != "__init__"
     ]
     defined = {

@@ -13,8 +13,8 @@ from errata.editing.contexts import sample_contexts
 from errata.editing.covariance import KeyCovariance, merge
 from errata.editing.delta import WeightDelta, apply_delta
 from errata.editing.editors import make_editor
-from errata.editing.editors.alphaedit import AlphaEditConfig
-from errata.editing.editors.memit import MemitConfig
+from errata.editing.editors.closed_form.alphaedit import AlphaEditConfig
+from errata.editing.editors.closed_form.memit import MemitConfig
 from errata.editing.estimation.selfgen import SelfGenerationConfig, run_unit, unit_of
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.engine import LanguageEngine

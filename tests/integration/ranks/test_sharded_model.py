@@ -19,7 +19,7 @@ from errata.editing.checkpoint.load import load_model, read_model_config
 from errata.editing.covariance import KeyCovariance
 from errata.editing.delta import LayerDelta, WeightDelta
 from errata.editing.editors import make_editor
-from errata.editing.editors.memit import MemitConfig
+from errata.editing.editors.closed_form.memit import MemitConfig
 from errata.editing.errors import ErrataError
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditBatch, EditRequest

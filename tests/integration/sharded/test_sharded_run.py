@@ -21,7 +21,7 @@ from errata.actors.settings import ModelSpec, ParallelConfig, RayConfig, RoleCon
 from errata.actors.workers.editor import ContextSpec
 from errata.editing.checkpoint.load import load_model
 from errata.editing.covariance import KeyCovariance
-from errata.editing.editors.memit import MemitConfig
+from errata.editing.editors.closed_form.memit import MemitConfig
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.values import ValueConfig
 from errata.orchestrator.cli import app

@@ -14,7 +14,7 @@ from errata.actors.sharded.worker import ModelWorker
 from errata.editing.checkpoint.load import load_model
 from errata.editing.covariance import KeyCovariance
 from errata.editing.editors import make_editor
-from errata.editing.editors.alphaedit import AlphaEditConfig
+from errata.editing.editors.closed_form.alphaedit import AlphaEditConfig
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.session import EditSession
 from errata.editing.values import ValueConfig

@@ -15,7 +15,7 @@ from errata.actors.sharded import stored as storing
 from errata.actors.sharded.stored import StoredCovariance, stored
 from errata.actors.workers.editor import ContextSpec
 from errata.editing.covariance import KeyCovariance, SampleRecord
-from errata.editing.editors.memit import MemitConfig
+from errata.editing.editors.closed_form.memit import MemitConfig
 from errata.editing.errors import UserError
 from errata.editing.values import ValueConfig
 from tests.helpers.tiny import save_tiny

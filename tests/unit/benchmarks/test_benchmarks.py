@@ -22,7 +22,7 @@ from benchmarks import (
 )
 from errata.editing.contexts import sample_contexts
 from errata.editing.covariance import KeyCovariance
-from errata.editing.editors.memit import Memit, MemitConfig
+from errata.editing.editors.closed_form.memit import Memit, MemitConfig
 from errata.editing.estimation.selfgen import SelfGenerationConfig
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest

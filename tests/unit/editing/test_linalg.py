@@ -10,8 +10,8 @@ import torch
 
 from errata.editing.covariance import KeyCovariance
 from errata.editing.editors import make_editor
-from errata.editing.editors.alphaedit import AlphaEditConfig
-from errata.editing.editors.memit import MemitConfig
+from errata.editing.editors.closed_form.alphaedit import AlphaEditConfig
+from errata.editing.editors.closed_form.memit import MemitConfig
 from errata.editing.errors import NumericalError, UserError
 from errata.editing.forms import GramForm
 from errata.editing.linalg import (

@@ -9,8 +9,8 @@ import pytest
 
 from errata.editing.covariance import KeyCovariance
 from errata.editing.editors import make_editor
-from errata.editing.editors.memit import MemitConfig
-from errata.editing.errors import UserError
+from errata.editing.editors.closed_form.memit import MemitConfig
+from errata.editing.errors import EditorFaultError, UserError
 from errata.editing.limits import check_request
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.capacity import Capacity
@@ -148,7 +148,7 @@ def test_an_error_of_the_editor_is_nobodys(
     own = session("llama")
     poisoned(own, None)
     for batch in (requests[:1], requests):
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(EditorFaultError, match="fails on every edit, a plain one too: ZeroDivisionError: a corner"):
             own.apply(EditBatch(sequence=1, requests=tuple(batch)))
     assert own.sequence == 0
 

@@ -10,17 +10,17 @@ import torch
 
 from errata.editing.covariance import KeyCovariance
 from errata.editing.editors import make_editor
-from errata.editing.editors.alphaedit import AlphaEditConfig
-from errata.editing.editors.emmet import EmmetConfig
-from errata.editing.editors.ft_l import FtLConfig
-from errata.editing.editors.memit import MemitConfig
-from errata.editing.editors.mose import MoseConfig, MoseValues
-from errata.editing.editors.pmet import PmetConfig, PmetValues
-from errata.editing.editors.prune import PruneConfig
-from errata.editing.editors.rect import RectConfig
-from errata.editing.editors.rome import RomeConfig, RomeValues
-from errata.editing.editors.rose import RoseConfig
-from errata.editing.editors.ultraedit import UltraEditConfig
+from errata.editing.editors.closed_form.alphaedit import AlphaEditConfig
+from errata.editing.editors.closed_form.emmet import EmmetConfig
+from errata.editing.editors.closed_form.memit import MemitConfig
+from errata.editing.editors.closed_form.mose import MoseConfig, MoseValues
+from errata.editing.editors.closed_form.pmet import PmetConfig, PmetValues
+from errata.editing.editors.closed_form.prune import PruneConfig
+from errata.editing.editors.closed_form.rect import RectConfig
+from errata.editing.editors.closed_form.rome import RomeConfig, RomeValues
+from errata.editing.editors.closed_form.rose import RoseConfig
+from errata.editing.editors.gradient.ft_l import FtLConfig
+from errata.editing.editors.gradient.ultraedit import UltraEditConfig
 from errata.editing.errors import ErrataError, NumericalError
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.reverting import HistoryItem, RevertOrder, contribution, revert

@@ -13,11 +13,11 @@ import torch
 from errata.editing.covariance import KeyCovariance
 from errata.editing.digest import digest_tensors
 from errata.editing.editors import make_editor
-from errata.editing.editors.alphaedit import AlphaEditConfig
 from errata.editing.editors.base import Computation
-from errata.editing.editors.memit import Memit, MemitConfig
-from errata.editing.editors.memit_merge import MemitMergeConfig, MergeValues
-from errata.editing.editors.pmet import PmetConfig, PmetValues
+from errata.editing.editors.closed_form.alphaedit import AlphaEditConfig
+from errata.editing.editors.closed_form.memit import Memit, MemitConfig
+from errata.editing.editors.closed_form.memit_merge import MemitMergeConfig, MergeValues
+from errata.editing.editors.closed_form.pmet import PmetConfig, PmetValues
 from errata.editing.errors import ErrataError, NumericalError, UserError
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditBatch, EditRequest

@@ -97,6 +97,16 @@ def test_what_is_no_file_of_records_is_named(text: str, says: str, tmp_path: Pat
             ("Which?",),
             ("Italy's is",),
         ),
+        ({"locality": {"neighborhood": {"prompt": "Italy's is", "ground_truth": "Rome"}}}, (), ("Italy's is",)),
+        (
+            {
+                "rephrase_prompt": "Which?",
+                "locality": {"neighborhood": {"prompt": ["Italy's is"], "ground_truth": ["Rome"]}},
+            },
+            ("Which?",),
+            ("Italy's is",),
+        ),
+        ({"rephrase_prompt": None, "locality_prompt": None, "locality_ground_truth": None}, (), ()),
     ],
 )
 def test_the_flat_layouts_of_easyedit(
@@ -109,6 +119,18 @@ def test_the_flat_layouts_of_easyedit(
     assert request.target_true == extra.get("ground_truth")
     assert request.paraphrases == paraphrases
     assert tuple(probe.prompt for probe in request.neighborhood) == near
+
+
+@pytest.mark.parametrize("extra", [{}, {"rephrase_prompt": "Which?"}, {"ground_truth": "Paris"}])
+def test_the_keywords_of_easyedit_with_portability_alone(extra: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    path.write_text(
+        json.dumps([{**FLAT, **extra, "portability": {"one_hop": {"prompt": "Its mayor?", "ground_truth": "A"}}}])
+    )
+    (request,) = read(path)
+    assert [(probe.kind, probe.prompt, probe.answers) for probe in request.portability] == [
+        ("one_hop", "Its mayor?", ("A",))
+    ]
 
 
 def test_columns_of_unequal_length_are_refused(tmp_path: Path) -> None:

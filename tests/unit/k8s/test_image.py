@@ -13,9 +13,8 @@ from tests.helpers.k8s.objects import K8S, ROOT
 RECIPE = (ROOT / "Containerfile").read_text()
 LINES = re.sub(r"\\\n", " ", RECIPE).splitlines()
 STAGES = [part for part in re.split(r"(?m)^FROM ", RECIPE)[1:]]
-LOCK = dict(
-    line.split("==") for line in (ROOT / "requirements" / "lock.txt").read_text().splitlines() if re.match(r"\w", line)
-)
+RUNTIME = (ROOT / "requirements" / "runtime.txt").read_text()
+LOCK = dict(re.findall(r"(?m)^([A-Za-z0-9][\w.-]*)==([\w.!]+)", RUNTIME))
 
 
 def copied() -> list[str]:
@@ -47,7 +46,14 @@ def test_versions_are_those_of_the_lock_file_and_of_the_manifests():
     assert cluster["spec"]["rayVersion"] == LOCK["ray"]
     (release,) = re.findall(r'^version = "(.+)"', project, re.MULTILINE)
     tags = re.findall(r"errata:([0-9]+\.[\w.-]*)", RECIPE + "".join(p.read_text() for p in K8S.rglob("*.yaml")))
-    assert tags and set(tags) == {f"{release}-cpu", f"{release}-cuda"}
+    assert tags and set(tags) == {f"{release}-cpu", f"{release}-cuda", f"{release}-cuda-deepspeed"}
+
+
+def test_what_is_installed_is_the_lean_lock():
+    assert not any(source.endswith("lock.txt") for source in copied())
+    assert set(re.findall(r"requirements/[\w.-]+\.txt", RECIPE)) == {
+        f"requirements/{name}.txt" for name in ("runtime", "deepspeed")
+    }
 
 
 def test_the_last_stage_has_no_compiler_and_is_nobody_special():

@@ -113,3 +113,31 @@ def test_the_line_to_go_on_with_can_be_pasted(monkeypatch: pytest.MonkeyPatch, t
         str(target),
         "--resume",
     ]
+
+
+@pytest.mark.parametrize("command", ["run", "serve"])
+def test_a_tilde_in_an_output_is_the_home_directory(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The shell leaves it as it is in ``--output=~/x``."""
+    from errata.orchestrator.run import launch as run_launch
+    from errata.orchestrator.service import launch as service_launch
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    asked: list[Path] = []
+    for module, name in ((run_launch, "run_experiment"), (service_launch, "serve")):
+        monkeypatch.setattr(module, name, lambda config, output, **_: asked.append(output))
+    CliRunner().invoke(app, [command, "quickstart", "--output=~/mine"])
+    CliRunner().invoke(app, [command, "quickstart", "-o", "~/mine"])
+    assert asked == [tmp_path / "mine"] * 2
+
+
+def test_a_tilde_is_read_in_groups_and_in_lists_of_paths(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").symlink_to(run)
+    done = CliRunner().invoke(app, ["compare", "~/run"])
+    assert str(tmp_path) in str(done.exception) and "~" not in str(done.exception)
+    done = CliRunner().invoke(app, ["models", "import", "~/nothing", "--name", "x"])
+    assert str(tmp_path / "nothing") in str(done.exception)

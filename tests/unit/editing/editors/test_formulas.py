@@ -11,10 +11,10 @@ import torch
 from errata.editing.covariance import KeyCovariance
 from errata.editing.delta import LayerDelta
 from errata.editing.editors import make_editor
-from errata.editing.editors.mose import procrustes
-from errata.editing.editors.prune import damped_part
-from errata.editing.editors.rect import thinned
-from errata.editing.editors.ultraedit import merged, moments_of, normalized, solved
+from errata.editing.editors.closed_form.mose import procrustes
+from errata.editing.editors.closed_form.prune import damped_part
+from errata.editing.editors.closed_form.rect import thinned
+from errata.editing.editors.gradient.ultraedit import merged, moments_of, normalized, solved
 from errata.editing.errors import NumericalError
 from errata.editing.linalg import DependentColumnsError, dependent_columns
 from errata.editing.state import LifelongState

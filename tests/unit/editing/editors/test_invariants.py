@@ -12,7 +12,7 @@ from errata.editing.covariance import KeyCovariance
 from errata.editing.delta import apply_delta
 from errata.editing.digest import digest_tensors
 from errata.editing.editors import REGISTRY, make_editor
-from errata.editing.editors.mose import Mose, drift
+from errata.editing.editors.closed_form.mose import Mose, drift
 from errata.editing.errors import DependentKeysError, UserError
 from errata.editing.keys import SubjectPass
 from errata.editing.model.adapter import EditableModel

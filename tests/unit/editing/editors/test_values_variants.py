@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from errata.editing.editors import make_editor
-from errata.editing.editors.rose import PROMPT, TEMPLATES, RoseConfig
+from errata.editing.editors.closed_form.rose import PROMPT, TEMPLATES, RoseConfig
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest
 from errata.editing.values import ValueConfig, Variant, optimize_values

@@ -12,8 +12,8 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from errata.editing.covariance import KeyCovariance
 from errata.editing.digest import digest_tensors
 from errata.editing.editors import make_editor
-from errata.editing.editors.alphaedit import AlphaEditConfig
-from errata.editing.editors.memit import MemitConfig
+from errata.editing.editors.closed_form.alphaedit import AlphaEditConfig
+from errata.editing.editors.closed_form.memit import MemitConfig
 from errata.editing.errors import ErrataError, UserError
 from errata.editing.model import decoder as decoder_module
 from errata.editing.model.adapter import EditableModel

@@ -17,7 +17,7 @@ from .conftest import fact, write_sweep_record
 
 
 def texts(comparison: RunComparison, key: str, block: int = 0) -> dict[str, str]:
-    """Label -> mean in per cent, the best with a star."""
+    """Label -> mean in percent, the best with a star."""
     return {
         row.label: f"{100 * figure.mean:.1f}{'*' if figure.best else ''}"
         for row in comparison.blocks[block].rows
@@ -287,3 +287,13 @@ def test_without_any_timeline_there_is_no_table_of_points(tmp_path, make_run):
     make_run("a", arms())
     with pytest.raises(UserError, match=r"set evaluation\.every"):
         at_points(collect([tmp_path / "a"]))
+
+
+def test_questions_that_were_not_asked_are_a_note(make_run):
+    figures = {"edited": {"efficacy": 0.5}}
+    one = make_run("one", figures, skipped_probes=2, settings={"editor.type": "rect"})
+    two = make_run("two", figures, skipped_probes=0)
+    assert "2 questions a run not asked: longer than" in " ".join(compare(collect([one, two])).notes)
+    three = make_run("three", figures, skipped_probes=5, settings={"editor.type": "rose"})
+    assert "2 to 5 questions a run not asked" in " ".join(compare(collect([one, two, three])).notes)
+    assert not compare(collect([two])).notes

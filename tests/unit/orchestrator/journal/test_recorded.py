@@ -41,6 +41,7 @@ def test_it_reads_as_it_was_written(recorded: Path) -> None:
         assert isinstance(story, RequestStory)
         assert [fate.state for fate in story.fates] == ["accepted", "applied", "reverted"]
         assert story.fates[-1].reason == "wrong (by on call)"
+        assert [journal.held_count(n) for n in range(7)] == [*(len(history.held(n)) for n in range(6)), 0]
         assert set(history.held(5)) == {f"fact-{number}" for number in range(12) if number not in (1, 4, 7)}
 
 

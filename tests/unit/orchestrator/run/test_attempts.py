@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from errata.editing.errors import ErrataError
+from errata.editing.errors import EditorFaultError, ErrataError
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.session import EditReceipt, RequestResult
 from errata.orchestrator.journal import Journal
@@ -106,7 +106,9 @@ def test_one_alone(journal: Journal) -> None:
 
 def test_an_editor_that_dies_of_everything_blames_nobody(journal: Journal) -> None:
     attempts = Attempts(journal, MortalEditor(everything=True), print)
-    with pytest.raises(ErrataError, match=r"dies of every edit, so none of them is at fault: .*out of memory"):
+    with pytest.raises(
+        ErrataError, match=r"dies of every edit, a plain one too: .*out of memory.*; nothing was written"
+    ):
         attempts.apply(batch())
     assert len(journal.pending(10)) == 8
 
@@ -143,3 +145,27 @@ def test_another_batch_starts_anew(journal: Journal) -> None:
     assert Attempts(journal, editor, print).apply(batch(0, 1)) is not None
     assert Attempts(journal, MortalEditor("r1", times=2), print).apply(batch(1, 2)) is not None
     assert len(journal.pending(10)) == 8
+
+
+def test_an_editor_that_fails_on_everything_blames_nobody(journal: Journal) -> None:
+    class Broken(MortalEditor):
+        def apply(self, batch: EditBatch, died: Callable[[Exception], None] | None = None) -> EditReceipt:
+            raise EditorFaultError("the editor fails on every edit, a plain one too: MemoryError")
+
+    for _ in range(4):
+        with pytest.raises(EditorFaultError, match=r"MemoryError; nothing was written, and the edits still wait"):
+            Attempts(journal, Broken(), print).apply(batch())
+    assert {row.outcome for row in journal.attempts()} == {"failed"} and len(journal.pending(10)) == 8
+    assert Attempts(journal, MortalEditor(), print).apply(batch()) is not None, "mended, it goes on"
+
+
+def test_a_journal_that_cannot_take_a_batch_is_no_death(journal: Journal) -> None:
+    for _ in range(4):
+        attempts = Attempts(journal, MortalEditor(), print)
+        assert attempts.apply(batch()) is not None
+        attempts.failed(OSError("No space left on device"))
+    assert [(row.outcome, row.reason) for row in journal.attempts()] == [
+        ("failed", "OSError: No space left on device")
+    ] * 4
+    receipt = Attempts(journal, MortalEditor(), print).apply(batch())
+    assert receipt is not None and len(receipt.request_ids) == 8, "nothing is cut"

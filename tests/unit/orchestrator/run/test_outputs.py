@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,18 @@ def test_the_summary_counts_what_the_journal_holds(config, journal, tmp_path):
     assert (summary.arms["base"].efficacy, summary.arms["edited"].efficacy) == (0.0, 1.0)
     assert summary.arms["memory"].query_seconds == 0.5 and summary.arms["base"].portability is None
     assert summary.finished_at > summary.started_at == STARTED
+
+
+def test_questions_that_were_not_asked_are_counted_and_told(config, journal, tmp_path):
+    whole = measured(journal)
+    records = [replace(record, skipped=n) for n, record in enumerate(whole.evaluation.records)]
+    some = replace(whole, evaluation=replace(whole.evaluation, records=tuple(records)))
+    assert write(config, journal, tmp_path, some).skipped_probes == 3
+    assert "3 questions that the model cannot take in were not asked" in (tmp_path / "report.html").read_text()
+    # of a part of the facts, those that are counted are theirs
+    assert write(config, journal, tmp_path, some.only({"b"})).skipped_probes == 1
+    assert write(config, journal, tmp_path, whole).skipped_probes == 0
+    assert "cannot take in" not in (tmp_path / "report.html").read_text()
 
 
 def test_only_refreshes_that_took_effect_are_told(config, journal, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from errata.editing.errors import UserError
+from errata.editing.errors import EditorFaultError, UserError
 from errata.orchestrator.journal import Journal
 from tests.helpers.service import FakePipeline, Running, edit, running
 
@@ -223,3 +223,47 @@ def test_a_journal_that_cannot_be_written_fails_the_clients_and_not_the_service(
         assert answer.status_code == 503 and "space" not in answer.text
         run.journal.accept = real  # type: ignore[method-assign]
         assert run.client.post("/v1/edits", json=edit(1)).status_code == 202
+
+
+def test_an_editor_at_fault_pauses_the_service_over_restarts_and_nothing_is_lost(tmp_path: Path) -> None:
+    broken = EditorFaultError("the editor fails on every edit, a plain one too: MemoryError")
+
+    def at_fault(pipeline: FakePipeline) -> None:
+        pipeline.broken = broken
+
+    with running(tmp_path, prepare=at_fault) as run:
+        until(lambda: run.core.state == "paused")
+        status = run.client.get("/v1/status").json()
+        assert "fails on every edit" in status["paused"] and run.client.get("/healthz").status_code == 200
+        assert run.client.post("/v1/edits", json=[edit(1), edit(2)]).status_code == 202
+        assert run.client.delete("/v1/edits/edit-1").json()["state"] == "reverted", "waiting edits can be taken back"
+        run.client.post("/v1/resume")
+        until(lambda: run.core.state == "paused")
+    with running(tmp_path) as run:
+        until(lambda: run.core.ready)
+        assert run.core.state == "paused" and state(run, "edit-2") == "accepted", "another start does not try again"
+        run.client.post("/v1/resume")
+        until(lambda: state(run, "edit-2") == "applied")
+
+
+def test_a_revert_that_ends_the_service_is_given_up_after_three_starts(tmp_path: Path) -> None:
+    class Dying(FakePipeline):
+        def revert(self, *_: object, **__: object) -> None:  # type: ignore[override]
+            raise MemoryError("no room")
+
+    def dying(pipeline: FakePipeline) -> None:
+        pipeline.__class__ = Dying
+
+    with running(tmp_path) as run:
+        run.client.post("/v1/edits", json=[edit(1), edit(2)])
+        until(lambda: state(run, "edit-2") == "applied")
+    with Journal.open(tmp_path / "journal.sqlite") as journal:
+        journal.record_event("revert_wished", {"ids": ["edit-1"], "reason": "", "by": None})
+    for _ in range(3):
+        with running(tmp_path, prepare=dying) as run:
+            until(lambda: run.core.failure is not None)
+    with running(tmp_path, prepare=dying) as run:
+        until(lambda: run.core.ready)
+        assert state(run, "edit-1") == "applied"
+        (settled,) = run.journal.events("revert_settled")
+        assert "given up: 3 starts" in settled.data["problem"]

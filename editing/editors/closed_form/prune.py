@@ -22,8 +22,8 @@ from torch import Tensor
 
 from errata.editing.covariance import KeyCovariance
 from errata.editing.delta import LayerDelta, WeightDelta
-from errata.editing.editors.locate import LeastSquaresConfig
-from errata.editing.editors.memit import Memit
+from errata.editing.editors.closed_form.locate import LeastSquaresConfig
+from errata.editing.editors.closed_form.memit import Memit
 from errata.editing.errors import UserError
 from errata.editing.model.adapter import EditableModel
 from errata.editing.state import LifelongState

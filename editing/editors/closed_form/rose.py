@@ -16,9 +16,9 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from errata.editing.covariance import KeyCovariance
-from errata.editing.editors.locate import LeastSquaresConfig
-from errata.editing.editors.memit import Memit
-from errata.editing.editors.memit_merge import MergeValues, by_subject
+from errata.editing.editors.closed_form.locate import LeastSquaresConfig
+from errata.editing.editors.closed_form.memit import Memit
+from errata.editing.editors.closed_form.memit_merge import MergeValues, by_subject
 from errata.editing.linalg import Base, ScaledIdentity
 from errata.editing.request import EditRequest
 from errata.editing.values import Variant

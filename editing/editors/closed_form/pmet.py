@@ -13,8 +13,8 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from errata.editing.editors.locate import LeastSquaresConfig
-from errata.editing.editors.memit import Memit
+from errata.editing.editors.closed_form.locate import LeastSquaresConfig
+from errata.editing.editors.closed_form.memit import Memit
 from errata.editing.keys import SubjectPass
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest

@@ -20,7 +20,7 @@ from torch import Tensor
 from errata.editing.covariance import KeyCovariance
 from errata.editing.delta import LayerDelta, WeightDelta, apply_delta
 from errata.editing.editors.base import Computation, LocateConfig, Progress
-from errata.editing.editors.locate import LocateEditor, Written
+from errata.editing.editors.closed_form.locate import LocateEditor, Written
 from errata.editing.keys import SubjectPass
 from errata.editing.linalg import Base, DenseBase, equality_factor
 from errata.editing.model.adapter import EditableModel

@@ -17,9 +17,9 @@ from torch import Tensor
 from errata.editing.covariance import KeyCovariance
 from errata.editing.delta import LayerDelta, WeightDelta
 from errata.editing.editors.base import Computation, Editor, Progress
-from errata.editing.editors.locate import LeastSquaresConfig, LocateEditor
-from errata.editing.editors.memit import Memit
-from errata.editing.editors.rome import Rome, RomeKey
+from errata.editing.editors.closed_form.locate import LeastSquaresConfig, LocateEditor
+from errata.editing.editors.closed_form.memit import Memit
+from errata.editing.editors.closed_form.rome import Rome, RomeKey
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest
 from errata.editing.state import LifelongState

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from errata.editing.covariance import KeyCovariance
 from errata.editing.editors.base import LocateConfig
-from errata.editing.editors.locate import LocateEditor
+from errata.editing.editors.closed_form.locate import LocateEditor
 from errata.editing.linalg import Base, DenseBase, equality_factor
 from errata.editing.state import LifelongState
 

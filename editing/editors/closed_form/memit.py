@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from errata.editing.covariance import KeyCovariance
-from errata.editing.editors.locate import LeastSquaresConfig, LocateEditor
+from errata.editing.editors.closed_form.locate import LeastSquaresConfig, LocateEditor
 from errata.editing.linalg import Base, DenseBase, update_factor
 from errata.editing.state import LifelongState
 

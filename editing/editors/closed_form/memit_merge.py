@@ -11,8 +11,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from errata.editing.editors.locate import LeastSquaresConfig
-from errata.editing.editors.memit import Memit
+from errata.editing.editors.closed_form.locate import LeastSquaresConfig
+from errata.editing.editors.closed_form.memit import Memit
 from errata.editing.request import EditRequest
 from errata.editing.values import ValueConfig, Variant
 

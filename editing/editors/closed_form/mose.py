@@ -24,7 +24,7 @@ from torch import Tensor
 from errata.editing.covariance import KeyCovariance
 from errata.editing.delta import LayerDelta, WeightDelta
 from errata.editing.editors.base import Computation, LocateConfig, Progress
-from errata.editing.editors.locate import LocateEditor
+from errata.editing.editors.closed_form.locate import LocateEditor
 from errata.editing.errors import UserError
 from errata.editing.keys import SubjectPass
 from errata.editing.linalg import nearest_orthogonal
@@ -64,7 +64,7 @@ class MoseConfig(LocateConfig):
     ``layers`` then need a neighbor in the model."""
 
     @model_validator(mode="after")
-    def _neighbours_exist(self) -> MoseConfig:
+    def _neighbors_exist(self) -> MoseConfig:
         if self.beyond and self.layers[0] == 0:
             raise ValueError("beyond needs a layer below the lowest of layers; leave out layer 0")
         return self
