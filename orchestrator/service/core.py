@@ -93,7 +93,7 @@ class Asked:
 
     name: str
     facts: int
-    state: Literal["waiting", "running", "done", "failed", "cancelled"] = "waiting"
+    state: Literal["waiting", "running", "done", "failed", "canceled"] = "waiting"
     version: str | None = None
     problem: str | None = None
     given_up: threading.Event = field(default_factory=threading.Event, repr=False)
@@ -306,7 +306,7 @@ class ServiceCore:
         if asked.open:
             asked.given_up.set()
             if asked.under_way is None or asked.under_way.cancel():
-                asked.state = "cancelled"
+                asked.state = "canceled"
         return asked
 
     def asked(self) -> list[Asked]:
@@ -448,7 +448,7 @@ class ServiceCore:
         def done(future: Future[Any]) -> None:
             error = None if future.cancelled() else future.exception()
             if isinstance(error, AbandonedError) or (future.cancelled() and asked.given_up.is_set()):
-                asked.state = "cancelled"
+                asked.state = "canceled"
                 return
             asked.problem = str(error) if error is not None else None
             asked.state = "failed" if future.cancelled() or error is not None else "done"

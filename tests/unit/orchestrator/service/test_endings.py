@@ -105,10 +105,10 @@ def test_evaluations_are_bounded_listed_and_taken_back(tmp_path: Path) -> None:
 
         until(lambda: states() == ["running", "running"])
         assert run.client.delete("/v1/evaluations/e1").status_code == 200
-        until(lambda: states() == ["cancelled", "running"])
+        until(lambda: states() == ["canceled", "running"])
         assert run.client.post("/v1/evaluations", json={}).status_code == 202, "there is room again"
         run.pipeline.measure_gate.set()
-        until(lambda: states() == ["cancelled", "done", "done"])
+        until(lambda: states() == ["canceled", "done", "done"])
         assert run.client.delete("/v1/evaluations/e2").json()["state"] == "done", "what is done stays done"
         assert run.client.delete("/v1/evaluations/e9").status_code == 404
 
@@ -121,7 +121,7 @@ def test_an_evaluation_that_waits_for_the_writer_is_never_begun_once_taken_back(
         run.client.post("/v1/edits", json=edit(2))
         assert run.pipeline.writing.wait(20)
         name = run.client.post("/v1/evaluations", json={}).json()["name"]
-        assert run.client.delete(f"/v1/evaluations/{name}").json()["state"] == "cancelled"
+        assert run.client.delete(f"/v1/evaluations/{name}").json()["state"] == "canceled"
         run.pipeline.gate.set()
         until(lambda: run.journal.head().sequence == 2 and run.core.queued == 0)
         assert run.client.get("/v1/evaluations").json()["evaluations"] == []
