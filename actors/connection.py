@@ -15,7 +15,7 @@ import ray
 import ray.exceptions
 
 from errata.actors.settings import RayConfig
-from errata.editing.errors import ErrataError, UserError
+from errata.editing.errors import ErrataError, UserError, in_words
 
 LOST = (
     ray.exceptions.RayActorError,
@@ -35,6 +35,7 @@ def connect(config: RayConfig, ranks: int = 1) -> bool:
 
     Raises:
         UserError: the address cannot be reached.
+        ErrataError: a local one could not be started.
     """
     if ray.is_initialized():
         return False
@@ -53,8 +54,11 @@ def connect(config: RayConfig, ranks: int = 1) -> bool:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         ask_for_a_token()
-        with _own_sigterm(), on_loopback():
-            ray.init(address="local", num_cpus=int(-(-cpus // 1)), include_dashboard=False, **quiet)
+        try:
+            with _own_sigterm(), on_loopback():
+                ray.init(address="local", num_cpus=int(-(-cpus // 1)), include_dashboard=False, **quiet)
+        except Exception as error:  # a plain one where a node comes up too late, OSError where a socket cannot be
+            raise ErrataError(f"Ray could not be started on this machine: {in_words(error)}") from error
         return True
     try:
         with _own_sigterm():

@@ -12,7 +12,7 @@ from errata.editing.errors import UserError
 EXTRAS = {
     "cluster": ("ray",),
     "memory": ("faiss", "sklearn", "sentence_transformers"),
-    "tracking": ("mlflow",),
+    "tracking": ("mlflow", "psutil"),
     "serve": ("cloudevents", "fastapi", "starlette", "uvicorn", "prometheus_client", "httpx"),
     "report": ("matplotlib", "jinja2"),
     "redis": ("redis",),

@@ -186,14 +186,14 @@ class EditSession:
         if cut.culprits and not cut.kept and not isinstance(cut.culprits[0][1], DamageError):
             self._require_working(cut.culprits[0][1], progress)
         refused |= {request.id: in_words(error) for request, error in cut.culprits}
-        found = cut.result or _Computed([], {}, (), self.state, None)
-        refused |= found.refused
+        computed = cut.result or _Computed([], {}, (), self.state, None)
+        refused |= computed.refused
         damage = {r.id: {"moved": e.moved} for r, e in cut.culprits if isinstance(e, DamageError)}
-        found = replace(found, figures={**found.figures, **damage})
-        receipt = self._receipt(batch, found, refused, left={r.id for r in cut.left} | set(found.later))
-        if found.computation is not None:
-            self._advance(receipt, found.state)
-            self._held = None if found.look is None else found.look.held
+        computed = replace(computed, figures={**computed.figures, **damage})
+        receipt = self._receipt(batch, computed, refused, left={r.id for r in cut.left} | set(computed.later))
+        if computed.computation is not None:
+            self._advance(receipt, computed.state)
+            self._held = None if computed.look is None else computed.look.held
         # whoever takes this batch over from the receipt alone has to know what leaves with it
         receipt = replace(
             receipt, old_keys={name: batch.old_keys[name] for name in receipt.superseded if name in batch.old_keys}
@@ -380,17 +380,17 @@ class EditSession:
     def _receipt(
         self,
         batch: EditBatch,
-        found: _Computed,
+        computed: _Computed,
         refused: Mapping[str, str],
         left: Collection[str],
     ) -> EditReceipt:
-        good, superseded, computation = found.requests, found.superseded, found.computation
+        good, superseded, computation = computed.requests, computed.superseded, computed.computation
         values = {} if computation is None else {r.id: v for r, v in zip(good, computation.values, strict=True)}
-        outcomes = {} if found.look is None else {r.id: o for r, o in zip(good, found.look.outcomes, strict=True)}
+        outcomes = {} if computed.look is None else {r.id: o for r, o in zip(good, computed.look.outcomes, strict=True)}
         results = []
         for request in batch.requests:
             if request.id in refused:
-                figures = found.figures.get(request.id)
+                figures = computed.figures.get(request.id)
                 results.append(RequestResult(request.id, False, refused[request.id], figures=figures))
             elif request.id not in left:
                 v = values[request.id]
@@ -417,8 +417,8 @@ class EditSession:
             targets=targets,
             covariance_digest=self.state.covariance_digest,
             sweeps=() if computation is None else computation.sweeps,
-            moved=None if found.look is None else found.look.moved,
-            later=found.later,
+            moved=None if computed.look is None else computed.look.moved,
+            later=computed.later,
         )
 
     def _advance(self, receipt: EditReceipt, state: LifelongState) -> None:

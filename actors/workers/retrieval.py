@@ -63,8 +63,8 @@ class RetrievalWorker:
     def route(self, questions: Sequence[str], k: int) -> Routing:
         """The router in force and each question's candidates, the ``k`` nearest and those that it names."""
         distinct = list(dict.fromkeys(questions))
-        found = self._evidence.candidates(distinct, self._embedded(distinct), k) if distinct else []
-        return Routing(self.router(), dict(zip(distinct, found, strict=True)))
+        candidates = self._evidence.candidates(distinct, self._embedded(distinct), k) if distinct else []
+        return Routing(self.router(), dict(zip(distinct, candidates, strict=True)))
 
     def resolved(self, turns: Sequence[str]) -> str:
         """The last turn of a conversation, with what it refers to."""

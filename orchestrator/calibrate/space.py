@@ -30,22 +30,22 @@ class Space:
         """At most ``count`` different points: the starts, then others at random."""
         every = [dict(zip(self.axes, values, strict=True)) for values in product(*self.axes.values())]
         random.Random(seed).shuffle(every)
-        found: list[Candidate] = []
+        candidates: list[Candidate] = []
         for point in (*self.starts, *every):
-            if point not in found:
-                found.append(point)
-            if len(found) >= count:
+            if point not in candidates:
+                candidates.append(point)
+            if len(candidates) >= count:
                 break
-        return found
+        return candidates
 
     def neighbors(self, point: Candidate) -> list[Candidate]:
         """The points that differ in one setting by one step."""
-        found: list[Candidate] = []
+        candidates: list[Candidate] = []
         for key, values in self.axes.items():
             for a, b in pairwise(values):
                 if point[key] in (a, b) and a != b:
-                    found.append({**point, key: b if point[key] == a else a})
-        return found
+                    candidates.append({**point, key: b if point[key] == a else a})
+        return candidates
 
 
 def space_for(editor: str, windows: Sequence[Sequence[int]]) -> Space:
@@ -74,16 +74,16 @@ def windows_from(effects: Sequence[float], widths: Sequence[int] = (5, 1, 3)) ->
     The last two layers are left out: what they write, few layers can read.
     """
     usable = list(effects[: max(1, len(effects) - 2)])
-    found: list[list[int]] = []
+    windows: list[list[int]] = []
     for width in widths:
         width = min(width, len(usable))
         sums = [sum(usable[start : start + width]) for start in range(len(usable) - width + 1)]
         best = max(range(len(sums)), key=lambda i: sums[i])
-        found.append(list(range(best, best + width)))
+        windows.append(list(range(best, best + width)))
     # tracing and editing do not always agree about the place: the window's first and last layer by themselves as well
-    for layer in (found[0][0], found[0][-1]):
-        found.append([layer])
-    return [window for i, window in enumerate(found) if window not in found[:i]]
+    for layer in (windows[0][0], windows[0][-1]):
+        windows.append([layer])
+    return [window for i, window in enumerate(windows) if window not in windows[:i]]
 
 
 def settings_of(candidate: Candidate) -> dict[str, Any]:

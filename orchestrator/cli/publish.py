@@ -62,6 +62,7 @@ def _register(
     journal: Journal, store: Any, version: Any, directory: Path, alias: str, name: str | None, form: str, model: Any
 ) -> None:
     from errata.orchestrator.publish.registry import register_version
+    from errata.orchestrator.tracking.moving import address_now
 
     tracking = journal.meta.config.get("tracking") or {}
     done = register_version(
@@ -72,7 +73,7 @@ def _register(
         name=name or f"errata-{journal.meta.config.get('name', 'run')}",
         alias=alias,
         form=form,
-        uri=tracking.get("uri"),
+        uri=address_now(tracking, directory),
         experiment=tracking.get("experiment", "errata"),
         model=model,
     )

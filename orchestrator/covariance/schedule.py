@@ -25,7 +25,7 @@ from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.fail_points import reach
 from errata.orchestrator.journal.rows import CovarianceRow, RefreshRow, RefreshState, Version
 from errata.orchestrator.progress import Display
-from errata.orchestrator.tracking.tracker import NullTracker, Tracker
+from errata.orchestrator.tracking.tracker import NullTracker, TrackedData, Tracker
 
 
 class Refreshing:
@@ -238,7 +238,7 @@ class Refreshing:
         )
         self._editor.swap(covariance)
         self._pending = None
-        self._tracker.log_metrics({"covariance_tokens": float(covariance.tokens)}, step=head.edits)
+        self._tracker.log_metrics({"covariance/tokens": float(covariance.tokens)}, step=head.edits)
         self._display.say(f"covariance of version {pending.version[:10]} in force after {counted(head.edits, 'edit')}")
 
     def _joined(self, estimate: KeyCovariance, sequence: int) -> KeyCovariance:
@@ -324,6 +324,16 @@ class Refreshing:
         path = str(self._store.get("covariances", digest, verify=False).relative_to(self._store.root))
         self._journal.record_covariance(
             CovarianceRow(digest, covariance.source, covariance.tokens, covariance.layers, version, path)
+        )
+        self._tracker.log_input(
+            TrackedData(
+                name=f"covariance of {version[:10]}",
+                digest=digest,
+                source_type=str(covariance.source.get("kind", "covariance")),
+                source=covariance.source,
+                profile={"tokens": covariance.tokens, "layers": list(covariance.layers)},
+                context="covariance",
+            )
         )
 
     def _show(self, stage: str, progress: EstimateProgress) -> None:

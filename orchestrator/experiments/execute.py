@@ -222,7 +222,7 @@ class _Execution:
                     self._running.remove(running)
                     self._end(running, schedule)
                     done, failed = self._record.count("done"), self._record.count("failed")
-                    tracker.log_metrics({"cells.done": done, "cells.failed": failed}, step=done + failed)
+                    tracker.log_metrics({"sweep/done_cells": done, "sweep/failed_cells": failed}, step=done + failed)
         except BaseException:
             self._stop_all()
             raise

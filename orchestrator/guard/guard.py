@@ -245,9 +245,9 @@ class Guard:
         }
         self._note("check", **data)
         _apply_check(self._state, data)
-        figures = {"guard.breach": float(not verdict.good)}
-        figures |= {} if verdict.kept is None else {"guard.sentinels_kept": verdict.kept}
-        figures |= {} if verdict.ratio is None else {"guard.perplexity_ratio": verdict.ratio}
+        figures = {"guard/breaches": float(not verdict.good)}
+        figures |= {} if verdict.kept is None else {"guard/sentinels_kept_share": verdict.kept}
+        figures |= {} if verdict.ratio is None else {"guard/perplexity_ratio": verdict.ratio}
         self._metrics(figures, version.edits)
         if not verdict.good:
             self._breach(reason, data)

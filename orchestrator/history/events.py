@@ -36,14 +36,14 @@ def event_entries(journal: JournalReader, versions: Sequence[Version]) -> list[E
     """
     times = [v.at if v.at is not None else datetime.min.replace(tzinfo=UTC) for v in versions]
     since = times[0].isoformat() if versions and versions[0].sequence > 0 else None
-    found: list[EventEntry] = []
+    entries: list[EventEntry] = []
     for event in journal.event_page(_ALL, since=since):
         if _LINES.get((event.kind, str(event.data.get("what")))) is None:
             continue
         at = bisect_right(times, event.at)
         if at or since is None:
-            found.append(EventEntry(event.kind, event.data, versions[at - 1].sequence if at else 0, event.at))
-    return found
+            entries.append(EventEntry(event.kind, event.data, versions[at - 1].sequence if at else 0, event.at))
+    return entries
 
 
 def event_text(entry: EventEntry) -> str:

@@ -208,8 +208,8 @@ def history_before(journal: JournalReader, store: ArtifactStore, batches: Sequen
     at: int | None = None
     covariance: str | None = None
     for batch in batches:
-        found = newest_snapshot(journal, store, before=batch, after=at or 0)
-        since = None if found is None else found[1]
+        snapshot = newest_snapshot(journal, store, before=batch, after=at or 0)
+        since = None if snapshot is None else snapshot[1]
         for item in history(journal, store, since=since, after=None if since is not None else at, upto=batch):
             if isinstance(item, KeyCovariance):
                 if item.digest == covariance:
@@ -245,7 +245,7 @@ def old_keys(journal: JournalReader, store: ArtifactStore, names: Iterable[str],
         wrote = [sequence for sequence in wrote if sequence < before]
         if wrote:
             places.setdefault(wrote[-1], []).append(name)
-    found: dict[str, dict[int, Tensor]] = {}
+    by_request: dict[str, dict[int, Tensor]] = {}
     for sequence, members in sorted(places.items()):
         missing = set(members)
         for other in (*reversed(journal.reverts(sequence, before)), sequence):
@@ -259,9 +259,9 @@ def old_keys(journal: JournalReader, store: ArtifactStore, names: Iterable[str],
             keys = {int(n.split(".")[1]): t for n, t in tensors.items() if n.startswith("keys.")}
             for name in missing.intersection(held):
                 column = held.index(name)
-                found[name] = {layer: matrix[:, column].clone() for layer, matrix in keys.items()}
+                by_request[name] = {layer: matrix[:, column].clone() for layer, matrix in keys.items()}
                 missing.discard(name)
-    return found
+    return by_request
 
 
 def load_covariance(store: ArtifactStore, digest: str) -> KeyCovariance:

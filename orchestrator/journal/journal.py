@@ -330,11 +330,11 @@ class Journal(JournalRecords):
 
     def _head_hash(self) -> VersionHash:
         if self._hash is None:
-            found = VersionHash(self.meta.base_digest)
+            running = VersionHash(self.meta.base_digest)
             for row in self._rows("SELECT delta, parts FROM commits ORDER BY sequence"):
                 parts = None if row["parts"] == "{}" else VersionParts.load(json.loads(row["parts"]))
-                found.add(row["delta"], parts)
-            self._hash = found
+                running.add(row["delta"], parts)
+            self._hash = running
         return self._hash
 
     def _insert_commit(

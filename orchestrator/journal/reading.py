@@ -99,11 +99,11 @@ class JournalReader:
 
     def _requests_by(self, column: str, wanted: Iterable[str | int]) -> list[RequestRow]:
         values = list(dict.fromkeys(wanted))
-        found: list[RequestRow] = []
+        rows: list[RequestRow] = []
         for at in range(0, len(values), _AT_ONCE):
             part = values[at : at + _AT_ONCE]
-            found += self._requests(f"WHERE {column} IN ({', '.join('?' * len(part))})", tuple(part))
-        return sorted(found, key=lambda row: row.seq)
+            rows += self._requests(f"WHERE {column} IN ({', '.join('?' * len(part))})", tuple(part))
+        return sorted(rows, key=lambda row: row.seq)
 
     def requests_starting(self, prefix: str, limit: int = 20) -> list[RequestRow]:
         """Requests whose id starts so."""
@@ -235,10 +235,10 @@ class JournalReader:
         """
         if sequence == 0:
             return self.base()
-        found = self._commits("WHERE c.sequence = ?", sequence)
-        if not found:
+        commits = self._commits("WHERE c.sequence = ?", sequence)
+        if not commits:
             raise UserError(f"there is no version v{sequence}; the newest is v{self.head().sequence}")
-        return found[0]
+        return commits[0]
 
     def versions_between(self, after: int, upto: int | None = None) -> list[Version]:
         """Commits ``after + 1`` to ``upto`` (the newest by default), in order."""
@@ -274,12 +274,12 @@ class JournalReader:
             return self.head()
         if name[:1] == "v" and name[1:].isdecimal():
             return self.version(int(name[1:]))
-        found = self.versions_starting(name) if len(name) >= 4 else []
-        if not found:
+        matches = self.versions_starting(name) if len(name) >= 4 else []
+        if not matches:
             raise UserError(f"there is no version {name!r}: give head, v<number> or four or more digits of a digest")
-        if len(found) > 1:
-            raise UserError(f"{len(found)} versions start with {name!r}: give more digits")
-        return found[0]
+        if len(matches) > 1:
+            raise UserError(f"{len(matches)} versions start with {name!r}: give more digits")
+        return matches[0]
 
     def versions_starting(self, prefix: str, limit: int = 20) -> list[Version]:
         """Versions whose digest starts so, the first of those with the same digest: what applied nothing keeps the
@@ -291,8 +291,8 @@ class JournalReader:
             limit,
         )
         base = self.base()
-        found = [] if not base.digest.startswith(prefix) else [base]
-        return found + [version for row in rows if (version := self.version(row["sequence"])).digest != base.digest]
+        matches = [] if not base.digest.startswith(prefix) else [base]
+        return matches + [version for row in rows if (version := self.version(row["sequence"])).digest != base.digest]
 
     def sequences_of(self, digest: str) -> list[int]:
         """Numbers of the commits of a version with this digest, in order; 0 stands for the base."""
@@ -303,8 +303,8 @@ class JournalReader:
         """Number of the first commit after which so many edits were applied; None if there are not so many yet."""
         if edits <= 0:
             return 0
-        found = self._rows("SELECT MIN(sequence) AS sequence FROM commits WHERE edits >= ?", edits)
-        return None if found[0]["sequence"] is None else int(found[0]["sequence"])
+        rows = self._rows("SELECT MIN(sequence) AS sequence FROM commits WHERE edits >= ?", edits)
+        return None if rows[0]["sequence"] is None else int(rows[0]["sequence"])
 
     # ---------------------------------------------------------------- covariances, refreshes, the rest
 

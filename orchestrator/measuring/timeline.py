@@ -16,9 +16,10 @@ from errata.orchestrator.journal.fail_points import reach
 from errata.orchestrator.journal.rows import RequestRow, Version
 from errata.orchestrator.measuring.measurer import Measurement, Measurer
 from errata.orchestrator.progress import Display
+from errata.orchestrator.tracking import names
 from errata.orchestrator.tracking.tracker import NullTracker, Tracker
 
-TIMELINE: Final = "timeline"
+TIMELINE: Final = names.TIMELINE
 FINAL: Final = "final"
 _ASKED: Final = ("accepted", "applied", "superseded")
 
@@ -182,17 +183,10 @@ class Timeline:
         }
         self._journal.record_evaluation(result.version, result.edits, kind, metrics)
         reach("after_evaluation")
-        flat = {
-            f"{arm}.{name}": value
-            for arm, values in result.arms().items()
-            for name, value in values.items()
-            if value is not None
-        }
-        if result.perplexity is not None:
-            flat["edited.perplexity"] = result.perplexity
-        flat |= {f"edited.perplexity.{name}": value for name, value in result.perplexities.items()}
-        prefix = "" if kind == TIMELINE else f"{kind}."
-        self._tracker.log_metrics({prefix + name: value for name, value in flat.items()}, step=result.edits)
+        flat = names.perplexities(kind, result.perplexity, result.perplexities)
+        for arm, values in result.arms().items():
+            flat |= names.arm_figures(kind, arm, values)
+        self._tracker.log_metrics(flat, step=result.edits)
         if kind == FINAL:
             self._display.update(_LAST_FIGURES, 1, 1)
 

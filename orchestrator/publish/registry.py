@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 _VERSION_TAG: Final = "errata.version"
 _FORM_TAG: Final = "errata.form"
+_MODEL_TAG: Final = "errata.mlmodel"
+"""Of versions that MLflow can load; what releases before registered were bare files, and is registered anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ def register_version(
         if not client.search_registered_models(filter_string=f"name = '{name}'", max_results=1):
             client.create_registered_model(name, tags={"errata.base": journal.meta.base_digest})
         wanted = f"name = '{name}' AND tags.`{_VERSION_TAG}` = '{version.digest}' AND tags.`{_FORM_TAG}` = '{form}'"
+        wanted += f" AND tags.`{_MODEL_TAG}` = '1'"
         matches = client.search_model_versions(wanted, max_results=1)
         upload = (client, run_id, journal, store, version, name, form, model)
         number = str(matches[0].version) if matches else _upload(*upload)
@@ -111,6 +114,7 @@ def _upload(
     tags = {
         _VERSION_TAG: version.digest,
         _FORM_TAG: form,
+        _MODEL_TAG: "1",
         "errata.sequence": str(version.sequence),
         "errata.edits": str(version.edits),
         "errata.run": journal.meta.run_id,

@@ -9,6 +9,7 @@ from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.progress import Display
 from errata.orchestrator.run.assembly import make_pipeline
 from errata.orchestrator.run.attached import attach
+from errata.orchestrator.run.described import TABLE, write_fact_table
 from errata.orchestrator.run.loop import Ending, RunLoop
 from errata.orchestrator.run.opening import OpenRun, check_run, open_run, termination_as_interrupt
 from errata.orchestrator.run.outputs import write_outputs
@@ -66,5 +67,8 @@ def make_loop(run: OpenRun, display: Display) -> RunLoop:
         )
         for name in ("summary.json", "report.html", "resolved.yaml", "facts.jsonl"):
             run.tracker.log_artifact(run.output / name)
+        table = write_fact_table(run.output)
+        if table is not None:
+            run.tracker.log_table(table, TABLE)
 
     return RunLoop(pipeline, attached, run.source, run.intake, write, evaluation=config.evaluation, display=display)

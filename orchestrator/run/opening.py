@@ -26,10 +26,11 @@ from errata.orchestrator.history.receipts import open_store
 from errata.orchestrator.journal import JOURNAL_FILE, Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.intake import Admission, Intake
-from errata.orchestrator.journal.rows import JournalMeta
+from errata.orchestrator.journal.rows import JournalMeta, payload_digest
 from errata.orchestrator.measuring.measurer import check_evaluation
 from errata.orchestrator.progress import Display
 from errata.orchestrator.run.attached import open_source
+from errata.orchestrator.run.described import parameters, stream_data, tags
 from errata.orchestrator.run.outputs import errata_version
 from errata.orchestrator.run.places import check_output_place, check_ray_places
 from errata.orchestrator.sources import Source
@@ -249,9 +250,14 @@ def open_run(checked: Checked, display: Display, *, completed: Status, patience:
             uri=config.tracking.uri,
             experiment=config.tracking.experiment,
             run_name=config.name,
-            tags=None if config.tracking.parent is None else {"mlflow.parentRunId": config.tracking.parent},
+            tags=tags(config, output, model_digest=checked.model_digest, release=errata_version()),
+            system_seconds=config.tracking.system_seconds,
         )
-        tracker.log_params(config.dump())
+        tracker.log_params(parameters(config))
+        tracker.log_artifact(output / "resolved.yaml")
+        data = stream_data(config.stream, _digests(checked.records))
+        if data is not None:
+            tracker.log_input(data)
         status: Status = "FAILED"
         try:
             with Cluster(config.ray, config.model_spec(checked.model_digest)) as cluster:
@@ -274,6 +280,10 @@ def open_run(checked: Checked, display: Display, *, completed: Status, patience:
         finally:
             if not tracker.close(timeout=patience, status=status):
                 display.say("tracking: the store did not take everything; the rest is kept and sent on --resume")
+
+
+def _digests(records: list[StreamRecord]) -> list[str]:
+    return [record.position if record.request is None else payload_digest(record.request) for record in records]
 
 
 @contextmanager

@@ -50,6 +50,7 @@ from errata.orchestrator.progress import Display
 from errata.orchestrator.run.attempts import Attempts
 from errata.orchestrator.run.batcher import Batcher, BatchPlan
 from errata.orchestrator.run.reverting import commit_revert, forgotten
+from errata.orchestrator.tracking import names
 from errata.orchestrator.tracking.tracker import NullTracker, Tracker
 from errata.retrieval.statements import StatementConfig
 
@@ -430,9 +431,9 @@ class Pipeline:
 
     def _settle(self, version: Version) -> None:
         """What follows a new commit that is in the journal, the weights and the memory."""
-        metrics = {f"norm.layer{layer}": norm for layer, norm in version.norms.items() if norm is not None}
-        metrics["edit_seconds"] = version.seconds
-        metrics |= {f"verify.{name}": float(value) for name, value in (version.figures or {}).items()}
+        metrics = {names.norm(layer): norm for layer, norm in version.norms.items() if norm is not None}
+        metrics["time/batch_seconds"] = version.seconds
+        metrics |= names.verified(version.figures or {})
         self._tracker.log_metrics(metrics, step=version.edits)
         every = self._snapshots.every
         if every is not None and version.sequence % every == 0:

@@ -140,18 +140,18 @@ def contributions(journal: JournalReader, store: ArtifactStore, batches: Sequenc
     Raises:
         DamagedFileError, FileNotFoundError: a file of a commit is damaged or gone.
     """
-    found: dict[int, WeightDelta] = {}
+    deltas: dict[int, WeightDelta] = {}
     for batch in batches:
         delta = load_receipt(store, journal.version(batch)).delta
         if delta is None:
             raise DamagedFileError(f"v{batch} has no delta, yet edits were applied by it")
-        found[batch] = delta
+        deltas[batch] = delta
     for sequence in journal.reverts(min(batches), journal.head().sequence + 1):
         receipt = load_receipt(store, journal.version(sequence))
-        for batch in found:
+        for batch in deltas:
             if batch < sequence:
-                found[batch] = contribution(receipt, batch) or found[batch]
-    return found
+                deltas[batch] = contribution(receipt, batch) or deltas[batch]
+    return deltas
 
 
 def commit_revert(

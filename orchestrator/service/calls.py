@@ -20,6 +20,7 @@ from errata.orchestrator.service.core import ServiceCore
 from errata.orchestrator.service.errors import ServiceError, unavailable
 from errata.orchestrator.service.metrics import Metrics
 from errata.orchestrator.service.publishing import Publishing
+from errata.orchestrator.service.traces import Traces
 
 T = TypeVar("T")
 Note = Annotated[str | None, Query(min_length=1, max_length=300, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
@@ -46,6 +47,7 @@ class Service:
     """Publication on request; None where there is none."""
     stream: Callable[[], str | None] = lambda: None
     """Why the stream beside the API has stopped, or None."""
+    traces: Traces | None = None
     started: float = field(default_factory=time.time)
 
 

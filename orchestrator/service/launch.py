@@ -31,6 +31,7 @@ from errata.orchestrator.service.connections import ConnectionGuard, protocol
 from errata.orchestrator.service.core import ServiceCore
 from errata.orchestrator.service.metrics import Metrics
 from errata.orchestrator.service.publishing import publishing_of
+from errata.orchestrator.service.traces import Traces
 from errata.orchestrator.sources import Pump
 
 logger = logging.getLogger(__name__)
@@ -132,6 +133,7 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
             version=errata_version(),
             guard=None if guard is None else guard.status,
             publishing=publishing,
+            traces=Traces(tracker.log_trace, config.tracking.trace_share),
             stream=lambda: None if pump is None or pump.error is None else str(pump.error),
         )
         core.start()

@@ -57,8 +57,11 @@ def question_routes(app: FastAPI, service: Service) -> None:
         if strange:
             raise ServiceError(422, "invalid", f"this run has no arm {strange[0]!r}; it has: {', '.join(asking.arms)}")
         limit = _bounded(core, wanted.max_new_tokens)
-        answers = await ask(request, [Question(text) for text in wanted.asked], arms, limit)
-        return answers_view(answers, wanted.asked)
+        started = time.perf_counter()
+        view = answers_view(await ask(request, [Question(text) for text in wanted.asked], arms, limit), wanted.asked)
+        if service.traces is not None and service.traces.chosen():
+            await run_in_threadpool(service.traces.keep, view, time.perf_counter() - started)
+        return view
 
     @app.get("/v1/models", tags=["questions"])
     async def models(_: Caller = read) -> Any:

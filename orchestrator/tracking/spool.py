@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-EntryKind = Literal["metric", "param", "tag", "artifact", "status"]
+EntryKind = Literal["metric", "param", "tag", "artifact", "status", "input", "table", "trace"]
+TOGETHER: Final = frozenset({"metric", "param", "tag"})
+"""Kinds of which many go into one call; of the others one does."""
 
 _FILE: Final = "tracking.jsonl"
 _OFFSET: Final = "tracking.offset"
@@ -24,7 +26,7 @@ class Entry:
     kind: EntryKind
     key: str
     value: float | str | None
-    """A metric's number (None for one that is not finite), else text."""
+    """A metric's number (None for one that is not finite), else text; of an input, a table or a trace JSON."""
     step: int
     timestamp: int
     """Milliseconds since 1970, of the moment it was logged: delivering the same point twice is then
@@ -76,6 +78,13 @@ class Spool:
                 entries.append(Entry(**fields))
                 ends.append((ends[-1] if ends else self._offset) + len(line))
         return entries, ends
+
+    def everything(self) -> Iterator[Entry]:
+        """Every entry, delivered or not, oldest first."""
+        with self.path.open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):
+                    yield Entry(**json.loads(line))
 
     def acknowledge(self, end: int) -> None:
         """Everything before ``end`` was delivered. Not synced: after a power cut some of it is delivered

@@ -10,9 +10,10 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from errata.orchestrator.tracking.spool import Entry
+from errata.orchestrator.tracking.moving import ARTIFACTS, DATABASE, follow_move
+from errata.orchestrator.tracking.spool import TOGETHER, Entry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,6 +23,7 @@ RUN_TAG: Final = "errata.run"
 
 THREAD_NAME: Final = "errata-tracking"
 
+_SQLITE: Final = "sqlite:///"
 _RUN_FILE: Final = "tracking_run.json"
 
 _ENVIRONMENT: Final = {
@@ -30,7 +32,12 @@ _ENVIRONMENT: Final = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": "false",  # the spool is what outlives an outage, not a queue in memory
 }
+
+_MOST_NAME: Final = 500
+_MOST_DIGEST: Final = 36
+"""Of a data set: MLflow's limits."""
 
 _REFUSALS: Final = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS"}
 
@@ -80,11 +87,17 @@ class MlflowStore:
 
     @property
     def uri(self) -> str:
-        return self._uri or f"sqlite:///{self._directory / 'mlflow.db'}"
+        return self._uri or f"{_SQLITE}{self._directory / DATABASE}"
+
+    @property
+    def _files(self) -> Path | None:
+        """Directory beside the database for what it holds; None where a server knows."""
+        if self._uri is None:
+            return self._directory
+        return Path(self._uri.removeprefix(_SQLITE)).absolute().parent if self._uri.startswith(_SQLITE) else None
 
     def send(self, entries: Sequence[Entry]) -> None:
-        """Write entries to the run: either points, parameters and tags together, or one artifact or status
-        alone.
+        """Write entries to the run: either points, parameters and tags together, or one of another kind alone.
 
         Raises:
             RefusedError: the store will not take them.
@@ -97,15 +110,21 @@ class MlflowStore:
             client = self._connect()
             run_id = self.run_id or self._find_or_make_run(client)
             first = entries[0]
-            if first.kind == "artifact":
+            if first.kind in TOGETHER:
+                self._log_batch(client, run_id, entries)
+            elif first.kind == "artifact":
                 path = self._directory / str(first.value)
                 if not path.exists():
                     raise RefusedError(f"artifact {path} is gone")
                 client.log_artifact(run_id, str(path), first.key or None)
             elif first.kind == "status":
                 self._set_status(client, run_id, str(first.value), first.timestamp)
+            elif first.kind == "input":
+                _log_input(client, run_id, json.loads(str(first.value)))
+            elif first.kind == "table":
+                _log_table(client, run_id, first.key, self._directory / str(first.value))
             else:
-                self._log_batch(client, run_id, entries)
+                _log_trace(self.uri, client.get_run(run_id).info.experiment_id, json.loads(str(first.value)))
         except MlflowException as error:
             if self._deleted():
                 raise RunDeletedError(
@@ -136,6 +155,8 @@ class MlflowStore:
             logging.getLogger("urllib3.connectionpool").addFilter(_not_from_tracking)
             from mlflow import MlflowClient
 
+            if self._files is not None:
+                follow_move(self._files)
             self._client = MlflowClient(tracking_uri=self.uri)
         return self._client
 
@@ -150,7 +171,7 @@ class MlflowStore:
             experiment_id = experiment.experiment_id
         else:
             # without a server MLflow would put artifacts into the working directory
-            location = None if self._uri else (self._directory / "mlartifacts").as_uri()
+            location = None if self._files is None else (self._files / ARTIFACTS).as_uri()
             experiment_id = client.create_experiment(self._experiment, artifact_location=location)
         matches = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{self._run_key}'", max_results=1)
         if matches:
@@ -210,6 +231,58 @@ class MlflowStore:
     def _store_digest(self) -> str:
         # not the address itself: it may carry a password
         return hashlib.sha256((self._uri or "default").encode()).hexdigest()[:16]
+
+
+def _log_input(client: MlflowClient, run_id: str, told: Mapping[str, Any]) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    dataset = Dataset(
+        name=told["name"][:_MOST_NAME],
+        digest=told["digest"][:_MOST_DIGEST],
+        source_type=told["source_type"],
+        source=json.dumps(told["source"]),
+        profile=json.dumps(told["profile"]),
+    )
+    client.log_inputs(run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", told["context"])])])
+
+
+def _log_table(client: MlflowClient, run_id: str, name: str, path: Path) -> None:
+    """A table that the page shows; again, it replaces the one that is there, to which MLflow would append."""
+    if not path.exists():
+        raise RefusedError(f"table {path} is gone")
+    table = json.loads(path.read_text(encoding="utf-8"))
+    if any(item.path == name for item in client.list_artifacts(run_id)):
+        rows = [list(row) for row in zip(*table.values(), strict=True)]
+        client.log_dict(run_id, {"columns": list(table), "data": rows}, name)
+    else:
+        client.log_table(run_id, table, name)
+
+
+def _log_trace(uri: str, experiment_id: str, told: Mapping[str, Any]) -> None:
+    """One root span and its children, with the times at which they were. MLflow's tracing knows one address only, the
+    process's: it is set here, where nothing else in the process uses it."""
+    import mlflow
+
+    if mlflow.get_tracking_uri() != uri:
+        mlflow.set_tracking_uri(uri)
+    started, ended = int(told["started_ns"]), int(told["ended_ns"])
+    root = mlflow.start_span_no_context(
+        told["name"],
+        span_type="CHAIN",
+        inputs=told["inputs"],
+        attributes=told["attributes"],
+        tags=told["tags"],
+        experiment_id=experiment_id,
+        start_time_ns=started,
+    )
+    for child in told["children"]:
+        span = mlflow.start_span_no_context(
+            child["name"], span_type="LLM", parent_span=root, inputs=told["inputs"], start_time_ns=started
+        )
+        span.set_outputs(child["outputs"])
+        span.end(end_time_ns=ended)
+    root.set_outputs(told["outputs"])
+    root.end(end_time_ns=ended)
 
 
 def _not_from_tracking(record: logging.LogRecord) -> bool:

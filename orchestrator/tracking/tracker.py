@@ -16,11 +16,13 @@ import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 from errata.editing.extras import installed
-from errata.orchestrator.tracking.spool import Entry, EntryKind, Spool
+from errata.orchestrator.tracking.names import renamed
+from errata.orchestrator.tracking.spool import TOGETHER, Entry, EntryKind, Spool
 from errata.orchestrator.tracking.store import (
     THREAD_NAME,
     MlflowStore,
@@ -28,6 +30,7 @@ from errata.orchestrator.tracking.store import (
     RunLostError,
     quiet_environment,
 )
+from errata.orchestrator.tracking.system import SystemMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +43,9 @@ MAX_TEXTS: Final = 100
 _MAX_VALUE: Final = 6_000
 _MAX_KEY: Final = 250
 _FORBIDDEN: Final = re.compile(r"[^\w\-. /:]")
+_NAMES_TAG: Final = "errata.names"
+_NAMES: Final = "2"
+"""Which names the curves of a spool have: ``2`` since groups are set off by slashes."""
 _RUN_KEY: Final = re.compile(r"[A-Za-z0-9._-]{1,200}")
 
 
@@ -55,7 +61,26 @@ class AnyTracker(Protocol):
 
     def log_artifact(self, path: Path, folder: str = "") -> None: ...
 
+    def log_input(self, dataset: TrackedData) -> None: ...
+
+    def log_table(self, path: Path, name: str) -> None: ...
+
     def close(self, timeout: float = 30.0, status: RunStatus = "FINISHED") -> bool: ...
+
+
+@dataclass(frozen=True)
+class TrackedData:
+    """Data that a run uses, as MLflow lists it."""
+
+    name: str
+    digest: str
+    source_type: str
+    """``local``, ``hub``, ``redis``, ...: where it comes from."""
+    source: Mapping[str, Any]
+    profile: Mapping[str, Any]
+    """How much it is: numbers by name."""
+    context: str
+    """What it is used for."""
 
 
 class NullTracker:
@@ -71,6 +96,12 @@ class NullTracker:
         """Nothing."""
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
+        """Nothing."""
+
+    def log_input(self, dataset: TrackedData) -> None:
+        """Nothing."""
+
+    def log_table(self, path: Path, name: str) -> None:
         """Nothing."""
 
     def close(self, timeout: float = 30.0, status: RunStatus = "FINISHED") -> bool:
@@ -90,6 +121,7 @@ class Tracker:
         run_name: what MLflow's pages show.
         tags: set when the MLflow run is made.
         pause: first and longest pause in seconds between attempts while the store is down.
+        system_seconds: how often the machine's load is written down; None for never.
 
     Raises:
         OSError: the spool cannot be opened.
@@ -105,6 +137,7 @@ class Tracker:
         run_name: str | None = None,
         tags: Mapping[str, str] | None = None,
         pause: tuple[float, float] = (1.0, 60.0),
+        system_seconds: float | None = None,
     ) -> None:
         if not _RUN_KEY.fullmatch(run_key):
             raise ValueError(f"run_key must be letters, digits, '.', '_' or '-', got {run_key!r}")
@@ -123,11 +156,14 @@ class Tracker:
         self._closing = threading.Event()
         self._abandoned = threading.Event()
         self._closed = False
-        self._append([self._entry("status", "", "RUNNING")])
+        self._append([self._entry("status", "", "RUNNING"), *self._renamed()])
+        self._system: SystemMetrics | None = None
         self._thread: threading.Thread | None = None
         if installed("mlflow"):
             self._thread = threading.Thread(target=self._deliver, name=THREAD_NAME, daemon=True)
             self._thread.start()
+            if system_seconds is not None:
+                self._system = SystemMetrics(self._log_system, system_seconds)
         else:
             logger.warning(
                 "mlflow is not installed (pip install 'errata-llm[tracking]'): %s keeps what is to be tracked",
@@ -170,6 +206,20 @@ class Tracker:
         relative = os.path.relpath(Path(path).absolute(), self._directory.absolute())
         self._append([self._entry("artifact", folder, relative)])
 
+    def log_input(self, dataset: TrackedData) -> None:
+        """Data that the run uses; the same again changes nothing."""
+        self._append([self._entry("input", dataset.name, json.dumps(asdict(dataset), default=str))])
+
+    def log_table(self, path: Path, name: str) -> None:
+        """A table of columns, a JSON file ``{"column": [values]}``, as it is when its turn comes."""
+        relative = os.path.relpath(Path(path).absolute(), self._directory.absolute())
+        self._append([self._entry("table", name, relative)])
+
+    def log_trace(self, trace: Mapping[str, Any]) -> None:
+        """A call and what came of it: ``name``, ``inputs``, ``outputs``, ``attributes``, ``tags``, ``started_ns``,
+        ``ended_ns`` and ``children``, each of which has a ``name`` and ``outputs``."""
+        self._append([self._entry("trace", str(trace["name"]), json.dumps(trace, default=str))])
+
     def close(self, timeout: float = 30.0, status: RunStatus = "FINISHED") -> bool:
         """End the run; wait up to ``timeout`` seconds for the spool to be delivered. True if all of it
         was, or if MLflow is not
@@ -177,6 +227,8 @@ class Tracker:
         if self._closed:
             return self.waiting() == 0
         self._closed = True
+        if self._system is not None:
+            self._system.close()
         self._append([self._entry("status", "", status)])
         self._closing.set()
         self._work.set()
@@ -195,6 +247,23 @@ class Tracker:
 
     def _entry(self, kind: EntryKind, key: str, value: float | str | None, step: int = 0) -> Entry:
         return Entry(self._run_key, kind, key, value, step, int(time.time() * 1000))
+
+    def _log_system(self, metrics: Mapping[str, float], step: int) -> None:
+        if not self._closed:  # its thread may be in the middle of a measurement
+            self.log_metrics(metrics, step)
+
+    def _renamed(self) -> list[Entry]:
+        """What a release that named curves by dots has logged, once more by the names of now.
+
+        A run that goes on so has its whole curves under one name.
+        """
+        old: list[Entry] = []
+        for entry in self._spool.everything():
+            if entry.kind == "tag" and entry.key == _NAMES_TAG:
+                return []
+            if entry.kind == "metric" and (name := renamed(entry.key)) is not None:
+                old.append(replace(entry, key=name))
+        return [self._entry("tag", _NAMES_TAG, _NAMES), *old]
 
     def _append(self, entries: Sequence[Entry]) -> None:
         if not entries:
@@ -257,13 +326,13 @@ class Tracker:
 
 
 def leading_group(entries: Sequence[Entry]) -> int:
-    """How many of the first entries go into one call: within MLflow's limits; an artifact or a status goes
+    """How many of the first entries go into one call: within MLflow's limits; what is no point, parameter or tag goes
     alone."""
-    if entries[0].kind in ("artifact", "status"):
+    if entries[0].kind not in TOGETHER:
         return 1
     texts = 0
     for count, entry in enumerate(entries[:MAX_BATCH]):
-        if entry.kind in ("artifact", "status") or (entry.kind != "metric" and texts == MAX_TEXTS):
+        if entry.kind not in TOGETHER or (entry.kind != "metric" and texts == MAX_TEXTS):
             return count
         texts += entry.kind != "metric"
     return min(len(entries), MAX_BATCH)

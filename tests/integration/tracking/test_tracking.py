@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import socket
 import sqlite3
 import threading
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from errata.orchestrator.tracking.moving import address_now
+from errata.orchestrator.tracking.names import renamed
 from errata.orchestrator.tracking.spool import Entry, Spool
 from errata.orchestrator.tracking.store import MlflowStore
-from errata.orchestrator.tracking.tracker import NullTracker, Tracker, flatten, leading_group
+from errata.orchestrator.tracking.tracker import NullTracker, TrackedData, Tracker, flatten, leading_group
 
 
 def points(database: Path) -> dict[str, list[tuple[int, float, int]]]:
@@ -51,7 +54,7 @@ def uri(template: Path, tmp_path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def _artifacts_beside_the_test(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # a database given by address keeps artifacts under the working directory
+    monkeypatch.chdir(tmp_path)  # whatever MLflow puts into the working directory
 
 
 @pytest.fixture
@@ -131,7 +134,7 @@ def test_a_server_that_takes_calls_and_never_answers_holds_nobody_up(tmp_path, u
         mute.accept()  # the tracker's thread waits for an answer; were the calls below to wait too, this never ended
         for step in range(300):
             tracker.log_metrics({"x": float(step)}, step)
-        assert tracker.waiting() == 301 and not tracker.close(timeout=0.1)
+        assert tracker.waiting() == 302 and not tracker.close(timeout=0.1)
     later = Tracker(tmp_path / "out", run_key="r1", uri=uri)
     assert later.close(timeout=60)
     assert [step for step, _, _ in points(tmp_path / "store.db")["x"]] == list(range(300))
@@ -152,7 +155,7 @@ def test_an_outage_in_the_middle_loses_and_doubles_nothing(tmp_path, uri, monkey
     tracker = Tracker(tmp_path / "out", run_key="r1", uri=uri, pause=(0.01, 0.02))
     for step in range(20):
         tracker.log_metrics({"x": 1.0}, step)
-    assert failed.wait(20) and tracker.waiting() == 21
+    assert failed.wait(20) and tracker.waiting() == 22
     up.set()
     for step in range(20, 30):
         tracker.log_metrics({"x": 1.0}, step)
@@ -205,7 +208,7 @@ def test_logging_never_raises(tmp_path, monkeypatch, caplog):
     assert tracker.close(timeout=20) and tracker.close()
     tracker.log_metrics({"x": 4.0}, 4)
     lines = (tmp_path / "out" / "tracking.jsonl").read_text().splitlines()
-    assert [json.loads(line)["value"] for line in lines] == ["RUNNING", 3.0, "FINISHED"]
+    assert [json.loads(line)["value"] for line in lines] == ["RUNNING", "2", 3.0, "FINISHED"]
     assert caplog.text.count("cannot be written") == 1
 
 
@@ -239,7 +242,8 @@ def test_calls_stay_within_what_mlflow_takes():
     assert leading_group(params) == 100
     assert leading_group([*metrics[:5], *params]) == 105
     assert leading_group([*metrics[:5], entry("artifact"), *metrics]) == 5
-    assert leading_group([entry("status"), *metrics]) == 1
+    for kind in ("status", "artifact", "input", "table", "trace"):
+        assert leading_group([entry(kind), *metrics]) == 1 and leading_group([*metrics[:5], entry(kind)]) == 5
 
 
 def test_parameters_are_flattened_to_texts():
@@ -295,3 +299,144 @@ def test_what_was_deleted_in_the_store_is_kept_said_once_and_sent_when_it_is_res
     assert third.run_id == first.run_id
     found = client.get_metric_history(run.info.run_id, "loss")
     assert sorted(point.step for point in found) == list(range(1, 12))
+
+
+ASSETS = Path(__file__).parents[2] / "assets" / "tracking"
+
+
+def recorded(directory: Path) -> Path:
+    """A run that a release before this one has tracked, by names with dots, in another place than it is in now."""
+    directory.mkdir(parents=True)
+    for name in ("tracking.jsonl", "tracking.offset", "tracking_run.json"):
+        (directory / name).write_bytes((ASSETS / name).read_bytes())
+    connection = sqlite3.connect(directory / "mlflow.db")
+    connection.executescript((ASSETS / "mlflow.sql").read_text())
+    connection.close()
+    return directory
+
+
+def test_a_database_of_the_release_before_opens_goes_on_and_has_whole_curves(tmp_path):
+    run = recorded(tmp_path / "moved" / "run")
+    before = points(run / "mlflow.db")
+    (run / "report.html").write_text("<p>later</p>")
+    tracker = Tracker(run, run_key="before-run")
+    assert tracker.run_id == json.loads((ASSETS / "tracking_run.json").read_text())["run_id"]
+    tracker.log_metrics({"edited/reliability": 0.75}, 6)
+    tracker.log_artifact(run / "report.html")
+    assert tracker.close(timeout=120)
+    after = points(run / "mlflow.db")
+    assert {name: after[name] for name in before} == before, "what was there is there"
+    assert [(step, value) for step, value, _ in after["edited/reliability"]] == [
+        (0, 0.0),
+        (2, 0.3),
+        (4, 0.6),
+        (6, 0.75),
+    ]
+    assert after["norms/layer_04"] == before["norm.layer4"] and after["time/batch_seconds"] == before["edit_seconds"]
+    assert after["final_edited/reliability"] == before["final.edited.reliability"]
+    assert after["edited/perplexity_gsm8k"] == before["edited.perplexity.gsm8k"]
+    assert sorted(p.relative_to(run).parts[0] for p in tmp_path.rglob("report.html")) == [
+        "mlartifacts",
+        "report.html",
+    ], "where the run is now"
+    again = Tracker(run, run_key="before-run")
+    assert again.close(timeout=120) and points(run / "mlflow.db") == after, "and once only"
+
+
+def forget_places() -> None:
+    """As another process would: MLflow remembers for each run of a process where its files are."""
+    from mlflow.tracking._tracking_service import utils
+
+    utils._artifact_repos_cache.clear()
+
+
+def test_a_copied_run_leaves_its_original_alone(tmp_path, template):
+    first = tmp_path / "first"
+    first.mkdir()
+    (first / "mlflow.db").write_bytes(template.read_bytes())
+    (first / "a.txt").write_text("a")
+    tracker = Tracker(first, run_key="r1", experiment="mine")
+    tracker.log_artifact(first / "a.txt")
+    assert tracker.close(timeout=60)
+    files = sorted(first.rglob("*"))
+    shutil.copytree(first, tmp_path / "first-copy")
+    copy = tmp_path / "first-copy"
+    (copy / "b.txt").write_text("b")
+    forget_places()
+    second = Tracker(copy, run_key="r1", experiment="mine")
+    second.log_artifact(copy / "b.txt")
+    assert second.close(timeout=60) and second.run_id == tracker.run_id
+    assert sorted(first.rglob("*")) == files
+    assert {p.name for p in (copy / "mlartifacts").rglob("*.txt")} == {"a.txt", "b.txt"}
+    forget_places()
+    third = Tracker(first, run_key="r1", experiment="mine")
+    third.log_artifact(first / "a.txt", "again")
+    assert third.close(timeout=60)
+    assert len(list((first / "mlartifacts").rglob("a.txt"))) == 2
+
+
+def test_data_tables_traces_and_the_machine_arrive(tmp_path, template):
+    from mlflow import MlflowClient
+
+    run = tmp_path / "out"
+    run.mkdir()
+    (run / "mlflow.db").write_bytes(template.read_bytes())
+    (run / "facts.json").write_text(json.dumps({"prompt": ["a", "b"], "edited: right": [True, False]}))
+    tracker = Tracker(run, run_key="r1", experiment="mine", system_seconds=600)
+    data = TrackedData("stream", "d" * 64, "local", {"uri": "stream.jsonl"}, {"records": 2}, "edits")
+    for _ in range(2):
+        tracker.log_input(data)
+        tracker.log_table(run / "facts.json", "facts.json")
+    times = {"started_ns": 1_000_000_000, "ended_ns": 1_500_000_000}
+    children = [{"name": "routed", "outputs": {"answer": "Rome"}}]
+    told = {"name": "query", "inputs": {"question": "?"}, "outputs": {"n": 1}, "attributes": {}, "tags": {"v": "3"}}
+    tracker.log_trace({**told, **times, "children": children})
+    while not any("system/" in line for line in tracker._spool.path.read_text().splitlines()):
+        assert threading.Event().wait(0.05) is False
+    assert tracker.close(timeout=120) and tracker.run_id is not None
+    client = MlflowClient(f"sqlite:///{run / 'mlflow.db'}")
+    found = client.get_run(tracker.run_id)
+    (dataset,) = found.inputs.dataset_inputs
+    assert dataset.dataset.name == "stream" and dataset.tags[0].value == "edits"
+    assert json.loads(dataset.dataset.source)["uri"] == "stream.jsonl"
+    (table_file,) = (run / "mlartifacts").rglob("facts.json")
+    assert json.loads(table_file.read_text()) == {
+        "columns": ["prompt", "edited: right"],
+        "data": [["a", True], ["b", False]],
+    }, "delivered twice, and there once"
+    assert "facts.json" in found.data.tags["mlflow.loggedArtifacts"]
+    assert any(name.startswith("system/cpu") for name in found.data.metrics)
+    (trace,) = client.search_traces(locations=[found.info.experiment_id])
+    assert trace.info.execution_duration == 500 and trace.info.tags["v"] == "3"
+    assert [span.name for span in trace.data.spans] == ["query", "routed"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("edited.efficacy", "edited/efficacy"),
+        ("final.edited_memory.reliability", "final_edited_memory/reliability"),
+        ("asked.base.locality", "asked_base/locality"),
+        ("edited.perplexity.gsm8k", "edited/perplexity_gsm8k"),
+        ("norm.layer4", "norms/layer_04"),
+        ("verify.landed", "verify/landed_edits"),
+        ("guard.perplexity_ratio", "guard/perplexity_ratio"),
+        ("edited/efficacy", None),
+        ("loss", None),
+        ("my.own", None),
+    ],
+)
+def test_old_names_have_new_ones(old, new):
+    assert renamed(old) == new
+
+
+def test_a_cell_of_a_moved_sweep_finds_the_database_of_now(tmp_path):
+    cell = tmp_path / "sweep" / "cells" / "abc"
+    cell.mkdir(parents=True)
+    tracking = {"uri": "sqlite:////elsewhere/sweep/mlflow.db", "parent": "p"}
+    assert address_now(tracking, cell) == tracking["uri"]
+    (tmp_path / "sweep" / "mlflow.db").touch()
+    assert address_now(tracking, cell) == f"sqlite:///{tmp_path / 'sweep' / 'mlflow.db'}"
+    assert address_now({**tracking, "parent": None}, cell) == tracking["uri"]
+    assert address_now({"uri": "http://server", "parent": "p"}, cell) == "http://server"
+    assert address_now({}, cell) is None

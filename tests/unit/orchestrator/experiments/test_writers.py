@@ -111,7 +111,7 @@ def test_curves_hold_the_measured_points(sweep_directory):
     ends, short, long = panels_of(compare(collect([sweep_directory])))
     assert ends.title.startswith("At the end") and short.title.endswith("edits 1") and long.title.endswith("edits 2")
     said = re.findall(r"<title>([^<]*)</title>", str(ends.charts[0].svg))
-    assert "MEMIT: 25.0 at 1 edits" in said and "MEMIT: 45.0 at 2 edits" in said
+    assert "MEMIT: 25.0 at 1 edit" in said and "MEMIT: 45.0 at 2 edits" in said
     assert [chart.title for chart in short.charts] == ["Rel. ↑"]
     assert "MEMIT: 0.0 at 0 edits" in re.findall(r"<title>([^<]*)</title>", str(short.charts[0].svg))
 

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from errata.orchestrator.service.traces import Traces
 from tests.helpers.service import ADMIN, READ, TOKENS, WRITE, Running, bearer, edit, running
 
 
@@ -476,3 +477,20 @@ def test_a_client_that_leaves_and_an_answer_that_takes_too_long_end_it(tmp_path:
         }).text)  # fmt: skip
         assert events[-1]["error"]["code"] == "deadline"
         assert run.evaluators.closed == ["base"] * 4
+
+
+def test_a_share_of_the_questions_becomes_traces(tmp_path):
+    kept: list[Any] = []
+    draws = iter([0.4, 0.6])
+    with running(tmp_path) as run:
+        run.service.traces = Traces(kept.append, 0.5, lambda: next(draws))
+        run.client.post("/v1/edits", json=edit(1))
+        while run.journal.counts().accepted:
+            time.sleep(0.01)
+        for question in ("Place 1 lies in", "Place 2 lies in"):
+            assert run.client.post("/v1/query", json={"question": question, "arms": ["edited", "routed"]}).is_success
+    (trace,) = kept
+    assert trace["inputs"] == {"questions": ["Place 1 lies in"]} and trace["ended_ns"] > trace["started_ns"]
+    assert trace["outputs"]["answers"][0]["edited"] == "edited says Place 1 lies in"
+    assert [child["name"] for child in trace["children"]] == ["edited", "routed"]
+    assert trace["children"][1]["outputs"][0]["chosen"]["edit"] == "edit-1"
