@@ -17,7 +17,6 @@ from torch import Tensor
 
 from errata.actors.connection import LOST, raise_if_init_failed, unwrap
 from errata.actors.deaths import Deaths
-from errata.actors.patience import ENDLESS, Patience
 from errata.actors.runtime import WorkerGroup, make_actor, still_wanted, take_back
 from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
 from errata.actors.workers.evaluation import EvaluationSettings, EvaluationWorker, Hits
@@ -29,6 +28,7 @@ from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.arms import Evaluation
 from errata.evaluation.free_text import FreeText
 from errata.evaluation.outcomes import Arm
+from errata.evaluation.patience import ENDLESS, Patience
 from errata.evaluation.sampling import SamplingConfig
 from errata.evaluation.streaming import Opened, TextPiece
 

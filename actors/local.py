@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from errata.actors.parts import StreamPart
-from errata.actors.patience import ENDLESS, Patience
 from errata.actors.settings import ModelSpec, RoleConfig
 from errata.actors.workers.covariance import Estimate, EstimateJob, EstimateProgress, Sums, UnitWorker
 from errata.actors.workers.editor import ContextSpec, EditorWorker
@@ -36,6 +35,7 @@ from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.arms import Evaluation
 from errata.evaluation.free_text import FreeText
 from errata.evaluation.outcomes import Arm
+from errata.evaluation.patience import ENDLESS, Patience
 from errata.evaluation.sampling import SamplingConfig
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import Hit, MemoryEntry

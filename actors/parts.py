@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from errata.actors.patience import ENDLESS, Patience
 from errata.actors.workers.covariance import Estimate, EstimateJob, EstimateProgress
 from errata.actors.workers.editor import ContextSpec
 from errata.actors.workers.evaluation import EvaluationSettings, Hits
@@ -22,6 +21,7 @@ from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.arms import Evaluation
 from errata.evaluation.free_text import FreeText
 from errata.evaluation.outcomes import Arm
+from errata.evaluation.patience import ENDLESS, Patience
 from errata.evaluation.sampling import SamplingConfig
 from errata.evaluation.streaming import Opened, TextPiece
 from errata.retrieval.index import IndexConfig

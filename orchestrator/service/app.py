@@ -33,7 +33,7 @@ from errata.orchestrator.service.connections import Buckets
 from errata.orchestrator.service.errors import ServiceError, conflict, not_found, printable, unavailable
 from errata.orchestrator.service.limits import Limits
 from errata.orchestrator.service.models import EditIn, EditsIn, EvaluationIn, PublicationIn, ReasonIn
-from errata.orchestrator.service.parsing import Submission, invalid, parse_edits
+from errata.orchestrator.service.parsing import Submission, body_as, invalid, parse_edits
 from errata.orchestrator.service.publishing import Publishing, publications_view
 from errata.orchestrator.service.questions import question_routes
 from errata.orchestrator.service.schema import describe, takes
@@ -301,7 +301,7 @@ def _history_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/evaluations", status_code=202, tags=["versions"], openapi_extra=takes(EvaluationIn, required=False))
     async def evaluate(request: Request, _: Caller = write) -> Any:
         """Evaluate applied edits on the newest version, in the background; `GET /v1/evaluations` has the figures."""
-        wanted = await read(EvaluationIn, request)
+        wanted = await body_as(EvaluationIn, request)
         asked = await run_in_threadpool(core.evaluate, wanted.ids, wanted.sample)
         return asked.view()
 
@@ -342,7 +342,7 @@ def _publication_routes(app: FastAPI, service: Service) -> None:
 
         One at a time. `GET /v1/publications` says what became of it; the guard is not asked.
         """
-        wanted = await read(PublicationIn, request)
+        wanted = await body_as(PublicationIn, request)
         publishing = there()
         try:
             version = await run_in_threadpool(service.reader.find_version, wanted.version[:100])
@@ -406,7 +406,7 @@ def _operating_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/refresh", status_code=202, tags=["operating"], openapi_extra=takes(ReasonIn, required=False))
     async def refresh(request: Request, _: Caller = admin) -> Any:
         """Estimate the covariance anew, outside the schedule; `started` is false if one is under way."""
-        await read(ReasonIn, request)
+        await body_as(ReasonIn, request)
         future = core.refresh()
         try:
             started = await until(core, future, core.config.revert_wait_seconds)
@@ -430,13 +430,13 @@ def _operating_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/pause", tags=["operating"], openapi_extra=takes(ReasonIn, required=False))
     async def pause(request: Request, caller: Caller = admin) -> Any:
         """Write nothing from the next batch on. Edits are still accepted; a restart does not lift it."""
-        reason = (await read(ReasonIn, request)).reason
+        reason = (await body_as(ReasonIn, request)).reason
         await run_in_threadpool(lambda: core.pause(reason=reason, by=caller.label))
         return {"state": core.state, "paused": core.paused}
 
     @app.post("/v1/resume", tags=["operating"], openapi_extra=takes(ReasonIn, required=False))
     async def resume(request: Request, caller: Caller = admin) -> Any:
         """Go on writing, whoever had paused: somebody, or the guard."""
-        reason: str | None = (await read(ReasonIn, request)).reason
+        reason: str | None = (await body_as(ReasonIn, request)).reason
         await run_in_threadpool(lambda: core.resume(by=caller.label, reason=reason))
         return {"state": core.state, "paused": core.paused}

@@ -9,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from errata.actors.patience import ENDLESS, Patience
 from errata.editing.errors import DeadlineError, ErrataError, in_words
 from errata.editing.model.capacity import Capacity
 from errata.editing.model.streaming import Sampling
@@ -17,6 +16,7 @@ from errata.editing.model.text import TextCodec
 from errata.editing.wording import counted
 from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.outcomes import MEMORY_ARMS, Arm
+from errata.evaluation.patience import ENDLESS, Patience
 from errata.evaluation.streaming import Opened, TextPiece
 from errata.orchestrator.journal.rows import Version
 from errata.orchestrator.service.core import Live

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query, Request
 
-from errata.actors.patience import Patience
+from errata.evaluation.patience import Patience
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.service.asking import Asking
 from errata.orchestrator.service.auth import Caller, Role, Tokens

@@ -37,7 +37,7 @@ def parse(model: type[M], body: bytes) -> M:
         raise invalid(error.errors(include_url=False, include_input=False)) from None
 
 
-async def read(model: type[M], request: Request) -> M:
+async def body_as(model: type[M], request: Request) -> M:
     """A request's body as `parse` reads it; a large one in a thread, so that nobody else waits for it."""
     body = await request.body()
     return parse(model, body) if len(body) <= _AT_ONCE else await run_in_threadpool(parse, model, body)

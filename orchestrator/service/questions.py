@@ -24,6 +24,7 @@ from errata.orchestrator.service.completions import ChatIn, TextIn
 from errata.orchestrator.service.core import ServiceCore
 from errata.orchestrator.service.errors import ServiceError
 from errata.orchestrator.service.models import QueryIn
+from errata.orchestrator.service.parsing import body_as
 from errata.orchestrator.service.schema import takes
 from errata.orchestrator.service.views import answers_view
 
@@ -47,7 +48,7 @@ def question_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/query", tags=["questions"], openapi_extra=takes(QueryIn))
     async def query(request: Request, _: Caller = read) -> Any:
         """Put questions to one or several arms at the live version, side by side."""
-        wanted = await read(QueryIn, request)
+        wanted = await body_as(QueryIn, request)
         if len(wanted.asked) > core.config.max_questions_per_query:
             raise ServiceError(
                 422, "invalid", f"at most {counted(core.config.max_questions_per_query, 'question')} at once"
@@ -77,13 +78,13 @@ def question_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions", tags=["questions"], openapi_extra=takes(ChatIn), response_model=None)
     async def chat(request: Request, _: Caller = read) -> Response:
         """OpenAI-compatible; `model` names the way of answering, `errata` the routed one."""
-        wanted = await read(ChatIn, request)
+        wanted = await body_as(ChatIn, request)
         return await complete(request, wanted, wanted.limit or 64)
 
     @app.post("/v1/completions", tags=["questions"], openapi_extra=takes(TextIn), response_model=None)
     async def text(request: Request, _: Caller = read) -> Response:
         """OpenAI-compatible: continues a text."""
-        wanted = await read(TextIn, request)
+        wanted = await body_as(TextIn, request)
         return await complete(request, wanted, wanted.limit or 16)
 
     async def complete(request: Request, wanted: openai.Completion, limit: int) -> Response:

@@ -15,12 +15,12 @@ from typing import Any
 
 from fastapi.testclient import TestClient
 
-from errata.actors.patience import ENDLESS, Patience
 from errata.editing.errors import AbandonedError, ErrataError, UserError
 from errata.editing.model.streaming import Sampling
 from errata.editing.request import EditRequest
 from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.outcomes import ARMS, Arm, Retrieved
+from errata.evaluation.patience import ENDLESS, Patience
 from errata.evaluation.streaming import Opened, TextPiece
 from errata.orchestrator.config.publish import PublishConfig
 from errata.orchestrator.config.service import ServiceConfig
