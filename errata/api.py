@@ -34,12 +34,13 @@ from errata.editing.extras import check_installed
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.engine import LanguageEngine
 from errata.editing.request import EditRequest
+from errata.editing.tracing import usual_layers
 from errata.evaluation.answering import Question
 from errata.evaluation.outcomes import ARMS, MEMORY_ARMS, Arm
 from errata.evaluation.probes import questions_of
 from errata.orchestrator.config.explain import explain
 from errata.orchestrator.config.loading import check_config, overlaid, read_composed, with_found_files
-from errata.orchestrator.config.presets import configs_root
+from errata.orchestrator.config.model_presets import find_preset, for_editor, preset_of
 from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.covariance.store import default_store
 from errata.orchestrator.history import export
@@ -417,12 +418,11 @@ def configuration(
         UserError: the method or a setting is not known, or a value does not fit.
     """
     chosen = dict(settings or {})
-    preset = _preset(model.name)
-    # another method's figures do not carry over, where the layers are and how values are found does
+    preset = _preset(model.name, path, method)
     data: dict[str, Any] = overlaid(
         {
             "name": re.sub(r"[^A-Za-z0-9._-]+", "-", model.name).strip("-.") or "run",
-            "editor": {"layers": list(layers) if layers is not None else _layers(model.num_layers)},
+            "editor": {"layers": list(layers) if layers is not None else usual_layers(model.num_layers)},
             "contexts": {"count": 3},
             "stream": {},
             "evaluation": {"max_new_tokens": 8},
@@ -464,18 +464,14 @@ def _fetchable() -> Mapping[str, Any]:
     return fetch.MODELS
 
 
-def _preset(name: str) -> dict[str, Any]:
-    """The shipped configuration of a model, by its name; empty where there is none."""
-    for file in sorted((configs_root() / "models").glob("*.yaml")):
-        data = read_composed(file)
-        if (data.get("model") or {}).get("name") == name:
-            return data
+def _preset(name: str, path: Path | None, method: str) -> dict[str, Any]:
+    """The shipped preset of a model, for that method; by its name or else by its weights, and empty where there is
+    none."""
+    for place in (name, path):
+        found = None if place is None else preset_of(str(place), read_composed)
+        if found is not None:
+            return for_editor(read_composed(find_preset(found)), method)
     return {}
-
-
-def _layers(count: int) -> list[int]:
-    first = max(0, min(round(count / 7), count - 5))
-    return list(range(first, min(first + 5, count)))
 
 
 def _arm(name: str) -> Arm:
