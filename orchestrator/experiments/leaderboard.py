@@ -79,8 +79,8 @@ def _run_rows(runs: Sequence[Run]) -> list[list[str]]:
     for run in runs:
         data = Path(str(run.settings.get("stream.path", ""))).name
         editor = str(run.settings.get("editor.type", run.summary.editor))
-        key = (str(run.settings.get("model.name", "")), editor, data, run.summary.edits_applied)
-        groups.setdefault(key, []).append(figures_of(run, "edited"))
+        group = (str(run.settings.get("model.name", "")), editor, data, run.summary.edits_applied)
+        groups.setdefault(group, []).append(figures_of(run, "edited"))
     rows = []
     for (model, editor, data, edits), found in groups.items():
         means = []

@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -155,7 +156,7 @@ class RemoteArtifacts(ArtifactStore):
         count = super().sweep()
         for kind in KINDS:
             for name in self._names(kind, leftovers=True):
-                self._told(kind, lambda kind=kind, name=name: self._system.rm_file(f"{self._place}/{kind}/{name}"))
+                self._told(kind, partial(self._system.rm_file, f"{self._place}/{kind}/{name}"))
                 count += 1
         return count
 
