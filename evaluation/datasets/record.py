@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from errata.editing.digest import digest_json
-from errata.editing.request import EditRequest
+from errata.editing.request import EditRequest, Retraction
 from errata.editing.texts import clean_all
 
 Raw = Mapping[str, Any]
@@ -21,7 +21,7 @@ Draft = dict[str, Any]
 class ValidRecord:
     """One edit of a data set."""
 
-    request: EditRequest
+    request: EditRequest | Retraction
     position: str
     """``file:line`` (JSONL) or ``file#number`` (JSON array), from 1; ``/k`` is the k-th edit of a record."""
 
@@ -146,6 +146,14 @@ def build(loader: Loader, raw: Any, target: str, position: str) -> Iterator[Vali
     """All edits of one raw record; never raises for what the record holds."""
     if not isinstance(raw, Mapping):
         yield BadRecord(position, f"a record must be an object, got {type(raw).__name__}")
+        return
+    if "retracts" in raw:  # of any layout: it names a request and asks for none
+        try:
+            yield ValidRecord(Retraction.model_validate(dict(raw)), position)
+        except ValidationError as error:
+            yield BadRecord(position, one_line(error))
+        except ValueError as error:
+            yield BadRecord(position, str(error))
         return
     part = 0
     try:

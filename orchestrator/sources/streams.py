@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from errata.editing.errors import UserError
-from errata.editing.request import EditRequest, PortabilityProbe
+from errata.editing.request import EditRequest, PortabilityProbe, Retraction
 from errata.evaluation.datasets import ValidRecord, open_dataset
 
 
@@ -19,7 +19,7 @@ class StreamRecord:
     position: str
     """``file:line`` (JSON Lines) or ``file#number`` (JSON array), counted from 1, without the directory, so
     that a run resumed from elsewhere meets the same record."""
-    request: EditRequest | None = None
+    request: EditRequest | Retraction | None = None
     problem: str | None = None
 
 
@@ -67,7 +67,7 @@ def _portability(path: str | Path, schema: str, target: str) -> dict[str, tuple[
     """The portability questions of a file, by the id of their edit."""
     records = open_dataset(path, schema, target=target)
     valid = [record.request for record in records if isinstance(record, ValidRecord)]
-    questions = {request.id: request.portability for request in valid if request.portability}
+    questions = {r.id: r.portability for r in valid if isinstance(r, EditRequest) and r.portability}
     if not questions:
         raise UserError(f"stream.portability {str(path)!r} holds no portability questions")
     return questions
@@ -81,6 +81,8 @@ def _convert(
         position = Path(source).name + position[len(source) :]
     if isinstance(record, ValidRecord):
         request = record.request
+        if isinstance(request, Retraction):
+            return StreamRecord(position, request=request)
         if (more := questions.get(request.id)) and not request.portability:
             request = request.model_copy(update={"portability": more})
         return StreamRecord(position, request=_with_fewer(request, probes))
