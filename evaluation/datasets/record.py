@@ -21,9 +21,17 @@ Draft = dict[str, Any]
 class ValidRecord:
     """One edit of a data set."""
 
-    request: EditRequest | Retraction
+    request: EditRequest
     position: str
     """``file:line`` (JSONL) or ``file#number`` (JSON array), from 1; ``/k`` is the k-th edit of a record."""
+
+
+@dataclass(frozen=True)
+class RetractingRecord:
+    """A record that takes a request of a stream back; data sets to be learned from have none."""
+
+    retraction: Retraction
+    position: str
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,9 @@ class BadRecord:
 
     position: str
     reason: str
+
+
+AnyRecord = ValidRecord | RetractingRecord | BadRecord
 
 
 class RecordError(ValueError):
@@ -142,14 +153,14 @@ def one_line(error: ValidationError) -> str:
     return "; ".join(parts)
 
 
-def build(loader: Loader, raw: Any, target: str, position: str) -> Iterator[ValidRecord | BadRecord]:
+def build(loader: Loader, raw: Any, target: str, position: str) -> Iterator[AnyRecord]:
     """All edits of one raw record; never raises for what the record holds."""
     if not isinstance(raw, Mapping):
         yield BadRecord(position, f"a record must be an object, got {type(raw).__name__}")
         return
     if "retracts" in raw:  # of any layout: it names a request and asks for none
         try:
-            yield ValidRecord(Retraction.model_validate(dict(raw)), position)
+            yield RetractingRecord(Retraction.model_validate(dict(raw)), position)
         except ValidationError as error:
             yield BadRecord(position, one_line(error))
         except ValueError as error:

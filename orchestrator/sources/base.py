@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from errata.editing.errors import UserError
 from errata.editing.request import EditRequest, Retraction
-from errata.evaluation.datasets import DATASETS, ValidRecord, detect_schema
+from errata.evaluation.datasets import DATASETS, RetractingRecord, ValidRecord, detect_schema
 from errata.evaluation.datasets.own import OWN
 from errata.evaluation.datasets.record import build
 from errata.orchestrator.journal.rows import Accepted
@@ -174,7 +174,11 @@ def deliveries_of(raw: Any, position: str, token: Any, *, schema: str, target: s
         yield Delivery(position, problem=shown or str(error), token=token)
         return
     for record in build(loader, raw, wanted, position):
-        if not isinstance(record, ValidRecord):
+        if isinstance(record, RetractingRecord):
+            problem = _unwritable(record.retraction)
+            kept = record.retraction if problem is None else None
+            yield Delivery(record.position, request=kept, problem=problem, token=token)
+        elif not isinstance(record, ValidRecord):
             yield Delivery(record.position, problem=record.reason, token=token)
         elif (problem := _unwritable(record.request)) is not None:
             yield Delivery(record.position, problem=problem, token=token)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from errata.editing.errors import UserError
 from errata.editing.request import EditRequest, PortabilityProbe, Retraction
-from errata.evaluation.datasets import ValidRecord, open_dataset
+from errata.evaluation.datasets import RetractingRecord, ValidRecord, open_dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def _portability(path: str | Path, schema: str, target: str) -> dict[str, tuple[
     """The portability questions of a file, by the id of their edit."""
     records = open_dataset(path, schema, target=target)
     valid = [record.request for record in records if isinstance(record, ValidRecord)]
-    questions = {r.id: r.portability for r in valid if isinstance(r, EditRequest) and r.portability}
+    questions = {request.id: request.portability for request in valid if request.portability}
     if not questions:
         raise UserError(f"stream.portability {str(path)!r} holds no portability questions")
     return questions
@@ -79,10 +79,10 @@ def _convert(
     position = str(getattr(record, "position", ""))
     if position.startswith(source):
         position = Path(source).name + position[len(source) :]
+    if isinstance(record, RetractingRecord):
+        return StreamRecord(position, request=record.retraction)
     if isinstance(record, ValidRecord):
         request = record.request
-        if isinstance(request, Retraction):
-            return StreamRecord(position, request=request)
         if (more := questions.get(request.id)) and not request.portability:
             request = request.model_copy(update={"portability": more})
         return StreamRecord(position, request=_with_fewer(request, probes))
