@@ -132,6 +132,7 @@ def open_journal(config: RunConfig, output: Path, model_digest: str) -> Journal:
     editor = digest_json(
         {"editor": config.dump()["editor"], "contexts": config.dump()["contexts"], "seed": config.seed}
     )
+    _make_directory(output, config.directory_mode)
     return Journal.create(
         path,
         JournalMeta(
@@ -142,6 +143,14 @@ def open_journal(config: RunConfig, output: Path, model_digest: str) -> Journal:
             errata_version=errata_version(),
         ),
     )
+
+
+def _make_directory(output: Path, mode: str) -> None:
+    """The directory of a new run; what is there already keeps the mode that somebody gave it."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if not output.exists():
+        output.mkdir()
+        output.chmod(int(mode, 8))  # the process's mask would take from what mkdir is told
 
 
 def take_in_records(intake: TakesRequests, records: list[StreamRecord], display: Display) -> None:
