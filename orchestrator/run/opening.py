@@ -20,6 +20,7 @@ from errata.editing.editors import make_editor
 from errata.editing.errors import UserError
 from errata.editing.extras import check_installed
 from errata.editing.model.decoder import layer_of
+from errata.editing.request import EditRequest
 from errata.orchestrator.config.run import RunConfig, identity_of
 from errata.orchestrator.guard.rules import read_guard
 from errata.orchestrator.history.receipts import open_for_writing
@@ -294,7 +295,14 @@ def open_run(checked: Checked, display: Display, *, completed: Status, patience:
 
 
 def _digests(records: list[StreamRecord]) -> list[str]:
-    return [record.position if record.request is None else payload_digest(record.request) for record in records]
+    return [
+        record.position
+        if record.request is None
+        else payload_digest(record.request)
+        if isinstance(record.request, EditRequest)
+        else digest_json(record.request.model_dump(mode="json"))
+        for record in records
+    ]
 
 
 @contextmanager
