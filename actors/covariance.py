@@ -165,6 +165,7 @@ class CovarianceEstimator:
             lambda: make_actor(UnitActor, role, spec, role),
             config.generation_workers,
             most_revivals=config.max_revivals,
+            within=config.revival_seconds,
             what="covariance workers",
         )
         # those beyond are for one estimate: they have no reserved place, and nothing else is asked of them
@@ -266,7 +267,7 @@ class CovarianceEstimator:
     def _step(self, run: _Run, crew: Crew, stop: threading.Event | None) -> bool:
         """Keep the workers busy and take in what is ready; whether a block was."""
         if stop is not None and stop.is_set():
-            raise ErrataError("the covariance estimate was stopped")
+            raise ErrataError("the covariance estimate was given up")
         self._hand_out(run, crew)
         if not run.outstanding and time.monotonic() >= run.say_waiting_at:
             run.say_waiting_at = time.monotonic() + _SAY_WAITING_SECONDS

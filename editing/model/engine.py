@@ -6,7 +6,7 @@ teacher-forced score and its generated answer. Results do not depend on how rows
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import log
 
@@ -54,6 +54,8 @@ class LanguageEngine:
     def __init__(self, model: EditableModel, *, batch_tokens: int = 4096) -> None:
         self.model = model
         self.batch_tokens = batch_tokens
+        self.before_pass: Callable[[], None] | None = None
+        """Called before each pass through the model; what it raises ends the call, and leaves nothing half-done."""
         self._newline: dict[int, bool] = {}
         self._spare = _PASS_TOKENS if model.device.type == "cpu" else _PASS_TOKENS_ACCELERATOR
 
@@ -94,6 +96,7 @@ class LanguageEngine:
         """Per document (sum of -log p over its tokens but the first, number of those tokens); float64 sums."""
         totals: list[tuple[float, int]] = [(0.0, 0)] * len(documents)
         for chunk in self._chunks([len(d) for d in documents], self.batch_tokens):
+            self._look_up()
             rows = self.model.rows([documents[i] for i in chunk])
             hidden = self.model.run(
                 self.model.embed(rows), 0, self.model.num_layers, self.model.positional(rows.layout)
@@ -114,6 +117,10 @@ class LanguageEngine:
             The cache, the last states (B, d), and the prompts in the order of their rows.
         """
         return self._prefill(prompts, room)
+
+    def _look_up(self) -> None:
+        if self.before_pass is not None:
+            self.before_pass()
 
     # --- the shared path ---
 
@@ -166,9 +173,11 @@ class LanguageEngine:
         Returns:
             The cache, the last states (B, d), and the prompts in the order of their rows.
         """
-        stem = len(_common_prefix(prompts)) if len(prompts) > 1 else 0
+        apart = self.model.modules.whole_prompts
+        stem = len(_common_prefix(prompts)) if len(prompts) > 1 and not apart else 0
         stem = stem if stem >= _SHARED_TOKENS else 0
-        branches = _branches(prompts, stem, least=2 * self._spare)
+        alone = [_Branch(0, tuple(range(len(prompts))))]
+        branches = alone if apart else _branches(prompts, stem, least=2 * self._spare)
         rows = [(place, branch.length, prompts[i]) for place, branch in enumerate(branches) for i in branch.members]
         rows.sort(key=lambda row: row[1] - len(row[2]))
         rest = [len(prompt) - begun for _, begun, prompt in rows]
@@ -181,21 +190,28 @@ class LanguageEngine:
         if branches[0].length > stem:
             pieces = [prompts[branch.members[0]][stem : branch.length] for branch in branches]
             self._grow(cache, [0] * len(branches), pieces)
-        last = self._grow(cache, [place for place, _, _ in rows], [prompt[begun:] for _, begun, prompt in rows])
+        last = self._grow(
+            cache, [place for place, _, _ in rows], [prompt[begun:] for _, begun, prompt in rows], ending=True
+        )
         cache.length = int(cache.write_at.max())
         return cache, last, [prompt for _, _, prompt in rows]
 
-    def _grow(self, cache: SlotKV, parents: Sequence[int], pieces: Sequence[Sequence[int]]) -> Tensor:
+    def _grow(
+        self, cache: SlotKV, parents: Sequence[int], pieces: Sequence[Sequence[int]], *, ending: bool = False
+    ) -> Tensor:
         """Make the cache's rows those of ``parents``, each gone on with its piece, longest first; last states (B, d).
 
-        A row with an empty piece stays as it is and has no state.
+        A row with an empty piece stays as it is and has no state. ``ending``: the prompts end with these pieces.
         """
         cache.keep_rows(torch.tensor(parents, device=cache.write_at.device))
         lengths = [len(piece) for piece in pieces if piece]
         last = []
         for start, stop in self._passes(lengths):
+            self._look_up()
             batch = self.model.rows(pieces[start:stop])
-            hidden = extend(self.model, cache.part(start, stop), batch.ids)
+            places = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+            ends = (places == batch.lengths[:, None] - 1) if ending else None
+            hidden = extend(self.model, cache.part(start, stop), batch.ids, ends)
             last.append(hidden[torch.arange(stop - start, device=hidden.device), batch.lengths - 1])
         cache.write_at = cache.write_at + torch.tensor([len(piece) for piece in pieces], device=cache.write_at.device)
         return torch.cat(last)
@@ -213,6 +229,7 @@ class LanguageEngine:
         width = max(len(c) for c in continuations)
         states = last[origin][:, None]
         if width > 1:
+            self._look_up()
             cache = prefix.copy_of_rows(origin, int(prefix.write_at[origin].max()) + width - 1)
             batch = self.model.rows([c[:-1] or [0] for c in continuations])
             states = torch.cat([states, extend(self.model, cache, batch.ids)], dim=1)
@@ -236,6 +253,7 @@ class LanguageEngine:
         begun, positions = cache.write_at.tolist(), self.model.capacity.positions
         states = last
         for step in range(limit):
+            self._look_up()
             tokens = self.model.logits(states).argmax(dim=-1).tolist()
             going: list[int] = []
             for place, (row, token) in enumerate(zip(alive, tokens, strict=True)):

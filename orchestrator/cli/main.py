@@ -34,6 +34,7 @@ from errata.orchestrator.cli.publish import register as register_publish
 from errata.orchestrator.cli.router import register as register_router
 from errata.orchestrator.cli.serve import register as register_serve
 from errata.orchestrator.cli.sweep import register as register_sweep
+from errata.orchestrator.cli.train_editor import register as register_train_editor
 from errata.orchestrator.progress import Display, configure_logging
 
 app = typer.Typer(
@@ -57,6 +58,7 @@ register_publish(app)
 register_router(app)
 register_serve(app)
 register_sweep(app)
+register_train_editor(app)
 
 INTERRUPTED = 130
 _SHOWN = (

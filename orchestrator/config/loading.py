@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from errata.editing.editors.gradient.mend_network import load_network, network_digest
 from errata.editing.errors import UserError
 from errata.editing.estimation.mixture import ComponentConfig
 from errata.editing.texts import clean_all
@@ -159,6 +160,14 @@ def with_found_files(config: RunConfig, source: Path | None = None) -> RunConfig
         components = {name: _found(part, beside) for name, part in mixture.components.items()}
         mixture = mixture.model_copy(update={"components": components})
         update["covariance"] = config.covariance.model_copy(update={"mixture": mixture})
+    trained = getattr(config.editor, "trained", None)
+    if trained is not None:
+        trained = Path(find_data(str(trained), beside))
+        if not trained.is_file():
+            made = "`errata train-editor` makes one"
+            raise UserError(f"editor.trained = {str(trained)!r}: there is no such file; {made}")
+        digest = config.editor.digest or network_digest(load_network(trained)[0])
+        update["editor"] = config.editor.model_copy(update={"trained": trained, "digest": digest})
     return config.model_copy(update=update)
 
 

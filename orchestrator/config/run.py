@@ -34,8 +34,10 @@ from errata.retrieval.statements import StatementConfig
 EditorUnion: Any = Annotated[reduce(or_, (config for config, _ in REGISTRY.values())), Field(discriminator="type")]
 
 
-_WHOLE_MAPS = ("ft_l", "ultraedit")
+_WHOLE_MAPS = ("adalora", "ft_l", "kn", "lora", "mend", "ultraedit")
 """Editors that take gradients of the maps themselves, or read what goes into them by hooks of their own."""
+_MODULES = ("gated_kv", "grace", "wise")
+"""Editors that put modules into layers."""
 
 
 class ModelConfig(Closed):
@@ -140,6 +142,16 @@ class RunConfig(Closed):
             raise ValueError(
                 f"editor.type {self.editor.type!r} needs each edited map whole in one process; leave out model.parallel"
             )
+        if self.editor.type in _MODULES and self.model.parallel is not None:
+            raise ValueError(
+                f"editor.type {self.editor.type!r} puts a module into a layer, which a model spread over several "
+                "processes cannot hold; leave out model.parallel"
+            )
+        if self.editor.type in _MODULES and self.publish.to:
+            raise ValueError(
+                f"editor.type {self.editor.type!r} puts a module into a layer, which a server of vLLM cannot hold; "
+                "leave out publish.to and serve the run with `errata serve`"
+            )
         return self
 
     @model_validator(mode="after")
@@ -197,6 +209,8 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(editor, Mapping):
         usual = {"key": "averaged", "beyond": False, "norm_anchors": False, "units": "absolute"}
         kept["editor"] = {key: value for key, value in editor.items() if key not in usual or value != usual[key]}
+        if editor.get("type") == "mend":
+            kept["editor"].pop("trained", None)  # what it is is in its digest, not where
         if isinstance(values := editor.get("values"), Mapping):
             kept["editor"]["values"] = {k: v for k, v in values.items() if k != "units" or v != "absolute"}
     model = kept.get("model")

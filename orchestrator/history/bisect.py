@@ -21,6 +21,7 @@ from errata.editing.model.adapter import EditableModel
 from errata.editing.model.engine import LanguageEngine
 from errata.evaluation.matching import contains, exact_match
 from errata.orchestrator.history.gaps import Gaps
+from errata.orchestrator.history.modules import changed
 from errata.orchestrator.history.rebuild import advance, changes, weights_at
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.reading import JournalReader
@@ -175,7 +176,7 @@ def candidates(journal: JournalReader, good: Version, bad: Version) -> list[Vers
     if good.sequence >= bad.sequence:
         raise UserError(f"--good v{good.sequence} is not older than --bad v{bad.sequence}")
     between = journal.versions_between(good.sequence, bad.sequence)
-    return [good, *(version for version in between if version.delta is not None)]
+    return [good, *(version for version in between if changed(version))]
 
 
 class VersionAsker:

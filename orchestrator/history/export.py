@@ -26,6 +26,7 @@ from torch import Tensor
 from errata.editing.delta import LayerDelta, WeightDelta, apply_delta, one_thread
 from errata.editing.errors import UserError
 from errata.orchestrator.history.gaps import Gaps, start_for
+from errata.orchestrator.history.modules import require_no_modules
 from errata.orchestrator.history.rebuild import (
     INDEX,
     BaseCheckpoint,
@@ -81,8 +82,9 @@ def edition(
 
     Raises:
         DamagedFileError: a delta on the way there is damaged or gone.
-        UserError: the checkpoint lacks an edited layer.
+        UserError: the checkpoint lacks an edited layer, or the version has modules, which no exported form can hold.
     """
+    require_no_modules(journal, version, "a checkpoint, a delta file, a PEFT adapter or a server of vLLM")
     layers = edited_layers(journal)
     base = {layer: checkpoint.map(layer) for layer in layers}
     start, weights = start_for(journal, store, base, version)
@@ -212,7 +214,8 @@ def change_norms(journal: JournalReader, store: ArtifactStore, first: Version, s
     parts: dict[int, list[LayerDelta]] = {}
     for _, delta in changes(journal, store, low, high):
         for layer, change in {} if delta is None else delta.layers.items():
-            parts.setdefault(layer, []).append(change)
+            if change.kind != "module":
+                parts.setdefault(layer, []).append(change)
     if any(change.kind == "orthogonal" for several in parts.values() for change in several):
         return {}
     return {layer: _sum_norm(several) for layer, several in sorted(parts.items())}

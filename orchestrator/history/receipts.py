@@ -21,11 +21,12 @@ from errata.editing.session import EditReceipt, Part, RequestResult, Snapshot
 from errata.editing.state import OldKeys
 from errata.editing.tensors import read_tensors, write_tensors
 from errata.orchestrator.history.gaps import Gaps, load_floor
+from errata.orchestrator.history.modules import ModulesInForce, joined, split, store_modules
 from errata.orchestrator.history.snapshots import newest_snapshot, snapshot_digest
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.fail_points import reach
 from errata.orchestrator.journal.reading import JournalReader
-from errata.orchestrator.journal.rows import CommitData, RequestOutcome, RequestRow, Version
+from errata.orchestrator.journal.rows import CommitData, RequestOutcome, RequestRow, Version, VersionParts
 from errata.retrieval.memory import MemoryEntry
 from errata.retrieval.statements import StatementConfig, statement_of
 
@@ -97,9 +98,13 @@ def store_receipt(store: ArtifactStore, receipt: EditReceipt) -> tuple[str | Non
             }
     keys = store.put_file("keys", lambda path: write_tensors(path, tensors, form, metadata))
     reach("after_keys_stored")
-    if receipt.delta is None:
-        return None, keys
-    return store.put_file("deltas", receipt.delta.save), keys
+    weights = None if receipt.delta is None else split(receipt.delta)[0]
+    return None if weights is None else store.put_file("deltas", weights.save), keys
+
+
+def store_parts(store: ArtifactStore, receipt: EditReceipt, in_force: ModulesInForce) -> VersionParts:
+    """Write what a batch adds to the version beside its delta; comes after `store_receipt`."""
+    return in_force.parts(receipt.delta, store_modules(store, receipt.delta))
 
 
 def load_receipt(store: ArtifactStore, version: Version, gaps: Gaps | None = None) -> EditReceipt:
@@ -119,6 +124,8 @@ def load_receipt(store: ArtifactStore, version: Version, gaps: Gaps | None = Non
         return EditReceipt(version.sequence, None, (), (), (), (), covariance_digest=version.covariance)
     metadata, tensors = read_receipt_file(store.get("keys", keys))
     delta = None if change is None else WeightDelta.load(store.get("deltas", change))
+    dropped = gaps is not None and any(gap.lacks(version.sequence) for gap in gaps.all)
+    delta = delta if dropped else joined(store, delta, version.parts)
     return EditReceipt(
         sequence=version.sequence,
         delta=delta,
@@ -157,6 +164,7 @@ def commit_data(
     reverts: tuple[str, ...] = (),
     reason: str | None = None,
     repair: Mapping[str, Any] | None = None,
+    parts: VersionParts | None = None,
 ) -> CommitData:
     """A receipt as the journal records it.
 
@@ -193,6 +201,7 @@ def commit_data(
         reason=reason,
         sweeps=max(1, len(receipt.sweeps)),
         figures=figures if repair is None else {**(figures or {}), **repair},
+        parts=parts or VersionParts(),
     )
 
 

@@ -13,12 +13,13 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from errata.editing.delta import WeightDelta
+from errata.editing.delta import WeightDelta, weight_norm
 from errata.editing.digest import digest_json
 from errata.editing.errors import DamagedFileError, UserError
 from errata.editing.wording import counted
 from errata.orchestrator.history.gaps import Gaps, load_floor
 from errata.orchestrator.history.log import History
+from errata.orchestrator.history.modules import changed
 from errata.orchestrator.history.rebuild import BaseCheckpoint, advance, edited_layers, load_delta, weights_digest
 from errata.orchestrator.history.receipts import load_receipt, open_store
 from errata.orchestrator.history.snapshots import snapshots, superfluous
@@ -275,7 +276,7 @@ def _check_commits(history: History, store: ArtifactStore, report: Report, progr
     gaps = Gaps.of(history.journal)
     for version in history.versions[1:]:
         where = f"v{version.sequence}"
-        if version.delta is not None and version.covariance != in_force:
+        if changed(version) and version.covariance != in_force:
             report.add(where, f"was made on covariance {_short(version.covariance)}, in force was {_short(in_force)}")
         in_force = swaps.get(version.sequence, in_force)
         if gaps.lacks(version.sequence) or gaps.receipt(version.keys) != version.keys:
@@ -339,9 +340,9 @@ def _check_weights(
             report.add(f"v{version.sequence}", f"cannot be rebuilt{also}: {error}")
             return
         where = f"v{version.sequence}"
-        norms = {layer: float(weight.double().norm()) for layer, weight in weights.items()}
+        norms = {layer: weight_norm(weight) for layer, weight in weights.items()}
         for layer, weight in weights.items():
-            if not bool(torch.isfinite(weight).all()):
+            if not bool(torch.isfinite(weight.float()).all()):
                 report.add(where, f"layer {layer}: not all weights are finite")
         _compare_norms(where, "matrix", version.norms, norms, report)
         report.rebuilt.append(Rebuilt(version.sequence, version.digest, weights_digest(weights)))

@@ -30,6 +30,7 @@ from errata.orchestrator.config.run import BatchingConfig, SnapshotConfig
 from errata.orchestrator.covariance.refresh import crossed
 from errata.orchestrator.covariance.schedule import Refreshing
 from errata.orchestrator.history.gaps import Gaps
+from errata.orchestrator.history.modules import ModulesInForce
 from errata.orchestrator.history.rebuild import weights_digest
 from errata.orchestrator.history.receipts import (
     commit_data,
@@ -38,6 +39,7 @@ from errata.orchestrator.history.receipts import (
     load_receipt,
     memory_entry,
     old_keys,
+    store_parts,
     store_receipt,
     with_old_keys,
 )
@@ -180,6 +182,7 @@ class Pipeline:
         )
         self._alone: list[str] = []
         """Requests that stayed weak among others and are to be tried in a batch of their own."""
+        self._modules = ModulesInForce(journal, store)
         self._contexts_digest: str | None = None
         self._edits_before = 0
 
@@ -283,9 +286,18 @@ class Pipeline:
         """
         return self.refreshing.request()
 
-    def measure(self, requests: Sequence[EditRequest], *, kind: str = ASKED) -> Future[Measurement]:
-        """Evaluate facts on the newest version, frozen, in the background; the journal keeps the figures."""
-        return self.timeline.measure(requests, self.head(), kind)
+    def measure(
+        self, requests: Sequence[EditRequest], *, kind: str = ASKED, wanted: Callable[[], bool] | None = None
+    ) -> Future[Measurement]:
+        """Evaluate facts on the newest version, frozen, in the background; the journal keeps the figures.
+
+        Where ``wanted`` is given and says no meanwhile, it ends with AbandonedError.
+        """
+        return self.timeline.measure(requests, self.head(), kind, wanted=wanted)
+
+    def give_up(self) -> None:
+        """Have the batch under way fail now, from any thread; it has left no trace, and nothing follows it."""
+        self.editor.give_up()
 
     def wait_background(self) -> None:
         """Return when every timeline point that was begun is in the journal."""
@@ -448,6 +460,7 @@ class Pipeline:
     ) -> Version:
         """Files first, then the transaction that makes the version exist."""
         delta, keys = store_receipt(self.store, receipt)
+        parts = store_parts(self.store, receipt, self._modules)
         reach("after_delta_stored")
         return self.journal.commit(
             commit_data(
@@ -458,6 +471,7 @@ class Pipeline:
                 norms=self.editor.norms(),
                 superseded=superseded,
                 repair=repair,
+                parts=parts,
             )
         )
 

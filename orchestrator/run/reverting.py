@@ -16,12 +16,14 @@ from errata.editing.errors import DamagedFileError, UserError
 from errata.editing.reverting import HistoryItem, RevertOrder, contribution
 from errata.editing.session import EditReceipt
 from errata.orchestrator.history.gaps import Gaps
+from errata.orchestrator.history.modules import ModulesInForce
 from errata.orchestrator.history.receipts import (
     commit_data,
     history,
     history_before,
     load_receipt,
     old_keys,
+    store_parts,
     store_receipt,
 )
 from errata.orchestrator.journal import Journal
@@ -218,6 +220,7 @@ def commit_revert(
     receipt = editor.revert(order, items)
     reach("after_revert_applied")
     delta, keys = store_receipt(store, receipt)
+    parts = store_parts(store, receipt, ModulesInForce(journal, store))
     reach("after_delta_stored")
     why = " ".join(part for part in (reason.strip(), f"(by {by})" if by else "") if part)
     data = commit_data(
@@ -228,6 +231,7 @@ def commit_revert(
         norms=editor.norms(),
         reverts=plan.asked,
         reason=why or None,
+        parts=parts,
     )
     return journal.commit(replace(data, kind=kind)), plan
 
