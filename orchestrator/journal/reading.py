@@ -7,7 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from errata.editing.errors import UserError
 from errata.orchestrator.journal.rows import (
@@ -20,6 +20,7 @@ from errata.orchestrator.journal.rows import (
     Fate,
     JournalMeta,
     MarkRow,
+    Outcome,
     RefreshRow,
     RequestRow,
     RequestState,
@@ -35,6 +36,11 @@ _AFTER = "\U0010ffff"
 """Behind any text that goes on."""
 _AT_ONCE = 500
 """Values looked up by one query."""
+
+
+_SEARCHED: Final = ("subject", "prompt", "target_new", "statement")
+_TEXT: Final = " || char(10) || ".join(f"ifnull(json_extract(payload, '$.{key}'), '')" for key in _SEARCHED)
+_HAS_WORD: Final = f"(id || char(10) || {_TEXT}) LIKE ? ESCAPE '\\'"
 
 
 class JournalReader:
@@ -64,12 +70,38 @@ class JournalReader:
         return self._requests("WHERE state = ?", (state,)) if state else self._requests("", ())
 
     def request_page(
-        self, limit: int, *, before: int | None = None, state: RequestState | None = None
+        self,
+        limit: int,
+        *,
+        before: int | None = None,
+        state: RequestState | None = None,
+        outcome: Outcome | None = None,
+        relation: str | None = None,
+        words: str | None = None,
     ) -> list[RequestRow]:
-        """The newest requests, newest first; those accepted before number ``before``, those in one state."""
-        given = [(text, value) for text, value in (("seq < ?", before), ("state = ?", state)) if value is not None]
+        """The newest requests, newest first.
+
+        Args:
+            before: only those accepted before this number.
+            state, outcome, relation: only those that have it.
+            words: only those in whose id, subject, prompt, target or statement each of these words occurs; letters of
+                A to Z in either case.
+        """
+        pairs: list[tuple[str, object]] = [("seq < ?", before), ("state = ?", state), ("outcome = ?", outcome)]
+        pairs.append(("json_extract(payload, '$.relation') = ?", relation))
+        given = [(text, value) for text, value in pairs if value is not None]
+        for word in (words or "").split():
+            plain = word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+            given.append((_HAS_WORD, f"%{plain}%"))
         where = f"WHERE {' AND '.join(text for text, _ in given)}" if given else ""
         return self._requests(where, tuple(value for _, value in given), limit, newest_first=True)
+
+    def superseded_by(self, name: str) -> list[RequestRow]:
+        """Requests whose fact a later one, of this id, has replaced."""
+        row = self.request(name)
+        if row is None or row.fact_key is None:
+            return []
+        return [one for one in self.requests_of_facts([row.fact_key]) if one.superseded_by == name]
 
     def request(self, name: str) -> RequestRow | None:
         """One request by its id."""

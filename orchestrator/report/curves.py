@@ -8,9 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from errata.orchestrator.report.charts import Band, Event, Series, line_chart
+from errata.orchestrator.report.charts import PERCENT, Band, Event, Form, Series, line_chart
 from errata.orchestrator.report.formats import (
-    MINUS,
     count,
     duration,
     fixed,
@@ -64,7 +63,7 @@ def _metric_chart(points: list[Mapping[str, Any]], metric: Metric, measured: str
     svg = line_chart(
         f"{metric.name} ({measured})",
         series,
-        write=lambda value: percent(value, 0),
+        form=PERCENT,
         y_range=(0.0, 1.0),
         events=events,
     )
@@ -86,8 +85,8 @@ def _perplexity_chart(points: list[Mapping[str, Any]], events: list[Event]) -> C
     svg = line_chart(
         "Perplexity on held-out text",
         [Series("edited", "Edited", values("edited")), Series("base", "Base", values("base"))],
-        write=lambda value: fixed(value, 1),
-        write_tick=lambda value: f"{value:g}",
+        form=Form(1),
+        tick=Form(None),
         events=events,
         band=band,
     )
@@ -105,7 +104,7 @@ def _norm_chart(points: list[Mapping[str, Any]], events: list[Event]) -> Chart:
         if first is not None:
             relative = tuple((x, None if norm is None else norm / first - 1) for x, norm in norms)
             shade = index * (MOST_SHADES - 1) // max(len(layers) - 1, 1)
-            series.append(Series(f"layer shade{shade}", f"{word}{layer}", relative))
+            series.append(Series(f"shade{shade}", f"{word}{layer}", relative))
     caption = "Frobenius norm of each edited matrix against its first measurement. Steady growth foretells collapse."
     if len(series) > MOST_LAYERS:
         series = sorted(series, key=_last_change, reverse=True)[:MOST_LAYERS]
@@ -115,8 +114,7 @@ def _norm_chart(points: list[Mapping[str, Any]], events: list[Event]) -> Chart:
     svg = line_chart(
         "Change of the norms of the edited matrices",
         series,
-        write=lambda value: f"{100 * value:+.{digits}f}%".replace("-", MINUS),
-        write_tick=lambda value: f"{100 * value:+.{digits}f}%".replace("-", MINUS) if value else "0%",
+        form=Form(digits, 100.0, "%", sign=True),
         events=events,
     )
     return Chart("Weight norms", "edited matrices", caption, svg)

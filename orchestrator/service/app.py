@@ -28,7 +28,8 @@ from errata.evaluation.answering import Question
 from errata.evaluation.outcomes import Arm
 from errata.evaluation.streaming import TextPiece
 from errata.orchestrator.journal import Journal
-from errata.orchestrator.journal.rows import RequestRow, ShownState, stored_state
+from errata.orchestrator.journal.rows import RequestRow
+from errata.orchestrator.report import charts
 from errata.orchestrator.service import cloudevents, openai
 from errata.orchestrator.service.asking import Answers, Asking, Speaking
 from errata.orchestrator.service.auth import Caller, Role, Tokens
@@ -37,6 +38,7 @@ from errata.orchestrator.service.connections import Buckets
 from errata.orchestrator.service.core import ServiceCore
 from errata.orchestrator.service.errors import ServiceError, conflict, not_found, printable, unavailable
 from errata.orchestrator.service.limits import Limits
+from errata.orchestrator.service.looking import Before, Limit, Note, check_parameters, looking_routes
 from errata.orchestrator.service.metrics import Metrics
 from errata.orchestrator.service.models import EditIn, EditsIn, EvaluationIn, PublicationIn, QueryIn, ReasonIn
 from errata.orchestrator.service.parsing import Submission, invalid, parse, parse_edits
@@ -58,17 +60,10 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 PAGE = Path(__file__).parent / "page"
 _LOCAL = Caller(Role.admin, "local")
-_MOST_NUMBER = 1 << 62
 _MOST_ID = 300
+_KINDS = {".js": "text/javascript", ".css": "text/css"}
 _TOKENS_AT_ONCE = 8
 """Of an answer that is not streamed: whether the client is still there is looked at between them."""
-
-Limit = Annotated[int, Query(ge=1, le=500, description="Most rows.")]
-Before = Annotated[
-    int | None,
-    Query(ge=1, le=_MOST_NUMBER, description="Only what is older than this number; `next` of the page before."),
-]
-Note = Annotated[str | None, Query(min_length=1, max_length=300, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 
 
 @dataclass
@@ -88,6 +83,8 @@ class Service:
     """Publication on request; None where there is none."""
     stream: Callable[[], str | None] = lambda: None
     """Why the stream beside the API has stopped, or None."""
+    progress: Callable[[], list[dict[str, Any]]] = list
+    """What the process is at: stages with ``name``, ``done``, ``total`` and ``note``."""
     traces: Traces | None = None
     """Keeps a share of the questions; None for none."""
     started: float = field(default_factory=time.time)
@@ -99,6 +96,7 @@ def make_app(service: Service) -> FastAPI:
     app.state.service = service
     _errors(app)
     _open_routes(app, service)
+    looking_routes(app, service, _needs(service, Role.read))
     _edit_routes(app, service)
     _history_routes(app, service)
     _question_routes(app, service)
@@ -139,6 +137,7 @@ def _needs(service: Service, role: Role) -> Any:
 
     def check(request: Request) -> Caller:
         if not service.tokens:
+            check_parameters(request)
             return _LOCAL
         caller = service.tokens.caller(request.headers.get("authorization"))
         if caller is None:
@@ -147,6 +146,7 @@ def _needs(service: Service, role: Role) -> Any:
             )
         if caller.role < role:
             raise ServiceError(403, "forbidden", f"this needs the role {role.name}; the token has {caller.role.name}")
+        check_parameters(request)
         return caller
 
     return Depends(check)
@@ -209,21 +209,17 @@ def _open_routes(app: FastAPI, service: Service) -> None:
             raise unavailable(f"the service is {core.state}", retry_after=10)
         return {"status": core.state}
 
-    def page(name: str, kind: str) -> Callable[[], FileResponse]:
+    def page(path: Path, kind: str) -> Callable[[], FileResponse]:
         def send() -> FileResponse:
-            return FileResponse(PAGE / name, media_type=kind)
+            return FileResponse(path, media_type=f"{kind}; charset=utf-8")
 
         return send
 
-    for path, name, kind in (
-        ("/", "index.html", "text/html; charset=utf-8"),
-        ("/docs", "docs.html", "text/html; charset=utf-8"),
-        ("/page/app.js", "app.js", "text/javascript; charset=utf-8"),
-        ("/page/curves.js", "curves.js", "text/javascript; charset=utf-8"),
-        ("/page/docs.js", "docs.js", "text/javascript; charset=utf-8"),
-        ("/page/style.css", "style.css", "text/css; charset=utf-8"),
-    ):
-        app.get(path, include_in_schema=False)(page(name, kind))
+    for address, name in (("/", "index.html"), ("/docs", "docs.html")):
+        app.get(address, include_in_schema=False)(page(PAGE / name, "text/html"))
+    for path in (*sorted(PAGE.iterdir()), *charts.files()):
+        if path.suffix in _KINDS:
+            app.get(f"/page/{path.name}", include_in_schema=False)(page(path, _KINDS[path.suffix]))
 
     nobody = Depends(lambda: None)
     reader = nobody if core.config.open_metrics else _needs(service, Role.read)
@@ -273,13 +269,6 @@ def _edit_routes(app: FastAPI, service: Service) -> None:
             service.metrics.accept.observe(time.perf_counter() - started)
             results |= {n: accepted_view(a) for n, a in zip(parsed.requests, answers, strict=True)}
         return _submitted([results[n] for n in sorted(results)], parsed)
-
-    @app.get("/v1/edits", tags=["edits"])
-    def edits(state: ShownState | None = None, limit: Limit = 50, before: Before = None, _: Caller = read) -> Any:
-        """Edits, newest first, a page at a time."""
-        rows = service.reader.request_page(limit, before=before, state=None if state is None else stored_state(state))
-        following = rows[-1].seq if len(rows) == limit else None
-        return {"edits": [edit_view(row) for row in rows], "next": following}
 
     @app.get("/v1/edits/{id:path}", tags=["edits"])
     def edit(id: str, _: Caller = read) -> Any:
@@ -531,13 +520,16 @@ def _operating_routes(app: FastAPI, service: Service) -> None:
     read, admin = _needs(service, Role.read), _needs(service, Role.admin)
 
     @app.get("/v1/status", tags=["operating"])
-    def status(_: Caller = read) -> Any:
+    def status(caller: Caller = read) -> Any:
         """Where everything stands."""
         counts, head = service.reader.counts(), service.reader.head()
         guard = service.guard() if service.guard is not None else None
         return {
             "state": core.state,
             "paused": core.paused,
+            "problem": None if core.failure is None else f"{type(core.failure).__name__}: {core.failure}",
+            "role": caller.role.name,
+            "progress": service.progress(),
             "model": service.model,
             "release": service.version,
             "started_at": time_text(datetime.fromtimestamp(service.started, UTC)),
@@ -546,6 +538,8 @@ def _operating_routes(app: FastAPI, service: Service) -> None:
             "edits": {
                 "waiting": counts.accepted,
                 "applied": counts.applied,
+                "landed": counts.landed,
+                "weak": counts.weak,
                 "rejected": counts.rejected,
                 "superseded": counts.superseded,
                 "reverted": counts.reverted,

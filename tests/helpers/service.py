@@ -35,6 +35,8 @@ from errata.orchestrator.service.core import ServiceCore
 from errata.orchestrator.service.metrics import Metrics
 from errata.orchestrator.service.models import PublicationIn
 from errata.orchestrator.service.publishing import Publishing
+from errata.retrieval.router import FittedRouter
+from errata.retrieval.router_fit import shipped
 
 SERVERS = ("vllm=http://127.0.0.1:1", "vllm=http://127.0.0.1:2")
 READ, WRITE, ADMIN = "reader-token-0123456789", "writer-token-0123456789", "admin-token-01234567890"
@@ -144,6 +146,9 @@ class FakeMemory:
 
     def resolved(self, turns: Sequence[str]) -> str:
         return turns[-1]
+
+    def router(self) -> FittedRouter:
+        return shipped()[0]
 
 
 class FakeEvaluators:
