@@ -229,7 +229,9 @@ class CovarianceEstimator:
             finally:
                 crew.close()
             if totals is None:
-                raise ErrataError(f"sums of finished blocks were lost with their machines {_REPAIRS + 1} times")
+                raise ErrataError(
+                    f"sums of finished blocks were lost with their machines {counted(_REPAIRS + 1, 'time')}"
+                )
             tensors = {layer: torch.from_numpy(value) for layer, value in totals.items()}
             covariance = KeyCovariance(tensors, run.tokens, job.source(self._spec.dtype))
             if job.tokens is not None and run.tokens < job.tokens:

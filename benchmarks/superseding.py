@@ -6,7 +6,7 @@
 What is timed: five keys leave, the right factor of the update for ten new keys is computed, the ten join. Starting
 afresh is what releases before 0.2 did for every such batch: the system of all remaining keys is computed anew, then
 the same factor. Work that is done now and then (a factor computed afresh after so many columns) is timed apart and
-added in shares: ``amortised``. A layer's matrices at d_in 14 336 take 1.6 GB each in float64; the form past d_in keys
+added in shares: ``amortized``. A layer's matrices at d_in 14 336 take 1.6 GB each in float64; the form past d_in keys
 is measured at a smaller width.
 """
 
@@ -82,8 +82,8 @@ def measure(width: int, past: int, *, repeats: int = 3, afresh: bool = True, see
         share = (NEW + OLD) / form.fold_at
     else:
         again, share = started, OLD / max(64, past // 4)
-    row["now_and_then_s"], row["amortised_s"] = again, seconds + share * again
-    row["amortised_ratio"] = row["afresh_s"] / row["amortised_s"]
+    row["now_and_then_s"], row["amortized_s"] = again, seconds + share * again
+    row["amortized_ratio"] = row["afresh_s"] / row["amortized_s"]
     probe = some_keys(width, 2, generator)
     row["residual_error"] = system.drift(probe)
     return row

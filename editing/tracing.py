@@ -33,6 +33,7 @@ from errata.editing.model.decoder import Layout, plain_layout
 from errata.editing.model.kv import PrefixKV, RecordingKV
 from errata.editing.model.text import TextCodec
 from errata.editing.texts import fill, split_slot
+from errata.editing.wording import counted
 
 TokenClass = Literal["subject_first", "subject_middle", "subject_last", "first_after", "further", "last"]
 CLASSES: tuple[TokenClass, ...] = (
@@ -146,7 +147,7 @@ def choose_window(effects: Sequence[float], width: int) -> tuple[tuple[int, ...]
         UserError: the model has fewer layers.
     """
     if width > len(effects):
-        raise UserError(f"window {width} is wider than the model, which has {len(effects)} layers")
+        raise UserError(f"window {width} is wider than the model, which has {counted(len(effects), 'layer')}")
     sums = [math.fsum(effects[start : start + width]) for start in range(len(effects) - width + 1)]
     best = max(range(len(sums)), key=lambda start: sums[start])
     return tuple(range(best, best + width)), sums[best]
@@ -233,7 +234,9 @@ def trace(
     if not prompts:
         raise UserError("causal tracing needs at least one prompt with a true answer, got none")
     if config.window > model.num_layers:
-        raise UserError(f"window {config.window} is wider than {model.name!r}, which has {model.num_layers} layers")
+        raise UserError(
+            f"window {config.window} is wider than {model.name!r}, which has {counted(model.num_layers, 'layer')}"
+        )
     spans = [subject_span(model.text, p.template, p.subject) for p in prompts]
     std = noise_std(model, config, [ids[first : last + 1] for ids, first, last in spans])
     traced = []

@@ -16,6 +16,7 @@ from pydantic import Field
 from errata.editing.closed import Closed
 from errata.editing.digest import digest_json
 from errata.editing.errors import ErrataError, UserError
+from errata.editing.wording import counted
 
 if TYPE_CHECKING:
     import httpx
@@ -138,7 +139,7 @@ class ChatEndpoint:
             if response.status_code != 200:
                 raise EndpointError(f"{url} answered HTTP {response.status_code}: {response.text[:200]!r}")
             return _text_of(response.json(), url)
-        raise EndpointError(f"{url} failed {self.config.retries + 1} times, last: {problem}")
+        raise EndpointError(f"{url} failed {counted(self.config.retries + 1, 'time')}, last: {problem}")
 
 
 def _text_of(answer: Any, url: str) -> str:

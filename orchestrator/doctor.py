@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from errata.editing.errors import UserError
+from errata.editing.wording import counted
 
 if TYPE_CHECKING:
     from errata.actors.nodes import NodeFacts
@@ -292,7 +293,7 @@ def cluster(config: RayConfig, ranks: int = 1) -> Answer:
 
     nodes = node_facts(config)
     cpus, gpu_count = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-    said = f"{config.address}: {len(nodes)} nodes, {cpus:g} CPUs, {gpu_count:g} GPUs"
+    said = f"{config.address}: {counted(len(nodes), 'node')}, {cpus:g} CPUs, {gpu_count:g} GPUs"
     missing = unplaceable(config, nodes, ranks)
     # an autoscaler may bring what is not there yet
     return ("warning", f"{said}; no place now for {', '.join(missing)}") if missing else ("ok", said)
@@ -312,4 +313,4 @@ def gpus(config: RayConfig) -> Answer:
     if not nodes:
         return "warning", f"{', '.join(wanting)} want one; the cluster has none now"
     kinds = sorted({node.labels.get("ray.io/accelerator-type", "GPU") for node in nodes})
-    return "ok", f"{sum(node.gpus for node in nodes):g} on {len(nodes)} nodes: {', '.join(kinds)}"
+    return "ok", f"{sum(node.gpus for node in nodes):g} on {counted(len(nodes), 'node')}: {', '.join(kinds)}"

@@ -22,7 +22,7 @@ _NO_NAMES = frozenset(
     ("a", "an", "and", "as", "at", "but", "by", "for", "from", "he", "her", "his", "if", "in", "is", "it", "its", "of",
      "on", "or", "our", "she", "that", "the", "their", "this", "to", "was")
 )  # fmt: skip
-"""Words that are no part of a name although a text may capitalise them."""
+"""Words that are no part of a name although a text may capitalize them."""
 _CONTINUING = (("and",), ("but",), ("also",), ("what", "about"), ("how", "about"))
 """Beginnings of a turn that goes on with what was spoken of although nothing in it refers."""
 _LONGEST = 16
@@ -46,7 +46,7 @@ class Mention:
         start, stop: characters of the text.
         extended: the words there belong to a longer name, such as ``Vienna`` in ``Vienna Philharmonic``: the word
         before
-            or behind is capitalised or a number, nothing but a space (or "of") stands between, and it does not open a
+            or behind is capitalized or a number, nothing but a space (or "of") stands between, and it does not open a
             sentence.
     """
 

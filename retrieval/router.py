@@ -272,7 +272,7 @@ def full_features(cheap: Features, shares: Features) -> Features:
 def _said(candidate: Candidate, probability: float, share: float | None) -> str:
     evidence = candidate.evidence
     named = "named as part of a longer name" if evidence.extended else "named" if evidence.named else "not named"
-    told = f", the question explains {share:.2f} of it" if share is not None else ""
+    told = f", relevance {share:.2f}" if share is not None else ""
     return (
         f"subject {candidate.subject!r} {named}, similarity {candidate.score:.2f}{told}: "
         f"in scope with probability {probability:.2f}"

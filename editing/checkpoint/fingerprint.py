@@ -1,4 +1,4 @@
-"""What a model is recognised by, whatever its folder is called: its shape and a few of its weights.
+"""What a model is recognized by, whatever its folder is called: its shape and a few of its weights.
 
 The same model comes as float32, bfloat16 or a dequantized file, so the weights are compared by correlation: a copy in
 another precision has .99 and more, another model about none. A model that was fine-tuned from the same base is of the
@@ -68,7 +68,7 @@ def fingerprint(directory: Path) -> Fingerprint:
         )
     except (OSError, ValueError, LookupError, TypeError, StopIteration) as error:
         raise UserError(
-            f"model {str(directory)!r} cannot be recognised ({type(error).__name__}: {error}); it must hold a "
+            f"model {str(directory)!r} cannot be recognized ({type(error).__name__}: {error}); it must hold a "
             "config.json and safetensors"
         ) from error
     return found

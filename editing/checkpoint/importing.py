@@ -119,7 +119,7 @@ def fetch_from_hub(hub_id: str, name: str, progress: Progress | None = None, *, 
             said = (str(error).strip().splitlines() or [""])[0]
             raise UserError(
                 f"model {hub_id!r} could not be fetched from the hub ({type(error).__name__}: {said}); a model that "
-                "asks for a licence needs --token or HF_TOKEN"
+                "asks for a license needs --token or HF_TOKEN"
             ) from error
         return import_model(scratch / "snapshot", name, progress, hub_id=hub_id)
     finally:

@@ -15,6 +15,7 @@ import torch
 
 from errata.editing.checkpoint.kept import cache_root
 from errata.editing.errors import UserError, in_words
+from errata.editing.wording import counted
 
 _LFS = b"version https://git-lfs"
 _SHOWN = 3
@@ -140,8 +141,8 @@ def told_of_tokens(text: Any, rows: int, say: Callable[[str], None]) -> None:
     strange = strange_tokens(text, rows)
     if strange:
         say(
-            f"the tokenizer has {len(strange)} tokens that the model has no embedding for ({_listed(strange)}); texts "
-            "with them are refused"
+            f"the tokenizer has {counted(len(strange), 'token')} that the model has no embedding for "
+            f"({_listed(strange)}); texts with them are refused"
         )
 
 

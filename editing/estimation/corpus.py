@@ -33,6 +33,7 @@ from errata.editing.model.adapter import EditableModel
 from errata.editing.model.decoder import Layout, layer_of
 from errata.editing.model.flat import FlatPass, flat_pass
 from errata.editing.model.text import TextCodec
+from errata.editing.wording import counted as counted_of
 
 HUB = "hub:"
 _LOGIT_ROWS = 512
@@ -360,7 +361,9 @@ def packed_pass(
     reach = getattr(model.hf.config, "max_position_embeddings", None)
     longest = max((len(piece.ids) for piece in pieces), default=0)
     if reach is not None and longest > int(reach):
-        raise UserError(f"corpus.window: a piece of {longest} tokens, but {model.name!r} has positions for {reach}")
+        raise UserError(
+            f"corpus.window: a piece of {counted_of(longest, 'token')}, but {model.name!r} has positions for {reach}"
+        )
     moments = {layer: model.moments(layer, block=_BLOCK) for layer in layers}
     losses = torch.zeros(len(pieces), dtype=torch.float64, device=model.device)
     lengths = [len(piece.ids) for piece in pieces]

@@ -30,6 +30,7 @@ from errata.editing.estimation.sampling_server import SamplingServerConfig
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.decode import extend
 from errata.editing.model.kv import SlotKV
+from errata.editing.wording import counted as counted_of
 
 _OPENING_TOKENS = 32
 """Enough for three words of any language but the longest compounds."""
@@ -155,8 +156,8 @@ def run_unit(
     longest = max(len(s) for s in waiting)
     if model.capacity.positions is not None and longest + config.max_new_tokens > model.capacity.positions:
         raise UserError(
-            f"covariance.max_new_tokens {config.max_new_tokens} after {longest} tokens of the seed: the model has "
-            f"{model.capacity.positions} positions"
+            f"covariance.max_new_tokens {config.max_new_tokens} after {counted_of(longest, 'token')} of the seed: "
+            f"the model has {model.capacity.positions} positions"
         )
     slots = min(config.slots, len(waiting))
     generator = torch.Generator(device=device).manual_seed(unit.seed ^ 0x5DEECE66D)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from errata.editing.model.text import TextCodec
+from errata.editing.wording import counted
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class Capacity:
         size = len(ids) + reserved
         if self.positions is not None and size > self.positions:
             beside = f" and {reserved} beside them" if reserved else ""
-            return f"{len(ids)} tokens{beside} are more than the model's {self.positions} positions"
+            return (
+                f"{counted(len(ids), 'token')}{beside} are more than the model's {counted(self.positions, 'position')}"
+            )
         unknown = None if self.rows is None else next((i for i in ids if not 0 <= i < self.rows), None)
         if unknown is not None:
             return (

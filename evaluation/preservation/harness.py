@@ -23,6 +23,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from errata.editing.digest import digest_file, digest_json
 from errata.editing.errors import UserError
+from errata.editing.wording import counted
 from errata.evaluation.preservation.battery import Item, Outcomes
 from errata.evaluation.preservation.tasks import available, write_tasks
 from errata.evaluation.sampling import SamplingConfig, SamplingEngine, seed_of
@@ -91,7 +92,9 @@ class EngineLM(TemplateLM):
         for _pair, context, continuation in requests:
             room = self.max_length + 1 - len(continuation)
             if room < 1:
-                raise UserError(f"a choice of {len(continuation)} tokens is longer than the model's {self.max_length}")
+                raise UserError(
+                    f"a choice of {counted(len(continuation), 'token')} is longer than the model's {self.max_length}"
+                )
             rows.append((context[-room:], continuation))
         return [(sum(scored.logprobs), all(scored.hits)) for scored in self.engine.score(rows)]
 

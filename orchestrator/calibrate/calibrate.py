@@ -22,6 +22,7 @@ from errata.editing.estimation.selfgen import SelfGenerationConfig, run_unit, un
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.engine import LanguageEngine
 from errata.editing.tracing import TracingConfig, trace
+from errata.editing.wording import counted
 from errata.evaluation.perplexity import paragraphs_of, windows_of
 from errata.orchestrator.calibrate.halving import Ranked, affordable, halve
 from errata.orchestrator.calibrate.job import Calibration
@@ -66,7 +67,7 @@ def calibrate(job: Calibration, state: Path, display: Display) -> Outcome:
     kept = Kept(state, job, checkpoint_digest(directory))
     model = load_model(job.model, dtype=job.dtype, digest=kept.digest)
     facts = known_facts(LanguageEngine(model), read_questions())
-    display.say(f"{len(facts)} facts that the model knows")
+    display.say(f"{counted(len(facts), 'fact')} that the model knows")
     if len(facts) < FEWEST_FACTS:
         raise UserError(
             f"model {job.model!r} knows {len(facts)} of the shipped facts; at least {FEWEST_FACTS} are needed"
@@ -85,7 +86,7 @@ def calibrate(job: Calibration, state: Path, display: Display) -> Outcome:
         )
     winner = ranked[0].candidate
     final = kept.trial(winner, [f.request.id for f in unseen], lambda: bench.attempt(winner, unseen))
-    display.say(f"on {len(unseen)} facts not used before: " + _figures(final))
+    display.say(f"on {counted(len(unseen), 'fact')} not used before: " + _figures(final))
     preset = preset_text(job, winner, final, ranked, len(facts), directory)
     page = render_calibration(job, effects, ranked, final, preset)
     (state / PAGE).write_text(page, encoding="utf-8")
@@ -256,7 +257,8 @@ class _Search:
         count = max(affordable((1 - _REFINING) * whole, per_edit, self._rungs), len(windows))
         points = space.points(min(count, 81), self._job.seed)
         self._display.say(
-            f"{len(points)} settings on {self._rungs[0]} facts ({per_edit:.1f} s an edit), then fewer on more"
+            f"{counted(len(points), 'setting')} on {counted(self._rungs[0], 'fact')} "
+            f"({per_edit:.1f} s an edit), then fewer on more"
         )
         ranked = halve(points, self._rungs, self._attempt, stop=self._over)
         return self._refined(space, ranked)
@@ -323,10 +325,11 @@ def preset_text(
     best = ranked[0]
     return (
         f"# {job.model}, by `errata calibrate --editor {job.editor} --minutes {job.minutes:g}`:\n"
-        f"# {len(ranked)} settings tried on facts that it knows ({known}).\n"
-        f"# layers: causal tracing, confirmed by editing. values, {ridge}: best of those tried on {best.edits} facts.\n"
-        f"# on {final.edits} facts that were not used: {_figures(final)}.\n{body}"
-        f"# what the model is recognised by, whatever its folder is called\n{matches}"
+        f"# {counted(len(ranked), 'setting')} tried on facts that it knows ({known}).\n"
+        f"# layers: causal tracing, confirmed by editing. "
+        f"values, {ridge}: best of those tried on {counted(best.edits, 'fact')}.\n"
+        f"# on {counted(final.edits, 'fact')} that were not used: {_figures(final)}.\n{body}"
+        f"# what the model is recognized by, whatever its folder is called\n{matches}"
     )
 
 

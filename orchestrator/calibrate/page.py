@@ -7,6 +7,7 @@ from importlib import resources
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
+from errata.editing.wording import counted
 from errata.orchestrator.calibrate.halving import Ranked
 from errata.orchestrator.calibrate.job import Calibration
 from errata.orchestrator.calibrate.trial import TrialResult
@@ -43,7 +44,7 @@ def why(ranked: Sequence[Ranked]) -> list[str]:
             continue
         rival = max(others, key=lambda one: (one.edits, one.result.score))
         own, other = best.result.score, rival.result.score
-        figure = f"score {other:.3f} on {rival.edits} facts, the winner's is {own:.3f} on {best.edits}"
+        figure = f"score {other:.3f} on {counted(rival.edits, 'fact')}, the winner's is {own:.3f} on {best.edits}"
         said.append(f"{key} = {value}: the best with another value ({rival.candidate[key]}) has {figure}.")
     return said
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from errata.editing.errors import UserError
+from errata.editing.wording import counted
 from errata.orchestrator.cli.history import JsonOption, ModelOption, RunOption
 
 logger = logging.getLogger(__name__)
@@ -65,10 +66,10 @@ def waiting(
         return
     for row in rows:
         ends = [attempt.reason or "the process ended" for attempt in tried if row.id in attempt.request_ids]
-        bad = f"  ({len(ends)} attempts ended badly, the last: {ends[-1]})" if ends else ""
+        bad = f"  ({counted(len(ends), 'attempt')} ended badly, the last: {ends[-1]})" if ends else ""
         typer.echo(clean(f"{row.id}  {row.request.text} -> {row.request.target_new}{bad}"))
     more = f", {len(rows)} shown" if len(rows) < count else ""
-    typer.echo(f"{count} edits wait{more}", err=True)
+    typer.echo(f"{counted(count, 'edit')} {'waits' if count == 1 else 'wait'}{more}", err=True)
 
 
 def withdraw(

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from errata.editing.errors import ErrataError, UserError
+from errata.editing.wording import counted
 
 if TYPE_CHECKING:
     from errata.actors.workers.covariance import Estimate, EstimateJob, EstimateProgress, KeyCheck
@@ -240,7 +241,7 @@ def _estimate(
 
     def progress(part: str, p: EstimateProgress) -> None:
         left = "" if p.seconds_left is None else f", {p.seconds_left:.0f} s left"
-        again = f", {p.repeated} blocks repeated" if p.repeated else ""
+        again = f", {counted(p.repeated, 'block')} repeated" if p.repeated else ""
         update(part, round(100 * p.share), 100, f"{p.tokens:,} tokens, {rates(p)}{left}{again}")
 
     with _interruptible(), ExitStack() as stack:
@@ -261,7 +262,7 @@ def _estimate(
         else f"{obtained.seconds:.1f} s, {tokens / obtained.seconds:.0f} tokens/s"
     )
     if obtained.repeated_blocks:
-        how += f", {obtained.repeated_blocks} blocks repeated"
+        how += f", {counted(obtained.repeated_blocks, 'block')} repeated"
     console.print(f"{tokens:,} tokens, layers {list(obtained.covariance.layers)}, {how}")
     console.print(f"digest {obtained.covariance.digest}")
     console.print(str(output or path))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.editing.errors import UserError
+from errata.editing.wording import counted
 from errata.orchestrator.progress import Display
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def export(
                 journal, chosen, form=form.value, base=base, repository=repository, card=card, facts=facts
             )
             (output / "README.md").write_text(text, encoding="utf-8")
-            message = f"v{chosen.sequence} {chosen.digest[:12]}: {chosen.edits} edits"
+            message = f"v{chosen.sequence} {chosen.digest[:12]}: {counted(chosen.edits, 'edit')}"
             address = hub.push(output, repository, message=message, private=private)
     typer.echo(f"v{chosen.sequence} {chosen.digest} -> {output}")
     if address is not None:
@@ -199,7 +200,7 @@ def gc(
     for item in garbage:
         typer.echo(f"{item.path.relative_to(directory)}\t{item.size}")
     done = "would be deleted" if dry_run else "deleted"
-    typer.echo(f"{len(garbage)} files, {sum(item.size for item in garbage)} bytes {done}")
+    typer.echo(f"{counted(len(garbage), 'file')}, {sum(item.size for item in garbage)} bytes {done}")
 
 
 def bisect(
@@ -229,7 +230,9 @@ def bisect(
         bisection = bisecting.bisect(
             versions,
             asker.ask,
-            progress=lambda left: display.say(f"{len(versions) - 1} commits, at most {left} versions still to ask"),
+            progress=lambda left: display.say(
+                f"{counted(len(versions) - 1, 'commit')}, at most {counted(left, 'version')} still to ask"
+            ),
         )
         commit = History(journal).commit(bisection.commit.sequence)
     report = {
@@ -280,8 +283,9 @@ def _report_lines(report: Any) -> Iterator[str]:
         yield f"half-written {leftover}"
     if report.orphans or report.leftovers:
         yield "what nothing names harms nothing; `errata gc` deletes it"
-    verdict = "sound" if report.sound else f"{len(report.problems)} problems"
-    yield f"{report.requests} requests, {report.versions} versions, {report.files} files: {verdict}"
+    verdict = "sound" if report.sound else counted(len(report.problems), "problem")
+    seen = (counted(report.requests, "request"), counted(report.versions, "version"), counted(report.files, "file"))
+    yield f"{', '.join(seen)}: {verdict}"
 
 
 def _bisection_lines(bisection: Any, commit: Any, probes: Any, commits: int) -> Iterator[str]:
@@ -297,5 +301,5 @@ def _bisection_lines(bisection: Any, commit: Any, probes: Any, commits: int) -> 
             yield f"{clean(probe.id or probe.prompt)}"
             yield f"    v{bisection.before.sequence}: {clean(bisection.before.answers[number])}"
             yield f"    v{bisection.after.sequence}: {clean(bisection.after.answers[number])}"
-    yield f"{len(bisection.asked)} of {commits + 1} versions asked"
+    yield f"{len(bisection.asked)} of {counted(commits + 1, 'version')} asked"
     yield "the search takes the verdict to change once; where it changes more often, this is one of the changes"

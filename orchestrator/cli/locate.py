@@ -12,6 +12,7 @@ import typer
 import yaml
 
 from errata.editing.errors import UserError
+from errata.editing.wording import counted
 
 if TYPE_CHECKING:
     from errata.editing.tracing import Trace, TracePrompt
@@ -211,7 +212,7 @@ def _print(trace: Trace) -> None:
     if trace.window is None or trace.window_sum is None:
         return
     mean = trace.effects["subject_last"].mean
-    typer.echo(f"{trace.valid} of {len(trace.prompts)} prompts count")
+    typer.echo(f"{trace.valid} of {counted(len(trace.prompts), 'prompt')} count")
     for layer in sorted(range(trace.layers), key=lambda i: -mean[i])[:10]:
         typer.echo(f"layer {layer:3d}  {mean[layer]:6.3f}{'  chosen' if layer in trace.window else ''}")
     typer.echo(f"chosen layers: {list(trace.window)} (sum {trace.window_sum:.3f})")
@@ -233,7 +234,7 @@ def write_layers(path: Path, trace: Trace, config: RunConfig) -> None:
         }
         settings = trace.config
         text = (
-            f"# layers: causal tracing, {trace.valid} of {len(trace.prompts)} prompts valid, noise "
+            f"# layers: causal tracing, {trace.valid} of {counted(len(trace.prompts), 'prompt')} valid, noise "
             f"{settings.noise:g} sigma, {settings.draws} draws, seed {settings.seed}.\n"
             f"# model digest: {trace.digest}\n"
             + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=None)

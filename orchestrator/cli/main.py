@@ -140,7 +140,10 @@ def _print_result(output: Path) -> None:
 
     summary = read_summary(output / "summary.json")
     console = Console()
-    table = Table(title=f"{summary.edits_applied} edits, {summary.refreshes} refreshes, version {summary.version[:12]}")
+    table = Table(
+        title=f"{counted(summary.edits_applied, 'edit')}, {counted(summary.refreshes, 'refresh')}, "
+        f"version {summary.version[:12]}"
+    )
     arms = [arm for arm in ARMS if arm in summary.arms]
     table.add_column("")
     for arm in arms:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from errata.editing.errors import UserError
+from errata.editing.wording import counted
 
 if TYPE_CHECKING:
     from errata.orchestrator.experiments.record import SweepRecord
@@ -50,7 +51,7 @@ def sweep(
         states = {cell.key: cell.state for cell in record.cells}
         for cell in planned.cells:
             typer.echo(f"{cell.key[:16]}  {states[cell.key]:<11}  {cell.title}")
-        typer.echo(f"{len(planned.cells)} cells of {planned.config.name}, {jobs} at a time, in {target}")
+        typer.echo(f"{counted(len(planned.cells), 'cell')} of {planned.config.name}, {jobs} at a time, in {target}")
         return
     from errata.orchestrator.experiments.execute import run_sweep
     from errata.orchestrator.experiments.view import SweepView
@@ -79,7 +80,10 @@ def _finish(record: SweepRecord, target: Path) -> None:
     for cell in failed:
         typer.echo(f"failed: {title_of(cell.coordinates)}: {cell.reason}", err=True)
     if failed:
-        typer.echo(f"{len(failed)} of {len(record.cells)} cells failed; their logs are in {target / 'logs'}", err=True)
+        typer.echo(
+            f"{len(failed)} of {counted(len(record.cells), 'cell')} failed; their logs are in {target / 'logs'}",
+            err=True,
+        )
         raise typer.Exit(1)
 
 

@@ -1,7 +1,7 @@
 """Settings that belong to a model: presets, the model a preset is of, and runs whose settings were made for another.
 
 A preset is part of a run's configuration (``model``, ``editor``, ...) with two keys of its own: ``editors`` holds what
-holds for one type of editor only, ``matches`` what its model is recognised by. Order: defaults, configuration, preset,
+holds for one type of editor only, ``matches`` what its model is recognized by. Order: defaults, configuration, preset,
 ``--set``.
 """
 

@@ -12,6 +12,7 @@ from errata.actors.workers.covariance import Estimate, EstimateProgress
 from errata.editing.covariance import KeyCovariance
 from errata.editing.editors import EditorConfig, make_editor
 from errata.editing.errors import ErrataError, UserError
+from errata.editing.wording import counted
 from errata.orchestrator.config.covariance import CovarianceConfig
 from errata.orchestrator.config.refresh import RefreshConfig
 from errata.orchestrator.covariance.drift import NOT_NEEDED, DriftWatch, Looked
@@ -236,7 +237,7 @@ class Refreshing:
         self._editor.swap(covariance)
         self._pending = None
         self._tracker.log_metrics({"covariance/tokens": float(covariance.tokens)}, step=head.edits)
-        self._display.say(f"covariance of version {pending.version[:10]} in force after {head.edits} edits")
+        self._display.say(f"covariance of version {pending.version[:10]} in force after {counted(head.edits, 'edit')}")
 
     def _joined(self, estimate: KeyCovariance, sequence: int) -> KeyCovariance:
         """What takes over at a boundary: the estimate itself, or joined with the one in force or with the first."""
@@ -257,7 +258,7 @@ class Refreshing:
     def _not_needed(self, pending: PendingRefresh, distance: str, seconds: float) -> None:
         """A look that found no drift is done with: the covariance in force still fits."""
         self._ended(pending, NOT_NEEDED, "done", distance, seconds)
-        self._display.say(f"no refresh at {pending.triggered_at} edits: {distance}")
+        self._display.say(f"no refresh at {counted(pending.triggered_at, 'edit')}: {distance}")
 
     def _taken(self, sequence: int) -> bool:
         """Whether another refresh has its swap at this boundary, which can have one only."""
@@ -277,7 +278,7 @@ class Refreshing:
         """The covariance in force stays, and everybody hears of it."""
         edits = self._ended(pending, REFUSED, "refused", reason, seconds)
         self._display.say(
-            f"refresh triggered at {pending.triggered_at} edits REFUSED after {edits}: {reason}; "
+            f"refresh triggered at {counted(pending.triggered_at, 'edit')} REFUSED after {edits}: {reason}; "
             "the covariance in force stays"
         )
 
@@ -336,7 +337,7 @@ class Refreshing:
     def _show(self, stage: str, progress: EstimateProgress) -> None:
         note = rates(progress)
         if progress.repeated:
-            note += f", {progress.repeated} blocks repeated"
+            note += f", {counted(progress.repeated, 'block')} repeated"
         total = self._covariance.tokens
         if total is None:
             self._display.update(stage, round(100 * progress.share), 100, note)

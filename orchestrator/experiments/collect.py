@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from errata.editing.errors import UserError
+from errata.editing.wording import counted
 from errata.orchestrator.experiments.labels import text_of
 from errata.orchestrator.experiments.record import SWEEP_FILE, read_record
 from errata.orchestrator.report.summary import Summary, read_summary
@@ -75,7 +76,7 @@ def collect(paths: Sequence[Path]) -> Collection:
             if len(done) < len(record.cells):
                 states = {state: record.count(state) for state in ("failed", "interrupted", "running", "waiting")}
                 said = ", ".join(f"{count} {state}" for state, count in states.items() if count)
-                notes.append(f"{len(done)} of {len(record.cells)} cells of {record.name} are done: {said}")
+                notes.append(f"{len(done)} of {counted(len(record.cells), 'cell')} of {record.name} are done: {said}")
         else:
             runs.append(read_run(path))
             plain = True

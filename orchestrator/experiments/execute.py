@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from errata.actors.sweep import SharedRay, shared_ray
 from errata.editing.errors import UserError
+from errata.editing.wording import counted
 from errata.orchestrator.experiments.config import Cell, Sweep
 from errata.orchestrator.experiments.plan import (
     Layout,
@@ -101,7 +102,7 @@ def run_sweep(sweep: Sweep, output: Path, *, jobs: int, view: SweepView, command
         states = {cell.key: cell.state for cell in record.cells if cell.key in own}
         todo = [cell for cell in sweep.cells if states[cell.key] != "done"]
         skipped = len(sweep.cells) - len(todo)
-        view.say(f"{len(sweep.cells)} cells: {len(todo)} to run, {skipped} done before")
+        view.say(f"{counted(len(sweep.cells), 'cell')}: {len(todo)} to run, {skipped} done before")
         if todo:
             _Execution(sweep, layout, record, jobs, view, command).run(todo)
         else:

@@ -35,7 +35,7 @@ class Column:
     higher: bool | None = True
     """None where neither end is better in itself."""
     share: bool = True
-    """Shown in per cent."""
+    """Shown in percent."""
     meaning: str = ""
     digits: int = 3
     """Significant ones of what is no share."""

@@ -102,7 +102,7 @@ def reading(comparison: RunComparison, columns: Sequence[Column] | None = None) 
     over = f" Means with standard errors over {' or '.join(map(str, counts))} repetitions." if counts else ""
     if any(f.interval is not None for row in rows for f in row.figures.values() if f is not None):
         over += " In brackets 95 % intervals over the facts that were asked about."
-    shares = " Shares in per cent." if any(column.share for column in shown) else ""
+    shares = " Shares in percent." if any(column.share for column in shown) else ""
     measured = f" {comparison.measured}" if comparison.measured else ""
     return f"{said}.{shares}{over} All figures at the end of the stream.{measured}".lstrip(".")
 

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from errata.editing.wording import counted
 from errata.orchestrator.experiments.labels import title_of
 from errata.orchestrator.experiments.plan import Progress
 from errata.orchestrator.experiments.record import CellRecord, SweepRecord
@@ -95,7 +96,7 @@ def headline(record: SweepRecord, elapsed: float) -> str:
     """Counts by state, and how long it has taken."""
     counts = [(state, record.count(state)) for state in ("done", "running", "waiting", "failed", "interrupted")]
     said = ", ".join(f"{count} {state}" for state, count in counts if count)
-    return f"{record.name}: {said} of {len(record.cells)} cells, {clock(elapsed)}"
+    return f"{record.name}: {said} of {counted(len(record.cells), 'cell')}, {clock(elapsed)}"
 
 
 def clock(seconds: float | None) -> str:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from errata.editing.digest import digest_json
 from errata.editing.errors import ErrataError
+from errata.editing.wording import counted
 from errata.orchestrator.config.guard import WEBHOOK, GuardConfig
 from errata.orchestrator.guard.rules import GuardVerdict, Reading, judge
 from errata.orchestrator.guard.webhook import Outcome, Webhook
@@ -258,7 +259,7 @@ class Guard:
         logger.error("GUARD BREACH at %s", reason)
         if self._webhook is not None:
             self._webhook.send(self._alert(data))
-        then = f"; reverting {len(ids)} edits, back to v{good}" if ids else ""
+        then = f"; reverting {counted(len(ids), 'edit')}, back to v{good}" if ids else ""
         self._say(f"guard: {reason}{'; paused' if data['paused'] else ''}{then}")
         if ids:
             self._take_out(ids, f"guard: {reason}")
@@ -286,7 +287,7 @@ class Guard:
                 return
             self._note("reverted", sequence=version.sequence, version=version.digest, to=good, requests=list(ids))
             self._state.reverting = ()
-            self._say(f"guard: {len(ids)} edits reverted; v{version.sequence} holds what v{good} held")
+            self._say(f"guard: {counted(len(ids), 'edit')} reverted; v{version.sequence} holds what v{good} held")
             self._begin(version)
             assert self._pending is not None
             self._conclude(*self._pending, reverted=True)

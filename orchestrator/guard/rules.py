@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from errata.editing.errors import UserError
+from errata.editing.wording import counted
 from errata.orchestrator.config.guard import GuardConfig
 from errata.orchestrator.history.bisect import RegressionProbe, read_probes
 from errata.orchestrator.measuring.measurer import read_held_out
@@ -46,7 +47,8 @@ def judge(config: GuardConfig, probes: Sequence[RegressionProbe], base: Reading,
     # counted, not by shares: 1 - 0.9 is a little less than 0.1
     if held and len(broken) > config.max_sentinel_loss * len(held) + 1e-9:
         reasons.append(
-            f"{len(broken)} of {len(held)} sentinels no longer hold (allowed: {config.max_sentinel_loss:.0%})"
+            f"{len(broken)} of {counted(len(held), 'sentinel')} no longer hold "
+            f"(allowed: {config.max_sentinel_loss:.0%})"
         )
     limit = config.max_perplexity_ratio
     if limit is not None and ratio is not None and not ratio <= limit:  # also when it is not a number

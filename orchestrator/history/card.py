@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import yaml
 
+from errata.editing.wording import counted
 from errata.orchestrator.journal.reading import JournalReader
 from errata.orchestrator.journal.rows import EvaluationRow, RequestRow, Version
 
@@ -114,7 +115,9 @@ def _cost(journal: JournalReader, version: Version) -> str:
     if not rows:
         return head + "Nothing was measured on this version. Other facts about the same subjects may have changed."
     where = (
-        "this version" if found.version == version.digest else f"a version of the same run after {found.edits} edits"
+        "this version"
+        if found.version == version.digest
+        else f"a version of the same run after {counted(found.edits, 'edit')}"
     )
     table = [f"| {name} | {_number(before)} | {_number(after)} |" for name, before, after in rows]
     facts = _count(int(found.metrics.get("facts", 0)), "fact")

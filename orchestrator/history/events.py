@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
+from errata.editing.wording import counted
 from errata.orchestrator.journal.reading import JournalReader
 from errata.orchestrator.journal.rows import Version
 
@@ -56,13 +57,13 @@ def _check(data: Mapping[str, Any]) -> str:
     if data["good"]:
         return f"v{data['sequence']} is good: {', '.join(figures)}"
     done = ["paused"] if data["paused"] else []
-    done += [f"reverting {len(data['reverting'])} edits"] if data["reverting"] else []
+    done += [f"reverting {counted(len(data['reverting']), 'edit')}"] if data["reverting"] else []
     return f"BREACH at v{data['sequence']}: {'; '.join(data['reasons'])}" + (f" ({', '.join(done)})" if done else "")
 
 
 def _alert(data: Mapping[str, Any]) -> str:
     state = "delivered" if data["delivered"] else f"NOT delivered ({data['reason']})"
-    return f"alert to {data['host']} {state} after {data['attempts']} attempts"
+    return f"alert to {data['host']} {state} after {counted(data['attempts'], 'attempt')}"
 
 
 def _at(text: str) -> Callable[[Mapping[str, Any]], str]:
@@ -76,7 +77,9 @@ def _why(text: str) -> Callable[[Mapping[str, Any]], str]:
 _LINES: Final[Mapping[tuple[str, str], Callable[[Mapping[str, Any]], str]]] = {
     ("guard", "check"): _check,
     ("guard", "failed"): _why("could not be checked"),
-    ("guard", "reverted"): lambda d: f"reverted {len(d['requests'])} edits: v{d['sequence']} is v{d['to']} again",
+    ("guard", "reverted"): lambda d: (
+        f"reverted {counted(len(d['requests']), 'edit')}: v{d['sequence']} is v{d['to']} again"
+    ),
     ("guard", "revert_failed"): lambda d: str(d["reason"]),
     ("guard", "resume"): lambda d: f"resumed by {d['by']}",
     ("guard", "alert"): _alert,

@@ -45,7 +45,7 @@ def clean(text: str) -> str:
 
 
 def log_lines(entries: Iterable[LogEntry], *, facts: int = 10) -> Iterator[str]:
-    """The log; of each commit at most ``facts`` facts of a kind are spelt out."""
+    """The log; of each commit at most ``facts`` facts of a kind are spelled out."""
     for entry in entries:
         if isinstance(entry, CommitEntry):
             yield from _commit(entry, facts)

@@ -16,6 +16,7 @@ from torch import Tensor
 from errata.editing.delta import WeightDelta
 from errata.editing.digest import digest_json
 from errata.editing.errors import DamagedFileError, UserError
+from errata.editing.wording import counted
 from errata.orchestrator.history.log import History
 from errata.orchestrator.history.rebuild import BaseCheckpoint, advance, edited_layers, load_delta, weights_digest
 from errata.orchestrator.history.receipts import load_receipt, open_store
@@ -197,7 +198,11 @@ def _check_versions(history: History, report: Report) -> None:
         if version.kind == "edit":
             applied = len(_applied(history, version))
             if version.edits - before.edits != applied:
-                report.add(where, f"counts {version.edits - before.edits} edits, {applied} requests were applied")
+                report.add(
+                    where,
+                    f"counts {counted(version.edits - before.edits, 'edit')}, "
+                    f"{counted(applied, 'request')} {'was' if applied == 1 else 'were'} applied",
+                )
         before = version
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.decoder import layer_of
+from errata.editing.wording import counted
 from errata.evaluation.geometry import (
     CEILINGS,
     Principal,
@@ -176,4 +177,4 @@ def geometry_lines(found: Sequence[VersionGeometry], rows: Sequence[Correlation]
     for row in rows:
         if (row.summary, row.across) == ("median", "mean"):
             what = f"Spearman of the median R_k (mean over layers) with {row.metric}"
-            yield f"{what}: {row.rho:+.3f}, {row.versions} versions"
+            yield f"{what}: {row.rho:+.3f}, {counted(row.versions, 'version')}"

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from errata.editing.digest import digest_json
+from errata.editing.wording import counted
 from errata.evaluation.metrics import edit_score
 from errata.evaluation.metrics.composite import EDIT_PARTS
 from errata.evaluation.preservation.battery import Change, Item, Outcomes, Score, Suite, change, s_p, sampled, scores_of
@@ -219,4 +220,4 @@ def report_lines(report: PreservationReport) -> Iterator[str]:
             grown = compared.uncertainty
             parts = (("total", grown.growth), ("of means", grown.growth_of_means))
             shown = ", ".join(f"{name} {value:+.3f}" for name, value in parts if value is not None)
-            yield f"  uncertainty growth: {shown} ({grown.questions} questions)"
+            yield f"  uncertainty growth: {shown} ({counted(grown.questions, 'question')})"

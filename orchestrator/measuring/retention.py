@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from errata.editing.wording import counted
 from errata.evaluation.metrics import Retention, forgetting, retention
 from errata.evaluation.preservation.battery import Item, Outcomes, Suite
 from errata.orchestrator.measuring.preserve import Ask, Asked, keep_outcomes, kept_outcomes
@@ -140,7 +141,7 @@ def lifetime_lines(lives: Sequence[Lifetime]) -> Iterator[str]:
     for life in lives:
         ends = life.retention
         kept = "" if ends.kept is None else f", {ends.kept:.3f} of it kept"
-        yield f"  {life.metric:<22}{ends.right_after:.3f} -> {ends.at_end:.3f}{kept}  ({ends.edits} edits)"
+        yield f"  {life.metric:<22}{ends.right_after:.3f} -> {ends.at_end:.3f}{kept}  ({counted(ends.edits, 'edit')})"
         for point in life.curve:
             span = f"{point.youngest}" if point.youngest == point.oldest else f"{point.youngest}-{point.oldest}"
             yield f"    age {span:<12}{point.right_after:8.3f} -> {point.at_end:.3f}  ({point.edits})"

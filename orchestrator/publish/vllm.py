@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from errata.editing.errors import ErrataError
 from errata.editing.extras import Later
+from errata.editing.wording import counted
 from errata.orchestrator.config.publish import TOKEN
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class VllmServer:
         except (KeyError, TypeError) as error:
             raise ServerError(f"{self.url}: its completions cannot be read") from error
         if len(answers) != len(prompts):
-            raise ServerError(f"{self.url}: {len(answers)} answers to {len(prompts)} questions")
+            raise ServerError(f"{self.url}: {counted(len(answers), 'answer')} to {counted(len(prompts), 'question')}")
         return answers
 
     def _json(self, method: str, path: str, body: Any = None) -> Any:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from errata.editing.tracing import CLASSES, Trace
+from errata.editing.wording import counted
 
 LABELS = {
     "subject_first": "first subject token",
@@ -51,7 +52,7 @@ def _figure(trace: Trace) -> Figure:
         _by_class(figure, lower, trace)
     what = "hidden state" if trace.config.kind == "hidden" else f"outputs of {trace.config.span} MLPs"
     figure.suptitle(
-        f"{Path(trace.model).name}: {what} restored, {trace.valid} of {len(trace.prompts)} prompts, "
+        f"{Path(trace.model).name}: {what} restored, {trace.valid} of {counted(len(trace.prompts), 'prompt')}, "
         f"{trace.config.draws} draws of noise",
         fontsize=11,
     )

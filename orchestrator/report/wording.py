@@ -98,7 +98,7 @@ KINDS = {
     "portability": "One step further",
     "neighborhood": "Neighbor, must not change",
 }
-KIND_SHORT = {"edit": "update", "paraphrase": "reworded", "portability": "one step", "neighborhood": "neighbours"}
+KIND_SHORT = {"edit": "update", "paraphrase": "reworded", "portability": "one step", "neighborhood": "neighbors"}
 
 EDITORS = {
     "alphaedit": "AlphaEdit",

@@ -24,6 +24,7 @@ from errata.editing.request import EditRequest
 from errata.editing.reverting import HistoryItem
 from errata.editing.session import EditReceipt, Snapshot
 from errata.editing.verify import in_short
+from errata.editing.wording import counted
 from errata.orchestrator.config.run import BatchingConfig, SnapshotConfig
 from errata.orchestrator.covariance.refresh import crossed
 from errata.orchestrator.covariance.schedule import Refreshing
@@ -286,7 +287,7 @@ class Pipeline:
         since = self._past.since = None if newest is None else newest[1]
         start = 0 if since is None else since.sequence
         self._display.say(
-            f"resuming after {head.edits} edits in {head.sequence} batches"
+            f"resuming after {counted(head.edits, 'edit')} in {counted(head.sequence, 'batch')}"
             + (f", from the snapshot of v{start}" if start else "")
         )
         self._begin(since)

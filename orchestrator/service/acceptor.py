@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from errata.editing.request import EditRequest
+from errata.editing.wording import counted
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.intake import Admit, Intake
 from errata.orchestrator.journal.rows import Accepted
@@ -74,7 +75,7 @@ class Acceptor:
                 too many edits wait to be written, and a 503 when the journal could not be written.
         """
         item = _Item(list(requests))
-        # from here on it cannot be cancelled: whoever stops waiting does not undo what is being written
+        # from here on it cannot be canceled: whoever stops waiting does not undo what is being written
         item.answer.set_running_or_notify_cancel()
         with self._gate:
             if self._closed:
@@ -159,7 +160,10 @@ class Acceptor:
 
     def _full(self, size: int) -> ServiceError:
         if size > self._max_waiting:
-            return ServiceError(413, "too_many_edits", f"{size} edits at once; at most {self._max_waiting} may wait")
+            return ServiceError(
+                413, "too_many_edits", f"{counted(size, 'edit')} at once; at most {self._max_waiting} may wait"
+            )
         return busy(
-            f"{self._max_waiting} edits may wait to be written, and so many do", retry_after=self._retry_after()
+            f"{counted(self._max_waiting, 'edit')} may wait to be written, and so many do",
+            retry_after=self._retry_after(),
         )

@@ -24,6 +24,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from errata.editing.errors import UserError
+from errata.editing.wording import counted
 from errata.evaluation.answering import Question
 from errata.evaluation.outcomes import Arm
 from errata.evaluation.streaming import TextPiece
@@ -86,7 +87,6 @@ class Service:
     progress: Callable[[], list[dict[str, Any]]] = list
     """What the process is at: stages with ``name``, ``done``, ``total`` and ``note``."""
     traces: Traces | None = None
-    """Keeps a share of the questions; None for none."""
     started: float = field(default_factory=time.time)
 
 
@@ -304,7 +304,8 @@ def _submitted(results: Sequence[dict[str, Any]], submission: Submission) -> Res
     body: dict[str, Any] = {"accepted": taken, "refused": len(results) - taken, "results": results}
     if taken:
         return JSONResponse(body, 202)
-    status, code = (422, "invalid") if submission.problems else (409, "conflict")
+    invalid = bool(submission.problems) or any(result["status"] == "invalid" for result in results)
+    status, code = (422, "invalid") if invalid else (409, "conflict")
     first = str(results[0]["error"])
     more = f" (and {len(results) - 1} more)" if len(results) > 1 else ""
     raise ServiceError(status, code, first + more, details=results)
@@ -362,6 +363,7 @@ def _question_routes(app: FastAPI, service: Service) -> None:
 
     async def ask(questions: Sequence[Question], arms: Sequence[Arm], limit: int | None) -> Answers:
         started = time.perf_counter()
+        await run_in_threadpool(asking.check, questions)
         answers = await _wait(asking.submit(questions, arms, limit))
         service.metrics.query.observe(time.perf_counter() - started)
         return answers
@@ -371,15 +373,16 @@ def _question_routes(app: FastAPI, service: Service) -> None:
         """Put questions to one or several arms at the live version, side by side."""
         wanted = parse(QueryIn, await request.body())
         if len(wanted.asked) > core.config.max_questions_per_query:
-            raise ServiceError(422, "invalid", f"at most {core.config.max_questions_per_query} questions at once")
+            raise ServiceError(
+                422, "invalid", f"at most {counted(core.config.max_questions_per_query, 'question')} at once"
+            )
         arms = wanted.arms or list(asking.arms)
         strange = [arm for arm in arms if arm not in asking.arms]
         if strange:
             raise ServiceError(422, "invalid", f"this run has no arm {strange[0]!r}; it has: {', '.join(asking.arms)}")
         limit = _bounded(core, wanted.max_new_tokens)
         started = time.perf_counter()
-        answers = await ask([Question(text) for text in wanted.asked], arms, limit)
-        view = answers_view(answers, wanted.asked)
+        view = answers_view(await ask([Question(text) for text in wanted.asked], arms, limit), wanted.asked)
         if service.traces is not None and service.traces.chosen():
             await run_in_threadpool(service.traces.keep, view, time.perf_counter() - started)
         return view

@@ -13,6 +13,7 @@ from errata.editing.errors import ErrataError, in_words
 from errata.editing.model.capacity import Capacity
 from errata.editing.model.streaming import Sampling
 from errata.editing.model.text import TextCodec
+from errata.editing.wording import counted
 from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.outcomes import MEMORY_ARMS, Arm
 from errata.evaluation.streaming import Opened, TextPiece
@@ -100,7 +101,7 @@ class Bounds:
         except Exception as error:  # a template's own words, of whatever type
             raise ServiceError(400, "bad_conversation", f"the model's chat template says: {in_words(error)}") from error
         if len(ids) > self._most:
-            raise self._too_long(f"{len(ids)} tokens")
+            raise self._too_long(counted(len(ids), "token"))
         problem = self._capacity.problem(self._text, ids)
         if problem is not None:
             raise ServiceError(400, "context_length_exceeded", f"the question cannot be taken in: {problem}")

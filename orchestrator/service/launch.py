@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from errata.editing.errors import ErrataError, UserError
+from errata.editing.wording import counted
 from errata.orchestrator.config.loading import build_config, composed
 from errata.orchestrator.config.presets import find_config
 from errata.orchestrator.config.run import RunConfig
@@ -242,5 +243,5 @@ def _run(service: Service, listener: socket.socket, stopper: _Stopper) -> None:
 def _announce(listener: socket.socket, tokens: Tokens, display: Display) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    guarded = f"{len(tokens)} tokens" if tokens else "no tokens: everybody on this machine may do everything"
+    guarded = counted(len(tokens), "token") if tokens else "no tokens: everybody on this machine may do everything"
     display.say(f"serving on http://{shown}:{port} ({guarded})")

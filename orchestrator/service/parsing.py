@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 from errata.editing.request import EditRequest
+from errata.editing.wording import counted
 from errata.orchestrator.service.errors import ServiceError, printable
 from errata.orchestrator.service.models import ID_PATTERN, EditIn, EditsIn
 
@@ -96,7 +97,7 @@ def parse_edits(
     if not isinstance(items, list) or not items:
         raise ServiceError(422, "invalid", "the body is an edit, or a list of at least one")
     if len(items) > most:
-        raise ServiceError(413, "too_many_edits", f"a body holds at most {most} edits, got {len(items)}")
+        raise ServiceError(413, "too_many_edits", f"a body holds at most {counted(most, 'edit')}, got {len(items)}")
     if key is not None and not single:
         raise ServiceError(400, "bad_request", "Idempotency-Key goes with a single edit; give each of several its id")
     if key is not None and not re.fullmatch(ID_PATTERN, key):

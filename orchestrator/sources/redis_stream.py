@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from errata.editing.errors import UserError
+from errata.editing.wording import counted
 from errata.orchestrator.config.stream import PASSWORD, RedisConfig
 from errata.orchestrator.sources.base import Delivery, deliveries_of
 
@@ -196,7 +197,8 @@ class RedisStream:
             position, token = f"{self._config.stream}/{name.decode()}", (name, fields)
             often = times.get(name, 1)
             if often > self._config.max_deliveries:
-                problem = f"handed out {often} times without being acknowledged; allowed: {self._config.max_deliveries}"
+                allowed = self._config.max_deliveries
+                problem = f"handed out {counted(often, 'time')} without being acknowledged; allowed: {allowed}"
                 deliveries.append(Delivery(position, problem=problem, token=token))
                 continue
             try:

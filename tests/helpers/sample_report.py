@@ -112,7 +112,7 @@ def _probe(
             found = [(statement, 0.81), *((other, rng.uniform(0.2, 0.5)) for other in others)]
             arms[key] |= {
                 "chosen": statement if hit else None,
-                "reason": "explains 0.71 of the question" if hit else "no subject explains enough of the question",
+                "reason": "the question is about the subject (relevance 0.71)" if hit else "no statement is relevant",
                 "retrieved": [{"id": i, "score": round(s, 4), "statement": text} for i, (text, s) in enumerate(found)],
             }
     return {"kind": kind, "prompt": prompt, "expected": [expected], "arms": arms}

@@ -23,13 +23,14 @@ from errata.evaluation.streaming import Opened, TextPiece
 from errata.orchestrator.config.publish import PublishConfig
 from errata.orchestrator.config.service import ServiceConfig
 from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.intake import Admission
 from errata.orchestrator.journal.rows import CommitData, JournalMeta, RequestOutcome, Version
 from errata.orchestrator.publish.questions import Marks
 from errata.orchestrator.publish.registry import Registered
 from errata.orchestrator.publish.rollout import ServerResult, State
 from errata.orchestrator.run.batcher import plan_batch
 from errata.orchestrator.service.app import Service, make_app
-from errata.orchestrator.service.asking import Asking
+from errata.orchestrator.service.asking import Asking, Bounds
 from errata.orchestrator.service.auth import Tokens, load_tokens
 from errata.orchestrator.service.core import ServiceCore
 from errata.orchestrator.service.metrics import Metrics
@@ -250,9 +251,13 @@ def running(
     start: bool = True,
     size: int = 10,
     prepare: Callable[[FakePipeline], None] = lambda pipeline: None,
+    admission: Admission | None = None,
     **settings: Any,
 ) -> Iterator[Running]:
-    """A service over the journal in a directory, made if it is not there, with a client in this process."""
+    """A service over the journal in a directory, made if it is not there, with a client in this process.
+
+    ``admission``: what edits and questions are held to; without one every length will do.
+    """
     path = directory / "journal.sqlite"
     journal = Journal.open(path) if path.exists() else Journal.create(path, meta())
     config = ServiceConfig(**{"poll_seconds": 0.02, "revert_wait_seconds": 5.0, **settings})
@@ -260,8 +265,10 @@ def running(
     with journal, Journal.open(path, read_only=True) as reader:
         pipeline, evaluators = FakePipeline(journal, size=size), FakeEvaluators()
         prepare(pipeline)
-        core = ServiceCore(pipeline, config)
-        asking = Asking(lambda: core.live, FakeMemory(reader), evaluators, k=3, arms=ARMS, limit=config.max_queries)
+        core = ServiceCore(pipeline, config, admit=admission or EditRequest.cleaned)
+        bounds = admission and Bounds(admission.text, admission.capacity, config.max_question_tokens)
+        memory, most = FakeMemory(reader), config.max_queries
+        asking = Asking(lambda: core.live, memory, evaluators, k=3, arms=ARMS, limit=most, bounds=bounds)
         servers = FakeServers()
         publishing = Publishing(PublishConfig(to=SERVERS), servers.roll, servers.register)
         service = Service(

@@ -26,7 +26,7 @@ from errata.retrieval.embedder import HashEmbedder
 from errata.retrieval.memory import FactMemory, MemoryEntry
 from errata.retrieval.scr import SelectiveReasoner
 
-STREAM = Path(__file__).parents[1] / "assets" / "streams" / "six_scripts.jsonl"
+STREAM = Path(__file__).parents[2] / "configs" / "streams" / "six_scripts.jsonl"
 UNSPACED = ("chinese", "japanese", "thai")
 STOPS = {"latin": ".", "chinese": "。", "japanese": "。", "arabic": ".", "hindi": "।", "thai": ""}
 

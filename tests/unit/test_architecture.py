@@ -229,7 +229,7 @@ def test_the_components_of_a_run_see_their_sections_and_not_the_whole_configurat
         *(f"config/{name}.py" for name in ("loading", "run")),
         "doctor.py",
         *(f"experiments/{name}.py" for name in ("config", "plan")),
-        *(f"run/{name}.py" for name in ("assembly", "launch", "offline", "opening", "outputs")),
+        *(f"run/{name}.py" for name in ("assembly", "described", "launch", "offline", "opening", "outputs")),
         *(f"service/{name}.py" for name in ("launch", "publishing")),
     }
     whole = re.compile(r"\bRunConfig\b")

@@ -94,7 +94,7 @@ def test_wheel_carries_the_presets(wheel_names: set[str]) -> None:
     assert expected == {name for name in wheel_names if name.startswith("errata/_configs/")}
 
 
-def test_wheel_carries_its_licence_and_command(wheel_names: set[str], project: dict) -> None:
+def test_wheel_carries_its_license_and_command(wheel_names: set[str], project: dict) -> None:
     info = {name.split("/", 1)[1] for name in wheel_names if ".dist-info/" in name}
     assert {"licenses/LICENSE", "licenses/NOTICE", "entry_points.txt"} <= info
     assert project["project"]["scripts"] == {"errata": "errata.orchestrator.cli:main"}

@@ -64,7 +64,7 @@ class MoseConfig(LocateConfig):
     ``layers`` then need a neighbor in the model."""
 
     @model_validator(mode="after")
-    def _neighbours_exist(self) -> MoseConfig:
+    def _neighbors_exist(self) -> MoseConfig:
         if self.beyond and self.layers[0] == 0:
             raise ValueError("beyond needs a layer below the lowest of layers; leave out layer 0")
         return self

@@ -1,4 +1,4 @@
-"""Settings of a model: presets over a configuration, models recognised by their weights, runs without settings."""
+"""Settings of a model: presets over a configuration, models recognized by their weights, runs without settings."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_shipped_presets_are_found_by_short_names_and_others_refused() -> None:
         find_preset("gemma")
 
 
-# ---------------------------------------------------------------- models recognised
+# ---------------------------------------------------------------- models recognized
 
 
 def test_a_model_is_known_by_its_weights_in_any_precision(tmp_path: Path, checkpoint: Path) -> None:
@@ -116,11 +116,11 @@ def test_a_model_is_known_by_its_weights_in_any_precision(tmp_path: Path, checkp
         assert not of_it.matches(other) and other.matches(other)
 
 
-def test_what_is_no_checkpoint_cannot_be_recognised(tmp_path: Path, checkpoint: Path) -> None:
+def test_what_is_no_checkpoint_cannot_be_recognized(tmp_path: Path, checkpoint: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "config.json").write_text((checkpoint / "config.json").read_text())
-    with pytest.raises(UserError, match="cannot be recognised"):
+    with pytest.raises(UserError, match="cannot be recognized"):
         fingerprint(empty)
 
 

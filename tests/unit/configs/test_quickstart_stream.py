@@ -78,7 +78,7 @@ def test_prompts_are_cloze_sentences_around_the_subject(requests: list[EditReque
         assert request.provenance is not None and request.provenance.why, request.id
 
 
-def test_neighbours_are_three_and_never_edited(requests: list[EditRequest]) -> None:
+def test_neighbors_are_three_and_never_edited(requests: list[EditRequest]) -> None:
     subjects = {request.subject for request in requests}
     for request in requests:
         assert len(request.neighborhood) == 3, request.id

@@ -287,7 +287,7 @@ def a_budget_for_nobody(these):
 
 
 @mutation("selectors")
-def a_budget_in_per_cent_on_pods_of_ray(these):
+def a_budget_in_percent_on_pods_of_ray(these):
     set_to(find(these, "PodDisruptionBudget", "errata-editor")["spec"], "minAvailable", "50%")
 
 
@@ -361,7 +361,7 @@ def a_file_that_is_not_mounted(these):
 
 
 @mutation("commands", "jobs/sweep")
-def a_job_with_a_misspelt_option(these):
+def a_job_with_a_misspelled_option(these):
     job = find(these, "RayJob", "errata-sweep")["spec"]
     set_to(job, "entrypoint", job["entrypoint"].replace("--jobs", "--job-count"))
 

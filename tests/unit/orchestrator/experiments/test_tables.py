@@ -17,7 +17,7 @@ from .conftest import fact, write_sweep_record
 
 
 def texts(comparison: RunComparison, key: str, block: int = 0) -> dict[str, str]:
-    """Label -> mean in per cent, the best with a star."""
+    """Label -> mean in percent, the best with a star."""
     return {
         row.label: f"{100 * figure.mean:.1f}{'*' if figure.best else ''}"
         for row in comparison.blocks[block].rows

@@ -149,7 +149,7 @@ def read_and_die(server: str, path: Path, consumer: str, *, accept: bool) -> Non
 
 
 @pytest.mark.parametrize("accept", [True, False], ids=["after the journal", "before the journal"])
-def test_kill_9_between_journal_and_acknowledgement(server: str, client: Any, tmp_path: Path, accept: bool) -> None:
+def test_kill_9_between_journal_and_acknowledgment(server: str, client: Any, tmp_path: Path, accept: bool) -> None:
     path = tmp_path / "journal.sqlite"
     new_journal(path).close()
     add(client, *(record(number) for number in range(100)))
