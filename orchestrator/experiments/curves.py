@@ -52,7 +52,7 @@ class Chart:
     """One figure of several rows over the number of edits."""
 
     title: str
-    svg: Markup
+    chart: Markup
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,8 @@ const Charts = (() => {
       [low, high] = [low - room, high + room];
     }
     const xMost = Math.max(...data[0], ...(spec.events || []).map((e) => e.x)), xLeast = Math.min(...data[0]);
-    const xRange = spec.log ? null : spec.time || spec.tight ? (xMost > xLeast ? [xLeast, xMost] : [xLeast - 60, xMost + 60]) : [0, Math.max(xMost, 1)];
+    const xRange = spec.log ? null : spec.time || spec.tight ? (xMost > xLeast ? [xLeast, xMost] : [xLeast - 60, xMost + 60])
+      : [-0.04 * Math.max(xMost, 1), 1.04 * Math.max(xMost, 1)];
 
     function under(u) {
       const c = u.ctx;
@@ -169,11 +170,11 @@ const Charts = (() => {
     const width = Math.max(node.clientWidth, 220);
     const room = labeled ? Math.min(118, 0.34 * width) : 14;
     const axes = [
-      { ...axis, label: spec.xLabel, labelFont: axis.font, labelSize: 16, size: 26, gap: 4, grid: { show: false }, space: 44 },
+      { ...axis, label: spec.xLabel, labelFont: axis.font, labelSize: 16, size: spec.time ? 40 : 26, gap: 4, grid: { show: false }, space: 44 },
       { ...axis, label: spec.yLabel, labelFont: axis.font, labelSize: 16, size: 50, gap: 4, space: 32 },
     ];
     if (!spec.log) axes[1].values = (_, ticks) => ticks.map((t) => text(spec.tick || spec.form, t));
-    if (!spec.time && !spec.log) axes[0].values = (_, ticks) => ticks.map((t) => Number.isInteger(t) || spec.tight ? t.toLocaleString("en-US") : "");
+    if (!spec.time && !spec.log) axes[0].values = (_, ticks) => ticks.map((t) => (spec.x && spec.tight ? text(spec.x, t) : Number.isInteger(t) || spec.tight ? t.toLocaleString("en-US") : ""));
     node.chart = new uPlot({
       width, height: HEIGHT, legend: { show: false }, padding: [22, room, 0, 0],
       scales: {

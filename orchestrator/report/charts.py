@@ -146,7 +146,10 @@ def key(style: str) -> Markup:
 
 def script() -> str:
     """The engine and our part of it; `Charts.all()` draws every chart of the page."""
-    return f"{_asset('vendor/uplot.js')}\n{_asset('charts.js')}"
+    engine = _asset("vendor/uplot.js")
+    # its license goes where it goes
+    license_text = _asset("vendor/uplot.LICENSE.txt").strip()
+    return f"/*! uPlot\n{license_text}\n*/\n{engine.partition('*/')[2].lstrip()}\n{_asset('charts.js')}"
 
 
 def style() -> str:

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi import FastAPI, Query, Request
-from fastapi.dependencies.utils import get_flat_dependant
 
 from errata.orchestrator.guard.guard import EVENT as GUARD_EVENT
 from errata.orchestrator.journal.rows import Outcome, ShownState, stored_state
@@ -50,7 +49,7 @@ def check_parameters(request: Request) -> None:
     dependant = getattr(route, "dependant", None)
     if dependant is None or not request.query_params:
         return
-    known = sorted({field.alias for field in get_flat_dependant(dependant).query_params})
+    known = sorted({field.alias for field in dependant.query_params})
     for name in request.query_params:
         if name not in known:
             allowed = ", ".join(known) or "none"

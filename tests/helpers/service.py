@@ -90,7 +90,7 @@ class FakePipeline:
         self.writing.set()
         assert self.gate.wait(20)
         self.writing.clear()
-        outcomes = tuple(RequestOutcome(request.id, True) for request in plan.requests)
+        outcomes = tuple(_outcome(request) for request in plan.requests)
         return self._commit(CommitData(self._next(), outcomes, self._delta(), superseded=plan.superseded))
 
     def revert(self, request_ids: Sequence[str], *, reason: str = "", by: str | None = None) -> Version:
@@ -129,6 +129,15 @@ class FakePipeline:
         for hook in self.after_commit:
             hook(version)
         return version
+
+
+def _outcome(request: EditRequest) -> RequestOutcome:
+    """What its target says is to become of an edit: ``weak ...``, ``refused ...``; else nothing was looked at."""
+    if request.target_new.startswith("refused"):
+        return RequestOutcome(request.id, False, "the subject is not in the prompt")
+    if request.target_new.startswith("weak"):
+        return RequestOutcome(request.id, True, outcome="weak", figures={"p_target": 0.12, "reached": 0.31})
+    return RequestOutcome(request.id, True)
 
 
 class FakeMemory:

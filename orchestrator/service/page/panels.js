@@ -113,9 +113,9 @@ function showRouter(found) {
     ? `Allowed: ${share(router.max_false_alarms)} of questions that no edit is about. Threshold ${told(router.threshold)}, fitted among ${router.statements.toLocaleString()} statements.`
     : "No routed arm is asked here.";
   if (!router || router.curve.length < 2) return;
-  const points = router.curve.map((one) => [one.false_alarms, one.misses]).sort((a, b) => a[0] - b[0]).filter((p, i, all) => !i || p[0] > all[i - 1][0]);
+  const points = router.curve.map((one) => [one.false_alarms, one.misses]).sort((a, b) => a[0] - b[0]).filter((p, i, all) => p[0] <= 0.2 && (!i || p[0] > all[i - 1][0]));
   const events = [{ x: router.max_false_alarms, label: "allowed", short: "", detail: "the operating point that the configuration allows" }];
-  const spec = { series: [{ style: "routed", label: "missed", points }], form: { digits: 1, scale: 100, suffix: "%" }, x: { digits: 2, scale: 100, suffix: "%" },
+  const spec = { series: [{ style: "routed", label: "missed", points }], form: { digits: 1, scale: 100, suffix: "%" }, x: { digits: 0, scale: 100, suffix: "%" },
     xLabel: "share of false alarms", events, tight: true };
   chart($("router"), "router", "Paraphrases missed, by false alarms allowed", spec, `Share of paraphrases missed over the share of false alarms: ${share(points[0][1])} at ${share(points[0][0])}, ${share(points.at(-1)[1])} at ${share(points.at(-1)[0])}.`);
 }
