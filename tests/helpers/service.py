@@ -98,7 +98,11 @@ class FakePipeline:
             row = self.journal.request(name)
             if row is None or row.state != "applied":
                 raise UserError(f"edit {name!r} is not applied")
-        return self._commit(CommitData(self._next(), (), self._delta(), kind="revert", reverts=tuple(request_ids)))
+        return self._commit(
+            CommitData(
+                self._next(), (), self._delta(), kind="revert", reverts=tuple(request_ids), reason=reason or None
+            )
+        )
 
     def request_refresh(self) -> bool:
         self.refreshes += 1
