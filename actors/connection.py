@@ -14,7 +14,7 @@ import ray
 import ray.exceptions
 
 from errata.actors.settings import RayConfig
-from errata.editing.errors import ErrataError, UserError
+from errata.editing.errors import ErrataError, UserError, in_words
 
 LOST = (
     ray.exceptions.RayActorError,
@@ -34,6 +34,7 @@ def connect(config: RayConfig, ranks: int = 1) -> bool:
 
     Raises:
         UserError: the address cannot be reached.
+        ErrataError: a local one could not be started.
     """
     if ray.is_initialized():
         return False
@@ -51,8 +52,11 @@ def connect(config: RayConfig, ranks: int = 1) -> bool:
         # actor would keep Ray from using the processes it has started already
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        with _own_sigterm():
-            ray.init(address="local", num_cpus=int(-(-cpus // 1)), include_dashboard=False, **quiet)
+        try:
+            with _own_sigterm():
+                ray.init(address="local", num_cpus=int(-(-cpus // 1)), include_dashboard=False, **quiet)
+        except Exception as error:  # a plain one where a node comes up too late, OSError where a socket cannot be
+            raise ErrataError(f"Ray could not be started on this machine: {in_words(error)}") from error
         return True
     try:
         with _own_sigterm():

@@ -231,10 +231,10 @@ class EvaluationPool:
         names = list(openings)
         parts = [names[i :: len(self.actors)] for i in range(min(len(names), len(self.actors)))]
         calls = [partial(_continue, {name: list(openings[name]) for name in part}, weights, sampling) for part in parts]
-        found: dict[str, FreeText] = {}
+        texts_by_id: dict[str, FreeText] = {}
         for part in self._spread(calls):
-            found |= part
-        return {name: found[name] for name in names}
+            texts_by_id |= part
+        return {name: texts_by_id[name] for name in names}
 
     def answer(
         self,

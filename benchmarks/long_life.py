@@ -121,11 +121,11 @@ def living(config: RunConfig, output: Path) -> Iterator[Life]:
 
 def processes() -> dict[str, psutil.Process]:
     """The processes whose memory counts, by what they are."""
-    found = {"orchestrator": psutil.Process()}
-    for child in found["orchestrator"].children(recursive=True):
+    by_name = {"orchestrator": psutil.Process()}
+    for child in by_name["orchestrator"].children(recursive=True):
         title = " ".join(child.cmdline())
-        found |= {name: child for name, actor in _ACTORS.items() if title.startswith(f"ray::{actor}")}
-    return found
+        by_name |= {name: child for name, actor in _ACTORS.items() if title.startswith(f"ray::{actor}")}
+    return by_name
 
 
 def resident() -> dict[str, float]:

@@ -80,11 +80,12 @@ def edit(
     return base, edited, applied
 
 
-def figures(found: Evaluation) -> dict[str, dict[str, float]]:
+def figures(evaluation: Evaluation) -> dict[str, dict[str, float]]:
     """The three generated figures of every arm."""
     return {
-        arm: {name: metrics[name] or 0.0 for name in FIGURES} | {"mean": _mean_of(found.records, arm).mean().item()}
-        for arm, metrics in found.metrics().items()
+        arm: {name: metrics[name] or 0.0 for name in FIGURES}
+        | {"mean": _mean_of(evaluation.records, arm).mean().item()}
+        for arm, metrics in evaluation.metrics().items()
     }
 
 
@@ -103,10 +104,10 @@ def paired(records: Sequence[RecordResult], one: Arm, other: Arm) -> dict[str, f
     return {"mean": float(difference.mean()), "half": float(1.96 * difference.std(ddof=1) / np.sqrt(len(difference)))}
 
 
-def touched(found: Evaluation) -> dict[str, float]:
+def touched(evaluation: Evaluation) -> dict[str, float]:
     """Share of each kind of question for which a statement was chosen by the router."""
     counts: dict[str, list[int]] = {}
-    for record in found.records:
+    for record in evaluation.records:
         for result in record.probes:
             counts.setdefault(result.probe.kind, []).append(result.arms["routed"].chosen is not None)
     return {kind: sum(hits) / len(hits) for kind, hits in sorted(counts.items())}
@@ -131,13 +132,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     reasoner = SelectiveReasoner(engine, model.text, ScrConfig())
     router = BoundRouter(Routing(fitted, dict(zip(questions, candidates, strict=True))), reasoner, options.answer)
     evaluator = ArmEvaluator(model, reasoner, engine=engine, max_new_tokens=options.tokens)
-    ask, found = timed(
+    ask, evaluation = timed(
         lambda: evaluator.evaluate(
             requests, base=base, edited=edited, hits=hits, arms=ARMS, base_digest=model.digest, router=router
         )
     )
     others: tuple[Arm, ...] = ("edited", "memory", "edited_memory")
-    outside = [r for record in found.records for r in record.probes if not r.probe.in_scope]
+    outside = [r for record in evaluation.records for r in record.probes if not r.probe.in_scope]
     left = [r for r in outside if r.arms["routed"].chosen is None]
     return {
         "model": Path(options.model).name,
@@ -147,9 +148,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "editor": settings,
         "router": fitted.digest,
         "answer": options.answer,
-        "arms": figures(found),
-        "routed_minus": {arm: paired(found.records, "routed", arm) for arm in others},
-        "touched": touched(found),
+        "arms": figures(evaluation),
+        "routed_minus": {arm: paired(evaluation.records, "routed", arm) for arm in others},
+        "touched": touched(evaluation),
         "left_to_base": len(left),
         "left_and_equal": sum(r.arms["routed"].match_ratio == 1.0 for r in left),
         "cpu_seconds": {"write": write, "ask": ask},

@@ -1,6 +1,6 @@
 """Facts in six scripts (Latin, Chinese, Japanese, Arabic, Hindi, Thai) through edit, memory and evaluation.
 
-    python -m benchmarks.six_scripts MODEL [--tokens N] [--method NAME] [--corrections N] [--json FILE]
+    python -m benchmarks.six_scripts MODEL [--tokens N] [--method NAME] [--corrections N] [--each N] [--json FILE]
 
 The facts are those of ``configs/streams/six_scripts.jsonl``, two of each script with a paraphrase and a question about
 another subject. They are written as one batch by the model's shipped settings with a covariance of its own
@@ -30,13 +30,12 @@ def main() -> None:
     parser.add_argument("--method", default="alphaedit")
     parser.add_argument("--corrections", type=int, default=1)
     parser.add_argument("--preset", default="models/qwen2.5-coder-0.5b", help="Shipped settings of the model.")
-    parser.add_argument("--limit", type=int, default=12)
+    parser.add_argument("--each", type=int, default=2, help="Facts of each script.")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    facts = [
-        r.request for r in open_dataset(configs_root() / "streams/six_scripts.jsonl") if isinstance(r, ValidRecord)
-    ]
-    facts = facts[: given.limit]
+    records = open_dataset(configs_root() / "streams/six_scripts.jsonl")
+    facts = [record.request for record in records if isinstance(record, ValidRecord)]
+    facts = [fact for fact in facts if int(fact.id.partition("-")[2]) <= given.each]
     preset = read_composed(find_config(given.preset))
     started = time.perf_counter()
     editor = errata.Editor.from_pretrained(

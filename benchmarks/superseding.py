@@ -101,8 +101,8 @@ def append_and_without(width: int, past: int, *, repeats: int = 5, seed: int = 0
         times["append_s"].append(timed(lambda keys=keys: system.append(keys))[0])  # type: ignore[misc]
         gone = held[:, number * NEW : (number + 1) * NEW]
         times["without_s"].append(timed(lambda gone=gone: system.without(gone))[0])  # type: ignore[misc]
-    found = {name: min(values) for name, values in times.items()}
-    return {"d_in": width, "past": past, **found, "ratio": found["without_s"] / found["append_s"]}
+    least = {name: min(values) for name, values in times.items()}
+    return {"d_in": width, "past": past, **least, "ratio": least["without_s"] / least["append_s"]}
 
 
 def measure_all(*, small: bool = False) -> dict[str, Any]:

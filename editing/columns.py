@@ -53,8 +53,8 @@ class Columns:
     def of(cls, matrix: Tensor, struck: Sequence[int] = ()) -> Columns:
         """The columns of a matrix (d, n); those numbered in ``struck`` are struck out."""
         like = matrix[:, :0].clone()
-        found = cls((), 0, like, frozenset()).append(matrix)
-        return Columns(found._blocks, found.total, like, frozenset(struck))
+        columns = cls((), 0, like, frozenset()).append(matrix)
+        return Columns(columns._blocks, columns.total, like, frozenset(struck))
 
     @property
     def height(self) -> int:
@@ -91,11 +91,11 @@ class Columns:
         """The same matrix with nothing struck out in it."""
         if not self.struck:
             return self
-        found = Columns((), 0, self._like, frozenset())
+        kept = Columns((), 0, self._like, frozenset())
         for start, view in self._views():
             keep = [i for i in range(view.shape[1]) if start + i not in self.struck]
-            found = found.append(view[:, keep])
-        return found
+            kept = kept.append(view[:, keep])
+        return kept
 
     def places(self, columns: Sequence[int]) -> list[int]:
         """Where columns, counted among those that are not struck out, stand among all."""
@@ -138,10 +138,10 @@ class Columns:
         views = list(self._views())
         if len(views) == 1:
             return views[0][1] @ t
-        found = self._like.new_zeros(self.height, t.shape[1])
+        products = self._like.new_zeros(self.height, t.shape[1])
         for start, view in views:
-            found.addmm_(view, t[start : start + view.shape[1]])
-        return found
+            products.addmm_(view, t[start : start + view.shape[1]])
+        return products
 
     def blocks(self) -> Iterator[Tensor]:
         """What is not struck out, block by block; not to be written to."""
@@ -220,15 +220,15 @@ class Panels:
         """L^-1 right for right (n, m)."""
         if not self._corners:
             return right
-        found: list[Tensor] = []
+        parts: list[Tensor] = []
         start = 0
         for side, corner in zip(self._sides, self._corners, strict=True):
             part = right[start : start + corner.shape[0]]
             if start:
-                part = part - side.tdot(torch.cat(found))
-            found.append(torch.linalg.solve_triangular(corner, part, upper=False))
+                part = part - side.tdot(torch.cat(parts))
+            parts.append(torch.linalg.solve_triangular(corner, part, upper=False))
             start += corner.shape[0]
-        return found[0] if len(found) == 1 else torch.cat(found)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def backward(self, right: Tensor) -> Tensor:
         """L^-T right for right (n, m)."""

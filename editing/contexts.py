@@ -46,11 +46,11 @@ def sample_contexts(model: EditableModel, *, count: int, length: int, seed: int)
 def sample_groups(model: EditableModel, groups: Sequence[tuple[int, int]], *, seed: int) -> tuple[str, ...]:
     """The empty context and the prefixes of several groups, each a (count, length); the first group is drawn with
     ``seed`` itself, as where it is the only one."""
-    found = [
+    prefixes = [
         sample_contexts(model, count=count, length=length, seed=seed + (number << 32))[1:]
         for number, (count, length) in enumerate(groups)
     ]
-    return ("", *(prefix for group in found for prefix in group))
+    return ("", *(prefix for group in prefixes for prefix in group))
 
 
 def _clean(model: EditableModel, tokens: Sequence[int]) -> str:

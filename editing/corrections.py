@@ -145,10 +145,10 @@ class _Loop:
             sweeps.append(Sweep(targets, ridge, keys))
             delta = finish(self.editor, self.model, raw, self.state, len(self.requests))
             with put(self.model, delta):
-                found = self.check.outcomes()
-            if score(found) <= score(outcomes):
+                looked = self.check.outcomes()
+            if score(looked) <= score(outcomes):
                 break
-            outcomes = found
+            outcomes = looked
             computation = replace(computation, delta=delta, raw=raw, keys=keys, sweeps=tuple(sweeps))
         return computation, outcomes
 

@@ -49,8 +49,8 @@ class _Search(Generic[T, R]):
         for half in (places[:middle], places[middle:]):
             try:
                 self.passed.append((tuple(half), self.tried(half)))
-            except self.errors as found:
-                self.halve(half, found)
+            except self.errors as failed:
+                self.halve(half, failed)
 
 
 def cut_out_culprits(

@@ -131,12 +131,12 @@ class CapacitanceForm:
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, for a file."""
-        found = {"past": self.past.whole(), "solved": self.solved.whole()}
-        found |= {f"factor.{i}": panel for i, panel in enumerate(self.factor.tensors())}
+        named = {"past": self.past.whole(), "solved": self.solved.whole()}
+        named |= {f"factor.{i}": panel for i, panel in enumerate(self.factor.tensors())}
         if self.changed:
-            found["struck"] = torch.tensor(sorted(self.past.struck), dtype=torch.int64)
-            found["gone"] = self.gone.view().clone()
-        return found
+            named["struck"] = torch.tensor(sorted(self.past.struck), dtype=torch.int64)
+            named["gone"] = self.gone.view().clone()
+        return named
 
     @classmethod
     def restored(cls, base: Base, tensors: dict[str, Tensor]) -> CapacitanceForm:
@@ -268,10 +268,10 @@ class GramForm:
 
     def multiply(self, x: Tensor) -> Tensor:
         """(A_0 + K_p K_p^T) x for restricted x."""
-        found = self.base.multiply(x) + self.base.restrict(self.gram @ x)
+        product = self.base.multiply(x) + self.base.restrict(self.gram @ x)
         if not self.keys.total:
-            return found
-        return found + self.inside.dot(self.signs[:, None] * self.inside.tdot(x))
+            return product
+        return product + self.inside.dot(self.signs[:, None] * self.inside.tdot(x))
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, for a file."""
@@ -295,11 +295,11 @@ class GramForm:
 
 def gram_of(keys: Columns) -> Tensor:
     """K K^T (d, d) float64 of the columns (d, p) that are held."""
-    found = torch.zeros(keys.height, keys.height, dtype=torch.float64, device=keys.at([]).device)
+    gram = torch.zeros(keys.height, keys.height, dtype=torch.float64, device=keys.at([]).device)
     for block in keys.blocks():
         part = block.double()
-        found.addmm_(part, part.T)
-    return found
+        gram.addmm_(part, part.T)
+    return gram
 
 
 def _factor(base: Base, gram: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from errata.editing.corrections import Verified, verified
 from errata.editing.covariance import KeyCovariance
 from errata.editing.cutting import cut_out_culprits
-from errata.editing.delta import WeightDelta, apply_delta
+from errata.editing.delta import WeightDelta, apply_delta, weight_norm
 from errata.editing.editors.base import Computation, Editor, Progress, Sweep
 from errata.editing.errors import (
     DependentKeysError,
@@ -34,7 +34,7 @@ from errata.editing.limits import check_request
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.state import LifelongState, OldKeys
-from errata.editing.verify import DamageError, HeldProbes, VerifyConfig, held_prompts
+from errata.editing.verify import Check, DamageError, HeldProbes, Outcome, VerifyConfig, held_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,9 @@ class Snapshot:
 
 NOT_LANDED = "not_landed"
 """Why a request is refused that the model does not say once it is written."""
-CONTROL = EditRequest(id="control", subject="Paris", prompt="The city of {} lies in", target_new="France")
+CONTROL = EditRequest(
+    id="control", subject="Paris", prompt="The city of {} lies in", target_new="France", target_true="Italy"
+)
 """An edit that any working editor can compute."""
 
 
@@ -186,14 +188,14 @@ class EditSession:
         if cut.culprits and not cut.kept and not isinstance(cut.culprits[0][1], DamageError):
             self._require_working(cut.culprits[0][1], progress)
         refused |= {request.id: in_words(error) for request, error in cut.culprits}
-        found = cut.result or _Computed([], {}, (), self.state, None)
-        refused |= found.refused
+        computed = cut.result or _Computed([], {}, (), self.state, None)
+        refused |= computed.refused
         damage = {r.id: {"moved": e.moved} for r, e in cut.culprits if isinstance(e, DamageError)}
-        found = replace(found, figures={**found.figures, **damage})
-        receipt = self._receipt(batch, found, refused, left={r.id for r in cut.left} | set(found.later))
-        if found.computation is not None:
-            self._advance(receipt, found.state)
-            self._held = None if found.look is None else found.look.held
+        computed = replace(computed, figures={**computed.figures, **damage})
+        receipt = self._receipt(batch, computed, refused, left={r.id for r in cut.left} | set(computed.later))
+        if computed.computation is not None:
+            self._advance(receipt, computed.state)
+            self._held = None if computed.look is None else computed.look.held
         # whoever takes this batch over from the receipt alone has to know what leaves with it
         receipt = replace(
             receipt, old_keys={name: batch.old_keys[name] for name in receipt.superseded if name in batch.old_keys}
@@ -269,7 +271,7 @@ class EditSession:
 
     def norms(self) -> dict[int, float]:
         """Frobenius norm of each edited matrix as it is now."""
-        return {layer: float(self.model.weight(layer).double().norm()) for layer in self.editor.layers}
+        return {layer: weight_norm(self.model.weight(layer)) for layer in self.editor.layers}
 
     def rehearse(self, requests: Sequence[EditRequest]) -> None:
         """Compute a batch and forget it: raises what `apply` would meet with these requests, and changes nothing."""
@@ -277,6 +279,10 @@ class EditSession:
         if fitting:
             with suppress(DamageError):
                 self._computed(fitting, None)
+
+    def ask(self, requests: Sequence[EditRequest]) -> list[Outcome]:
+        """Whether the model, as it is now, says what each request asked for, after the bare prompt; nothing changes."""
+        return Check(self.model, requests, ("",)).outcomes() if requests else []
 
     # --- parts ---
 
@@ -380,17 +386,17 @@ class EditSession:
     def _receipt(
         self,
         batch: EditBatch,
-        found: _Computed,
+        computed: _Computed,
         refused: Mapping[str, str],
         left: Collection[str],
     ) -> EditReceipt:
-        good, superseded, computation = found.requests, found.superseded, found.computation
+        good, superseded, computation = computed.requests, computed.superseded, computed.computation
         values = {} if computation is None else {r.id: v for r, v in zip(good, computation.values, strict=True)}
-        outcomes = {} if found.look is None else {r.id: o for r, o in zip(good, found.look.outcomes, strict=True)}
+        outcomes = {} if computed.look is None else {r.id: o for r, o in zip(good, computed.look.outcomes, strict=True)}
         results = []
         for request in batch.requests:
             if request.id in refused:
-                figures = found.figures.get(request.id)
+                figures = computed.figures.get(request.id)
                 results.append(RequestResult(request.id, False, refused[request.id], figures=figures))
             elif request.id not in left:
                 v = values[request.id]
@@ -417,8 +423,8 @@ class EditSession:
             targets=targets,
             covariance_digest=self.state.covariance_digest,
             sweeps=() if computation is None else computation.sweeps,
-            moved=None if found.look is None else found.look.moved,
-            later=found.later,
+            moved=None if computed.look is None else computed.look.moved,
+            later=computed.later,
         )
 
     def _advance(self, receipt: EditReceipt, state: LifelongState) -> None:

@@ -34,10 +34,10 @@ def clean(text: str) -> str:
     Raises:
         ValueError: it holds NUL or half of a surrogate pair; the message names the place.
     """
-    found = _BAD.search(text)
-    if found is not None:
-        what = "NUL" if found.group() == "\0" else f"half of a surrogate pair (\\u{ord(found.group()):04x})"
-        raise ValueError(f"holds {what} at character {found.start()}, which no valid text holds")
+    bad = _BAD.search(text)
+    if bad is not None:
+        what = "NUL" if bad.group() == "\0" else f"half of a surrogate pair (\\u{ord(bad.group()):04x})"
+        raise ValueError(f"holds {what} at character {bad.start()}, which no valid text holds")
     before = None
     while before != text:
         before, text = text, text.strip().strip(_ENDS)
@@ -64,7 +64,7 @@ def clean_all(value: Any, at: str = "") -> Any:
 
 def slots(template: str) -> list[int]:
     """Where the slot stands; braces that are doubled are text."""
-    return [found.start() for found in _SLOT.finditer(template)]
+    return [match.start() for match in _SLOT.finditer(template)]
 
 
 def split_slot(template: str) -> tuple[str, str]:
@@ -73,12 +73,12 @@ def split_slot(template: str) -> tuple[str, str]:
     Raises:
         ValueError: the slot does not stand there exactly once.
     """
-    found = slots(template)
-    if not found and template.count(SLOT) == 1:  # taken by earlier releases, which knew no doubled braces
-        found = [template.index(SLOT)]
-    if len(found) != 1:
+    places = slots(template)
+    if not places and template.count(SLOT) == 1:  # taken by earlier releases, which knew no doubled braces
+        places = [template.index(SLOT)]
+    if len(places) != 1:
         raise ValueError(f"prompt must contain {SLOT!r} exactly once, got {template!r}")
-    return template[: found[0]], template[found[0] + len(SLOT) :]
+    return template[: places[0]], template[places[0] + len(SLOT) :]
 
 
 def fill(template: str, subject: str) -> str:

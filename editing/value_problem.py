@@ -266,8 +266,8 @@ class Problem:
         clamp, parts = self.config.clamp, delta.chunk(size.numel())
         if clamp is None:
             return delta, False
-        found = [_shortened(part, clamp * own) for part, own in zip(parts, size, strict=True)]
-        return torch.cat([part for part, _ in found]), any(shortened for _, shortened in found)
+        within = [_shortened(part, clamp * own) for part, own in zip(parts, size, strict=True)]
+        return torch.cat([part for part, _ in within]), any(shortened for _, shortened in within)
 
     def _on_sphere(self, layer: int, delta: Tensor, h: Tensor) -> Tensor:
         bias = getattr(self.model.decoder.edited_map(layer), "bias", None)

@@ -161,8 +161,8 @@ def _minimize(problem: Problem, config: ValueConfig, sizes: Sequence[int]) -> li
         adam.step()
         with torch.no_grad():
             for g in running:
-                found = deltas[g].detach() if units is None else deltas[g].detach() * units[g]
-                allowed, clamped[g] = problem.project(found, h[g], size[g])
+                delta = deltas[g].detach() if units is None else deltas[g].detach() * units[g]
+                allowed, clamped[g] = problem.project(delta, h[g], size[g])
                 deltas[g].copy_(allowed if units is None else allowed / units[g])
         if len(running) < _REPACK_SHARE * len(packed):
             left = torch.tensor([packed[int(p)] in running for p in owner], device=device)

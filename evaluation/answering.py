@@ -109,7 +109,7 @@ def _ask_routed(
     max_new_tokens: int | None,
 ) -> list[ArmAnswer]:
     """Out of scope the base's own answer, in scope that with the statement; both in one batch of their weights."""
-    found: dict[int, ArmAnswer] = {}
+    by_place: dict[int, ArmAnswer] = {}
 
     def say(places: Sequence[int], routes: Sequence[ChoiceLike]) -> None:
         told: list[ChoiceLike] = [NoChoice() if router.answer == "edited" else routes[i] for i in places]
@@ -117,7 +117,7 @@ def _ask_routed(
         near = [list(hits.get(question.text, ())) for question in asked]
         said = [routes[i] for i in places]
         answers = _generate(evaluator, chooser, asked, told, near, max_new_tokens, said=said)
-        found.update(zip(places, answers, strict=True))
+        by_place.update(zip(places, answers, strict=True))
 
     with evaluator.loaded(base, edited=None, digest=base_digest):
         routes = list(router.route([question.text for question in questions]))
@@ -129,7 +129,7 @@ def _ask_routed(
     if router.answer != "memory" and inside:
         with evaluator.loaded(base, edited=edited, digest=base_digest, remember=False):
             say(inside, routes)
-    return [found[i] for i in range(len(questions))]
+    return [by_place[i] for i in range(len(questions))]
 
 
 def _ask(

@@ -129,13 +129,13 @@ def arm_metrics(
 ) -> dict[str, float | None]:
     """The numbers of one arm, by the names of ``summary.json``: those of `PER_RECORD` by `record_mean`, and what is
     made of them (``average_true``, ``overall``); None where no record has such a probe."""
-    found: dict[str, float | None] = {
+    figures: dict[str, float | None] = {
         key: record_mean(records, arm, kind, value) for key, (kind, value) in PER_RECORD.items()
     }
-    known = {key: value for key, value in found.items() if value is not None}
+    known = {key: value for key, value in figures.items() if value is not None}
     for key, score, parts in (("average_true", average_true, AVERAGE_PARTS), ("overall", overall, OVERALL_PARTS)):
-        found[key] = score(known) if known.keys() >= set(parts) else None
-    return found | {"query_seconds": query_seconds}
+        figures[key] = score(known) if known.keys() >= set(parts) else None
+    return figures | {"query_seconds": query_seconds}
 
 
 def arm_intervals(records: Sequence[RecordResult], arm: Arm) -> dict[str, tuple[float, float]]:
@@ -144,12 +144,12 @@ def arm_intervals(records: Sequence[RecordResult], arm: Arm) -> dict[str, tuple[
     Records drawn stratified by age scatter less than records drawn at random, so that the intervals are on the safe
     side.
     """
-    found = {}
+    intervals = {}
     for key, (kind, value) in PER_RECORD.items():
         means = record_means(records, arm, kind, value)
         if (span := interval(means)) is not None:
-            found[key] = span
-    return found
+            intervals[key] = span
+    return intervals
 
 
 def portability_by_kind(

@@ -95,11 +95,11 @@ class EvidenceFinder:
         rows: list[list[tuple[Hit, Mention | None]]] = []
         for question, vector, hits in zip(questions, vectors, nearest, strict=True):
             named = self.memory.named(question)
-            found = {hit.id: hit for hit in hits}
-            beside = [id for id in named if id not in found]
+            by_id = {hit.id: hit for hit in hits}
+            beside = [id for id in named if id not in by_id]
             extra = sorted(self.memory.hits(vector, beside), key=lambda hit: (-hit.score, -hit.id))[:_MOST_NAMED]
-            found |= {hit.id: hit for hit in extra}
-            row = [(hit, named.get(hit.id)) for hit in found.values()]
+            by_id |= {hit.id: hit for hit in extra}
+            row = [(hit, named.get(hit.id)) for hit in by_id.values()]
             rows.append(sorted(row, key=lambda pair: (-pair[0].score, -pair[0].id)))
         bare = [
             (without_subject(question, mention), _without(hit.statement, hit.subject))

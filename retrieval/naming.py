@@ -59,12 +59,12 @@ class Mention:
 
 def words_of(text: str) -> list[Word]:
     """The words of a text; case, accents and a possessive ending are folded away."""
-    found = []
+    words = []
     for match in _WORD.finditer(text):
         folded = fold(_POSSESSIVE.sub("", match[0]))
         if folded:
-            found.append(Word(folded, match.start(), match.end()))
-    return found
+            words.append(Word(folded, match.start(), match.end()))
+    return words
 
 
 def fold(word: str) -> str:
@@ -152,14 +152,14 @@ class SubjectIndex:
         """
         words = words_of(text)
         folded = [word.folded for word in words]
-        found: list[tuple[int, int, tuple[str, ...]]] = []
+        places: list[tuple[int, int, tuple[str, ...]]] = []
         for length in sorted(self._lengths, reverse=True):
             for at in range(len(folded) - length + 1):
                 key = tuple(folded[at : at + length])
                 if key in self._ids:
-                    found.append((length, at, key))
+                    places.append((length, at, key))
         mentions: dict[int, Mention] = {}
-        for length, at, key in sorted(found, key=lambda place: (-place[0], -place[1])):
+        for length, at, key in sorted(places, key=lambda place: (-place[0], -place[1])):
             start, stop, extended = _place(text, words, at, length)
             plain = not _has_capitals(text[start:stop])
             for id in sorted(self._ids[key], reverse=True):

@@ -187,12 +187,12 @@ class Router:
         """
         if len(questions) != len(candidates):
             raise ValueError(f"one list of candidates per question: got {len(candidates)} for {len(questions)}")
-        found: list[Route | None] = [self._cheap(row) for row in candidates]
-        doubtful = [place for place, route in enumerate(found) if route is None]
+        decisions: list[Route | None] = [self._cheap(row) for row in candidates]
+        doubtful = [place for place, route in enumerate(decisions) if route is None]
         if doubtful:
             for place, route in zip(doubtful, self._asked(questions, candidates, doubtful, shares), strict=True):
-                found[place] = route
-        return [route for route in found if route is not None]
+                decisions[place] = route
+        return [route for route in decisions if route is not None]
 
     def cheap(self, row: Sequence[Candidate]) -> Features:
         """Probability (n,) of each candidate of one question, without the model."""

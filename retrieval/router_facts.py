@@ -210,8 +210,8 @@ def fitting_facts(*, subjects_per_kind: int = 24, seed: int = 0) -> tuple[list[F
 
 def _names(kind: str, count: int, rng: random.Random) -> list[str]:
     """Distinct names; neighbors in the list often share a word, as they do among real ones."""
-    found: dict[str, None] = {}
-    while len(found) < count:
+    names: dict[str, None] = {}
+    while len(names) < count:
         first, last, place = rng.choice(_FIRST), rng.choice(_LAST), rng.choice(_PLACES)
         number = rng.randrange(1, 40) * 10
         name = {
@@ -223,8 +223,8 @@ def _names(kind: str, count: int, rng: random.Random) -> list[str]:
             "product": rng.choice((f"{rng.choice(_BRANDS)} {number}", f"{rng.choice(_BRANDS)} {last[:4]} {number}")),
             "lake": rng.choice((f"Lake {place}", f"{place} Lake", f"{last} Reservoir")),
         }[kind]  # fmt: skip
-        found[name] = None
-    return list(found)
+        names[name] = None
+    return list(names)
 
 
 def _problems(rng: random.Random, count: int) -> Sequence[str]:

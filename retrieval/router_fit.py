@@ -70,12 +70,12 @@ def trials_of(
     together.add(entries)
     texts = [question.text for question in questions]
     rows = EvidenceFinder(together).candidates(texts, memory.embedder.embed(texts), k)
-    found = []
+    trials = []
     for question, row in zip(questions, rows, strict=True):
         # of another statement with the same subject it is open whether it bears on the question
         right = tuple(question.kind in IN_SCOPE and hit.id == _FIRST_ID + (question.fact or 0) for hit in row)
-        found.append(Trial(question, tuple(row), right))
-    return found
+        trials.append(Trial(question, tuple(row), right))
+    return trials
 
 
 def fit_router(
@@ -164,19 +164,19 @@ def router_for(config: RouterConfig, memory: FactMemory) -> FittedRouter:
         UserError: the file is none, or was fitted with another embedder.
     """
     if config.path is not None:
-        found = FittedRouter.load(Path(config.path))
-        if found.embedder != memory.embedder.digest:
+        fitted = FittedRouter.load(Path(config.path))
+        if fitted.embedder != memory.embedder.digest:
             raise UserError(
-                f"router.path {config.path!r} was fitted with the embedder {found.embedder[:12]}, the memory's is "
+                f"router.path {config.path!r} was fitted with the embedder {fitted.embedder[:12]}, the memory's is "
                 f"{memory.embedder.digest[:12]}: fit one with `errata router fit`"
             )
     else:
-        found = next((one for one in shipped() if one.embedder == memory.embedder.digest), None) or fit_router(
+        fitted = next((one for one in shipped() if one.embedder == memory.embedder.digest), None) or fit_router(
             FactMemory(memory.embedder), max_false_alarms=config.max_false_alarms
         )
-    if found.max_false_alarms != config.max_false_alarms:
-        found = at_operating_point(found, config.max_false_alarms)
-    return found
+    if fitted.max_false_alarms != config.max_false_alarms:
+        fitted = at_operating_point(fitted, config.max_false_alarms)
+    return fitted
 
 
 def at_operating_point(fitted: FittedRouter, max_false_alarms: float) -> FittedRouter:
@@ -259,12 +259,12 @@ def _chosen(cheap: Features, full: Features, below: float, above: float, thresho
 def _by_class(
     trials: Sequence[Trial], cheap: Sequence[Features], full: Sequence[Features], *at: float
 ) -> dict[str, list[bool]]:
-    found: dict[str, list[bool]] = {}
+    by_class: dict[str, list[bool]] = {}
     for trial, p, q in zip(trials, cheap, full, strict=True):
         place = _chosen(p, q, *at)
         right = place is not None and (trial.question.kind not in IN_SCOPE or trial.right[place])
-        found.setdefault(trial.question.kind, []).append(right)
-    return found
+        by_class.setdefault(trial.question.kind, []).append(right)
+    return by_class
 
 
 def _rates(

@@ -298,12 +298,12 @@ class SelectiveReasoner:
         asked = [prompt for prompt, fits in zip(prompts, fitting, strict=True) if fits]
         answers = iter(self.engine.generate(asked, max_new_tokens=_ASK_TOKENS))
         choices = []
-        for found, fits in zip(near, fitting, strict=True):
+        for near_hits, fits in zip(near, fitting, strict=True):
             if not fits:
                 choices.append(Choice(None, _NO_ROOM))
                 continue
             answer = next(answers)
-            place, reason = read_number(answer.text, len(found))
-            considered = tuple(Candidate(hit.id, hit.score) for hit in found)
-            choices.append(Choice(None if place is None else found[place], reason, considered))
+            place, reason = read_number(answer.text, len(near_hits))
+            considered = tuple(Candidate(hit.id, hit.score) for hit in near_hits)
+            choices.append(Choice(None if place is None else near_hits[place], reason, considered))
         return choices

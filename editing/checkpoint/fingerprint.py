@@ -60,7 +60,7 @@ def fingerprint(directory: Path) -> Fingerprint:
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         shape = {key: int(next(config[n] for n in names if n in config)) for key, names in _SHAPE.items()}
-        found = Fingerprint(
+        seen = Fingerprint(
             model_type=str(config["model_type"]),
             **shape,
             norm=_sampled(directory, _NORMS, rows=None),
@@ -71,7 +71,7 @@ def fingerprint(directory: Path) -> Fingerprint:
             f"model {str(directory)!r} cannot be recognized ({type(error).__name__}: {error}); it must hold a "
             "config.json and safetensors"
         ) from error
-    return found
+    return seen
 
 
 def _sampled(directory: Path, suffixes: Sequence[str], *, rows: int | None) -> tuple[float, ...]:

@@ -202,15 +202,15 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_bin(path: Path) -> dict[str, Tensor]:
     """Tensors of a pickled file; the restricted unpickler refuses whatever is not a tensor or a plain container."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(
             f"{path.name} cannot be read as tensors only ({_first_line(error)}); a file that needs code to "
             "be run is refused"
         ) from error
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise UserError(f"{path.name} holds more than tensors by name; it is no checkpoint of weights")
-    return {str(name): value for name, value in found.items()}
+    return {str(name): value for name, value in loaded.items()}
 
 
 # ---------------------------------------------------------------- what is written

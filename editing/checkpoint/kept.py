@@ -146,12 +146,12 @@ def imported_root() -> Path:
 
 def imported_models() -> dict[str, tuple[Path, Mapping[str, Any]]]:
     """Whole imported models by name: directory and record."""
-    found: dict[str, tuple[Path, Mapping[str, Any]]] = {}
+    by_name: dict[str, tuple[Path, Mapping[str, Any]]] = {}
     for directory in sorted(imported_root().glob("*")):
         record = read_record(directory)
         if record is not None and damage_of(directory, record, verify=False) is None:
-            found[directory.name] = (directory, record)
-    return found
+            by_name[directory.name] = (directory, record)
+    return by_name
 
 
 def imported_dir(name: str) -> Path | None:

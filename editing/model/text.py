@@ -125,9 +125,9 @@ class TextCodec:
         free = (chr(code) for code in _PLACES if chr(code) not in written)
         meant: dict[str, str] = {}
 
-        def hide(found: Any) -> str:
+        def hide(match: Any) -> str:
             place = next(free)
-            meant[place] = found.group()
+            meant[place] = match.group()
             return place
 
         return [{**m, "content": self._controls.sub(hide, m["content"])} for m in messages], meant
@@ -137,14 +137,14 @@ class TextCodec:
         assert self._controls is not None
         ids: list[int] = []
         at = 0
-        for found in [*self._controls.finditer(text), None]:
-            piece = text[at : found.start()] if found is not None else text[at:]
+        for match in [*self._controls.finditer(text), None]:
+            piece = text[at : match.start()] if match is not None else text[at:]
             for place, token in meant.items():
                 piece = piece.replace(place, token)
             ids += self._encode(piece) if piece else []
-            if found is not None:
-                ids.append(int(self.tokenizer.convert_tokens_to_ids(found.group())))
-                at = found.end()
+            if match is not None:
+                ids.append(int(self.tokenizer.convert_tokens_to_ids(match.group())))
+                at = match.end()
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

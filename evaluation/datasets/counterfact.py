@@ -86,14 +86,14 @@ def references(records: Iterable[Raw], snippets: Iterable[Raw]) -> dict[str, lis
         (str(item["relation_id"]), str(item["target_id"])): [str(sample["text"]) for sample in item["samples"]]
         for item in snippets
     }
-    found = {}
+    by_edit = {}
     for raw in records:
         rewrite = raw.get("requested_rewrite") if isinstance(raw, Mapping) else None
         if isinstance(rewrite, Mapping) and isinstance(new := rewrite.get("target_new"), Mapping):
             texts_of_it = known.get((str(rewrite.get("relation_id")), str(new.get("id"))))
             if texts_of_it:
-                found[f"cf-{raw['case_id']}"] = texts_of_it
-    return found
+                by_edit[f"cf-{raw['case_id']}"] = texts_of_it
+    return by_edit
 
 
 def _is_full(raw: Raw) -> bool:

@@ -122,12 +122,12 @@ class Kept:
         path = self.root / STATE
         if not path.is_file():
             path.write_text(json.dumps({"identity": self._identity}) + "\n", encoding="utf-8")
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found.get("identity") != self._identity:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept.get("identity") != self._identity:
             raise UserError(
                 f"--state {str(self.root)!r} holds the calibration of another model or editor; give another one"
             )
-        return dict(found)
+        return dict(kept)
 
     def _read_trials(self) -> list[tuple[str, TrialResult]]:
         path = self.root / TRIALS
@@ -137,11 +137,11 @@ class Kept:
             text = text[: text.rfind("\n") + 1]
             path.write_text(text, encoding="utf-8")
         lines = text.splitlines()
-        found = []
+        trials = []
         for line in lines:
             entry = json.loads(line)
-            found.append((str(entry["key"]), TrialResult.model_validate(entry["result"])))
-        return found
+            trials.append((str(entry["key"]), TrialResult.model_validate(entry["result"])))
+        return trials
 
     @property
     def spent(self) -> float:
@@ -162,12 +162,12 @@ class Kept:
         path = self.root / COVARIANCE
         if path.is_file():
             try:
-                found = KeyCovariance.load(path)
+                kept = KeyCovariance.load(path)
             except DamagedFileError:
                 path.unlink()
             else:
-                if set(layers) <= set(found.layers):
-                    return found
+                if set(layers) <= set(kept.layers):
+                    return kept
         made: KeyCovariance = make()
         temporary = self.root / f"{COVARIANCE}.tmp"
         made.save(temporary)
@@ -201,10 +201,10 @@ def _effects(model: EditableModel, facts: Sequence[Fact], display: Display) -> l
     """Mean indirect effect of each layer at the subject's last token, by causal tracing of facts the model knows."""
     config = TracingConfig(draws=2, window=1, min_drop=0.0, positions="subject_last")
     asked = [fact.traced for fact in facts]
-    found = trace(model, asked, config, lambda done: display.update("tracing", done, len(asked)))
-    if "subject_last" not in found.effects:
+    traced = trace(model, asked, config, lambda done: display.update("tracing", done, len(asked)))
+    if "subject_last" not in traced.effects:
         raise UserError(f"tracing found no layer of {model.name!r} that restores an answer; name layers of your own")
-    return list(found.effects["subject_last"].mean)
+    return list(traced.effects["subject_last"].mean)
 
 
 def _bench(model: EditableModel, job: Calibration, kept: Kept, layers: Sequence[int], display: Display) -> Bench:
@@ -265,20 +265,20 @@ class _Search:
 
     def _refined(self, space: Any, ranked: list[Ranked]) -> list[Ranked]:
         """Steps from the best while one is better and there is time."""
-        found = list(ranked)
+        results = list(ranked)
         better = True
-        while better and found and self._left(1.0) > 0:
+        while better and results and self._left(1.0) > 0:
             better = False
-            best = found[0]
-            known = [one.candidate for one in found if one.edits >= best.edits]
+            best = results[0]
+            known = [one.candidate for one in results if one.edits >= best.edits]
             for point in space.neighbors(best.candidate):
                 if point in known or self._left(1.0) <= 0:
                     continue
-                found = [one for one in found if one.candidate != point]
-                found.append(Ranked(point, best.edits, self._attempt(point, best.edits)))
-            found.sort(key=lambda one: (-one.edits, -one.result.score))
-            better = found[0].candidate != best.candidate
-        return found
+                results = [one for one in results if one.candidate != point]
+                results.append(Ranked(point, best.edits, self._attempt(point, best.edits)))
+            results.sort(key=lambda one: (-one.edits, -one.result.score))
+            better = results[0].candidate != best.candidate
+        return results
 
     def _over(self, candidate: Candidate, edits: int) -> bool:
         """Whether the time for halving is over; what was measured before costs none."""

@@ -38,20 +38,20 @@ def halve(
     Returns:
         Every candidate that was tried, best first: by the rung it came to, then by its score there.
     """
-    found: dict[int, Ranked] = {}
+    results: dict[int, Ranked] = {}
     alive = list(range(len(candidates)))
     for edits in rungs:
         tried = []
         for number in alive:
             if stop(candidates[number], edits):
                 break
-            found[number] = Ranked(candidates[number], edits, attempt(candidates[number], edits))
+            results[number] = Ranked(candidates[number], edits, attempt(candidates[number], edits))
             tried.append(number)
         if len(tried) < len(alive) or len(alive) == 1:
             break
-        tried.sort(key=lambda number: -found[number].result.score)
+        tried.sort(key=lambda number: -results[number].result.score)
         alive = tried[: max(1, len(tried) // keep)]
-    return sorted(found.values(), key=lambda ranked: (-ranked.edits, -ranked.result.score))
+    return sorted(results.values(), key=lambda ranked: (-ranked.edits, -ranked.result.score))
 
 
 def affordable(seconds: float, per_edit: float, rungs: Sequence[int], *, keep: int = 3) -> int:

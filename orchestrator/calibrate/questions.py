@@ -63,11 +63,11 @@ def read_questions(path: Path | None = None) -> list[Question]:
     relations = json.loads((path or questions_path()).read_text(encoding="utf-8"))["relations"]
     by_relation = []
     for name, relation in relations.items():
-        found = [
+        questions = [
             Question(name, subject, relation["prompt"], relation["paraphrase"], answer)
             for subject, answer in relation["facts"].items()
         ]
-        by_relation.append(sorted(found, key=lambda q: _shuffled(f"{q.relation}/{q.subject}")))
+        by_relation.append(sorted(questions, key=lambda q: _shuffled(f"{q.relation}/{q.subject}")))
     return [q for turn in zip_longest(*by_relation) for q in turn if q is not None]
 
 

@@ -117,9 +117,9 @@ class Bench:
 
     def _nll(self) -> float:
         """Mean NLL per token of the held-out windows, in nats."""
-        found = self.engine.nll(self._held_out)
-        tokens = sum(count for _, count in found)
-        return sum(total for total, _ in found) / max(1, tokens)
+        sums = self.engine.nll(self._held_out)
+        tokens = sum(count for _, count in sums)
+        return sum(total for total, _ in sums) / max(1, tokens)
 
 
 def mean_of(result: TrialResult) -> Mapping[str, float]:

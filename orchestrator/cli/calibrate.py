@@ -30,7 +30,7 @@ def calibrate(
         typer.Option(help="What was measured, to go on from; runs/calibrate-MODEL by default."),
     ] = None,
     editor: Annotated[str, typer.Option(help="Whose settings are sought: alphaedit or memit.")] = "alphaedit",
-    dtype: Annotated[str, typer.Option(help="Of the forward pass.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="Number type of the forward pass.")] = "float32",
     tokens: Annotated[int, typer.Option(min=64, help="Self-generated tokens behind the covariance.")] = 4096,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
@@ -53,13 +53,13 @@ def calibrate(
     configure_logging(verbose)
     try:
         with Display() as display:
-            found = run(Calibration(model, editor, minutes, dtype, tokens, seed), directory, display)
+            winner = run(Calibration(model, editor, minutes, dtype, tokens, seed), directory, display)
     except KeyboardInterrupt:
         typer.echo(f"stopped; what was measured is kept in {directory}: the same command goes on", err=True)
         raise typer.Exit(130) from None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(found.preset, encoding="utf-8")
+        target.write_text(winner.preset, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output {str(target)!r} cannot be written: {error.strerror or error}") from error
     typer.echo(str(directory / PAGE))

@@ -50,7 +50,7 @@ def waiting(
     with Journal.open(find_run(run) / JOURNAL_FILE, read_only=True) as journal:
         rows, count = journal.pending(limit), journal.waiting()
         tried = [row for row in journal.attempts(journal.next_sequence()) if row.outcome in (None, "died", "failed")]
-    found = [
+    shown = [
         {
             "id": row.id,
             "accepted_at": row.accepted_at.isoformat(),
@@ -62,7 +62,7 @@ def waiting(
         for row in rows
     ]
     if as_json:
-        typer.echo(json.dumps({"waiting": count, "edits": found}, ensure_ascii=False))
+        typer.echo(json.dumps({"waiting": count, "edits": shown}, ensure_ascii=False))
         return
     for row in rows:
         ends = [attempt.reason or "the process ended" for attempt in tried if row.id in attempt.request_ids]

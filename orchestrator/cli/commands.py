@@ -13,10 +13,10 @@ from typer.core import TyperCommand
 PANELS: dict[str, tuple[str, ...]] = {
     "Run": ("run", "sweep", "doctor"),
     "Look": ("log", "show", "diff", "waiting", "verify", "bisect"),
-    "Change": ("revert", "withdraw", "snapshot", "migrate", "gc", "checkout", "export"),
+    "Change": ("revert", "withdraw", "snapshot", "tag", "compact", "erase", "migrate", "gc", "checkout", "export"),
     "Serve": ("serve", "publish"),
     "Compare": ("compare", "judge", "preserve", "geometry"),
-    "Models": ("models", "calibrate", "covariance", "locate", "router"),
+    "Models": ("models", "calibrate", "covariance", "locate", "router", "train-editor"),
 }
 """Commands by what one wants, in the order in which they are listed."""
 
@@ -64,19 +64,19 @@ def _bare(args: Sequence[str], params: Sequence[Any]) -> list[int]:
         if param.param_type_name == "option"
         for name in (*param.opts, *param.secondary_opts)
     }
-    found: list[int] = []
+    places: list[int] = []
     place = 0
     while place < len(args):
         word = args[place]
         if word == "--":
-            found += range(place + 1, len(args))
+            places += range(place + 1, len(args))
             break
         if word.startswith("-") and word != "-":
             place += takes.get(word, 0)
         else:
-            found.append(place)
+            places.append(place)
         place += 1
-    return found
+    return places
 
 
 def arrange(app: typer.Typer) -> None:

@@ -162,11 +162,11 @@ def coverage(
         if not (name and equals and file):
             raise UserError(f"--domain {item!r} is not of the form NAME=FILE")
         domains[name] = _load([file], store)[0][1]
-    found = covered(named, domains, energy=energy, layers=layers)
+    shares = covered(named, domains, energy=energy, layers=layers)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(plain(found) + "\n", encoding="utf-8")
-    for line in coverage_lines(found, energy):
+        output.write_text(plain(shares) + "\n", encoding="utf-8")
+    for line in coverage_lines(shares, energy):
         typer.echo(line)
 
 

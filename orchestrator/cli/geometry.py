@@ -73,7 +73,7 @@ def geometry(
         wanted = _layers(layers, base)
         loaded = load_model(str(checkpoint.directory), dtype=rebuild.run_dtype(journal), device=device)
         loaded.check_layers(wanted)
-        found = list(
+        by_version = list(
             measuring.geometry(
                 loaded,
                 _documents(loaded, text or Path(find_data("configs/text/heldout.txt")), documents, tokens),
@@ -85,15 +85,15 @@ def geometry(
             )
         )
     edited = {point.edits: point.arms["edited"].model_dump() for point in points if "edited" in point.arms}
-    rows = measuring.correlations(found, edited)
-    result = {"versions": found, "correlations": rows}
+    rows = measuring.correlations(by_version, edited)
+    result = {"versions": by_version, "correlations": rows}
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(plain(result) + "\n", encoding="utf-8")
     if as_json:
         typer.echo(plain(result))
     else:
-        for line in measuring.geometry_lines(found, rows):
+        for line in measuring.geometry_lines(by_version, rows):
             typer.echo(line)
 
 
@@ -112,13 +112,13 @@ def _documents(model: Any, path: Path, count: int, tokens: int) -> list[list[int
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--text {str(path)!r} cannot be read: {type(error).__name__}") from error
-    found = []
+    documents = []
     for paragraph in text.split("\n"):
         ids = model.text.encode_prompt(paragraph.strip())[:tokens] if paragraph.strip() else []
         if len(ids) >= 8:
-            found.append(ids)
-        if len(found) == count:
+            documents.append(ids)
+        if len(documents) == count:
             break
-    if len(found) < 2:
+    if len(documents) < 2:
         raise UserError(f"--text {str(path)!r} holds fewer than two paragraphs")
-    return found
+    return documents

@@ -32,11 +32,12 @@ def register(app: typer.Typer) -> None:
 def judge(
     run: RunOption = None,
     by: Annotated[Kind, typer.Option("--by", help="Who judges.")] = Kind.llm,
-    threshold: Annotated[float, typer.Option(help="Of f1.")] = 0.5,
+    threshold: Annotated[float, typer.Option(help="Least F1 that counts as right, with --by f1.")] = 0.5,
     url: Annotated[
-        str | None, typer.Option(metavar="URL", help="OpenAI-compatible endpoint of the llm, up to its version.")
+        str | None,
+        typer.Option(metavar="URL", help="OpenAI-compatible endpoint of the language model, such as https://host/v1."),
     ] = None,
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="Its model.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the model at that endpoint.")] = None,
     key_env: Annotated[
         str | None, typer.Option(metavar="VARIABLE", help="Environment variable that holds its key.")
     ] = None,

@@ -27,7 +27,8 @@ def fetch_model(
         typer.Option("--name", help="What a model from the hub is called here; NAME by default."),
     ] = None,
     token: Annotated[
-        str | None, typer.Option(envvar="HF_TOKEN", help="Of the hub, for models that ask for one.", show_envvar=True)
+        str | None,
+        typer.Option(envvar="HF_TOKEN", help="Access token of the hub, for models that ask for one.", show_envvar=True),
     ] = None,
 ) -> None:
     """Fetch a model into the local store; does nothing if it is there."""
@@ -66,9 +67,9 @@ def list_models() -> None:
     from errata.orchestrator.config.loading import read_composed
     from errata.orchestrator.config.model_presets import preset_of
 
-    found = {name: fetch.model_dir(name) for name in sorted(fetch.MODELS)}
-    found |= {name: directory for name, (directory, _) in imported_models().items()}
-    for name, directory in found.items():
+    directories = {name: fetch.model_dir(name) for name in sorted(fetch.MODELS)}
+    directories |= {name: directory for name, (directory, _) in imported_models().items()}
+    for name, directory in directories.items():
         preset = preset_of(name, read_composed)
         typer.echo(f"{name}\t{directory if directory is not None else 'not fetched'}\t{preset or '-'}")
 

@@ -37,9 +37,9 @@ def find_preset(name_or_path: str) -> Path:
         UserError: neither; the message lists the shipped ones.
     """
     path, known = Path(name_or_path).expanduser(), shipped()
-    found = path if path.is_file() else known.get(name_or_path) or known.get(f"{_FOLDER}/{name_or_path}")
-    if found is not None:
-        return found
+    preset = path if path.is_file() else known.get(name_or_path) or known.get(f"{_FOLDER}/{name_or_path}")
+    if preset is not None:
+        return preset
     raise UserError(f"--preset {name_or_path!r} is not there; give a file or one of: {', '.join(known)}")
 
 
@@ -83,11 +83,11 @@ def preset_of(model: str, read: Reader) -> str | None:
     if directory is None:
         return None
     try:
-        found = fingerprint(directory)
+        seen = fingerprint(directory)
     except UserError:
         return None
     for name, plain in presets.items():
-        if "matches" in plain and _fingerprint(plain["matches"], name).matches(found):
+        if "matches" in plain and _fingerprint(plain["matches"], name).matches(seen):
             return name
     return None
 

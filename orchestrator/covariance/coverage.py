@@ -44,7 +44,7 @@ def coverage(
     wanted = list(common if layers is None else layers)
     if not wanted or set(wanted) - set(common):
         raise UserError(f"layers {wanted or 'none'} are not in all of {', '.join(everything)}; in common: {common}")
-    found = []
+    rows = []
     for layer in wanted:
         widths = {int(item.sums[layer].shape[0]) for item in everything.values()}
         if len(widths) > 1:
@@ -53,19 +53,19 @@ def coverage(
             basis = energy_basis(held.mean(layer), energy)
             for domain, keys in domains.items():
                 share = 1.0 - energy_outside(basis, keys.mean(layer))
-                found.append(Covered(name, domain, layer, basis.shape[1], share))
-    return found
+                rows.append(Covered(name, domain, layer, basis.shape[1], share))
+    return rows
 
 
-def coverage_lines(found: Sequence[Covered], energy: float) -> Iterator[str]:
+def coverage_lines(rows: Sequence[Covered], energy: float) -> Iterator[str]:
     """A block a layer, a line a covariance, a column a domain."""
-    domains = list(dict.fromkeys(item.domain for item in found))
-    names = list(dict.fromkeys(item.covariance for item in found))
+    domains = list(dict.fromkeys(item.domain for item in rows))
+    names = list(dict.fromkeys(item.covariance for item in rows))
     wide = max(len(name) for name in names)
-    for layer in dict.fromkeys(item.layer for item in found):
+    for layer in dict.fromkeys(item.layer for item in rows):
         yield f"layer {layer}: share of a domain's key energy in the directions that hold {energy:g} of C's"
         yield " " * (wide + 13) + "".join(f"{domain:>16}" for domain in domains)
         for name in names:
-            row = [item for item in found if item.layer == layer and item.covariance == name]
+            row = [item for item in rows if item.layer == layer and item.covariance == name]
             shares = "".join(f"{item.share:>16.4f}" for item in row)
             yield f"{name:<{wide}}{row[0].directions:>7} dirs {shares}"

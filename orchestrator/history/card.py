@@ -106,21 +106,21 @@ def _fact_table(held: Sequence[RequestRow]) -> str:
 
 def _cost(journal: JournalReader, version: Version) -> str:
     head = "## What it cost\n\n"
-    found = _nearest(journal.evaluations(), version)
-    if found is None:
+    nearest = _nearest(journal.evaluations(), version)
+    if nearest is None:
         return head + "Nothing was measured on this version. Other facts about the same subjects may have changed."
-    arms = found.metrics.get("arms", {})
+    arms = nearest.metrics.get("arms", {})
     base, edited = arms.get("base", {}), arms.get("edited", {})
     rows = [(name, base.get(name), edited.get(name)) for name in _SHOWN if edited.get(name) is not None]
     if not rows:
         return head + "Nothing was measured on this version. Other facts about the same subjects may have changed."
     where = (
         "this version"
-        if found.version == version.digest
-        else f"a version of the same run after {counted(found.edits, 'edit')}"
+        if nearest.version == version.digest
+        else f"a version of the same run after {counted(nearest.edits, 'edit')}"
     )
     table = [f"| {name} | {_number(before)} | {_number(after)} |" for name, before, after in rows]
-    facts = _count(int(found.metrics.get("facts", 0)), "fact")
+    facts = _count(int(nearest.metrics.get("facts", 0)), "fact")
     note = f"Measured on {where}, on {facts} (0 to 1; docs/metrics.md of Errata)."
     return head + "\n".join([note, "", "| metric | base | edited |", "|---|---|---|", *table])
 

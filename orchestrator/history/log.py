@@ -264,12 +264,12 @@ class History:
         ):
             for entry in entries:
                 beside.setdefault(entry.after_sequence, []).append(entry)
-        found: list[LogEntry] = []
+        shown: list[LogEntry] = []
         for version in reversed(versions):
-            found += beside.get(version.sequence, [])
+            shown += beside.get(version.sequence, [])
             if version.kind != "base":
-                found.append(_commit(version, touched.get(version.sequence, ())))
-        return found
+                shown.append(_commit(version, touched.get(version.sequence, ())))
+        return shown
 
     def swaps(self) -> list[SwapEntry]:
         """Covariances in the order in which they came into force, with what is known of their making."""

@@ -51,16 +51,16 @@ class FreeTexts:
         sampling = SAMPLING.model_copy(update={"max_new_tokens": self._config.max_new_tokens})
         before = pool.free_texts(openings, {}, sampling)
         after = pool.free_texts(openings, weights, sampling)
-        found: dict[Arm, Figures] = {}
+        figures: dict[Arm, Figures] = {}
         arms: tuple[tuple[Arm, Any], ...] = (("base", before), ("edited", after))
         for arm, texts in arms:
             scores = free_text_scores(texts, before, references=self._references)
-            found[arm] = {
+            figures[arm] = {
                 "fluency": scores.fluency,
                 "fluency_star": scores.fluency_star,
                 "consistency": scores.consistency,
             }
-        return found
+        return figures
 
 
 def with_edit_score(figures: Mapping[str, float | None]) -> Figures:

@@ -80,7 +80,7 @@ def pooled_outputs(
     model: EditableModel, documents: Sequence[Sequence[int]], layers: Sequence[int]
 ) -> dict[int, Tensor]:
     """Output of the edited maps of ``layers``, the mean over each document's tokens: float32 (n, d) by layer."""
-    found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    outputs: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     at = 0
     while at < len(documents):
         longest, stop = 0, at
@@ -95,9 +95,9 @@ def pooled_outputs(
         inside = torch.arange(rows.ids.shape[1], device=rows.ids.device)[None] < rows.lengths[:, None]
         for layer in layers:
             states = caught[layer].float() * inside[..., None]
-            found[layer].append((states.sum(dim=1) / rows.lengths[:, None]).cpu())
+            outputs[layer].append((states.sum(dim=1) / rows.lengths[:, None]).cpu())
         at = stop
-    return {layer: torch.cat(parts) for layer, parts in found.items()}
+    return {layer: torch.cat(parts) for layer, parts in outputs.items()}
 
 
 def geometry(
@@ -143,12 +143,12 @@ def _layer(layer: int, base: Principal, before: Tensor, after: Tensor) -> LayerG
 
 
 def correlations(
-    found: Sequence[VersionGeometry], metrics: Mapping[int, Mapping[str, float | None]]
+    versions: Sequence[VersionGeometry], metrics: Mapping[int, Mapping[str, float | None]]
 ) -> list[Correlation]:
     """Amplification against the metrics of the same numbers of edits, where at least three versions have both."""
     rows = []
     for metric in METRICS:
-        known = [v for v in found if metrics.get(v.edits, {}).get(metric) is not None]
+        known = [v for v in versions if metrics.get(v.edits, {}).get(metric) is not None]
         if len(known) < 3:
             continue
         values = [float(metrics[v.edits][metric] or 0.0) for v in known]
@@ -160,13 +160,13 @@ def correlations(
     return rows
 
 
-def geometry_lines(found: Sequence[VersionGeometry], rows: Sequence[Correlation]) -> Iterator[str]:
+def geometry_lines(versions: Sequence[VersionGeometry], rows: Sequence[Correlation]) -> Iterator[str]:
     """One line a version and layer, then one a correlation (of the default: median of R_k, mean over layers)."""
     yield (
         f"{'version':<9}{'edits':>6}{'layer':>6}{'rank':>8}{'now':>8}{'cond':>10}{'|dh|':>9}{'R median':>10}"
         f"{'R q95':>9}{'R>1':>7}  cosines"
     )
-    for version in found:
+    for version in versions:
         for item in version.layers:
             cosines = " ".join(f"{k}:{value:.3f}" for k, value in item.cosines.items())
             yield (

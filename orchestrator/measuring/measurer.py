@@ -48,9 +48,9 @@ class Measurement:
 
     def arms(self) -> dict[str, dict[str, float | None]]:
         """Metrics by arm."""
-        found = {arm: dict(values) for arm, values in self.evaluation.metrics(self.query_seconds).items()}
+        figures = {arm: dict(values) for arm, values in self.evaluation.metrics(self.query_seconds).items()}
         return {
-            arm: with_edit_score({**own, **self.free[arm]}) if arm in self.free else own for arm, own in found.items()
+            arm: with_edit_score({**own, **self.free[arm]}) if arm in self.free else own for arm, own in figures.items()
         }
 
     def only(self, names: Collection[str]) -> Measurement:
@@ -170,12 +170,12 @@ class Measurer:
 
         return self._thread.submit(work)
 
-    def _findings(self, questions: Sequence[str], found: Sequence[Sequence[Hit]], remembered: bool) -> Hits:
+    def _findings(self, questions: Sequence[str], hits: Sequence[Sequence[Hit]], remembered: bool) -> Hits:
         """What was found per question, with what the router needs where its arm is asked."""
         routing = None
         if "routed" in self._config.arms:
             routing = self._memory.route(questions if remembered else [], self._mem.scr.k)
-        return Findings(dict(zip(questions, found, strict=True)), routing)
+        return Findings(dict(zip(questions, hits, strict=True)), routing)
 
     def _latency(self, questions: Sequence[str], weights: Any, hits: Hits) -> dict[Arm, float]:
         count = self._config.latency_questions

@@ -72,17 +72,17 @@ class AnsweringModel:
     def __init__(self, directory: Path, *, base: str | None = None, device: str = "cpu") -> None:
         kept = AnsweringSettings.model_validate_json((directory / SETTINGS_FILE).read_text(encoding="utf-8"))
         name = base or os.environ.get(BASE_VARIABLE) or kept.base
-        found = checkpoint_digest(resolve_model(name))
-        if found != kept.base_digest:
+        digest = checkpoint_digest(resolve_model(name))
+        if digest != kept.base_digest:
             raise UserError(
-                f"base model {name!r} has digest {found[:12]}, the version was made on {kept.base_digest[:12]}; "
+                f"base model {name!r} has digest {digest[:12]}, the version was made on {kept.base_digest[:12]}; "
                 f"{BASE_VARIABLE} says where the right one is"
             )
-        model = load_model(name, dtype=kept.dtype, device=device, digest=found)
+        model = load_model(name, dtype=kept.dtype, device=device, digest=digest)
         self.settings = kept
         self._shared = SharedModel(model, kept.layers)
         self._weights = _edited(self._shared.unedited, directory)
-        spec, role = ModelSpec(name=name, dtype=kept.dtype, digest=found), RoleConfig(device=device)
+        spec, role = ModelSpec(name=name, dtype=kept.dtype, digest=digest), RoleConfig(device=device)
         settings = EvaluationSettings(
             kept.memory.scr,
             ARMS,
@@ -137,8 +137,8 @@ class AnsweringModel:
             k = self.settings.memory.scr.k
             routing = self._memory.route(unique, k) if arm == "routed" else None
             hits = Findings(dict(zip(unique, self._memory.search(unique, k), strict=True)), routing)
-        found = self._evaluators.answer([Question(p) for p in unique], self._weights, hits, [arm], limit)
-        by_prompt = {prompt: answer[arm] for prompt, answer in zip(unique, found, strict=True)}
+        answers = self._evaluators.answer([Question(p) for p in unique], self._weights, hits, [arm], limit)
+        by_prompt = {prompt: answer[arm] for prompt, answer in zip(unique, answers, strict=True)}
         return [by_prompt[prompt] for prompt in prompts]
 
 

@@ -82,10 +82,10 @@ class LiveSampling:
 
     def _version(self, digest: str) -> Version | None:
         """The commit of that digest; None where it says what the base says, which the server holds."""
-        found = self._journal.sequences_of(digest)
-        if not found or found[0] == 0 or not self._journal.held_count(found[-1]):
+        sequences = self._journal.sequences_of(digest)
+        if not sequences or sequences[0] == 0 or not self._journal.held_count(sequences[-1]):
             return None
-        return self._journal.version(found[-1])
+        return self._journal.version(sequences[-1])
 
     def _name(self, version: Version) -> str:
         return f"{self._config.served_name}-sampling-v{version.sequence}-{version.digest[:8]}"

@@ -119,10 +119,10 @@ class WatchedTokens(Tokens):
 
     def _state(self) -> tuple[int, int, int] | None:
         try:
-            found = self._path.stat()
+            status = self._path.stat()
         except OSError:
             return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
+        return status.st_mtime_ns, status.st_size, status.st_ino
 
     def _current(self) -> tuple[tuple[bytes, Grant], ...]:
         now = time.monotonic()

@@ -76,7 +76,7 @@ def question_of(wanted: Completion) -> Question:
 def headers_of(said: Speaking) -> dict[str, str]:
     """What an answer rests on, as headers; text that is not plain ASCII is percent-encoded."""
     view = errata_view(said)
-    found = {
+    headers = {
         "x-errata-arm": view["arm"],
         "x-errata-version": view["version"],
         "x-errata-edits": str(view["edits"]),
@@ -84,12 +84,12 @@ def headers_of(said: Speaking) -> dict[str, str]:
         "x-errata-router": view.get("router"),
     }
     if chosen := view.get("chosen"):
-        found |= {
+        headers |= {
             "x-errata-edit": quote(str(chosen["edit"] or ""), safe=":@+=~"),
             "x-errata-similarity": str(chosen["similarity"]),
             "x-errata-statement": quote(chosen["statement"][:500]),
         }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in headers.items() if value is not None}
 
 
 def errata_view(said: Speaking) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class KafkaStream:
     # ---------------------------------------------------------------- the protocol
 
     def read(self, timeout: float) -> list[Delivery]:
-        found: list[Delivery] = []
+        deliveries: list[Delivery] = []
         self._read.clear()
         for message in self._consumer.consume(self._config.count, timeout=max(0.0, timeout)):
             error = message.error()
@@ -100,10 +100,10 @@ class KafkaStream:
             partition, offset = _place(message)
             first, _ = self._read.get(partition, (offset, offset))
             self._read[partition] = (first, offset)
-            found += self._deliveries(message)
-        if self._away and not found:
+            deliveries += self._deliveries(message)
+        if self._away and not deliveries:
             time.sleep(min(timeout, _PAUSE))
-        return found
+        return deliveries
 
     def ack(self, *deliveries: Delivery) -> None:
         """Commit the offsets behind everything that was read: the journal has it, or the dead letters do."""

@@ -32,3 +32,5 @@ def test_contributing_names_only_what_exists() -> None:
     places = re.findall(r"`((?:\.?[a-z_]+/)+[\w.-]*)`", text)
     missing = [p for p in places if "<" not in p and not p.startswith((".venv", "../")) and not (ROOT / p).exists()]
     assert places and not missing, missing
+    patterns = re.findall(r"`((?:\.?[a-z_]+/)+)[\w.-]*<[^`]*`", text)
+    assert patterns and all((ROOT / folder).is_dir() for folder in patterns), patterns

@@ -129,7 +129,7 @@ def test_tokens_beyond_the_embeddings_are_told_and_the_model_loads(model: Path) 
     tokenizer.save_pretrained(model)
     said: list[str] = []
     told_of_tokens(load_text(str(model))[0], check_checkpoint(model, "m"), said.append)
-    assert len(said) == 1 and "1 tokens that the model has no embedding for ('[PAD]')" in said[0]
+    assert len(said) == 1 and "1 token that the model has no embedding for ('[PAD]')" in said[0]
     loaded = load_model(str(model))
     assert loaded.text.pad_id < 400
     assert loaded.rows([[1, 2, 3], [4]]).ids.tolist()[1][0] == 4

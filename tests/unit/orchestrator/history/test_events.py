@@ -45,8 +45,8 @@ def test_events_stand_where_they_happened(tmp_path: Path) -> None:
     lines = [line.partition("  ")[2] for line in log_lines(entries) if line.startswith("--")]
     assert lines == [
         "guard resumed by desk 4",
-        "guard reverted 1 edits: v3 is v1 again",
-        "guard BREACH at v2: too much\\x1b[2J (paused, reverting 1 edits)",
+        "guard reverted 1 edit: v3 is v1 again",
+        "guard BREACH at v2: too much\\x1b[2J (paused, reverting 1 edit)",
         "publication v1 to http://a",
         "guard v1 is good: 50% of the sentinels hold, perplexity 1.5 times the base's",
     ]
