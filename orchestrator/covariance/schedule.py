@@ -118,6 +118,8 @@ class Refreshing:
             # off the journal: a restart neither forgets nor repeats one
             times = [row.at for row in self._journal.swaps()] + [row.at for row in self._journal.refreshes()]
             self._clock = max(times, default=now)
+        # a clock that was set back begins the interval anew: at worst a refresh comes one interval late
+        self._clock = min(self._clock, now)
         if (now - self._clock).total_seconds() >= seconds and self.request():
             self._clock = now
 

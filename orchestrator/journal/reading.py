@@ -68,6 +68,16 @@ class JournalReader:
         """How many requests wait to be applied; cheap however long the journal is."""
         return self.counters().get("state.accepted", 0)
 
+    def waiting_bytes(self) -> int:
+        """Bytes of the requests that wait, as they are stored; costs a look at each of them."""
+        query = "SELECT COALESCE(SUM(LENGTH(CAST(payload AS BLOB))), 0) FROM requests WHERE state = 'accepted'"
+        return int(self._rows(query)[0][0])
+
+    def oldest_waiting(self) -> tuple[int, datetime] | None:
+        """Number and time of acceptance of the request that has waited longest, or None."""
+        rows = self._rows("SELECT seq, accepted_at FROM requests WHERE state = 'accepted' ORDER BY seq LIMIT 1")
+        return (int(rows[0]["seq"]), _time(rows[0]["accepted_at"])) if rows else None
+
     def requests(self, state: RequestState | None = None) -> list[RequestRow]:
         """All requests, or those in one state, in the order of acceptance."""
         return self._requests("WHERE state = ?", (state,)) if state else self._requests("", ())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -10,11 +13,13 @@ from typing import Any
 
 from errata.editing.errors import UserError
 from errata.orchestrator.journal.chain import append_link
-from errata.orchestrator.journal.connection import WriterLock
+from errata.orchestrator.journal.connection import JournalBusyError, WriterLock, is_locked
 from errata.orchestrator.journal.derived import MARK_ROW, REFRESH_ROW, TAG_ROW
 from errata.orchestrator.journal.fail_points import reach
 from errata.orchestrator.journal.reading import JournalReader
 from errata.orchestrator.journal.rows import AttemptOutcome, CovarianceRow, MarkState, RefreshState, dump_json
+
+logger = logging.getLogger(__name__)
 
 
 def now() -> datetime:
@@ -36,6 +41,23 @@ class JournalRecords(JournalReader):
         super().__init__(connection)
         self._writer_lock = lock
         self._clock = clock
+        self._insists: dict[int, Callable[[], bool]] = {}
+        """By thread: whether it is to wait on where another process has the file locked."""
+
+    def patience(self, seconds: float) -> None:
+        """How long a write waits for another process that has the file locked."""
+        with self._thread_lock:
+            self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * seconds)}")
+
+    def insist(self, unless: Callable[[], bool]) -> None:
+        """Have this thread's writes wait for such a process as long as it takes, and let other threads in meanwhile.
+
+        For the thread that commits: what it has in hand is in the editor already.
+
+        Args:
+            unless: asked between two tries; where it says yes the write is given up.
+        """
+        self._insists[threading.get_ident()] = unless
 
     # ---------------------------------------------------------------- covariances and refreshes
 
@@ -196,8 +218,7 @@ class JournalRecords(JournalReader):
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         if self._writer_lock is None:
             raise UserError("this journal was opened for reading only")
-        with self._thread_lock:
-            self._connection.execute("BEGIN IMMEDIATE")
+        with self._begun():
             try:
                 yield self._connection
                 self._connection.execute("COMMIT")
@@ -205,3 +226,29 @@ class JournalRecords(JournalReader):
                 if self._connection.in_transaction:  # a full disk rolls back by itself
                     self._connection.execute("ROLLBACK")
                 raise
+
+    @contextmanager
+    def _begun(self) -> Iterator[None]:
+        """Hold this process's lock, with the file's write lock taken.
+
+        Raises:
+            JournalBusyError: another process has it.
+        """
+        unless = self._insists.get(threading.get_ident())
+        said = False
+        while True:
+            with self._thread_lock:
+                try:
+                    self._connection.execute("BEGIN IMMEDIATE")
+                except sqlite3.OperationalError as error:
+                    if not is_locked(error):
+                        raise
+                    if unless is None or unless():
+                        raise JournalBusyError("another process has the journal locked") from error
+                else:
+                    yield
+                    return
+            if not said:
+                logger.warning("another process has the journal locked; writing waits for it")
+                said = True
+            time.sleep(0.05)  # the lock of this process is free meanwhile

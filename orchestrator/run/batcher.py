@@ -94,7 +94,9 @@ class Batcher:
             return True
         if self.max_age_seconds is None or oldest is None or now is None:
             return False
-        return now - oldest >= timedelta(seconds=self.max_age_seconds)
+        age = now - oldest
+        # a clock that was set back must not hold a batch up for as long as it was set back
+        return age < timedelta(0) or age >= timedelta(seconds=self.max_age_seconds)
 
     def plan(self, pending: Sequence[EditRequest]) -> BatchPlan | None:
         """:func:`plan_batch` with this batcher's settings."""

@@ -286,9 +286,18 @@ class Pipeline:
         """
         return self.refreshing.request()
 
-    def measure(self, requests: Sequence[EditRequest], *, kind: str = ASKED) -> Future[Measurement]:
-        """Evaluate facts on the newest version, frozen, in the background; the journal keeps the figures."""
-        return self.timeline.measure(requests, self.head(), kind)
+    def measure(
+        self, requests: Sequence[EditRequest], *, kind: str = ASKED, wanted: Callable[[], bool] | None = None
+    ) -> Future[Measurement]:
+        """Evaluate facts on the newest version, frozen, in the background; the journal keeps the figures.
+
+        Where ``wanted`` is given and says no meanwhile, it ends with AbandonedError.
+        """
+        return self.timeline.measure(requests, self.head(), kind, wanted=wanted)
+
+    def give_up(self) -> None:
+        """Have the batch under way fail now, from any thread; it has left no trace, and nothing follows it."""
+        self.editor.give_up()
 
     def wait_background(self) -> None:
         """Return when every timeline point that was begun is in the journal."""

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Query
 
 from errata.orchestrator.guard.guard import EVENT as GUARD_EVENT
 from errata.orchestrator.journal.rows import Outcome, ShownState, stored_state
+from errata.orchestrator.service.calls import Note, Service
 from errata.orchestrator.service.errors import ServiceError, unavailable
 from errata.orchestrator.service.views import edit_view, refresh_view, time_text
-
-if TYPE_CHECKING:
-    from errata.orchestrator.service.app import Service
 
 Limit = Annotated[int, Query(ge=1, le=500, description="Most rows.")]
 Before = Annotated[
     int | None,
     Query(ge=1, le=1 << 62, description="Only what is older than this number; `next` of the page before."),
 ]
-Note = Annotated[str | None, Query(min_length=1, max_length=300, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 
 _GUARD_SHOWN: Final = (
     "what",
@@ -37,23 +34,6 @@ _GUARD_SHOWN: Final = (
     "seconds",
 )
 _MOST_WORDS: Final = 12
-
-
-def check_parameters(request: Request) -> None:
-    """Refuse a parameter that the route does not have: misspelled, it would silently not filter.
-
-    Raises:
-        ServiceError: 400; it names what is allowed.
-    """
-    route = request.scope.get("route")
-    dependant = getattr(route, "dependant", None)
-    if dependant is None or not request.query_params:
-        return
-    known = sorted({field.alias for field in dependant.query_params})
-    for name in request.query_params:
-        if name not in known:
-            allowed = ", ".join(known) or "none"
-            raise ServiceError(400, "bad_request", f"there is no parameter {name[:80]!r} here; allowed: {allowed}")
 
 
 def looking_routes(app: FastAPI, service: Service, read: Any) -> None:

@@ -51,8 +51,9 @@ def test_versions_are_those_of_the_lock_file_and_of_the_manifests():
 
 def test_what_is_installed_is_the_lean_lock():
     assert not any(source.endswith("lock.txt") for source in copied())
+    assert "--no-deps --require-hashes -r /tmp/hashed.txt" in RECIPE, "and each archive has its digest"
     assert set(re.findall(r"requirements/[\w.-]+\.txt", RECIPE)) == {
-        f"requirements/{name}.txt" for name in ("runtime", "deepspeed")
+        f"requirements/{name}.txt" for name in ("runtime", "deepspeed", "lock-hashes")
     }
 
 
