@@ -101,7 +101,7 @@ class JournalReader:
                 A to Z in either case.
         """
         pairs: list[tuple[str, object]] = [("seq < ?", before), ("state = ?", state), ("outcome = ?", outcome)]
-        pairs.append(("json_extract(payload, '$.relation') = ?", relation))
+        pairs += [("json_extract(payload, '$.relation') = ?", relation)]
         given = [(text, value) for text, value in pairs if value is not None]
         for word in (words or "").split():
             plain = word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
@@ -112,9 +112,8 @@ class JournalReader:
     def superseded_by(self, name: str) -> list[RequestRow]:
         """Requests whose fact a later one, of this id, has replaced."""
         row = self.request(name)
-        if row is None or row.fact_key is None:
-            return []
-        return [one for one in self.requests_of_facts([row.fact_key]) if one.superseded_by == name]
+        keys = [] if row is None or row.fact_key is None else [row.fact_key]
+        return [one for one in self.requests_of_facts(keys) if one.superseded_by == name]
 
     def request(self, name: str) -> RequestRow | None:
         """One request by its id."""
