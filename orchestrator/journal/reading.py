@@ -92,14 +92,8 @@ class JournalReader:
         relation: str | None = None,
         words: str | None = None,
     ) -> list[RequestRow]:
-        """The newest requests, newest first.
-
-        Args:
-            before: only those accepted before this number.
-            state, outcome, relation: only those that have it.
-            words: only those in whose id, subject, prompt, target or statement each of these words occurs; letters of
-                A to Z in either case.
-        """
+        """The newest requests, newest first: those accepted before a number, in one state, of one outcome or relation,
+        in whose id, subject, prompt, target or statement each of some words occurs (A to Z in either case)."""
         pairs: list[tuple[str, object]] = [("seq < ?", before), ("state = ?", state), ("outcome = ?", outcome)]
         pairs += [("json_extract(payload, '$.relation') = ?", relation)]
         given = [(text, value) for text, value in pairs if value is not None]
