@@ -112,6 +112,8 @@ class RunConfig(Closed):
     service: ServiceConfig = ServiceConfig()
     tracking: TrackingConfig = TrackingConfig()
     ray: RayConfig = RayConfig()
+    directory_mode: Literal["0700", "0750", "0755"] = "0700"
+    """Who may look into the directory of a run that is begun, as ``chmod`` writes it: its owner, the group too, all."""
 
     @model_validator(mode="after")
     def _refresh_has_source(self) -> RunConfig:
@@ -195,7 +197,7 @@ _LATER: dict[str, tuple[object, ...]] = {
 
 def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     """`RunConfig.identity` of a configuration kept as plain data, perhaps by an older release."""
-    elsewhere = ("ray", "tracking", "name", "schedule", "snapshots", "guard", "publish", "service")
+    elsewhere = ("ray", "tracking", "name", "schedule", "snapshots", "guard", "publish", "service", "directory_mode")
     kept = {key: value for key, value in plain.items() if key not in elsewhere}
     contexts = kept.get("contexts")
     if isinstance(contexts, Mapping):

@@ -20,6 +20,7 @@ from errata.editing.editors import make_editor
 from errata.editing.errors import UserError
 from errata.editing.extras import check_installed
 from errata.editing.model.decoder import layer_of
+from errata.editing.request import EditRequest
 from errata.orchestrator.config.run import RunConfig, identity_of
 from errata.orchestrator.guard.rules import read_guard
 from errata.orchestrator.history.receipts import open_store
@@ -131,6 +132,7 @@ def open_journal(config: RunConfig, output: Path, model_digest: str) -> Journal:
     editor = digest_json(
         {"editor": config.dump()["editor"], "contexts": config.dump()["contexts"], "seed": config.seed}
     )
+    _make_directory(output, config.directory_mode)
     return Journal.create(
         path,
         JournalMeta(
@@ -141,6 +143,14 @@ def open_journal(config: RunConfig, output: Path, model_digest: str) -> Journal:
             errata_version=errata_version(),
         ),
     )
+
+
+def _make_directory(output: Path, mode: str) -> None:
+    """The directory of a new run; what is there already keeps the mode that somebody gave it."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if not output.exists():
+        output.mkdir()
+        output.chmod(int(mode, 8))  # the process's mask would take from what mkdir is told
 
 
 def take_in_records(intake: TakesRequests, records: list[StreamRecord], display: Display) -> None:
@@ -283,7 +293,14 @@ def open_run(checked: Checked, display: Display, *, completed: Status, patience:
 
 
 def _digests(records: list[StreamRecord]) -> list[str]:
-    return [record.position if record.request is None else payload_digest(record.request) for record in records]
+    return [
+        record.position
+        if record.request is None
+        else payload_digest(record.request)
+        if isinstance(record.request, EditRequest)
+        else digest_json(record.request.model_dump(mode="json"))
+        for record in records
+    ]
 
 
 @contextmanager
