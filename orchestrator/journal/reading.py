@@ -8,7 +8,7 @@ import threading
 from collections.abc import Collection, Iterable
 from datetime import datetime
 from random import Random
-from typing import Any, Final
+from typing import Any
 
 from errata.editing.errors import UserError
 from errata.orchestrator.journal.rows import (
@@ -21,7 +21,6 @@ from errata.orchestrator.journal.rows import (
     Fate,
     JournalMeta,
     MarkRow,
-    Outcome,
     RefreshRow,
     RequestRow,
     RequestState,
@@ -31,6 +30,7 @@ from errata.orchestrator.journal.rows import (
     VersionParts,
     version_digest,
 )
+from errata.orchestrator.journal.searching import where
 
 _NEWEST = 2**62
 """More than any sequence number."""
@@ -40,11 +40,6 @@ _REDACTED = '{"redacted":'
 """How the data of an event begins that an erasure has emptied: such events are not told of."""
 _AT_ONCE = 500
 """Values looked up by one query."""
-
-
-_SEARCHED: Final = ("subject", "prompt", "target_new", "statement")
-_TEXT: Final = " || char(10) || ".join(f"ifnull(json_extract(payload, '$.{key}'), '')" for key in _SEARCHED)
-_HAS_WORD: Final = f"(id || char(10) || {_TEXT}) LIKE ? ESCAPE '\\'"
 
 
 class JournalReader:
@@ -83,32 +78,10 @@ class JournalReader:
         """All requests, or those in one state, in the order of acceptance."""
         return self._requests("WHERE state = ?", (state,)) if state else self._requests("", ())
 
-    def request_page(
-        self,
-        limit: int,
-        *,
-        before: int | None = None,
-        state: RequestState | None = None,
-        outcome: Outcome | None = None,
-        relation: str | None = None,
-        words: str | None = None,
-    ) -> list[RequestRow]:
-        """The newest requests, newest first: those accepted before a number, in one state, of one outcome or relation,
-        in whose id, subject, prompt, target or statement each of some words occurs (A to Z in either case)."""
-        pairs: list[tuple[str, object]] = [("seq < ?", before), ("state = ?", state), ("outcome = ?", outcome)]
-        pairs += [("json_extract(payload, '$.relation') = ?", relation)]
-        given = [(text, value) for text, value in pairs if value is not None]
-        for word in (words or "").split():
-            plain = word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-            given.append((_HAS_WORD, f"%{plain}%"))
-        where = f"WHERE {' AND '.join(text for text, _ in given)}" if given else ""
-        return self._requests(where, tuple(value for _, value in given), limit, newest_first=True)
-
-    def superseded_by(self, name: str) -> list[RequestRow]:
-        """Requests whose fact a later one, of this id, has replaced."""
-        row = self.request(name)
-        keys = [] if row is None or row.fact_key is None else [row.fact_key]
-        return [one for one in self.requests_of_facts(keys) if one.superseded_by == name]
+    def request_page(self, limit: int, **chosen: Any) -> list[RequestRow]:
+        """The newest requests, newest first; ``chosen`` as `errata.orchestrator.journal.searching.where` takes it."""
+        clause, values = where(**chosen)
+        return self._requests(clause, values, limit, newest_first=True)
 
     def request(self, name: str) -> RequestRow | None:
         """One request by its id."""

@@ -48,7 +48,8 @@ def edit_story(journal: Journal, row: RequestRow) -> dict[str, Any]:
         for fate in journal.fates(row.id)
     ]
     probes = {key: row.payload.get(key, []) for key in ("paraphrases", "neighborhood", "portability")}
-    before = [one.id for one in journal.superseded_by(row.id)]
+    same = [] if row.fact_key is None else journal.requests_of_facts([row.fact_key])
+    before = [one.id for one in same if one.superseded_by == row.id]
     return {
         **edit_view(row),
         "supersedes": before,
