@@ -233,7 +233,7 @@ def service(directory: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     try:
-        until = time.monotonic() + 400
+        until = time.monotonic() + 900
         while True:
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
