@@ -267,7 +267,7 @@ class CovarianceEstimator:
     def _step(self, run: _Run, crew: Crew, stop: threading.Event | None) -> bool:
         """Keep the workers busy and take in what is ready; whether a block was."""
         if stop is not None and stop.is_set():
-            raise ErrataError("the covariance estimate was stopped")
+            raise ErrataError("the covariance estimate was given up")
         self._hand_out(run, crew)
         if not run.outstanding and time.monotonic() >= run.say_waiting_at:
             run.say_waiting_at = time.monotonic() + _SAY_WAITING_SECONDS

@@ -24,6 +24,7 @@ from errata.editing.covariance import KeyCovariance
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.reverting import HistoryItem, RevertOrder
 from errata.editing.session import EditReceipt, Snapshot
+from errata.editing.verify import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,9 @@ class EditorActor:
 
     def rehearse(self, requests: Sequence[EditRequest]) -> None:
         self._worker.rehearse(requests)
+
+    def ask(self, requests: Sequence[EditRequest]) -> list[Outcome]:
+        return self._worker.session().ask(requests)
 
     def swap(self, covariance: KeyCovariance) -> None:
         self._worker.session().swap_covariance(covariance)
@@ -148,6 +152,11 @@ class EditorClient(RevivingClient):
     def rehearse(self, requests: Sequence[EditRequest], died: Died | None = None) -> None:
         """Compute a batch and forget it; ``died`` as for `apply`."""
         self._call(lambda actor: actor.rehearse.remote(list(requests)), died)
+
+    def ask(self, requests: Sequence[EditRequest]) -> list[Outcome]:
+        """Whether the model says, as it is now, what each request asked for."""
+        outcomes: list[Outcome] = self._call(lambda actor: actor.ask.remote(list(requests)))
+        return outcomes
 
     def swap(self, covariance: KeyCovariance) -> None:
         """Continue on another covariance. Journal the swap first: a revival replays it from there."""

@@ -31,6 +31,7 @@ from errata.editing.model.streaming import Sampling
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.reverting import HistoryItem, RevertOrder
 from errata.editing.session import EditReceipt, Snapshot
+from errata.editing.verify import Outcome as Said
 from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.arms import Evaluation
 from errata.evaluation.free_text import FreeText
@@ -116,6 +117,11 @@ class LocalEditor:
         with self._shared.lock:
             self._worker.rehearse(requests)
 
+    def ask(self, requests: Sequence[EditRequest]) -> list[Said]:
+        """Whether the model says, as it is now, what each request asked for."""
+        with self._shared.lock:
+            return self._worker.session().ask(requests)
+
     def swap(self, covariance: KeyCovariance) -> None:
         """Continue on another covariance."""
         with self._shared.lock:
@@ -154,13 +160,13 @@ class LocalMemory:
         with self._lock:
             if self._made is None:
                 made = self._make()
-                made.add(list(self._entries()))
+                made.sync(list(self._entries()))
                 self._made = made
             return self._made
 
     def restore(self) -> int:
         """Add everything the journal says it should hold; returns how many statements are active."""
-        return self._worker().add(list(self._entries()))
+        return self._worker().sync(list(self._entries()))
 
     def add(self, entries: Sequence[MemoryEntry]) -> int:
         """Add statements; a memory that is not made yet will find them in the journal."""
@@ -169,6 +175,19 @@ class LocalMemory:
     def remove(self, ids: Sequence[int]) -> int:
         """Forget statements; a memory that is not made yet never has them."""
         return 0 if self._made is None else self._made.remove(ids)
+
+    def sync(self, entries: Sequence[MemoryEntry]) -> int:
+        """Hold these statements and no others; a memory that is not made yet will find them in the journal."""
+        return 0 if self._made is None else self._made.sync(entries)
+
+    def mark(self) -> tuple[int, str] | None:
+        """None: it finds in the journal what it is to hold when it is made."""
+        return None
+
+    def save(self, mark: tuple[int, str]) -> None:
+        """Keep it as it stands, where it is made."""
+        if self._made is not None:
+            self._made.save(mark)
 
     def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
         """The k nearest active statements of each question, best first."""

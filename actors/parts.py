@@ -17,6 +17,7 @@ from errata.editing.model.streaming import Sampling
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.reverting import HistoryItem, RevertOrder
 from errata.editing.session import EditReceipt, Snapshot
+from errata.editing.verify import Outcome
 from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.arms import Evaluation
 from errata.evaluation.free_text import FreeText
@@ -59,6 +60,9 @@ class EditorPart(Protocol):
     def rehearse(self, requests: Sequence[EditRequest], died: Callable[[Exception], None] | None = None) -> None:
         """Compute a batch and forget it, to see whether the editor outlives that."""
 
+    def ask(self, requests: Sequence[EditRequest]) -> list[Outcome]:
+        """Whether the model says, as it is now, what each request asked for."""
+
     def swap(self, covariance: KeyCovariance) -> None:
         """Continue on another covariance."""
 
@@ -86,6 +90,15 @@ class MemoryPart(Protocol):
 
     def remove(self, ids: Sequence[int]) -> int:
         """Forget statements by id."""
+
+    def sync(self, entries: Sequence[MemoryEntry]) -> int:
+        """Hold these statements and no others; returns how many are active."""
+
+    def mark(self) -> tuple[int, str] | None:
+        """Number and digest of the version that the memory was found saved at; None where it began empty."""
+
+    def save(self, mark: tuple[int, str]) -> None:
+        """Keep the memory as it stands, as that of a version, so that a restart goes on from there."""
 
     def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
         """The k nearest active statements of each question, best first."""

@@ -12,7 +12,7 @@ import ray
 from errata.actors.reviving import RevivingClient
 from errata.actors.runtime import make_actor
 from errata.actors.settings import RayConfig
-from errata.actors.workers.retrieval import RetrievalWorker
+from errata.actors.workers.retrieval import Mark, RetrievalWorker
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import Hit, MemoryEntry
 from errata.retrieval.router import FittedRouter, RouterConfig, Routing
@@ -34,6 +34,15 @@ class RetrievalActor:
 
     def remove(self, ids: Sequence[int]) -> int:
         return self._worker.remove(ids)
+
+    def sync(self, entries: Sequence[MemoryEntry]) -> int:
+        return self._worker.sync(entries)
+
+    def mark(self) -> Mark | None:
+        return self._worker.mark()
+
+    def save(self, mark: Mark) -> None:
+        self._worker.save(mark)
 
     def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
         return self._worker.search(questions, k)
@@ -75,8 +84,21 @@ class MemoryClient(RevivingClient):
         super().__init__(config, "the memory", lambda: make_actor(RetrievalActor, config.retrieval, *arguments))
 
     def restore(self) -> int:
-        """Add everything the journal says it should hold."""
-        return int(self._call(lambda actor: actor.add.remote(list(self._entries()))))
+        """Hold what the journal says, and nothing else."""
+        return self.sync(self._entries())
+
+    def sync(self, entries: Sequence[MemoryEntry]) -> int:
+        """Hold these statements and no others."""
+        return int(self._call(lambda actor: actor.sync.remote(list(entries))))
+
+    def mark(self) -> Mark | None:
+        """Which version the memory was found saved at, when its actor was made; None where it began empty."""
+        found: Mark | None = self._call(lambda actor: actor.mark.remote())
+        return found
+
+    def save(self, mark: Mark) -> None:
+        """Keep the memory as it stands, as that of a version."""
+        self._call(lambda actor: actor.save.remote(mark))
 
     def add(self, entries: Sequence[MemoryEntry]) -> int:
         """Add statements; adding one twice changes nothing."""
@@ -114,4 +136,4 @@ class MemoryClient(RevivingClient):
         return str(self._call(lambda actor: actor.digest.remote()))
 
     def _fill(self, actor: Any) -> None:
-        actor.add.remote(list(self._entries()))
+        actor.sync.remote(list(self._entries()))

@@ -5,6 +5,9 @@
 The parts are the editor's own, called one after another and timed each; the change they give is compared with the one
 the editor computes by itself. Keys and residuals are also read the published way, whole passes with logits for every
 layer: one over all contexts, one more for the states at the last layer. Both ways must read the same keys.
+
+``look`` is what the closed loop costs where nothing is corrected: the same batches written by a session that looks at
+each before it is written, and by one that does not. Both must give the same change.
 """
 
 from __future__ import annotations
@@ -28,9 +31,11 @@ from errata.editing.editors.closed_form.memit import Memit, MemitConfig
 from errata.editing.estimation.corpus import CorpusReading, run_corpus_unit
 from errata.editing.keys import SubjectPass
 from errata.editing.model.adapter import EditableModel
-from errata.editing.request import EditRequest
+from errata.editing.request import EditBatch, EditRequest
+from errata.editing.session import EditSession
 from errata.editing.state import LifelongState
 from errata.editing.values import ValueConfig
+from errata.editing.verify import VerifyConfig
 
 Clock = Callable[[Callable[[], Any]], tuple[float, Any]]
 PARTS = ("values", "keys", "residuals", "solve", "state")
@@ -187,6 +192,40 @@ def measure(
     }
 
 
+def look_price(
+    model: EditableModel,
+    editor: LocateEditor,
+    requests: Sequence[EditRequest],
+    covariance: KeyCovariance,
+    contexts: Sequence[str],
+    *,
+    batch: int,
+    batches: int,
+) -> dict[str, float]:
+    """CPU seconds per edit without a look and with one, and the share that the look adds.
+
+    Raises:
+        AssertionError: to look at a batch changed it.
+    """
+    seconds, digests = [], []
+    for verify in (None, VerifyConfig(corrections=0)):
+        session = EditSession(model, editor, covariance, contexts, verify)
+        with model.patched(editor.layers):
+            session.apply(EditBatch(sequence=1, requests=tuple(requests[-1:])))  # does not count
+            spent = 0.0
+            for turn in range(batches):
+                chosen = tuple(requests[turn * batch : (turn + 1) * batch])
+                taken, receipt = timed(
+                    lambda: session.apply(EditBatch(sequence=turn + 2, requests=chosen))  # noqa: B023
+                )
+                spent += taken
+            digests.append(receipt.delta.digest if receipt.delta is not None else "")
+        seconds.append(spent / (batch * batches))
+    if digests[0] != digests[1]:
+        raise AssertionError("a batch that was looked at is another one")
+    return {"unseen_s": seconds[0], "seen_s": seconds[1], "look_share": seconds[1] / seconds[0] - 1}
+
+
 def text_covariance(model: EditableModel, layers: Sequence[int], texts: Sequence[str]) -> KeyCovariance:
     """Second moments of some text: any will do here, as the time does not depend on it."""
     unit = run_corpus_unit(model, 0, 0, texts, layers, CorpusReading())
@@ -216,6 +255,9 @@ def main() -> None:
     for name in options.editors:
         for batch in (1, 10):
             row = measure(model, editors[name], requests, covariance, contexts, batch=batch, batches=options.batches)
+            row |= look_price(
+                model, editors[name], requests, covariance, contexts, batch=batch, batches=min(options.batches, 3)
+            )
             result[f"{name}_batch_{batch}"] = row
             print(name, batch, {key: round(value, 4) for key, value in row.items()}, flush=True)
     print(store("whole_edit", result, options.json))

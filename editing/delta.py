@@ -21,10 +21,11 @@ from torch import Tensor
 
 from errata.editing.digest import digest_tensors
 from errata.editing.errors import DamagedFileError
+from errata.editing.modules.packed import after, norm_of
 from errata.editing.tensors import read_tensors, write_tensors
 
 _FORMAT = "errata-delta-1"
-DeltaKind = Literal["low_rank", "dense", "orthogonal"]
+DeltaKind = Literal["low_rank", "dense", "orthogonal", "module"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class LayerDelta:
     """Change of one weight W (O, I), float32 on the CPU.
 
     ``low_rank``: W + left @ right, with left (O, m) and right (m, I). ``dense``: W + left, with left (O, I).
-    ``orthogonal``: left @ W, with left (O, O). The latter two have no ``right``.
+    ``orthogonal``: left @ W, with left (O, O). ``module``: a change of a slot, with the bytes of
+    `errata.editing.modules.packed` for left, uint8. Only the first has a ``right``.
     """
 
     kind: DeltaKind
@@ -42,13 +44,16 @@ class LayerDelta:
     def __post_init__(self) -> None:
         if (self.right is not None) != (self.kind == "low_rank"):
             raise ValueError(f"a {self.kind} change {'needs' if self.kind == 'low_rank' else 'has no'} right factor")
+        wanted = torch.uint8 if self.kind == "module" else torch.float32
         for tensor in (self.left, self.right):
-            if tensor is not None and (tensor.dtype != torch.float32 or tensor.device.type != "cpu"):
-                raise ValueError(f"factors are float32 on the CPU, got {tensor.dtype} on {tensor.device}")
+            if tensor is not None and (tensor.dtype != wanted or tensor.device.type != "cpu"):
+                raise ValueError(f"factors are {wanted} on the CPU, got {tensor.dtype} on {tensor.device}")
 
     @cached_property
     def norm(self) -> float:
-        """Frobenius norm of what is added to W; of Q - I for an orthogonal change."""
+        """Frobenius norm of what is added to W; of Q - I for an orthogonal change; of what a module's change holds."""
+        if self.kind == "module":
+            return norm_of(self.left)
         if self.kind == "low_rank":
             assert self.right is not None
             left, right = self.left.double(), self.right.double()
@@ -136,6 +141,8 @@ def apply_delta(weight: Tensor, change: LayerDelta) -> Tensor:
     The product is taken in float64 and rounded once, on one thread, so that the result does not depend on how the
     process was set up.
     """
+    if change.kind == "module":
+        return after(weight, change.left)
     left = change.left.to(weight.device, torch.float64)
     with one_thread():
         if change.kind == "orthogonal":
@@ -143,3 +150,8 @@ def apply_delta(weight: Tensor, change: LayerDelta) -> Tensor:
         if change.right is None:
             return (weight.double() + left).float()
         return (weight.double() + left @ change.right.to(weight.device, torch.float64)).float()
+
+
+def weight_norm(weight: Tensor) -> float:
+    """Frobenius norm of a map's weight, or of what a module's slot holds."""
+    return norm_of(weight) if weight.dtype == torch.uint8 else float(weight.double().norm())

@@ -86,7 +86,7 @@ class SubjectPass:
         columns = []
         for part in self._parts:
             with self.model.map_inputs([layer]) as inputs:
-                self.model.decoder.layer(layer, part.hidden, part.positional)
+                self.model.run(part.hidden, layer, layer + 1, part.positional)
             rows = torch.arange(part.rows.ids.shape[0], device=part.hidden.device)
             keys = inputs[layer][rows, part.rows.lengths - 1].float()
             columns.append(keys.reshape(-1, self.contexts, keys.shape[1]))

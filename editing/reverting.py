@@ -19,7 +19,10 @@ from errata.editing.covariance import KeyCovariance
 from errata.editing.delta import LayerDelta, WeightDelta
 from errata.editing.editors.base import Sweep
 from errata.editing.editors.closed_form.locate import LocateEditor
+from errata.editing.editors.modules.store import StoreEditor
 from errata.editing.errors import ErrataError, NumericalError
+from errata.editing.model.decoder import is_module, layer_of
+from errata.editing.modules.packed import replacing
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.session import EditReceipt, EditSession, Part, Snapshot
 from errata.editing.state import OldKeys
@@ -68,6 +71,8 @@ def revert(session: EditSession, order: RevertOrder, items: Iterable[HistoryItem
             live.model.set_weights(live.base)
             if live.editor.commutes and isinstance(live.editor, LocateEditor):
                 return _batches_again(live, live.editor, order, items)
+            if isinstance(live.editor, StoreEditor):
+                return _entries_out(live, live.editor, before, order)
             return _all_again(live, before, order, items)
 
     return session.take_out(order.sequence, compute)
@@ -175,6 +180,29 @@ def _right(change: LayerDelta) -> Tensor:
     return change.right
 
 
+# ---------------------------------------------------------------- entries of a module
+
+
+def _entries_out(
+    live: EditSession, editor: StoreEditor, before: Mapping[int, Tensor], order: RevertOrder
+) -> EditReceipt:
+    changes = {
+        number: LayerDelta("module", replacing(editor.without(packed, order.taken_out), layer_of(number)))
+        for number, packed in before.items()
+    }
+    return EditReceipt(
+        sequence=order.sequence,
+        delta=WeightDelta(changes, editor.config.type),
+        results=(),
+        request_ids=(),
+        fact_keys=(),
+        superseded=(),
+        covariance_digest=live.state.covariance_digest,
+        kind="revert",
+        taken_out=order.taken_out,
+    )
+
+
 # ---------------------------------------------------------------- updates that do not
 
 
@@ -201,9 +229,7 @@ def _all_again(
         session.sequence = item.sequence
     state = walk.session().state
     after = live.model.weights(live.editor.layers)
-    changes = {
-        layer: LayerDelta("dense", (after[layer].double() - before[layer].double()).float().cpu()) for layer in after
-    }
+    changes = {layer: _difference(layer, before[layer], after[layer]) for layer in after}
     return EditReceipt(
         sequence=order.sequence,
         delta=WeightDelta(changes, live.editor.config.type),
@@ -218,6 +244,13 @@ def _all_again(
         whole=True,
         memory=state.memory,
     )
+
+
+def _difference(number: int, before: Tensor, after: Tensor) -> LayerDelta:
+    """What makes the content of a map or of a slot another's."""
+    if is_module(number):
+        return LayerDelta("module", replacing(after, layer_of(number)))
+    return LayerDelta("dense", (after.double() - before.double()).float().cpu())
 
 
 class _Walk:

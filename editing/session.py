@@ -20,7 +20,7 @@ from torch import Tensor
 from errata.editing.corrections import Verified, verified
 from errata.editing.covariance import KeyCovariance
 from errata.editing.cutting import cut_out_culprits
-from errata.editing.delta import WeightDelta, apply_delta
+from errata.editing.delta import WeightDelta, apply_delta, weight_norm
 from errata.editing.editors.base import Computation, Editor, Progress, Sweep
 from errata.editing.errors import (
     DependentKeysError,
@@ -34,7 +34,7 @@ from errata.editing.limits import check_request
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.state import LifelongState, OldKeys
-from errata.editing.verify import DamageError, HeldProbes, VerifyConfig, held_prompts
+from errata.editing.verify import Check, DamageError, HeldProbes, Outcome, VerifyConfig, held_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,9 @@ class Snapshot:
 
 NOT_LANDED = "not_landed"
 """Why a request is refused that the model does not say once it is written."""
-CONTROL = EditRequest(id="control", subject="Paris", prompt="The city of {} lies in", target_new="France")
+CONTROL = EditRequest(
+    id="control", subject="Paris", prompt="The city of {} lies in", target_new="France", target_true="Italy"
+)
 """An edit that any working editor can compute."""
 
 
@@ -269,7 +271,7 @@ class EditSession:
 
     def norms(self) -> dict[int, float]:
         """Frobenius norm of each edited matrix as it is now."""
-        return {layer: float(self.model.weight(layer).double().norm()) for layer in self.editor.layers}
+        return {layer: weight_norm(self.model.weight(layer)) for layer in self.editor.layers}
 
     def rehearse(self, requests: Sequence[EditRequest]) -> None:
         """Compute a batch and forget it: raises what `apply` would meet with these requests, and changes nothing."""
@@ -277,6 +279,10 @@ class EditSession:
         if fitting:
             with suppress(DamageError):
                 self._computed(fitting, None)
+
+    def ask(self, requests: Sequence[EditRequest]) -> list[Outcome]:
+        """Whether the model, as it is now, says what each request asked for, after the bare prompt; nothing changes."""
+        return Check(self.model, requests, ("",)).outcomes() if requests else []
 
     # --- parts ---
 

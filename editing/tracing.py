@@ -392,3 +392,9 @@ def _first_output(model: EditableModel, layer: int, rows: Tensor, value: Tensor)
         yield
     finally:
         handle.remove()
+
+
+def usual_layers(count: int) -> list[int]:
+    """Five layers from a seventh of the depth on, of a model with ``count``."""
+    first = max(0, min(round(count / 7), count - 5))
+    return list(range(first, min(first + 5, count)))

@@ -12,6 +12,7 @@ An editor is a run like any other: what it does is a commit in a journal. With `
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import tempfile
@@ -31,16 +32,19 @@ from errata.editing.editors import make_editor
 from errata.editing.errors import UserError
 from errata.editing.extras import check_installed
 from errata.editing.model.adapter import EditableModel
+from errata.editing.model.engine import LanguageEngine
 from errata.editing.request import EditRequest
+from errata.editing.tracing import usual_layers
 from errata.evaluation.answering import Question
 from errata.evaluation.outcomes import ARMS, MEMORY_ARMS, Arm
 from errata.evaluation.probes import questions_of
 from errata.orchestrator.config.explain import explain
 from errata.orchestrator.config.loading import check_config, overlaid, read_composed, with_found_files
-from errata.orchestrator.config.presets import configs_root
+from errata.orchestrator.config.model_presets import find_preset, for_editor, preset_of
 from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.covariance.store import default_store
 from errata.orchestrator.history import export
+from errata.orchestrator.history.modules import require_no_modules
 from errata.orchestrator.history.rebuild import BaseCheckpoint
 from errata.orchestrator.history.receipts import open_store
 from errata.orchestrator.journal import JOURNAL_FILE
@@ -223,6 +227,8 @@ class Editor:
         output = Path(directory)
         export.check_output(output, directory=True)
         if self._directory is None:
+            journal = self._pipeline.journal
+            require_no_modules(journal, journal.head(), "a checkpoint")
             output.mkdir(parents=True, exist_ok=True)
             save_checkpoint(self._parts.shared.model.hf, self._parts.shared.model.text.tokenizer, output)
             return
@@ -391,14 +397,8 @@ def bare_prompt_outcome(model: EditableModel, request: EditRequest) -> tuple[str
         ``landed`` or ``weak``, and ``p_target``, the probability of the whole target.
     """
     prompt, target = model.text.encode_prompt(request.text), model.text.encode_target(request.target_new)
-    rows = model.rows([[*prompt, *target]])
-    with torch.no_grad():
-        hidden = model.run(model.embed(rows), 0, model.num_layers, model.positional(rows.layout))
-        logits = model.logits(hidden[0, len(prompt) - 1 : -1]).float()
-    wanted = torch.tensor(target, device=logits.device)
-    landed = bool((logits.argmax(-1) == wanted).all())
-    p = float(logits.log_softmax(-1).gather(1, wanted[:, None]).sum().exp())
-    return "landed" if landed else "weak", {"p_target": p}
+    scored = LanguageEngine(model).score([(prompt, target)])[0]
+    return "landed" if all(scored.hits) else "weak", {"p_target": math.exp(sum(scored.logprobs))}
 
 
 def configuration(
@@ -419,12 +419,11 @@ def configuration(
         UserError: the method or a setting is not known, or a value does not fit.
     """
     chosen = dict(settings or {})
-    preset = _preset(model.name)
-    # another method's figures do not carry over, where the layers are and how values are found does
+    preset = _preset(model.name, path, method)
     data: dict[str, Any] = overlaid(
         {
             "name": re.sub(r"[^A-Za-z0-9._-]+", "-", model.name).strip("-.") or "run",
-            "editor": {"layers": list(layers) if layers is not None else _layers(model.num_layers)},
+            "editor": {"layers": list(layers) if layers is not None else usual_layers(model.num_layers)},
             "contexts": {"count": 3},
             "stream": {},
             "evaluation": {"max_new_tokens": 8},
@@ -465,18 +464,14 @@ def _fetchable() -> Mapping[str, Any]:
     return fetch.MODELS
 
 
-def _preset(name: str) -> dict[str, Any]:
-    """The shipped configuration of a model, by its name; empty where there is none."""
-    for file in sorted((configs_root() / "models").glob("*.yaml")):
-        data = read_composed(file)
-        if (data.get("model") or {}).get("name") == name:
-            return data
+def _preset(name: str, path: Path | None, method: str) -> dict[str, Any]:
+    """The shipped preset of a model, for that method; by its name or else by its weights, and empty where there is
+    none."""
+    for place in (name, path):
+        found = None if place is None else preset_of(str(place), read_composed)
+        if found is not None:
+            return for_editor(read_composed(find_preset(found)), method)
     return {}
-
-
-def _layers(count: int) -> list[int]:
-    first = max(0, min(round(count / 7), count - 5))
-    return list(range(first, min(first + 5, count)))
 
 
 def _arm(name: str) -> Arm:

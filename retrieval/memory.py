@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from bisect import insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ from errata.retrieval import store
 from errata.retrieval.embedder import Embedder, unit_rows
 from errata.retrieval.index import SCAN_ERROR, IndexConfig, VectorIndex
 from errata.retrieval.naming import Mention, SubjectIndex, resolved
+from errata.retrieval.rows import RowStore
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ class FactMemory:
     def _clear(self) -> None:
         self._entries: dict[int, MemoryEntry] = {}
         self._chains: dict[str, list[int]] = {}
-        self._vectors: Vectors = np.zeros((0, self.embedder.dim), dtype=np.float32)
+        self._rows = RowStore(self.embedder.dim)
         self._row_of: dict[int, int] = {}
         self._id_at: list[int] = []
 
@@ -134,7 +135,7 @@ class FactMemory:
 
     def vectors(self, ids: Sequence[int]) -> Vectors:
         """Copies of the stored vectors (n, dim) of entries, active or not."""
-        return self._vectors[[self._row_of[id] for id in ids]].reshape(len(ids), self.embedder.dim)
+        return self._rows.at([self._row_of[id] for id in ids])
 
     @property
     def digest(self) -> str:
@@ -219,7 +220,7 @@ class FactMemory:
         fresh.add(entries, vectors)  # a refused entry leaves this memory as it was
         self._index, self._entries, self._chains = fresh._index, fresh._entries, fresh._chains
         self._subjects = fresh._subjects
-        self._vectors, self._row_of, self._id_at = fresh._vectors, fresh._row_of, fresh._id_at
+        self._rows, self._row_of, self._id_at = fresh._rows, fresh._row_of, fresh._id_at
 
     def _top(self, key: str) -> int | None:
         chain = self._chains.get(key)
@@ -249,19 +250,15 @@ class FactMemory:
         self._index.build(np.asarray(ids, dtype=np.int64), self.vectors(ids))
 
     def _append_rows(self, ids: list[int], rows: Vectors) -> None:
-        start, end = len(self._id_at), len(self._id_at) + len(ids)
-        if end > len(self._vectors):  # grown by half: adding one at a time copies each row a few times only
-            grown = np.empty((max(end, len(self._vectors) * 3 // 2, 64), self.embedder.dim), dtype=np.float32)
-            grown[:start] = self._vectors[:start]
-            self._vectors = grown
-        self._vectors[start:end] = rows
+        start = len(self._id_at)
+        self._rows.append(rows)
         self._id_at += ids
-        self._row_of.update(zip(ids, range(start, end), strict=True))
+        self._row_of.update(zip(ids, range(start, start + len(ids)), strict=True))
 
     def _drop_row(self, id: int) -> None:
         row, last = self._row_of.pop(id), self._id_at.pop()
+        self._rows.drop(row)
         if last != id:  # the last row takes the free place
-            self._vectors[row] = self._vectors[len(self._id_at)]
             self._id_at[row], self._row_of[last] = last, row
 
     # ---- search
@@ -311,14 +308,18 @@ class FactMemory:
 
     def _hits(self, query: Vectors, ids: NDArray[np.int64], k: int) -> list[Hit]:
         rows = [self._row_of[int(id)] for id in ids]
-        scores = self._vectors[rows].astype(np.float64) @ query.astype(np.float64)
+        scores = self._rows.at(rows).astype(np.float64) @ query.astype(np.float64)
         order = np.lexsort((-ids, -scores))[:k]
         return [_hit(self._entries[int(ids[i])], float(scores[i])) for i in order]
 
     # ---- disk
 
-    def save(self, directory: Path) -> None:
-        """Write entries, vectors, index, and a manifest of digests; a crash leaves the former state."""
+    def save(self, directory: Path, note: Mapping[str, str | int] | None = None) -> None:
+        """Write entries, vectors, index, and a manifest of digests; a crash leaves the former state.
+
+        Args:
+            note: kept with it, and given back by `note_of`.
+        """
         entries = self.entries()
         store.write(
             directory,
@@ -327,11 +328,22 @@ class FactMemory:
             index=self._index,
             embedder={"name": self.embedder.name, "digest": self.embedder.digest, "dim": self.embedder.dim},
             content=self.digest,
+            note=dict(note or {}),
         )
+
+    @staticmethod
+    def note_of(directory: Path) -> dict[str, str | int]:
+        """What was noted with a saved memory.
+
+        Raises:
+            UserError: there is no memory in the directory.
+            DamagedFileError: its manifest cannot be read.
+        """
+        return dict(store.read_manifest(directory).note)
 
     @classmethod
     def load(cls, directory: Path, embedder: Embedder, config: IndexConfig | None = None) -> FactMemory:
-        """Read a saved memory; nothing is embedded.
+        """Read a saved memory; nothing is embedded, and vectors are mapped, not read.
 
         A missing, truncated or foreign index file is replaced by a new index over the stored vectors, with a
         warning.
@@ -349,7 +361,9 @@ class FactMemory:
             )
         memory = cls(embedder, config)
         entries = [MemoryEntry.model_validate_json(line) for line in store.read_entries(directory, manifest)]
-        memory._append_rows([entry.id for entry in entries], store.read_vectors(directory, manifest))
+        memory._rows = RowStore(embedder.dim, store.map_vectors(directory, manifest))
+        memory._id_at = [entry.id for entry in entries]
+        memory._row_of = {id: row for row, id in enumerate(memory._id_at)}
         for entry in entries:
             memory._entries[entry.id] = entry
             insort(memory._chains.setdefault(entry.fact_key, []), entry.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -12,8 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from errata.editing.closed import Closed
 from errata.editing.digest import digest_file
@@ -40,6 +40,8 @@ class Manifest(Closed):
     entries: int
     content: str
     """Digest of the active entries."""
+    note: dict[str, str | int] = {}
+    """What its owner said with it."""
     files: dict[str, str]
     """Role of a file -> SHA-256 of its bytes; the file's name is both."""
 
@@ -52,6 +54,7 @@ def write(
     index: VectorIndex,
     embedder: dict[str, str | int],
     content: str,
+    note: dict[str, str | int] | None = None,
 ) -> None:
     """Write a memory's state: the manifest is renamed into place last, older states' files go after that."""
     parts = directory / _PARTS
@@ -67,7 +70,11 @@ def write(
             _sync(path)
             path.replace(parts / _file_name(path.name, files[path.name]))
         manifest = Manifest(
-            embedder=EmbedderRef.model_validate(embedder), entries=len(entries), content=content, files=files
+            embedder=EmbedderRef.model_validate(embedder),
+            entries=len(entries),
+            content=content,
+            note=note or {},
+            files=files,
         )
         draft = place / MANIFEST
         draft.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -112,16 +119,27 @@ def read_entries(directory: Path, manifest: Manifest) -> list[str]:
     return lines
 
 
-def read_vectors(directory: Path, manifest: Manifest) -> NDArray[np.float32]:
-    """The vectors (n, dim), float32, in the order of the entries.
+def map_vectors(directory: Path, manifest: Manifest) -> NDArray[np.float32]:
+    """The vectors (n, dim), float32, in the order of the entries: mapped, and writable without changing the file.
 
     Raises:
         DamagedFileError: the file is missing, altered, or of another shape.
     """
     path = _verified(directory, manifest, "vectors.safetensors")
     try:
-        vectors: NDArray[np.float32] = load_file(str(path))["vectors"]
-    except (SafetensorError, KeyError) as error:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            place = json.loads(file.read(size))["vectors"]
+        if place["dtype"] != "F32":
+            raise ValueError(f"vectors of type {place['dtype']}")
+        shape = tuple(int(length) for length in place["shape"])
+        offset = 8 + size + int(place["data_offsets"][0])
+        vectors: NDArray[np.float32] = (
+            np.memmap(path, dtype="<f4", mode="c", offset=offset, shape=shape)
+            if 0 not in shape
+            else np.zeros(shape, dtype=np.float32)
+        )
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise DamagedFileError(f"{path} is damaged: {error}") from error
     if vectors.shape != (manifest.entries, manifest.embedder.dim) or vectors.dtype != np.float32:
         raise DamagedFileError(

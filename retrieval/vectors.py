@@ -67,6 +67,15 @@ class KeptVectors:
             vectors |= new
         return np.stack([vectors[key] for key in keys])
 
+    def forget(self) -> None:
+        """Begin the file anew: whoever asked for the vectors has saved them elsewhere."""
+        self._known.clear()
+        if self._usable:
+            try:
+                self._path.write_bytes(self._header)
+            except OSError as error:
+                self._give_up(error)
+
     def _read(self) -> None:
         size = _KEY + 4 * self._embedder.dim + _CHECKSUM
         with self._path.open("r+b") as file:

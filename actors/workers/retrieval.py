@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from errata.editing.errors import ErrataError
 from errata.retrieval.embedder import build_embedder
 from errata.retrieval.evidence import EvidenceFinder
 from errata.retrieval.index import IndexConfig
@@ -15,6 +17,10 @@ from errata.retrieval.router import FittedRouter, RouterConfig, Routing
 from errata.retrieval.router_fit import router_for
 from errata.retrieval.vectors import KeptVectors
 
+logger = logging.getLogger(__name__)
+
+Mark = tuple[int, str]
+"""Number and digest of the version that a memory is of."""
 _MOST_QUESTIONS = 20_000
 """Questions whose vectors are kept."""
 
@@ -29,10 +35,13 @@ class RetrievalWorker:
         kept_in: Path | None = None,
         router_config: RouterConfig | None = None,
     ) -> None:
-        """``kept_in`` is where vectors of statements are kept, so that a restart embeds nothing."""
+        """``kept_in`` is where the memory is kept, so that a restart embeds nothing: as it was when it was saved last
+        (`save`), and the vectors of statements that came since."""
         self._embedder = build_embedder(embedder_config)
-        self._memory = FactMemory(self._embedder, index_config)
-        self._statements = KeptVectors(self._embedder, kept_in) if kept_in is not None else self._embedder
+        self._state = None if kept_in is None else kept_in / "state"
+        self._mark: Mark | None = None
+        self._memory = self._saved(index_config) or FactMemory(self._embedder, index_config)
+        self._statements = KeptVectors(self._embedder, kept_in) if kept_in is not None else None
         self._questions: dict[str, Any] = {}
         self._evidence = EvidenceFinder(self._memory)
         self._router_config = router_config or RouterConfig()
@@ -45,7 +54,8 @@ class RetrievalWorker:
         values, so nothing would ever ask for it, and a memory of updates would grow for ever.
         """
         new = [entry for entry in entries if self._memory.get(entry.id) is None]
-        self._memory.add(new, self._statements.embed([entry.statement for entry in new]))
+        embed = self._embedder.embed if self._statements is None else self._statements.embed
+        self._memory.add(new, embed([entry.statement for entry in new]))
         facts = dict.fromkeys(entry.fact_key for entry in new)
         old = [entry.id for fact in facts for entry in self._memory.history(fact)[:-1]]
         self._memory.remove(old)
@@ -55,6 +65,40 @@ class RetrievalWorker:
         """Forget statements; one that is not there is passed over."""
         self._memory.remove(ids, missing_ok=True)
         return len(self._memory)
+
+    def sync(self, entries: Sequence[MemoryEntry]) -> int:
+        """Hold these statements and no others; what is held already is not embedded again. Returns how many."""
+        wanted = {entry.id: entry for entry in entries}
+        self._memory.remove([held.id for held in self._memory.entries() if wanted.get(held.id) != held])
+        return self.add(list(entries))
+
+    def mark(self) -> Mark | None:
+        """Which version the memory that was found saved is of; None where it began empty."""
+        return self._mark
+
+    def save(self, mark: Mark) -> None:
+        """Keep the memory as it stands, as that of a version; a restart goes on from here."""
+        if self._state is None:
+            return
+        try:
+            self._memory.save(self._state, {"sequence": mark[0], "version": mark[1]})
+        except OSError as error:  # a convenience: without it a restart fills the memory from the journal
+            logger.warning("the memory could not be saved: %s", error)
+            return
+        if self._statements is not None:
+            self._statements.forget()
+
+    def _saved(self, config: IndexConfig) -> FactMemory | None:
+        if self._state is None or not self._state.is_dir():
+            return None
+        try:
+            memory = FactMemory.load(self._state, self._embedder, config)
+            note = FactMemory.note_of(self._state)
+            self._mark = int(note["sequence"]), str(note["version"])
+        except (ErrataError, KeyError, ValueError) as error:
+            logger.warning("the saved memory is passed over, and filled from the journal: %s", error)
+            return None
+        return memory
 
     def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
         """The k nearest active statements of each question, best first. Questions are embedded once."""

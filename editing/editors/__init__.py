@@ -15,15 +15,28 @@ from errata.editing.editors.closed_form.prune import Prune, PruneConfig
 from errata.editing.editors.closed_form.rect import Rect, RectConfig
 from errata.editing.editors.closed_form.rome import Rome, RomeConfig
 from errata.editing.editors.closed_form.rose import Rose, RoseConfig
+from errata.editing.editors.gradient.adalora import AdaLora, AdaLoraConfig
 from errata.editing.editors.gradient.ft_l import FtL, FtLConfig
+from errata.editing.editors.gradient.kn import Kn, KnConfig
+from errata.editing.editors.gradient.lora import Lora, LoraConfig
+from errata.editing.editors.gradient.mend import Mend, MendConfig
 from errata.editing.editors.gradient.ultraedit import UltraEdit, UltraEditConfig
+from errata.editing.editors.modules.gated_kv import GatedKv, GatedKvConfig
+from errata.editing.editors.modules.grace import Grace, GraceConfig
+from errata.editing.editors.modules.wise import Wise, WiseConfig
 
 REGISTRY: dict[str, tuple[type[EditorConfig], type[Editor]]] = {
+    "adalora": (AdaLoraConfig, AdaLora),
     "alphaedit": (AlphaEditConfig, AlphaEdit),
     "emmet": (EmmetConfig, Emmet),
     "ft_l": (FtLConfig, FtL),
+    "gated_kv": (GatedKvConfig, GatedKv),
+    "grace": (GraceConfig, Grace),
+    "kn": (KnConfig, Kn),
+    "lora": (LoraConfig, Lora),
     "memit": (MemitConfig, Memit),
     "memit_merge": (MemitMergeConfig, MemitMerge),
+    "mend": (MendConfig, Mend),
     "mose": (MoseConfig, Mose),
     "pmet": (PmetConfig, Pmet),
     "prune": (PruneConfig, Prune),
@@ -31,6 +44,7 @@ REGISTRY: dict[str, tuple[type[EditorConfig], type[Editor]]] = {
     "rome": (RomeConfig, Rome),
     "rose": (RoseConfig, Rose),
     "ultraedit": (UltraEditConfig, UltraEdit),
+    "wise": (WiseConfig, Wise),
 }
 
 

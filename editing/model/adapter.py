@@ -18,8 +18,17 @@ from errata.editing.covariance import MomentAccumulator
 from errata.editing.digest import digest_tensors
 from errata.editing.errors import ErrataError, UserError
 from errata.editing.model.capacity import Capacity
-from errata.editing.model.decoder import Decoder, Layout, Positional, decoder_for, layer_of, plain_layout
+from errata.editing.model.decoder import (
+    Decoder,
+    Layout,
+    Positional,
+    decoder_for,
+    is_module,
+    layer_of,
+    plain_layout,
+)
 from errata.editing.model.flat import flat_pass
+from errata.editing.model.installed import InstalledModules
 from errata.editing.model.packed import PackedWeights
 from errata.editing.model.text import TextCodec
 from errata.editing.state import MakeBase
@@ -56,6 +65,7 @@ class EditableModel:
         self.text.use_embeddings(self.capacity.rows)
         self.packed = PackedWeights()
         self._masters: dict[int, Tensor] = {}
+        self.modules = InstalledModules(self.decoder, self.device, self.dtype)
         self.digest = digest if digest is not None else digest_tensors(dict(model.state_dict()))
         self._check_forward()
 
@@ -124,8 +134,9 @@ class EditableModel:
 
     def run(self, hidden: Tensor, start: int, stop: int, positional: Positional, cache: Any = None) -> Tensor:
         """Layers ``start`` to ``stop - 1`` over hidden states (B, T, d)."""
-        for index in range(start, stop):
-            hidden = self.decoder.layer(index, hidden, positional, cache)
+        with self.modules.read(positional, cache):
+            for index in range(start, stop):
+                hidden = self.decoder.layer(index, hidden, positional, cache)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -180,7 +191,8 @@ class EditableModel:
             for handle in handles:
                 handle.remove()
 
-    # --- the edited maps: a layer's number means its output projection, see ``map_number`` for the others ---
+    # --- the edited maps: a layer's number means its output projection, see ``map_number`` for the others. A slot for a
+    # module (``module_number``) has bytes for a weight, uint8, empty ones where there is none ---
 
     def check_layers(self, layers: Sequence[int]) -> None:
         """Raise UserError unless every map exists."""
@@ -198,15 +210,21 @@ class EditableModel:
 
     def weight(self, layer: int) -> Tensor:
         """Float32 master (O, I) of the edited map. The caller must not write into it."""
+        if is_module(layer):
+            return self.modules.get(layer)
         if layer not in self._masters:
             live = self.parameter(layer).detach()
             # a copy: a master that shared the live storage would change when the live weight is patched
             self._masters[layer] = (live.T if self.decoder.transposed else live).to(torch.float32, copy=True)
         return self._masters[layer]
 
+    def width(self, layer: int) -> int:
+        """d_in of the edited map, or of the one that a module stands at."""
+        return int(self.weight(layer_of(layer) if is_module(layer) else layer).shape[1])
+
     def moments(self, layer: int, block: int = 256) -> MomentAccumulator:
         """What the keys of a layer are added up in."""
-        return MomentAccumulator(int(self.weight(layer).shape[1]), block=block, device=self.device)
+        return MomentAccumulator(self.width(layer), block=block, device=self.device)
 
     def shared_bases(self, make_base: MakeBase) -> MakeBase:
         """How the fixed matrices of the closed forms are made for this model; here, as they are."""
@@ -217,7 +235,11 @@ class EditableModel:
 
         Raises:
             ValueError: the shape is not that of the map.
+            DamagedFileError: of a slot, the bytes are no module.
         """
+        if is_module(layer):
+            self.modules.put(layer, weight)
+            return
         if weight.shape != self.weight(layer).shape:
             raise ValueError(
                 f"layer {layer}: weight of shape {tuple(weight.shape)}, want {tuple(self.weight(layer).shape)}"
@@ -239,6 +261,8 @@ class EditableModel:
     @contextmanager
     def patched(self, layers: Sequence[int]) -> Iterator[None]:
         """Whatever is written to the maps of ``layers`` inside is taken back at the end, byte for byte."""
+        slots = {layer: self.modules.get(layer) for layer in layers if is_module(layer)}
+        layers = [layer for layer in layers if layer not in slots]
         saved_masters = {layer: self.weight(layer) for layer in layers}
         saved_live = {layer: self.parameter(layer).detach().clone() for layer in layers}
         try:
@@ -248,6 +272,9 @@ class EditableModel:
                 for layer in layers:
                     self._masters[layer] = saved_masters[layer]
                     self.parameter(layer).copy_(saved_live[layer])
+            for number, packed in slots.items():
+                if self.modules.get(number) is not packed:
+                    self.modules.put(number, packed)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -11,10 +13,11 @@ from errata.editing.model.kv import SlotKV
 
 
 @torch.no_grad()
-def extend(model: EditableModel, cache: SlotKV, ids: Tensor) -> Tensor:
+def extend(model: EditableModel, cache: SlotKV, ids: Tensor, ends: Tensor | None = None) -> Tensor:
     """Run new tokens (B, T) behind each row's own past and return the last layer's output (B, T, d).
 
     Each row writes at ``cache.write_at``; the caller moves that on. Places beyond a row's own end are not seen.
+    ``ends`` (B, T) marks the last tokens of prompts among the new ones; modules ask there.
     """
     start = cache.write_at.to(ids.device)
     width = ids.shape[1]
@@ -24,4 +27,5 @@ def extend(model: EditableModel, cache: SlotKV, ids: Tensor) -> Tensor:
     places = torch.arange(cache.length, device=ids.device).expand(ids.shape[0], cache.length)
     keys = Layout(places, torch.where(places < start[:, None] + width, 0, -1))
     hidden = model.decoder.embed(ids, queries.positions)
-    return model.run(hidden, 0, model.num_layers, model.positional(queries, keys), cache)
+    positional = replace(model.positional(queries, keys), ends=ends)
+    return model.run(hidden, 0, model.num_layers, positional, cache)

@@ -19,15 +19,36 @@ from errata.editing.errors import UserError
 
 _KIND = 1000
 """More than any model has layers."""
-_KINDS = ("down_proj", "gate_proj", "up_proj")
+_KINDS = ("down_proj", "gate_proj", "up_proj", "q_proj", "k_proj", "v_proj", "o_proj")
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MODULE = 9 * _KIND
 
 
 def map_number(layer: int, name: str = "down_proj") -> int:
     """The number by which an edited map goes everywhere: its layer for the MLP's output projection (``down_proj``).
 
-    The other maps of an MLP, which few editors write, are counted from 1000 (``gate_proj``) and 2000 (``up_proj``).
+    The other maps, which few editors write, are counted from 1000 (``gate_proj``) and 2000 (``up_proj``), those of
+    attention from 3000 (``q_proj``), 4000 (``k_proj``), 5000 (``v_proj``) and 6000 (``o_proj``).
     """
     return _KIND * _KINDS.index(name) + layer
+
+
+def module_number(layer: int) -> int:
+    """The number of the slot for a module at a layer's ``down_proj``; its content is a tensor of bytes."""
+    return _MODULE + layer
+
+
+def is_module(number: int) -> bool:
+    """Whether a number is that of a slot for a module, and not of a map."""
+    return number >= _MODULE
+
+
+def number_name(number: int) -> str:
+    """What people read of a number: the layer for its ``down_proj``, else with the map's name, or ``module``."""
+    if is_module(number):
+        return f"{layer_of(number)} module"
+    kind = map_kind(number)
+    return str(number) if kind == _KINDS[0] else f"{layer_of(number)} {kind}"
 
 
 def layer_of(number: int) -> int:
@@ -84,6 +105,10 @@ class Positional:
     positions: Tensor
     rotary: dict[str, Any]
     masks: dict[str, Tensor]
+    layout: Layout | None = None
+    """Where the tokens of the pass stand; for modules."""
+    ends: Tensor | None = None
+    """Bool (B, T): the last tokens of prompts, where they are known; for modules."""
 
 
 class Decoder:
@@ -98,6 +123,10 @@ class Decoder:
     input_maps: ClassVar[Mapping[str, str]] = {"gate_proj": "mlp.gate_proj", "up_proj": "mlp.up_proj"}
     """Where the maps into the MLP are, by the names of ``map_kind``; a family need not have both."""
     attention_name = "self_attn"
+    attention_maps: ClassVar[Mapping[str, str]] = {name: f"self_attn.{name}" for name in _ATTENTION}
+    """Where the maps of attention are, by the names they have in Llama."""
+    fused_attention: ClassVar[str | None] = None
+    """The one matrix that stands for queries, keys and values in some families."""
     transposed = False
     """True where the map stores (d_in, d_out)."""
 
@@ -149,6 +178,7 @@ class Decoder:
             positions=queries.positions,
             rotary={kind: self.rotary(hidden, queries.positions, kind) for kind in kinds},
             masks={kind: attention_mask(queries, keys, hidden.dtype, self.window(kind)) for kind in kinds},
+            layout=queries,
         )
 
     def layer(self, index: int, hidden: Tensor, positional: Positional, cache: Any = None) -> Tensor:
@@ -179,8 +209,15 @@ class Decoder:
         Raises:
             UserError: the family has no such map.
         """
+        if is_module(number):
+            return cls.map_name  # where it stands
         kind = map_kind(number)
-        known = {"down_proj": cls.map_name, **cls.input_maps}
+        known = {"down_proj": cls.map_name, **cls.input_maps, **cls.attention_maps}
+        if kind in _ATTENTION and kind not in known:
+            raise UserError(
+                f"the model's attention has no map {kind!r} of its own: {cls.fused_attention!r} holds queries, keys "
+                f"and values in one matrix; choose among: {', '.join(known)}"
+            )
         if kind not in known:
             raise UserError(f"the model's MLP has no map {kind!r} of its own; it has: {', '.join(known)}")
         return known[kind]
@@ -224,12 +261,16 @@ class _Gemma3(_Gemma):
 
 class _Phi3(Decoder):
     input_maps: ClassVar[Mapping[str, str]] = {}  # one fused matrix, which is neither of the two
+    attention_maps: ClassVar[Mapping[str, str]] = {"o_proj": "self_attn.o_proj"}
+    fused_attention: ClassVar[str | None] = "qkv_proj"
 
 
 class _GPT2(Decoder):
     layers_path, map_name, transposed = "transformer.h", "mlp.c_proj", True
     input_maps: ClassVar[Mapping[str, str]] = {"up_proj": "mlp.c_fc"}
     attention_name = "attn"
+    attention_maps: ClassVar[Mapping[str, str]] = {"o_proj": "attn.c_proj"}
+    fused_attention: ClassVar[str | None] = "c_attn"
 
     def _body(self) -> Any:
         return self.model.transformer
@@ -262,6 +303,11 @@ class _GPT2(Decoder):
 class _GPTJ(_GPT2):
     map_name, transposed = "mlp.fc_out", False
     input_maps: ClassVar[Mapping[str, str]] = {"up_proj": "mlp.fc_in"}
+    attention_maps: ClassVar[Mapping[str, str]] = {
+        **{name: f"attn.{name}" for name in _ATTENTION[:3]},
+        "o_proj": "attn.out_proj",
+    }
+    fused_attention: ClassVar[str | None] = None
     cache_argument = "layer_past"
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
@@ -284,6 +330,8 @@ class _GPTNeoX(Decoder):
     layers_path, map_name = "gpt_neox.layers", "mlp.dense_4h_to_h"
     input_maps: ClassVar[Mapping[str, str]] = {"up_proj": "mlp.dense_h_to_4h"}
     attention_name = "attention"
+    attention_maps: ClassVar[Mapping[str, str]] = {"o_proj": "attention.dense"}
+    fused_attention: ClassVar[str | None] = "query_key_value"
     cache_argument = "layer_past"
 
     def _body(self) -> Any:

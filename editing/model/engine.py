@@ -173,9 +173,11 @@ class LanguageEngine:
         Returns:
             The cache, the last states (B, d), and the prompts in the order of their rows.
         """
-        stem = len(_common_prefix(prompts)) if len(prompts) > 1 else 0
+        apart = self.model.modules.whole_prompts
+        stem = len(_common_prefix(prompts)) if len(prompts) > 1 and not apart else 0
         stem = stem if stem >= _SHARED_TOKENS else 0
-        branches = _branches(prompts, stem, least=2 * self._spare)
+        alone = [_Branch(0, tuple(range(len(prompts))))]
+        branches = alone if apart else _branches(prompts, stem, least=2 * self._spare)
         rows = [(place, branch.length, prompts[i]) for place, branch in enumerate(branches) for i in branch.members]
         rows.sort(key=lambda row: row[1] - len(row[2]))
         rest = [len(prompt) - begun for _, begun, prompt in rows]
@@ -188,14 +190,18 @@ class LanguageEngine:
         if branches[0].length > stem:
             pieces = [prompts[branch.members[0]][stem : branch.length] for branch in branches]
             self._grow(cache, [0] * len(branches), pieces)
-        last = self._grow(cache, [place for place, _, _ in rows], [prompt[begun:] for _, begun, prompt in rows])
+        last = self._grow(
+            cache, [place for place, _, _ in rows], [prompt[begun:] for _, begun, prompt in rows], ending=True
+        )
         cache.length = int(cache.write_at.max())
         return cache, last, [prompt for _, _, prompt in rows]
 
-    def _grow(self, cache: SlotKV, parents: Sequence[int], pieces: Sequence[Sequence[int]]) -> Tensor:
+    def _grow(
+        self, cache: SlotKV, parents: Sequence[int], pieces: Sequence[Sequence[int]], *, ending: bool = False
+    ) -> Tensor:
         """Make the cache's rows those of ``parents``, each gone on with its piece, longest first; last states (B, d).
 
-        A row with an empty piece stays as it is and has no state.
+        A row with an empty piece stays as it is and has no state. ``ending``: the prompts end with these pieces.
         """
         cache.keep_rows(torch.tensor(parents, device=cache.write_at.device))
         lengths = [len(piece) for piece in pieces if piece]
@@ -203,7 +209,9 @@ class LanguageEngine:
         for start, stop in self._passes(lengths):
             self._look_up()
             batch = self.model.rows(pieces[start:stop])
-            hidden = extend(self.model, cache.part(start, stop), batch.ids)
+            places = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+            ends = (places == batch.lengths[:, None] - 1) if ending else None
+            hidden = extend(self.model, cache.part(start, stop), batch.ids, ends)
             last.append(hidden[torch.arange(stop - start, device=hidden.device), batch.lengths - 1])
         cache.write_at = cache.write_at + torch.tensor([len(piece) for piece in pieces], device=cache.write_at.device)
         return torch.cat(last)

@@ -49,6 +49,15 @@ class SlotKV:
         self.length = 0
         """Attention looks at the first ``length`` places of the buffer; set before each pass."""
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._held: dict[int, Tensor] = {}
+
+    def hold(self, layer: int, value: Tensor) -> None:
+        """Keep a number of each row (B,) for a layer: what its module has decided about the prompt."""
+        self._held[layer] = value
+
+    def held(self, layer: int) -> Tensor | None:
+        """What ``hold`` kept for a layer, if anything."""
+        return self._held.get(layer)
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """New keys and values (B, H, T, D); returns the buffer's first ``length`` places, (B, H, length, D)."""
@@ -78,6 +87,7 @@ class SlotKV:
         copy = SlotKV(int(rows.numel()), room)
         copy.write_at, copy.length = self.write_at[rows], min(self.length, room)
         copy._buffers = {i: (k[:, :, :room][rows], v[:, :, :room][rows]) for i, (k, v) in self._buffers.items()}
+        copy._held = {layer: value[rows] for layer, value in self._held.items()}
         return copy
 
     def keep_rows(self, rows: Tensor) -> None:
@@ -85,6 +95,7 @@ class SlotKV:
         self.rows = int(rows.numel())
         self.write_at = self.write_at[rows]
         self._buffers = {i: (k[rows], v[rows]) for i, (k, v) in self._buffers.items()}
+        self._held = {layer: value[rows] for layer, value in self._held.items()}
 
 
 class _PartKV(SlotKV):
@@ -94,6 +105,15 @@ class _PartKV(SlotKV):
         super().__init__(rows.stop - rows.start, whole.capacity)
         self._whole, self._rows = whole, rows
         self.write_at, self.length = whole.write_at[rows], whole.length
+
+    def hold(self, layer: int, value: Tensor) -> None:
+        if layer not in self._whole._held:
+            self._whole._held[layer] = value.new_full((self._whole.rows,), -1)
+        self._whole._held[layer][self._rows] = value
+
+    def held(self, layer: int) -> Tensor | None:
+        value = self._whole.held(layer)
+        return None if value is None else value[self._rows]
 
     def _buffer(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         whole_k, whole_v = self._whole._buffer(layer, keys, values)

@@ -177,8 +177,8 @@ def _only_with(number: int, checks: list[bytes]) -> list[bytes]:
 
 def _one_of(place: int, values: tuple[int, ...]) -> list[bytes]:
     """Checks that an argument is one of some values; behind them come the steps that allow and that refuse."""
-    found = [_step(_EQUAL, len(values) - 1 - i, 0 if i < len(values) - 1 else 1, v) for i, v in enumerate(values)]
-    return [_argument(place), *found]
+    checks = [_step(_EQUAL, len(values) - 1 - i, 0 if i < len(values) - 1 else 1, v) for i, v in enumerate(values)]
+    return [_argument(place), *checks]
 
 
 def _filter_of(column: int, audit: int, alone: bool, writes: bool) -> bytes:
@@ -357,13 +357,13 @@ def main() -> None:
 
 
 def _first_line(descriptor: int) -> bytes:
-    found = b""
-    while not found.endswith(b"\n"):
+    line = b""
+    while not line.endswith(b"\n"):
         piece = os.read(descriptor, 1 << 16)
         if not piece:
             raise SystemExit(1)
-        found += piece
-    return found
+        line += piece
+    return line
 
 
 class _Watch:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any
 
+from errata.editing.tracing import usual_layers
+
 RIDGES: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "alphaedit": ("l2", (10.0, 1.0, 0.1, 0.01)),
     "memit": ("cov_weight", (15_000.0, 1_000.0, 100.0, 10.0, 1.0)),
@@ -55,15 +57,19 @@ def space_for(editor: str, windows: Sequence[Sequence[int]]) -> Space:
     axes: dict[str, tuple[Any, ...]] = {
         "layers": layers,
         ridge: values,
-        "values.clamp": (0.75, 2.0, 4.0),
-        "values.lr": (0.5, 0.25, 0.1),
+        "values.units": ("absolute", "relative"),
+        "values.clamp": (0.75, 1.5, 4.0),
+        "values.lr": (0.5, 0.25, 0.15),
         "values.steps": (15, 25),
         "values.weight_decay": (0.5, 0.05, 0.001),
     }
-    usual = {"values.lr": 0.5, "values.steps": 25}
+    usual = {"values.units": "absolute", "values.lr": 0.5, "values.steps": 25}
+    # steps that count in the size of the states are the same on every model; behind a norm nothing else arrives
+    scaled = {"values.units": "relative", "values.lr": 0.15, "values.steps": 15}
     starts = []
     for window in layers:
         starts.append({"layers": window, ridge: values[0], "values.clamp": 0.75, "values.weight_decay": 0.5} | usual)
+        starts.append({"layers": window, ridge: values[1], "values.clamp": 0.75, "values.weight_decay": 0.001} | scaled)
         starts.append({"layers": window, ridge: values[-1], "values.clamp": 4.0, "values.weight_decay": 0.001} | usual)
     return Space(axes, tuple({key: start[key] for key in axes} for start in starts))
 
@@ -71,7 +77,9 @@ def space_for(editor: str, windows: Sequence[Sequence[int]]) -> Space:
 def windows_from(effects: Sequence[float], widths: Sequence[int] = (5, 1, 3)) -> list[list[int]]:
     """Windows of layers by causal effects at the subject's last token: the best of each width, and early single ones.
 
-    The last two layers are left out: what they write, few layers can read.
+    The last two layers are left out: what they write, few layers can read. Tracing and editing do not always agree
+    about the place, so the window's first and last layer are candidates by themselves, and so are five layers from a
+    seventh of the depth on, where the models that were traced recall facts.
     """
     usable = list(effects[: max(1, len(effects) - 2)])
     windows: list[list[int]] = []
@@ -80,7 +88,7 @@ def windows_from(effects: Sequence[float], widths: Sequence[int] = (5, 1, 3)) ->
         sums = [sum(usable[start : start + width]) for start in range(len(usable) - width + 1)]
         best = max(range(len(sums)), key=lambda i: sums[i])
         windows.append(list(range(best, best + width)))
-    # tracing and editing do not always agree about the place: the window's first and last layer by themselves as well
+    windows.append([layer for layer in usual_layers(len(effects)) if layer < len(usable)])
     for layer in (windows[0][0], windows[0][-1]):
         windows.append([layer])
     return [window for i, window in enumerate(windows) if window not in windows[:i]]

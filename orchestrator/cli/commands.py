@@ -13,10 +13,10 @@ from typer.core import TyperCommand
 PANELS: dict[str, tuple[str, ...]] = {
     "Run": ("run", "sweep", "doctor"),
     "Look": ("log", "show", "diff", "waiting", "verify", "bisect"),
-    "Change": ("revert", "withdraw", "snapshot", "migrate", "gc", "checkout", "export"),
+    "Change": ("revert", "withdraw", "snapshot", "tag", "compact", "erase", "migrate", "gc", "checkout", "export"),
     "Serve": ("serve", "publish"),
     "Compare": ("compare", "judge", "preserve", "geometry"),
-    "Models": ("models", "calibrate", "covariance", "locate", "router"),
+    "Models": ("models", "calibrate", "covariance", "locate", "router", "train-editor"),
 }
 """Commands by what one wants, in the order in which they are listed."""
 

@@ -23,6 +23,7 @@ from errata.orchestrator.cli.change import register as register_change
 from errata.orchestrator.cli.commands import arrange
 from errata.orchestrator.cli.covariance import register as register_covariance
 from errata.orchestrator.cli.doctor import register as register_doctor
+from errata.orchestrator.cli.dropping import register as register_dropping
 from errata.orchestrator.cli.geometry import register as register_geometry
 from errata.orchestrator.cli.history import register as register_history
 from errata.orchestrator.cli.judge import register as register_judge
@@ -33,6 +34,7 @@ from errata.orchestrator.cli.publish import register as register_publish
 from errata.orchestrator.cli.router import register as register_router
 from errata.orchestrator.cli.serve import register as register_serve
 from errata.orchestrator.cli.sweep import register as register_sweep
+from errata.orchestrator.cli.train_editor import register as register_train_editor
 from errata.orchestrator.progress import Display, configure_logging
 
 app = typer.Typer(
@@ -45,6 +47,7 @@ register_history(app)
 register_doctor(app)
 register_calibrate(app)
 register_change(app)
+register_dropping(app)
 register_covariance(app)
 register_geometry(app)
 register_judge(app)
@@ -55,6 +58,7 @@ register_publish(app)
 register_router(app)
 register_serve(app)
 register_sweep(app)
+register_train_editor(app)
 
 INTERRUPTED = 130
 _SHOWN = (

@@ -10,8 +10,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from errata.editing.editors.gradient.mend_network import load_network, network_digest
 from errata.editing.errors import UserError
 from errata.editing.estimation.mixture import ComponentConfig
+from errata.editing.texts import clean_all
 from errata.orchestrator.config.explain import _short, explain
 from errata.orchestrator.config.model_presets import find_preset, for_editor, settled
 from errata.orchestrator.config.presets import configs_root, find_config, find_data
@@ -107,8 +109,12 @@ def check_config(data: Mapping[str, Any], source: Path | str | None = None) -> R
     """Check plain data; the files it names are left as they are given. ``source`` is named in errors.
 
     Raises:
-        UserError: a key is unknown or missing, or a value does not fit.
+        UserError: a key is unknown or missing, a value does not fit, or a text holds NUL or half of a surrogate pair.
     """
+    try:
+        clean_all(data)  # white space stays: a separator may be nothing else
+    except ValueError as error:
+        raise UserError(f"{source or 'configuration'}: {error}") from error
     editor = data.get("editor")
     kind = editor.get("type") if isinstance(editor, Mapping) else None
     try:
@@ -154,6 +160,14 @@ def with_found_files(config: RunConfig, source: Path | None = None) -> RunConfig
         components = {name: _found(part, beside) for name, part in mixture.components.items()}
         mixture = mixture.model_copy(update={"components": components})
         update["covariance"] = config.covariance.model_copy(update={"mixture": mixture})
+    trained = getattr(config.editor, "trained", None)
+    if trained is not None:
+        trained = Path(find_data(str(trained), beside))
+        if not trained.is_file():
+            made = "`errata train-editor` makes one"
+            raise UserError(f"editor.trained = {str(trained)!r}: there is no such file; {made}")
+        digest = config.editor.digest or network_digest(load_network(trained)[0])
+        update["editor"] = config.editor.model_copy(update={"trained": trained, "digest": digest})
     return config.model_copy(update=update)
 
 

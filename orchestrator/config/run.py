@@ -23,6 +23,7 @@ from errata.orchestrator.config.evaluation import EvaluationConfig, MemoryConfig
 from errata.orchestrator.config.guard import GuardConfig
 from errata.orchestrator.config.publish import PublishConfig
 from errata.orchestrator.config.refresh import RefreshConfig
+from errata.orchestrator.config.repair import RepairConfig
 from errata.orchestrator.config.service import ServiceConfig
 from errata.orchestrator.config.stream import StreamConfig
 from errata.orchestrator.config.tracking import TrackingConfig
@@ -33,8 +34,10 @@ from errata.retrieval.statements import StatementConfig
 EditorUnion: Any = Annotated[reduce(or_, (config for config, _ in REGISTRY.values())), Field(discriminator="type")]
 
 
-_WHOLE_MAPS = ("ft_l", "ultraedit")
+_WHOLE_MAPS = ("adalora", "ft_l", "kn", "lora", "mend", "ultraedit")
 """Editors that take gradients of the maps themselves, or read what goes into them by hooks of their own."""
+_MODULES = ("gated_kv", "grace", "wise")
+"""Editors that put modules into layers."""
 
 
 class ModelConfig(Closed):
@@ -100,6 +103,7 @@ class RunConfig(Closed):
     snapshots: SnapshotConfig = SnapshotConfig()
     covariance: CovarianceConfig
     refresh: RefreshConfig = RefreshConfig()
+    repair: RepairConfig = RepairConfig()
     memory: MemoryConfig = MemoryConfig()
     router: RouterConfig = RouterConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -139,6 +143,16 @@ class RunConfig(Closed):
         if self.model.parallel is not None and self.editor.type in _WHOLE_MAPS:
             raise ValueError(
                 f"editor.type {self.editor.type!r} needs each edited map whole in one process; leave out model.parallel"
+            )
+        if self.editor.type in _MODULES and self.model.parallel is not None:
+            raise ValueError(
+                f"editor.type {self.editor.type!r} puts a module into a layer, which a model spread over several "
+                "processes cannot hold; leave out model.parallel"
+            )
+        if self.editor.type in _MODULES and self.publish.to:
+            raise ValueError(
+                f"editor.type {self.editor.type!r} puts a module into a layer, which a server of vLLM cannot hold; "
+                "leave out publish.to and serve the run with `errata serve`"
             )
         return self
 
@@ -191,10 +205,14 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
         kept["contexts"] = {key: value for key, value in contexts.items() if key != "further" or value}
     if kept.get("verify") == VerifyConfig().model_dump(mode="json"):
         del kept["verify"]  # runs of older releases know nothing of it
+    if kept.get("repair") == RepairConfig().model_dump(mode="json"):
+        del kept["repair"]  # nor of this
     editor = kept.get("editor")
     if isinstance(editor, Mapping):
         usual = {"key": "averaged", "beyond": False, "norm_anchors": False, "units": "absolute"}
         kept["editor"] = {key: value for key, value in editor.items() if key not in usual or value != usual[key]}
+        if editor.get("type") == "mend":
+            kept["editor"].pop("trained", None)  # what it is is in its digest, not where
         if isinstance(values := editor.get("values"), Mapping):
             kept["editor"]["values"] = {k: v for k, v in values.items() if k != "units" or v != "absolute"}
     model = kept.get("model")

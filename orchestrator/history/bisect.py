@@ -20,6 +20,8 @@ from errata.editing.errors import UserError
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.engine import LanguageEngine
 from errata.evaluation.matching import contains, exact_match
+from errata.orchestrator.history.gaps import Gaps
+from errata.orchestrator.history.modules import changed
 from errata.orchestrator.history.rebuild import advance, changes, weights_at
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.reading import JournalReader
@@ -174,7 +176,7 @@ def candidates(journal: JournalReader, good: Version, bad: Version) -> list[Vers
     if good.sequence >= bad.sequence:
         raise UserError(f"--good v{good.sequence} is not older than --bad v{bad.sequence}")
     between = journal.versions_between(good.sequence, bad.sequence)
-    return [good, *(version for version in between if version.delta is not None)]
+    return [good, *(version for version in between if changed(version))]
 
 
 class VersionAsker:
@@ -224,6 +226,9 @@ class VersionAsker:
         if self._near is None or self._near[0] > version.sequence:
             return weights_at(self._journal, self._store, self._base, version)
         start, weights = self._near
+        gap = Gaps.of(self._journal).floor(version.sequence)
+        if gap is not None and gap.floor > start:
+            return weights_at(self._journal, self._store, self._base, version)
         for _, delta in changes(self._journal, self._store, start, version.sequence):
             weights = advance(weights, delta)
         return weights

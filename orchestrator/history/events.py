@@ -66,6 +66,12 @@ def _alert(data: Mapping[str, Any]) -> str:
     return f"alert to {data['host']} {state} after {counted(data['attempts'], 'attempt')}"
 
 
+def _round(data: Mapping[str, Any]) -> str:
+    asked, lost = len(data["asked"]), len(data["lost"])
+    again = f"; {data['written']} written again, {data['landed']} of these are said now" if data["written"] else ""
+    return f"at {data['at']} edits: {asked - lost} of {asked} old facts are said{again}"
+
+
 def _at(text: str) -> Callable[[Mapping[str, Any]], str]:
     return lambda data: f"v{data['sequence']} {text}" + (f" {data['server']}" if "server" in data else "")
 
@@ -83,6 +89,7 @@ _LINES: Final[Mapping[tuple[str, str], Callable[[Mapping[str, Any]], str]]] = {
     ("guard", "revert_failed"): lambda d: str(d["reason"]),
     ("guard", "resume"): lambda d: f"resumed by {d['by']}",
     ("guard", "alert"): _alert,
+    ("repair", "round"): _round,
     ("publication", "switched"): _at("to"),
     ("publication", "already"): _at("is already on"),
     ("publication", "refused"): _why("refused on"),

@@ -25,6 +25,8 @@ from torch import Tensor
 
 from errata.editing.delta import LayerDelta, WeightDelta, apply_delta, one_thread
 from errata.editing.errors import UserError
+from errata.orchestrator.history.gaps import Gaps, start_for
+from errata.orchestrator.history.modules import require_no_modules
 from errata.orchestrator.history.rebuild import (
     INDEX,
     BaseCheckpoint,
@@ -80,12 +82,14 @@ def edition(
 
     Raises:
         DamagedFileError: a delta on the way there is damaged or gone.
-        UserError: the checkpoint lacks an edited layer.
+        UserError: the checkpoint lacks an edited layer, or the version has modules, which no exported form can hold.
     """
+    require_no_modules(journal, version, "a checkpoint, a delta file, a PEFT adapter or a server of vLLM")
     layers = edited_layers(journal)
     base = {layer: checkpoint.map(layer) for layer in layers}
-    weights, deltas = dict(base), []
-    for commit, delta in changes(journal, store, 0, version.sequence):
+    start, weights = start_for(journal, store, base, version)
+    deltas = [] if start == 0 else [_from_base(journal, base, weights)]
+    for commit, delta in changes(journal, store, start, version.sequence):
         weights = advance(weights, delta)
         if delta is not None:
             deltas.append(delta)
@@ -105,6 +109,12 @@ def edition(
         "weights": weights_digest(weights),
     }
     return Edition(version, layers, tuple(deltas), base, weights, card)
+
+
+def _from_base(journal: JournalReader, base: Mapping[int, Tensor], weights: Mapping[int, Tensor]) -> WeightDelta:
+    """All that lies before a snapshot, as one change."""
+    layers = {n: LayerDelta("dense", (weights[n].double() - base[n].double()).float()) for n in weights}
+    return WeightDelta(layers, editor_name(journal))
 
 
 # ---------------------------------------------------------------- a whole checkpoint
@@ -191,16 +201,21 @@ def _stacked(parts: Sequence[LayerDelta]) -> tuple[Tensor, Tensor] | None:
 def change_norms(journal: JournalReader, store: ArtifactStore, first: Version, second: Version) -> dict[int, float]:
     """Frobenius norm of the difference between two versions' matrices, by layer, without the base model.
 
-    Only from changes that add; after a multiplication the difference depends on the base, and the result is empty.
+    Only from changes that add; after a multiplication the difference depends on the base, and the result is empty. So
+    it is where changes in between were dropped.
 
     Raises:
         DamagedFileError: a delta between them is damaged or gone.
     """
     low, high = sorted((first.sequence, second.sequence))
+    gaps = Gaps.of(journal)
+    if any(low < gap.floor and gap.first <= high for gap in gaps.all):
+        return {}  # what lies between was dropped
     parts: dict[int, list[LayerDelta]] = {}
     for _, delta in changes(journal, store, low, high):
         for layer, change in {} if delta is None else delta.layers.items():
-            parts.setdefault(layer, []).append(change)
+            if change.kind != "module":
+                parts.setdefault(layer, []).append(change)
     if any(change.kind == "orthogonal" for several in parts.values() for change in several):
         return {}
     return {layer: _sum_norm(several) for layer, several in sorted(parts.items())}

@@ -20,7 +20,10 @@ from errata.editing.checkpoint.load import DTYPES, checkpoint_digest, resolve_mo
 from errata.editing.delta import WeightDelta, apply_delta
 from errata.editing.digest import digest_tensors
 from errata.editing.errors import DamagedFileError, UserError
-from errata.editing.model.decoder import FAMILIES, Decoder
+from errata.editing.model.decoder import FAMILIES, Decoder, is_module
+from errata.editing.modules.packed import EMPTY
+from errata.orchestrator.history.gaps import Gaps, load_floor, start_for
+from errata.orchestrator.history.modules import joined
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.reading import JournalReader
 from errata.orchestrator.journal.rows import Version
@@ -90,7 +93,9 @@ class BaseCheckpoint:
         return place
 
     def map(self, layer: int) -> Tensor:
-        """The unedited map of a layer as the editor starts from it: float32 (O, I)."""
+        """The unedited map of a layer as the editor starts from it: float32 (O, I); no bytes for a module's slot."""
+        if is_module(layer):
+            return EMPTY
         place = self.place(layer)
         with safe_open(place.file, framework="pt") as file:
             stored = file.get_tensor(place.name).to(self._served).to(torch.float32)
@@ -166,9 +171,10 @@ def editor_name(journal: JournalReader) -> str:
 
 
 def edited_layers(journal: JournalReader) -> tuple[int, ...]:
-    """Layers that the run may have changed: those of its editor, which are those that every commit gives norms for."""
-    configured = {int(layer) for layer in _section(journal, "editor").get("layers", ())}
-    return tuple(sorted(configured.union(journal.version(min(1, journal.head().sequence)).norms, journal.head().norms)))
+    """Numbers of the maps and slots that the run may have changed: those that every commit gives norms for; of a run
+    without commits, the layers of its editor."""
+    told = {*journal.version(min(1, journal.head().sequence)).norms, *journal.head().norms}
+    return tuple(sorted(told or {int(layer) for layer in _section(journal, "editor").get("layers", ())}))
 
 
 def load_delta(store: ArtifactStore, version: Version) -> WeightDelta | None:
@@ -177,12 +183,11 @@ def load_delta(store: ArtifactStore, version: Version) -> WeightDelta | None:
     Raises:
         DamagedFileError: its file is damaged or gone; the message names the commit.
     """
-    if version.delta is None:
-        return None
     try:
-        return WeightDelta.load(store.get("deltas", version.delta))
+        delta = None if version.delta is None else WeightDelta.load(store.get("deltas", version.delta))
+        return joined(store, delta, version.parts)
     except FileNotFoundError as error:
-        raise DamagedFileError(f"v{version.sequence}: its delta {version.delta[:12]} is missing") from error
+        raise DamagedFileError(f"v{version.sequence}: its delta {str(version.delta)[:12]} is missing") from error
     except DamagedFileError as error:
         raise DamagedFileError(f"v{version.sequence}: {error}") from error
 
@@ -224,11 +229,35 @@ def weights_at(
 
     Raises:
         DamagedFileError: a delta on the way there is damaged or gone.
+        UserError: the version cannot be rebuilt any more.
     """
-    weights = dict(base)
-    for _, delta in changes(journal, store, 0, version.sequence):
+    start, weights = start_for(journal, store, base, version)
+    for _, delta in changes(journal, store, start, version.sequence):
         weights = advance(weights, delta)
     return weights
+
+
+def states(
+    journal: JournalReader, store: ArtifactStore, base: Mapping[int, Tensor], upto: int
+) -> Iterator[tuple[Version, dict[int, Tensor]]]:
+    """Every version from 1 to ``upto`` that can be rebuilt, with its float32 masters (O, I), in order.
+
+    Raises:
+        DamagedFileError: while iterating, at the first commit whose file is damaged or gone.
+    """
+    gaps = Gaps.of(journal)
+    floors = {gap.floor: gap for gap in gaps.all}
+    weights = dict(base)
+    for start in range(0, upto, _COMMITS_AT_ONCE):
+        for version in journal.versions_between(start, min(start + _COMMITS_AT_ONCE, upto)):
+            if gaps.at(version.sequence) is not None:
+                continue
+            floor = floors.get(version.sequence)
+            if floor is not None:
+                weights = dict(load_floor(store, floor).weights)
+            else:
+                weights = advance(weights, load_delta(store, version))
+            yield version, weights
 
 
 def weights_digest(weights: Mapping[int, Tensor]) -> str:

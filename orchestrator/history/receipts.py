@@ -20,23 +20,35 @@ from errata.editing.reverting import HistoryItem
 from errata.editing.session import EditReceipt, Part, RequestResult, Snapshot
 from errata.editing.state import OldKeys
 from errata.editing.tensors import read_tensors, write_tensors
+from errata.orchestrator.history.gaps import Gaps, load_floor
+from errata.orchestrator.history.modules import ModulesInForce, joined, split, store_modules
 from errata.orchestrator.history.snapshots import newest_snapshot, snapshot_digest
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.fail_points import reach
 from errata.orchestrator.journal.reading import JournalReader
-from errata.orchestrator.journal.rows import CommitData, RequestOutcome, RequestRow, Version
+from errata.orchestrator.journal.rows import CommitData, RequestOutcome, RequestRow, Version, VersionParts
 from errata.retrieval.memory import MemoryEntry
 from errata.retrieval.statements import StatementConfig, statement_of
 
 _FORMAT = "errata-receipt-1"
 _CORRECTED = "errata-receipt-2"
 """Of a batch that was corrected: with all its sweeps."""
+RECEIPTS = (_FORMAT, _CORRECTED)
 
 
 def receipt_digest(path: Path) -> str:
     """Digest of a receipt file's content, independent of how its header is laid out."""
     metadata, tensors = read_tensors(path, (_FORMAT, _CORRECTED), "receipt file")
     return digest_json({"metadata": metadata, "tensors": digest_tensors(tensors)})
+
+
+def read_receipt_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a receipt file.
+
+    Raises:
+        DamagedFileError: it is damaged.
+    """
+    return read_tensors(path, RECEIPTS, "receipt file")
 
 
 def open_store(root: Path) -> ArtifactStore:
@@ -86,21 +98,34 @@ def store_receipt(store: ArtifactStore, receipt: EditReceipt) -> tuple[str | Non
             }
     keys = store.put_file("keys", lambda path: write_tensors(path, tensors, form, metadata))
     reach("after_keys_stored")
-    if receipt.delta is None:
-        return None, keys
-    return store.put_file("deltas", receipt.delta.save), keys
+    weights = None if receipt.delta is None else split(receipt.delta)[0]
+    return None if weights is None else store.put_file("deltas", weights.save), keys
 
 
-def load_receipt(store: ArtifactStore, version: Version) -> EditReceipt:
+def store_parts(store: ArtifactStore, receipt: EditReceipt, in_force: ModulesInForce) -> VersionParts:
+    """Write what a batch adds to the version beside its delta; comes after `store_receipt`."""
+    return in_force.parts(receipt.delta, store_modules(store, receipt.delta))
+
+
+def load_receipt(store: ArtifactStore, version: Version, gaps: Gaps | None = None) -> EditReceipt:
     """What the editor needs to take a commit over without computing it.
+
+    Args:
+        gaps: where files of erased edits were replaced by what is left of them; None reads the commit's own.
 
     Raises:
         DamagedFileError, FileNotFoundError: a file of the commit is damaged or gone.
     """
     if version.keys is None:
         raise DamagedFileError(f"commit {version.sequence} names no receipt")
-    metadata, tensors = read_tensors(store.get("keys", version.keys), (_FORMAT, _CORRECTED), "receipt file")
-    delta = None if version.delta is None else WeightDelta.load(store.get("deltas", version.delta))
+    keys = version.keys if gaps is None else gaps.receipt(version.keys)
+    change = version.delta if gaps is None else gaps.change(version.delta)
+    if keys is None:
+        return EditReceipt(version.sequence, None, (), (), (), (), covariance_digest=version.covariance)
+    metadata, tensors = read_receipt_file(store.get("keys", keys))
+    delta = None if change is None else WeightDelta.load(store.get("deltas", change))
+    dropped = gaps is not None and any(gap.lacks(version.sequence) for gap in gaps.all)
+    delta = delta if dropped else joined(store, delta, version.parts)
     return EditReceipt(
         sequence=version.sequence,
         delta=delta,
@@ -138,8 +163,14 @@ def commit_data(
     superseded: tuple[tuple[str, str], ...] = (),
     reverts: tuple[str, ...] = (),
     reason: str | None = None,
+    repair: Mapping[str, Any] | None = None,
+    parts: VersionParts | None = None,
 ) -> CommitData:
-    """A receipt as the journal records it."""
+    """A receipt as the journal records it.
+
+    Args:
+        repair: of a commit of kind ``repair``, what it tells besides: its requests were applied before and stay so.
+    """
     outcomes = tuple(
         RequestOutcome(
             result.request_id, result.applied, result.reason, _figures(result), result.outcome, result.figures
@@ -152,9 +183,11 @@ def commit_data(
         if receipt.moved is None
         else {"moved": receipt.moved, "landed": asked.count("landed"), "weak": asked.count("weak")}
     )
+    again = tuple(outcome for outcome in outcomes if outcome.applied) if repair is not None else ()
     return CommitData(
         sequence=receipt.sequence,
-        outcomes=outcomes,
+        outcomes=outcomes if repair is None else (),
+        remeasured=again,
         delta=delta,
         keys=keys,
         contexts=contexts,
@@ -163,11 +196,12 @@ def commit_data(
         delta_norms={} if receipt.delta is None else receipt.delta.norms(),
         seconds=receipt.seconds,
         superseded=superseded,
-        kind=receipt.kind,
+        kind=receipt.kind if repair is None else "repair",
         reverts=reverts,
         reason=reason,
         sweeps=max(1, len(receipt.sweeps)),
-        figures=figures,
+        figures=figures if repair is None else {**(figures or {}), **repair},
+        parts=parts or VersionParts(),
     )
 
 
@@ -178,6 +212,7 @@ def history(
     since: Snapshot | None = None,
     after: int | None = None,
     upto: int | None = None,
+    before: int | None = None,
 ) -> Iterator[HistoryItem]:
     """Everything that made the editor's state, in order: covariances where they took effect, and commits.
 
@@ -185,8 +220,14 @@ def history(
         since: stands for the commits up to its own.
         after: go on after this commit, of a history that was read up to it.
         upto: the last commit that is wanted; all by default.
+        before: the state before this commit is wanted, so nothing newer may stand for what came before.
     """
     swaps = {swap.after_sequence: swap.covariance for swap in journal.swaps()}
+    gaps = Gaps.of(journal)
+    if since is None and after is None:
+        last = journal.head().sequence if upto is None else upto
+        gap = gaps.floor(last if before is None else min(last, before - 1))
+        since = None if gap is None else load_floor(store, gap)
     start = after if after is not None else 0 if since is None else since.sequence
     first = swaps.get(0) if since is None else since.about["covariance"]
     if first is not None and after is None:
@@ -197,7 +238,7 @@ def history(
             yield load_covariance(store, swaps[start])
     for sequence in range(start + 1, (journal.head().sequence if upto is None else upto) + 1):
         version = journal.version(sequence)
-        yield with_old_keys(journal, store, load_receipt(store, version), version)
+        yield with_old_keys(journal, store, load_receipt(store, version, gaps), version)
         if version.sequence in swaps:
             yield load_covariance(store, swaps[version.sequence])
 
@@ -246,20 +287,21 @@ def old_keys(journal: JournalReader, store: ArtifactStore, names: Iterable[str],
         if wrote:
             places.setdefault(wrote[-1], []).append(name)
     by_request: dict[str, dict[int, Tensor]] = {}
+    gaps = Gaps.of(journal)
     for sequence, members in sorted(places.items()):
         missing = set(members)
         for other in (*reversed(journal.reverts(sequence, before)), sequence):
             if not missing:
                 break
-            version = journal.version(other)
-            metadata, tensors = read_tensors(
-                store.get("keys", version.keys or ""), (_FORMAT, _CORRECTED), "receipt file"
-            )
+            keys = gaps.receipt(journal.version(other).keys)
+            if keys is None or (other != sequence and gaps.lacks(other) and not store.contains("keys", keys)):
+                continue  # nothing of it is left
+            metadata, tensors = read_receipt_file(store.get("keys", keys))
             held = json.loads(metadata["request_ids"])
-            keys = {int(n.split(".")[1]): t for n, t in tensors.items() if n.startswith("keys.")}
+            columns = {int(n.split(".")[1]): t for n, t in tensors.items() if n.startswith("keys.")}
             for name in missing.intersection(held):
                 column = held.index(name)
-                by_request[name] = {layer: matrix[:, column].clone() for layer, matrix in keys.items()}
+                by_request[name] = {layer: matrix[:, column].clone() for layer, matrix in columns.items()}
                 missing.discard(name)
     return by_request
 

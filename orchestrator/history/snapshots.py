@@ -139,5 +139,6 @@ def outlived(rows: Sequence[SnapshotRow], keep: int) -> list[SnapshotRow]:
 def superfluous(journal: JournalReader, store: ArtifactStore, keep: int) -> Iterator[str]:
     """Digests of stored snapshots that may be deleted: all but the newest ``keep`` that are there."""
     there = set(store.digests("snapshots"))
+    kept = {str(event.data["snapshot"]) for event in journal.events("floor")}  # what later versions rest on
     needed = [row.digest for row in snapshots(journal) if row.digest in there][-keep:]
-    yield from sorted(there.difference(needed))
+    yield from sorted(there.difference(needed, kept))

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final
 
+from errata.editing.model.decoder import number_name
 from errata.editing.wording import counted
 from errata.orchestrator.history.events import EventEntry, event_text
 from errata.orchestrator.history.log import (
@@ -128,7 +129,7 @@ def diff_lines(diff: VersionDiff) -> Iterator[str]:
     for layer in sorted({*diff.norms, *diff.change}):
         before, after = diff.norms.get(layer, (None, None))
         change = f", difference {diff.change[layer]:.4g}" if layer in diff.change else ""
-        yield f"layer {layer}: norm {_figure(before)} -> {_figure(after)}{change}"
+        yield f"layer {number_name(layer)}: norm {_figure(before)} -> {_figure(after)}{change}"
     for swap in diff.covariances:
         yield _swap(swap)
 
@@ -142,7 +143,7 @@ def _commit(entry: CommitEntry, facts: int | None) -> Iterator[str]:
     )
     if entry.norms:
         yield "    norms " + "  ".join(
-            f"{layer}: {_figure(norm)} (moved {_figure(entry.delta_norms.get(layer))})"
+            f"{number_name(layer)}: {_figure(norm)} (moved {_figure(entry.delta_norms.get(layer))})"
             for layer, norm in entry.norms.items()
         )
     more = f"errata show v{entry.sequence}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +13,13 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from errata.editing.delta import WeightDelta
+from errata.editing.delta import WeightDelta, weight_norm
 from errata.editing.digest import digest_json
 from errata.editing.errors import DamagedFileError, UserError
 from errata.editing.wording import counted
+from errata.orchestrator.history.gaps import Gaps, load_floor
 from errata.orchestrator.history.log import History
+from errata.orchestrator.history.modules import changed
 from errata.orchestrator.history.rebuild import BaseCheckpoint, advance, edited_layers, load_delta, weights_digest
 from errata.orchestrator.history.receipts import load_receipt, open_store
 from errata.orchestrator.history.snapshots import snapshots, superfluous
@@ -99,6 +101,23 @@ def named_files(journal: JournalReader) -> dict[str, set[str]]:
         "routers": {part.router for part in parts},
     }
     return {kind: {digest for digest in digests if digest} for kind, digests in named.items()}
+
+
+def _replacing(gaps: Gaps, kind: str) -> set[str]:
+    """Files of a kind that stand for what was erased."""
+    maps = {"keys": gaps.replaced, "deltas": gaps.changes}
+    return {new for new in maps.get(kind, {}).values() if new is not None and new not in maps[kind]}
+
+
+def _named_by(versions: Iterable[Version]) -> dict[str, set[str]]:
+    """Files of the kinds that a gap may lack, as some commits name them."""
+    found: dict[str, set[str]] = {kind: set() for kind in ("deltas", "keys", "modules", "pieces")}
+    for version in versions:
+        found["deltas"] |= {version.delta} if version.delta else set()
+        found["keys"] |= {version.keys} if version.keys else set()
+        found["modules"] |= set(version.parts.modules)
+        found["pieces"] |= {version.parts.pieces} if version.parts.pieces else set()
+    return found
 
 
 def verify(run: Path, base: BaseCheckpoint | None, progress: Progress = _silent) -> Report:
@@ -223,11 +242,22 @@ def _check_files(journal: JournalReader, store: ArtifactStore, report: Report) -
     damaged = store.verify()
     for damage in damaged:
         report.add(f"{damage.kind}/{damage.path.name}", damage.reason)
+    gaps = Gaps.of(journal)
+    may_lack = _named_by(v for v in journal.versions() if gaps.lacks(v.sequence))
+    must = _named_by(v for v in journal.versions() if not gaps.lacks(v.sequence))
+    for gap in gaps.all:
+        if not store.contains("snapshots", gap.snapshot):
+            report.add(f"v{gap.floor}", f"rests on the snapshot {gap.snapshot[:12]}, which is missing")
     for kind, digests in named_files(journal).items():
         stored = list(store.digests(kind))
+        digests = digests | _replacing(gaps, kind)
         report.files += len(stored)
         report.orphans += [f"{kind}/{digest}" for digest in stored if digest not in digests]
         for digest in sorted(digests.difference(stored)):
+            if digest in may_lack.get(kind, ()) and digest not in must.get(kind, ()):
+                continue
+            if digest in gaps.replaced or digest in gaps.changes:
+                continue
             report.add(f"{kind}/{digest}", "is missing")
     kept = list(store.digests("snapshots"))
     report.files += len(kept)
@@ -243,11 +273,16 @@ def _check_commits(history: History, store: ArtifactStore, report: Report, progr
     """Each commit's files say the same as its row."""
     swaps = {swap.after_sequence: swap.covariance for swap in history.journal.swaps()}
     in_force = swaps.get(0)
+    gaps = Gaps.of(history.journal)
     for version in history.versions[1:]:
         where = f"v{version.sequence}"
-        if version.delta is not None and version.covariance != in_force:
+        if changed(version) and version.covariance != in_force:
             report.add(where, f"was made on covariance {_short(version.covariance)}, in force was {_short(in_force)}")
         in_force = swaps.get(version.sequence, in_force)
+        if gaps.lacks(version.sequence) or gaps.receipt(version.keys) != version.keys:
+            continue  # its files may be gone, or hold what is left of it
+        if gaps.change(version.delta) != version.delta:
+            continue
         try:
             receipt = load_receipt(store, version)
         except (DamagedFileError, FileNotFoundError):
@@ -257,7 +292,7 @@ def _check_commits(history: History, store: ArtifactStore, report: Report, progr
             continue
         if receipt.sequence != version.sequence:
             report.add(where, "its receipt is that of another batch")
-        if version.kind == "edit" and set(receipt.request_ids) != _applied(history, version):
+        if version.kind in ("edit", "repair") and set(receipt.request_ids) != _applied(history, version):
             report.add(where, f"its receipt names the edits {sorted(receipt.request_ids)}, the journal others")
         if version.kind in ("revert", "erase") and not _fated(history, version, "reverted") <= set(receipt.taken_out):
             report.add(where, f"its receipt takes out {sorted(receipt.taken_out)}, the journal reverts others")
@@ -288,19 +323,26 @@ def _check_weights(
 ) -> None:
     weights: dict[int, Tensor] = {layer: base.map(layer) for layer in edited_layers(journal)}
     versions = journal.versions()
+    gaps = Gaps.of(journal)
+    floors = {gap.floor: gap for gap in gaps.all}
     for version in versions:
+        if gaps.at(version.sequence) is not None:
+            continue  # a name, marked as such
         try:
-            delta: WeightDelta | None = load_delta(store, version)
-            weights = advance(weights, delta)
+            if version.sequence in floors:
+                weights = dict(load_floor(store, floors[version.sequence]).weights)
+            else:
+                delta: WeightDelta | None = load_delta(store, version)
+                weights = advance(weights, delta)
         except DamagedFileError as error:
             last = versions[-1].sequence
             also = "" if last == version.sequence else f", nor can v{version.sequence + 1} to v{last}"
             report.add(f"v{version.sequence}", f"cannot be rebuilt{also}: {error}")
             return
         where = f"v{version.sequence}"
-        norms = {layer: float(weight.double().norm()) for layer, weight in weights.items()}
+        norms = {layer: weight_norm(weight) for layer, weight in weights.items()}
         for layer, weight in weights.items():
-            if not bool(torch.isfinite(weight).all()):
+            if not bool(torch.isfinite(weight.float()).all()):
                 report.add(where, f"layer {layer}: not all weights are finite")
         _compare_norms(where, "matrix", version.norms, norms, report)
         report.rebuilt.append(Rebuilt(version.sequence, version.digest, weights_digest(weights)))
@@ -350,7 +392,9 @@ def collect_garbage(run: Path, *, dry_run: bool = False) -> list[Garbage]:
 
 
 def _unnamed(journal: JournalReader, store: ArtifactStore) -> Iterator[Path]:
+    gaps = Gaps.of(journal)
     for kind, needed in named_files(journal).items():
+        needed = needed | _replacing(gaps, kind)
         for digest in store.digests(kind):
             if digest not in needed:
                 yield store.get(kind, digest, verify=False)

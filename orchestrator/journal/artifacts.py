@@ -27,6 +27,7 @@ KINDS: Final = ("deltas", "keys", "covariances", "contexts", "snapshots", "modul
 Digester = Callable[[Path], str]
 
 _TEMPORARY: Final = ".tmp-"
+_SUFFIXES: Final = (".safetensors", ".bin", ".json")
 _DIGEST: Final = re.compile(r"[0-9a-f]{16,64}")
 
 
@@ -153,7 +154,12 @@ class ArtifactStore:
     def _find(self, kind: str, digest: str) -> Path | None:
         if not _DIGEST.fullmatch(digest):  # also keeps a digest from an outside caller inside the folder
             raise ValueError(f"a digest is 16 to 64 hexadecimal digits, got {digest!r}")
-        return next(iter(sorted(self._folder(kind).glob(f"{digest}.*"))), None)
+        folder = self._folder(kind)
+        # a folder of a long life holds a hundred thousand files: not looked through where the name can be guessed
+        for suffix in _SUFFIXES:
+            if (path := folder / f"{digest}{suffix}").is_file():
+                return path
+        return next(iter(sorted(folder.glob(f"{digest}.*"))), None)
 
     def _digest(self, kind: str, path: Path) -> str:
         try:

@@ -129,7 +129,7 @@ def check_chain(connection: sqlite3.Connection, *, progress: Callable[[int], Non
             stored = row_content(connection, kind, ref)
             if stored is None and not _erased(connection, kind, ref):
                 yield Broken(kind, ref, "is in the chain and not in the journal")
-            elif stored is not None and stored != content:
+            elif stored is not None and stored != content and not _erased(connection, kind, ref):
                 yield Broken(kind, ref, "was changed after it was written")
         before = digest
         if progress is not None:
@@ -155,6 +155,13 @@ def _erased(connection: sqlite3.Connection, kind: str, ref: int) -> bool:
         row = connection.execute("SELECT erased_at FROM requests WHERE seq = ?", (ref,)).fetchone()
     elif kind == "fate":
         query = "SELECT r.erased_at FROM fates f JOIN requests r ON r.seq = f.seq WHERE f.number = ?"
+        row = connection.execute(query, (ref,)).fetchone()
+    elif kind == "event":
+        # an erasure has emptied it, and says so
+        query = (
+            "SELECT b.number FROM events e JOIN events b ON b.number = json_extract(e.data, '$.redacted')"
+            " WHERE e.number = ? AND b.kind = 'erase'"
+        )
         row = connection.execute(query, (ref,)).fetchone()
     else:
         return False

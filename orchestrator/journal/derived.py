@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from errata.orchestrator.journal.schema import HOLDS, migrate
 
@@ -156,11 +156,30 @@ def _check_noted(connection: sqlite3.Connection) -> Iterator[Deviation]:
         cursor = connection.cursor()
         cursor.row_factory = sqlite3.Row
         there = {row[key]: dict(row) for row in cursor.execute(query)}
+        if kind == "mark":
+            yield from _check_marks(connection, there, set(last))
         for name, row in there.items():
             if name in last and last[name] != row:
                 yield Deviation(f"{kind} {name}", "is not what was written last")
         for name in last.keys() - there.keys():
             yield Deviation(f"{kind} {name}", "is gone")
+
+
+def _check_marks(
+    connection: sqlite3.Connection, there: Mapping[int, Mapping[str, Any]], noted: Collection[int]
+) -> Iterator[Deviation]:
+    """Versions are marked that lie in a gap, each as the gap says, and no others."""
+    want: dict[int, str] = {}
+    for (data,) in connection.execute("SELECT data FROM events WHERE kind = 'floor' ORDER BY number"):
+        gap = json.loads(data)
+        for sequence in range(gap["first"], gap["floor"]):
+            if want.get(sequence) != "unprovable":
+                want[sequence] = gap["state"]
+    for sequence, state in want.items():
+        if sequence not in noted and (sequence not in there or there[sequence]["state"] != state):
+            yield Deviation(f"mark {sequence}", f"is missing, or not {state}")
+    for sequence in there.keys() - want.keys() - set(noted):
+        yield Deviation(f"mark {sequence}", "is of a version that can be rebuilt")
 
 
 def _check_schema(connection: sqlite3.Connection) -> Iterator[Deviation]:

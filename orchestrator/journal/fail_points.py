@@ -37,6 +37,23 @@ FAIL_POINTS: Final[tuple[str, ...]] = (
     "after_revert_planned",
     "after_revert_applied",
     "after_memory_remove",
+    # a repair passes artifact_written to after_commit like a batch, and besides
+    "after_repair",
+    "after_repair_round",
+    # a compaction and an erasure, in their order
+    "after_floors_stored",
+    "after_erase_begun",
+    "after_erase_reverted",
+    "after_receipts_cut",
+    "gap_in_transaction",
+    "after_gap",
+    "after_first_dropped",
+    "after_dropped",
+    "after_memory_forgotten",
+    "after_scrubbed",
+    "erase_in_transaction",
+    "after_erase_rows",
+    "after_vacuum",
     # orchestrator/snapshots.py: stored, and not in the journal yet
     "after_snapshot_stored",
     "after_refresh_started",

@@ -21,8 +21,9 @@ from errata.editing.request import EditRequest
 from errata.orchestrator.journal.chain import append_link, new_salt
 from errata.orchestrator.journal.connection import WriterLock, connect_reader, connect_writer
 from errata.orchestrator.journal.derived import SETTLED
+from errata.orchestrator.journal.erasing import JournalErasing
 from errata.orchestrator.journal.fail_points import reach
-from errata.orchestrator.journal.records import JournalRecords, now, printable
+from errata.orchestrator.journal.records import now, printable
 from errata.orchestrator.journal.rows import (
     Accepted,
     CommitData,
@@ -59,7 +60,7 @@ _UNREADABLE = "record:"
 """Prefix of the ids of records that are no valid request: they cannot collide with a client's ids."""
 
 
-class Journal(JournalRecords):
+class Journal(JournalErasing):
     """One run's journal, from :meth:`create` or :meth:`open`. Close it, or use it in a ``with`` block.
 
     Safe to use from several threads of the one writing process.

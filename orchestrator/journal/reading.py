@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
+from random import Random
 from typing import Any
 
 from errata.editing.errors import UserError
@@ -33,6 +34,8 @@ _NEWEST = 2**62
 """More than any sequence number."""
 _AFTER = "\U0010ffff"
 """Behind any text that goes on."""
+_REDACTED = '{"redacted":'
+"""How the data of an event begins that an erasure has emptied: such events are not told of."""
 _AT_ONCE = 500
 """Values looked up by one query."""
 
@@ -125,6 +128,35 @@ class JournalReader:
         rows = [self._rows(query, i * total // take) for i in range(take)]
         return self._requests_by("seq", [row[0]["seq"] for row in rows if row])
 
+    def requests_by_number(self, numbers: Iterable[int]) -> list[RequestRow]:
+        """Requests by the number of their acceptance, in that order; one that is not there is left out."""
+        return self._requests_by("seq", numbers)
+
+    def applied_sample(self, count: int, random: Random, *, without: Collection[int] = ()) -> list[RequestRow]:
+        """At most so many of the applied requests, each as likely as any other, in the order of acceptance.
+
+        Reads about as many rows as it gives, however long the journal is, unless few are left to choose from.
+
+        Args:
+            without: numbers of requests that are not wanted.
+        """
+        total = self.counters().get("state.applied", 0)
+        newest = int(self._rows("SELECT COALESCE(MAX(seq), 0) FROM requests")[0][0])
+        taken: set[int] = set()
+        if total > 4 * (count + len(without)):
+            for _ in range(64 * count * newest // total):
+                number = random.randint(1, newest)
+                if number not in taken and number not in without:
+                    query = "SELECT 1 FROM requests WHERE seq = ? AND state = 'applied'"
+                    taken |= {number} if self._rows(query, number) else set()
+                if len(taken) == count:
+                    break
+        else:
+            rows = self._rows("SELECT seq FROM requests WHERE state = 'applied' ORDER BY seq")
+            left = [row["seq"] for row in rows if row["seq"] not in without]
+            taken = set(random.sample(left, min(count, len(left))))
+        return self._requests_by("seq", taken)
+
     def held(self, sequence: int, limit: int | None = None) -> list[RequestRow]:
         """Requests whose fact is in the weights at the version after batch ``sequence``, in the order of acceptance.
 
@@ -140,10 +172,61 @@ class JournalReader:
         newest = f"SELECT seq FROM requests WHERE {where} ORDER BY applied_in DESC, seq DESC LIMIT ?"
         return self._requests_by("seq", [row["seq"] for row in self._rows(newest, sequence, sequence, limit)])
 
+    def newest_before(self, time: datetime) -> int:
+        """Number of the newest commit made before a time; 0 where there is none."""
+        query = "SELECT COALESCE(MAX(sequence), 0) FROM commits WHERE at < ?"
+        return int(self._rows(query, time.isoformat())[0][0])
+
+    def first_living(self) -> int | None:
+        """Number of the first commit that wrote an edit which is in the weights; None where none is."""
+        query = "SELECT MIN(applied_in) FROM requests WHERE state = 'applied'"
+        found = self._rows(query)[0][0]
+        return None if found is None else int(found)
+
+    def living_writes(self) -> set[int]:
+        """Commits that were the last to write an edit which is in the weights."""
+        query = (
+            "SELECT MAX(f.sequence) FROM fates f JOIN requests r ON r.seq = f.seq"
+            " WHERE r.state = 'applied' AND f.state = 'applied' GROUP BY r.seq"
+        )
+        return {int(row[0]) for row in self._rows(query)}
+
+    def texts_elsewhere(self, texts: Collection[str], gone: Collection[int]) -> set[str]:
+        """Of some texts those that other requests hold as well; reads every request."""
+        left, found = set(texts), set[str]()
+        for row in self._rows("SELECT seq, payload FROM requests WHERE erased_at IS NULL"):
+            if row["seq"] in gone or not left:
+                continue
+            payload = json.dumps(json.loads(row["payload"]), ensure_ascii=False)
+            here = {text for text in left if json.dumps(text, ensure_ascii=False)[1:-1] in payload}
+            found |= here
+            left -= here
+        return found
+
+    def held_of(self, fact_keys: Iterable[str], sequence: int) -> list[RequestRow]:
+        """As `held`, of some facts."""
+        rows = self.requests_of_facts(fact_keys)
+        last = "SELECT state FROM fates WHERE seq = ? AND sequence <= ? ORDER BY number DESC LIMIT 1"
+        return [
+            row
+            for row in rows
+            if row.applied_in is not None
+            and row.applied_in <= sequence
+            and [fate["state"] for fate in self._rows(last, row.seq, sequence)] == ["applied"]
+        ]
+
     def held_count(self, sequence: int) -> int:
         """How many requests `held` gives: kept with every commit, so that nothing is counted."""
         rows = self._rows("SELECT holds FROM commits WHERE sequence = ?", sequence)
         return int(rows[0]["holds"]) if rows else 0
+
+    def facts_touched(self, after: int, upto: int) -> set[str]:
+        """Facts of which commits ``after + 1`` to ``upto`` have changed a request."""
+        query = (
+            "SELECT DISTINCT r.fact_key FROM fates f JOIN requests r ON r.seq = f.seq"
+            " WHERE f.sequence > ? AND f.sequence <= ? AND r.fact_key IS NOT NULL"
+        )
+        return {row["fact_key"] for row in self._rows(query, after, upto)}
 
     def touched(self, after: int, upto: int) -> list[tuple[Fate, RequestRow]]:
         """What commits ``after + 1`` to ``upto`` did to requests, in the order in which it was written."""
@@ -190,9 +273,7 @@ class JournalReader:
                 outcome=row["outcome"],
                 reason=row["reason"],
             )
-            for row in self._rows(
-                "SELECT * FROM attempts WHERE ? IS NULL OR sequence = ? ORDER BY number", sequence, sequence
-            )
+            for row in self._of("attempts", "sequence", sequence)
         ]
 
     def payload_digest(self, name: str) -> str | None:
@@ -350,7 +431,8 @@ class JournalReader:
 
     def evaluations(self, kind: str | None = None) -> list[EvaluationRow]:
         """Evaluations, or those of one kind, oldest first."""
-        return self._evaluations("WHERE ? IS NULL OR kind = ? ORDER BY number", kind, kind)
+        given = () if kind is None else (kind,)
+        return self._evaluations(f"{'' if kind is None else 'WHERE kind = ?'} ORDER BY number", *given)
 
     def evaluation_page(self, limit: int, *, before: int | None = None, kind: str | None = None) -> list[EvaluationRow]:
         """The newest evaluations, newest first; those before number ``before``, those of one kind."""
@@ -384,7 +466,10 @@ class JournalReader:
         return [
             EventRow(row["number"], row["kind"], json.loads(row["data"]), _time(row["at"]))
             for row in self._rows(
-                f"SELECT * FROM events WHERE {text} ORDER BY number DESC LIMIT ?", *(value for _, value in given), limit
+                f"SELECT * FROM events WHERE {text} AND data NOT LIKE ? ORDER BY number DESC LIMIT ?",
+                *(value for _, value in given),
+                f"{_REDACTED}%",
+                limit,
             )
         ]
 
@@ -392,7 +477,8 @@ class JournalReader:
         """Events, or those of one kind, oldest first."""
         return [
             EventRow(row["number"], row["kind"], json.loads(row["data"]), _time(row["at"]))
-            for row in self._rows("SELECT * FROM events WHERE ? IS NULL OR kind = ? ORDER BY number", kind, kind)
+            for row in self._of("events", "kind", kind)
+            if not row["data"].startswith(_REDACTED)
         ]
 
     # ---------------------------------------------------------------- inside
@@ -400,6 +486,12 @@ class JournalReader:
     def _rows(self, query: str, *values: object) -> list[sqlite3.Row]:
         with self._thread_lock:
             return self._connection.execute(query, values).fetchall()
+
+    def _of(self, table: str, column: str, value: object) -> list[sqlite3.Row]:
+        """Rows of a table by number: those with a value, found by its index, or all where it is None."""
+        if value is None:
+            return self._rows(f"SELECT * FROM {table} ORDER BY number")
+        return self._rows(f"SELECT * FROM {table} WHERE {column} = ? ORDER BY number", value)
 
     def _requests(
         self, where: str, values: tuple[object, ...], limit: int | None = None, *, newest_first: bool = False

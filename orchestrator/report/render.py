@@ -69,6 +69,8 @@ def render_report(
         model_digest=short_digest(mapping(summary.get("model")).get("digest")),
         norm_table=curves.norm_table(summary),
         outcomes=OUTCOMES,
+        repair_note=view.repair_note(summary),
+        repairs=view.repair_rows(summary),
         refreshes=view.refresh_rows(summary),
         resolved_yaml=resolved_yaml,
         run_name=summary.get("name") or "run",

@@ -108,6 +108,44 @@ class RefreshEvent(Closed):
     seconds: Figure = None
 
 
+class AgeGroup(Closed):
+    """Facts of like age that were asked before a repair."""
+
+    oldest: int = Field(ge=0)
+    """Edits that came after, at most; the groups double."""
+    asked: int = Field(ge=0)
+    before: Figure = None
+    after: Figure = None
+
+
+class RepairPoint(Closed):
+    """One look at old facts."""
+
+    edits: int = Field(ge=0)
+    before: Figure = None
+    """Share of its first sample that the model said, before anything was written."""
+    last: Figure = None
+    """Of its last sample: facts that the look had not asked before."""
+    written: int = Field(0, ge=0)
+
+
+class RepairSummary(Closed):
+    """What repair found and did over the run."""
+
+    looks: int = Field(ge=0)
+    rounds: int = Field(ge=0)
+    asked: int = Field(ge=0)
+    said: int = Field(ge=0)
+    tried: int = Field(ge=0)
+    written: int = Field(ge=0)
+    landed: int = Field(ge=0)
+    ask_seconds: Figure = None
+    write_seconds: Figure = None
+    cost: Figure = None
+    ages: tuple[AgeGroup, ...] = ()
+    points: tuple[RepairPoint, ...] = ()
+
+
 class Failure(Closed):
     id: str
     reason: str
@@ -117,6 +155,7 @@ class Stages(Closed):
     covariance_seconds: Figure = None
     evaluation_seconds: Figure = None
     edit_seconds: Figure = None
+    repair_seconds: Figure = None
 
 
 class Summary(Closed):
@@ -151,6 +190,7 @@ class Summary(Closed):
     perplexities: dict[str, Perplexity] = {}
     timeline: tuple[TimelinePoint, ...] = ()
     refresh_events: tuple[RefreshEvent, ...] = ()
+    repair: RepairSummary | None = None
     failures: tuple[Failure, ...] = ()
     stages: Stages = Stages()
     facts_measured: int | None = Field(None, ge=0)

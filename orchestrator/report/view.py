@@ -229,9 +229,39 @@ def refresh_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
     ]
 
 
+def repair_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Retention by age: what the model said of old facts before they were repaired, and after."""
+    return [
+        {
+            "age": f"up to {count(group.get('oldest'))}",
+            "asked": count(group.get("asked")),
+            "before": percent(number(group.get("before"))),
+            "after": percent(number(group.get("after"))),
+        }
+        for group in map(mapping, sequence(mapping(summary.get("repair")).get("ages")))
+    ]
+
+
+def repair_note(summary: Mapping[str, Any]) -> str:
+    """What repair did, in a sentence or two."""
+    repair = mapping(summary.get("repair"))
+    asked, said, written = (number(repair.get(name)) for name in ("asked", "said", "written"))
+    if not asked or said is None or written is None:
+        return ""
+    share = "" if not written else f", of which the model says {count(repair.get('landed'))} now"
+    cost = number(repair.get("cost"))
+    price = "" if cost is None else f" It cost {percent(cost)} of the time of the edits."
+    return (
+        f"In {counted(repair.get('looks'), 'look')} {counted(asked, 'old fact')} were asked; the model did not say "
+        f"{percent((asked - said) / asked)} of them any more. {counted(written, 'fact')} were written again{share}."
+        f"{price}"
+    )
+
+
 def stage_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     """Where the time went: (stage, time, share of the longest); stages may overlap, refreshes run in the background."""
     names = {"covariance_seconds": "Covariance", "evaluation_seconds": "Evaluation", "edit_seconds": "Editing"}
+    names["repair_seconds"] = "Repair"
     stages = mapping(summary.get("stages"))
     rows = [
         (names.get(key, key.removesuffix("_seconds").replace("_", " ").capitalize()), number(stages[key]))

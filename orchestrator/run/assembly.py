@@ -109,4 +109,6 @@ def make_pipeline(
         display=display,
         final_follows=final_follows,
         retries=config.verify.on_weak == "retry",
+        repair=config.repair,
+        seed=config.seed,
     )

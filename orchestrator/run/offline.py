@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from errata.actors.parts import EditorPart
 from errata.actors.workers.editor import ContextSpec, EditorWorker
@@ -21,18 +21,24 @@ from errata.editing.session import EditReceipt, Snapshot
 from errata.orchestrator.config.loading import check_config
 from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.history.rebuild import base_directory
-from errata.orchestrator.history.receipts import history, open_store
+from errata.orchestrator.history.receipts import history, memory_entry, open_store
 from errata.orchestrator.history.snapshots import newest_snapshot, store_snapshot
 from errata.orchestrator.journal import JOURNAL_FILE, Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
-from errata.orchestrator.journal.rows import Version
+from errata.orchestrator.journal.rows import RequestRow, Version
 from errata.orchestrator.run.reverting import commit_revert, plan_revert
 
 
 class LocalEditor:
     """An editor brought to the head of a journal; it calls the same plain class as the editor's actor."""
 
-    def __init__(self, worker: EditorWorker, items: Iterable[HistoryItem]) -> None:
+    def __init__(
+        self,
+        worker: EditorWorker,
+        items: Iterable[HistoryItem],
+        each: Callable[[LocalEditor], None] = lambda editor: None,
+    ) -> None:
+        """``each`` is called after every item but the first."""
         self._worker = worker
         remaining = iter(items)
         first = next(remaining, None)
@@ -40,7 +46,14 @@ class LocalEditor:
         if first is not None and not isinstance(first, KeyCovariance):
             worker.replay(first)
         for item in remaining:
+            # before a covariance that takes over, which belongs to the next commit
+            each(self)
             worker.replay(item)
+
+    @property
+    def sequence(self) -> int:
+        """Number of the commit that it stands at."""
+        return self._worker.session().sequence
 
     def revert(self, order: RevertOrder, items: Callable[[], Iterable[HistoryItem]]) -> EditReceipt:
         """Take edits out."""
@@ -86,7 +99,42 @@ class OfflineRun:
             self._stack.close()
             raise
 
-    def revert(self, request_ids: Iterable[str], *, reason: str = "", by: str | None = None) -> Version:
+    def check_revert(self, request_ids: Sequence[str]) -> None:
+        """Raise UserError where `revert` would, before a model is loaded; nothing is changed."""
+        plan_revert(self.journal, self.store, request_ids, commutes=make_editor(self._config.editor).commutes)
+
+    def statements(self, rows: Iterable[RequestRow]) -> list[str]:
+        """How the memory words requests; one that never was valid is passed over."""
+        found = []
+        for row in rows:
+            with suppress(ValueError):
+                found.append(memory_entry(row, self._config.memory.statement).statement)
+        return found
+
+    def snapshots_at(self, sequences: Sequence[int]) -> dict[int, str]:
+        """Store the editor as it was at some versions; returns the snapshots' digests by version number."""
+        found: dict[int, str] = {}
+        first = newest_snapshot(self.journal, self.store, before=min(sequences) + 1)
+        items = history(self.journal, self.store, since=None if first is None else first[1], upto=max(sequences))
+
+        def kept(editor: LocalEditor) -> None:
+            sequence = editor.sequence
+            if sequence in sequences and sequence not in found:
+                version = self.journal.version(sequence)
+                found[sequence] = store_snapshot(self.journal, self.store, editor.snapshot(), version)
+
+        editor = self._local(items, each=kept)
+        kept(editor)
+        return found
+
+    def revert(
+        self,
+        request_ids: Iterable[str],
+        *,
+        reason: str = "",
+        by: str | None = None,
+        kind: Literal["revert", "erase"] = "revert",
+    ) -> Version:
         """Take applied requests out of the weights, in one commit; the memory is filled from the journal when needed.
 
         Raises:
@@ -105,6 +153,7 @@ class OfflineRun:
             contexts=head.contexts,
             reason=reason,
             by=by,
+            kind=kind,
         )[0]
 
     def snapshot(self) -> tuple[Version, str]:
@@ -128,23 +177,36 @@ class OfflineRun:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _editor(self) -> LocalEditor | EditorPart:
+    def _local(self, items: Iterable[HistoryItem], each: Callable[[LocalEditor], None]) -> LocalEditor:
+        if self._spec.parallel is not None:
+            raise UserError(
+                "compact: older versions of a model that is spread over processes cannot be snapshotted here"
+            )
+        return LocalEditor(self._worker(), items, each)
+
+    def _worker(self) -> EditorWorker:
+        return EditorWorker(self._spec, self._config.ray.editor, self._config.editor, self._contexts())
+
+    def _contexts(self) -> ContextSpec:
         head = self.journal.head()
         if head.contexts is None:
             raise UserError("the run's newest commit names no context prefixes; nothing can be computed again")
         contexts: list[Any] = json.loads(self.store.get("contexts", head.contexts).read_text(encoding="utf-8"))
         given = self._config.contexts
-        spec = ContextSpec(given.count, given.length, self._config.seed, tuple(contexts), verify=self._config.verify)
+        return ContextSpec(given.count, given.length, self._config.seed, tuple(contexts), verify=self._config.verify)
+
+    def _editor(self) -> LocalEditor | EditorPart:
         newest = newest_snapshot(self.journal, self.store)
         since = None if newest is None else newest[1]
         if self._spec.parallel is None:
-            worker = EditorWorker(self._spec, self._config.ray.editor, self._config.editor, spec)
-            return LocalEditor(worker, history(self.journal, self.store, since=since))
+            return LocalEditor(self._worker(), history(self.journal, self.store, since=since))
         # of the run's actors only the editor is made, so that room for all of them need not be there
         from errata.actors.cluster import Cluster
 
         ray = self._config.ray.model_copy(update={"reserve": False})
         cluster = self._stack.enter_context(Cluster(ray, self._spec))
-        editor = cluster.editor(self._config.editor, spec, lambda: history(self.journal, self.store, since=since))
+        editor = cluster.editor(
+            self._config.editor, self._contexts(), lambda: history(self.journal, self.store, since=since)
+        )
         editor.restore()
         return editor

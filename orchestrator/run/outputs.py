@@ -17,6 +17,7 @@ from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.rows import RequestRow
 from errata.orchestrator.measuring.measurer import Measurement
+from errata.orchestrator.measuring.repairs import repair_figures
 from errata.orchestrator.report import render_report
 from errata.orchestrator.report.summary import (
     ArmMetrics,
@@ -26,12 +27,14 @@ from errata.orchestrator.report.summary import (
     ModelName,
     Perplexity,
     RefreshEvent,
+    RepairSummary,
     Stages,
     Summary,
     TimelinePoint,
     write_facts,
     write_summary,
 )
+from errata.orchestrator.run.repairing import REPAIR
 
 
 def errata_version() -> str:
@@ -59,7 +62,8 @@ def write_outputs(
 ) -> Summary:
     """Write every file; the journal is the source of all that is not passed."""
     head, counts = journal.head(), journal.counts()
-    edit_seconds = sum(v.seconds for v in journal.versions())
+    edit_seconds = sum(version.seconds for version in journal.versions() if version.kind != REPAIR)
+    repair = repair_figures((event.data for event in journal.events(REPAIR)), edit_seconds)
     refreshes = [row for row in journal.refreshes() if row.state == "swapped"]
     summary = Summary(
         name=config.name,
@@ -91,7 +95,9 @@ def write_outputs(
             covariance_seconds=covariance_seconds,
             evaluation_seconds=evaluation_seconds,
             edit_seconds=edit_seconds,
+            repair_seconds=None if repair is None else repair["ask_seconds"] + repair["write_seconds"],
         ),
+        repair=None if repair is None else RepairSummary.model_validate(repair),
         facts_measured=None if final is None else len(final.evaluation.records),
         skipped_probes=None if final is None else final.evaluation.skipped,
         judge=judge_name(config.evaluation.judge),

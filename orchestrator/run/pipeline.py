@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
-from typing import Final
+from typing import Any, Final
 
 from errata.actors.parts import EditorPart, EvaluationPart, MemoryPart
 from errata.editing.covariance import KeyCovariance
 from errata.editing.editors import EditorConfig, make_editor
 from errata.editing.errors import UserError
-from errata.editing.request import EditRequest
+from errata.editing.request import EditBatch, EditRequest
 from errata.editing.reverting import HistoryItem
 from errata.editing.session import EditReceipt, Snapshot
 from errata.editing.verify import in_short
 from errata.editing.wording import counted
+from errata.orchestrator.config.repair import RepairConfig
 from errata.orchestrator.config.run import BatchingConfig, SnapshotConfig
 from errata.orchestrator.covariance.refresh import crossed
 from errata.orchestrator.covariance.schedule import Refreshing
+from errata.orchestrator.history.gaps import Gaps
+from errata.orchestrator.history.modules import ModulesInForce
 from errata.orchestrator.history.rebuild import weights_digest
 from errata.orchestrator.history.receipts import (
     commit_data,
@@ -36,6 +39,7 @@ from errata.orchestrator.history.receipts import (
     load_receipt,
     memory_entry,
     old_keys,
+    store_parts,
     store_receipt,
     with_old_keys,
 )
@@ -49,6 +53,7 @@ from errata.orchestrator.measuring.timeline import Timeline
 from errata.orchestrator.progress import Display
 from errata.orchestrator.run.attempts import Attempts
 from errata.orchestrator.run.batcher import Batcher, BatchPlan
+from errata.orchestrator.run.repairing import REPAIR, Repairs
 from errata.orchestrator.run.reverting import commit_revert, forgotten
 from errata.orchestrator.tracking import names
 from errata.orchestrator.tracking.tracker import NullTracker, Tracker
@@ -139,6 +144,8 @@ class Pipeline:
         display: Display,
         final_follows: bool = False,
         retries: bool = False,
+        repair: RepairConfig | None = None,
+        seed: int = 0,
     ) -> None:
         """`errata.orchestrator.run.assembly.make_pipeline` makes one from the configuration of a run.
 
@@ -148,6 +155,8 @@ class Pipeline:
             every: edits between two points of the timeline; None for none.
             final_follows: when nothing waits any more, the owner evaluates everything, the timeline's facts too.
             retries: an edit that a batch left waiting is written in a batch of its own (``verify.on_weak: retry``).
+            repair: when old facts are asked again; None for never.
+            seed: of the samples that are asked.
         """
         self._retries = retries
         self.journal, self.store = journal, store
@@ -162,8 +171,18 @@ class Pipeline:
         self._past = parts.past
         self._batcher = Batcher(batching.size, batching.max_age_seconds, batching.distinct_subjects)
         self._attempts = Attempts(journal, self.editor, display.warn)
+        self._repairs = Repairs(
+            repair or RepairConfig(),
+            journal,
+            self.editor,
+            self._write_again,
+            size=batching.size,
+            seed=seed,
+            say=display.say,
+        )
         self._alone: list[str] = []
         """Requests that stayed weak among others and are to be tried in a batch of their own."""
+        self._modules = ModulesInForce(journal, store)
         self._contexts_digest: str | None = None
         self._edits_before = 0
 
@@ -186,7 +205,8 @@ class Pipeline:
         return self.journal.head()
 
     def write_next(self, *, ended: bool) -> Version | None:
-        """Write the next batch if one is due; before it a refreshed covariance takes over if its turn has come.
+        """Write the next batch if one is due; before it a refreshed covariance takes over if its turn has come, and
+        old facts are repaired if theirs has.
 
         Args:
             ended: no more requests will come, or all that wait are to be written now.
@@ -195,6 +215,10 @@ class Pipeline:
             The version that came of it, or None if no batch was due.
         """
         self.refreshing.swap_if_due()
+        repaired = self._repairs.next()
+        if repaired is not None:
+            self._settle(repaired)
+            return repaired
         plan = self._next_alone()
         rows = [] if plan else self.journal.pending(self._batching.size)
         oldest = rows[0].accepted_at if rows else None
@@ -240,7 +264,9 @@ class Pipeline:
         head = self.head()
         if head.sequence == 0:
             raise UserError("snapshot: nothing was edited yet; there is nothing to keep")
-        return store_snapshot(self.journal, self.store, self.editor.snapshot(), head)
+        digest = store_snapshot(self.journal, self.store, self.editor.snapshot(), head)
+        self.memory.save((head.sequence, head.digest))
+        return digest
 
     def inspect(self) -> Inspection:
         """Fetch what editor and memory hold, to be compared with what the journal says; nothing changes."""
@@ -292,7 +318,8 @@ class Pipeline:
             self.editor.restore()
             self.timeline.begin(self.editor.norms())
             return
-        newest = newest_snapshot(self.journal, self.store, before=self._first_to_visit(head))
+        first = max(self._first_to_visit(head), Gaps.of(self.journal).newest + 1)
+        newest = newest_snapshot(self.journal, self.store, before=first)
         since = self._past.since = None if newest is None else newest[1]
         start = 0 if since is None else since.sequence
         self._display.say(
@@ -301,8 +328,7 @@ class Pipeline:
         )
         self._begin(since)
         swaps = {swap.after_sequence: swap.covariance for swap in self.journal.swaps()}
-        held = self.journal.held(start)
-        self.memory.add([memory_entry(row, self._statement) for row in held])
+        self._fill_memory(start)
         self._edits_before = self.journal.version(start).edits
         for sequence in range(start + 1, head.sequence + 1):
             version = self.journal.version(sequence)
@@ -313,6 +339,21 @@ class Pipeline:
                 self._forget(version.request_ids)
             self._remember(self.journal.requests_applied_in([version.sequence]))
             self._at_boundary(version, self._edits_before, replayed=True)
+
+    def _fill_memory(self, sequence: int) -> None:
+        """The memory as it was after a commit: as it was saved last, and what has changed since; else everything."""
+        mark = self.memory.mark()
+        if mark is not None and mark[0] <= self.journal.head().sequence:
+            low, high = sorted((mark[0], sequence))
+            changed = self.journal.facts_touched(low, high)
+            if self.journal.version(mark[0]).digest == mark[1] and len(changed) <= self.journal.held_count(sequence):
+                held = self.journal.held_of(changed, sequence)
+                numbers = {row.seq for row in held}
+                others = (row.seq for row in self.journal.requests_of_facts(changed))
+                self.memory.remove([number for number in others if number not in numbers])
+                self.memory.add([memory_entry(row, self._statement) for row in held])
+                return
+        self.memory.sync([memory_entry(row, self._statement) for row in self.journal.held(sequence)])
 
     def _begin(self, since: Snapshot | None) -> None:
         """The editor at a snapshot, or at the beginning."""
@@ -393,6 +434,17 @@ class Pipeline:
         reach("after_memory_add")
         return version
 
+    def _write_again(self, requests: Sequence[EditRequest], figures: Mapping[str, Any]) -> Version:
+        """Applied requests once more, in a commit of kind ``repair``; what cannot be written stays as it was."""
+        batch = EditBatch(sequence=self.journal.next_sequence(), requests=tuple(requests))
+        wanted = self.editor.keys_wanted([request.fact_key for request in batch.requests])
+        if wanted:
+            leaving = old_keys(self.journal, self.store, wanted, before=batch.sequence)
+            batch = batch.model_copy(update={"old_keys": leaving})
+        with self._undone_on_error():
+            receipt = self.editor.apply(batch)
+            return self._commit(receipt, (), repair=figures)
+
     def _forget(self, names: Sequence[str]) -> None:
         facts = {row.fact_key for row in self.journal.requests_named(names) if row.fact_key is not None}
         self.memory.remove(forgotten(self.journal.requests_of_facts(facts), names))
@@ -400,9 +452,15 @@ class Pipeline:
     def _remember(self, rows: Sequence[RequestRow]) -> None:
         self.memory.add([memory_entry(row, self._statement) for row in rows])
 
-    def _commit(self, receipt: EditReceipt, superseded: tuple[tuple[str, str], ...]) -> Version:
+    def _commit(
+        self,
+        receipt: EditReceipt,
+        superseded: tuple[tuple[str, str], ...],
+        repair: Mapping[str, Any] | None = None,
+    ) -> Version:
         """Files first, then the transaction that makes the version exist."""
         delta, keys = store_receipt(self.store, receipt)
+        parts = store_parts(self.store, receipt, self._modules)
         reach("after_delta_stored")
         return self.journal.commit(
             commit_data(
@@ -412,6 +470,8 @@ class Pipeline:
                 contexts=self._contexts_digest,
                 norms=self.editor.norms(),
                 superseded=superseded,
+                repair=repair,
+                parts=parts,
             )
         )
 
@@ -433,14 +493,16 @@ class Pipeline:
         """What follows a new commit that is in the journal, the weights and the memory."""
         metrics = {names.norm(layer): norm for layer, norm in version.norms.items() if norm is not None}
         metrics["time/batch_seconds"] = version.seconds
-        metrics |= names.verified(version.figures or {})
+        figures = {} if version.kind == REPAIR or version.figures is None else version.figures
+        metrics |= names.verified(figures)
         self._tracker.log_metrics(metrics, step=version.edits)
         every = self._snapshots.every
         if every is not None and version.sequence % every == 0:
             # before a swap, which belongs to the next batch
             self.snapshot()
             there = set(self.store.digests("snapshots"))
-            kept = [row for row in snapshots(self.journal) if row.digest in there]
+            floors = Gaps.of(self.journal).snapshots()
+            kept = [row for row in snapshots(self.journal) if row.digest in there and row.digest not in floors]
             for row in outlived(kept, self._snapshots.keep):
                 self.store.discard("snapshots", row.digest)
         self._at_boundary(version, self._edits_before, replayed=False)

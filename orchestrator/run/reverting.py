@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 from errata.editing.delta import WeightDelta
 from errata.editing.errors import DamagedFileError, UserError
 from errata.editing.reverting import HistoryItem, RevertOrder, contribution
 from errata.editing.session import EditReceipt
+from errata.orchestrator.history.gaps import Gaps
+from errata.orchestrator.history.modules import ModulesInForce
 from errata.orchestrator.history.receipts import (
     commit_data,
     history,
     history_before,
     load_receipt,
     old_keys,
+    store_parts,
     store_receipt,
 )
 from errata.orchestrator.journal import Journal
@@ -77,11 +80,14 @@ def plan_revert(
     taken_out = tuple(row.id for row in same if row.id in leaving)
     wrote = {name: _wrote(journal, name) for name in taken_out}
     batches = sorted({sequence for sequences in wrote.values() for sequence in sequences})
+    gaps = Gaps.of(journal)
+    for name, sequences in wrote.items():
+        _require_kept(journal, gaps, name, sequences)
     if not commutes:
         return _plan_from_first(journal, asked, taken_out, batches, head)
     touched = contributions(journal, store, batches)
     members = journal.requests_named(name for batch in batches for name in journal.version(batch).request_ids)
-    members = [row for row in members if row.applied_in is not None]
+    members = [row for row in members if row.applied_in is not None and row.erased_at is None]
     facts = journal.requests_of_facts({row.fact_key for row in members if row.fact_key is not None})
     last = {row.id: _wrote(journal, row.id)[-1] for row in members}
     order = RevertOrder(
@@ -101,9 +107,13 @@ def _plan_from_first(
 ) -> RevertPlan:
     """Of an editor whose updates do not commute: everything is computed again from the first batch that ever lost a
     request, so everything is read."""
-    rows = {row.id: row for row in journal.requests() if row.applied_in is not None}
+    rows = {row.id: row for row in journal.requests() if row.applied_in is not None and row.erased_at is None}
+    gaps = Gaps.of(journal)
     out_after = gone(rows.values(), also=asked)
-    first = min([_batch(rows[name]) for name in out_after] + list(batches))
+    # what was out before a floor is in its snapshot as it should be
+    first = min([_batch(rows[name]) for name in out_after if _batch(rows[name]) > gaps.newest] + list(batches))
+    for gap in gaps.all:
+        first = min(first, gap.first) if gap.lacks(first) else first
     order = RevertOrder(
         sequence=head + 1,
         taken_out=taken_out,
@@ -113,6 +123,18 @@ def _plan_from_first(
         requests={name: row.request for name, row in rows.items() if _batch(row) >= first},
     )
     return RevertPlan(asked, order, tuple(batches), upto=head)
+
+
+def _require_kept(journal: JournalReader, gaps: Gaps, name: str, sequences: Sequence[int]) -> None:
+    """Raise UserError where what computing without an edit needs was dropped."""
+    for sequence in sequences:
+        compacted = [gap for gap in gaps.all if gap.state == "compacted"]
+        lost = next((gap for gap in compacted if gap.lacks(sequence)), None)
+        if lost is not None:
+            raise UserError(
+                f"revert: edit {name!r} was written in v{sequence}, and what computing without it needs is gone "
+                f"({lost.reason}); a newer edit of the fact can still overwrite it"
+            )
 
 
 def _wrote(journal: JournalReader, name: str) -> list[int]:
@@ -141,13 +163,16 @@ def contributions(journal: JournalReader, store: ArtifactStore, batches: Sequenc
         DamagedFileError, FileNotFoundError: a file of a commit is damaged or gone.
     """
     deltas: dict[int, WeightDelta] = {}
+    gaps = Gaps.of(journal)
     for batch in batches:
-        delta = load_receipt(store, journal.version(batch)).delta
+        delta = load_receipt(store, journal.version(batch), gaps).delta
         if delta is None:
             raise DamagedFileError(f"v{batch} has no delta, yet edits were applied by it")
         deltas[batch] = delta
     for sequence in journal.reverts(min(batches), journal.head().sequence + 1):
-        receipt = load_receipt(store, journal.version(sequence))
+        if gaps.lacks(sequence):
+            continue  # what it touched was refused before
+        receipt = load_receipt(store, journal.version(sequence), gaps)
         for batch in deltas:
             if batch < sequence:
                 deltas[batch] = contribution(receipt, batch) or deltas[batch]
@@ -164,6 +189,7 @@ def commit_revert(
     contexts: str | None,
     reason: str = "",
     by: str | None = None,
+    kind: Literal["revert", "erase"] = "revert",
 ) -> tuple[Version, RevertPlan]:
     """Take requests out of the weights, as one commit. The memory is the caller's.
 
@@ -182,7 +208,7 @@ def commit_revert(
         # only the states just before the touched batches are wanted: each from the snapshot that is nearest to it
         if plan.order.touched:
             return history_before(journal, store, plan.batches)
-        return history(journal, store, upto=plan.upto)
+        return history(journal, store, upto=plan.upto, before=plan.order.first)
 
     asked = plan.order.requests.values()
     wanted = editor.keys_wanted([request.fact_key for request in asked])
@@ -194,6 +220,7 @@ def commit_revert(
     receipt = editor.revert(order, items)
     reach("after_revert_applied")
     delta, keys = store_receipt(store, receipt)
+    parts = store_parts(store, receipt, ModulesInForce(journal, store))
     reach("after_delta_stored")
     why = " ".join(part for part in (reason.strip(), f"(by {by})" if by else "") if part)
     data = commit_data(
@@ -204,8 +231,9 @@ def commit_revert(
         norms=editor.norms(),
         reverts=plan.asked,
         reason=why or None,
+        parts=parts,
     )
-    return journal.commit(data), plan
+    return journal.commit(replace(data, kind=kind)), plan
 
 
 def forgotten(rows: Collection[RequestRow], names: Collection[str]) -> list[int]:

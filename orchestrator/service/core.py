@@ -30,6 +30,7 @@ from errata.orchestrator.config.service import ServiceConfig
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.intake import Admit
 from errata.orchestrator.journal.rows import Accepted, Version
+from errata.orchestrator.run.repairing import REPAIR
 from errata.orchestrator.service.acceptor import Acceptor
 from errata.orchestrator.service.errors import ServiceError, busy, conflict, not_found, unavailable
 from errata.orchestrator.service.reverting import Reverting, RevertOutcome
@@ -152,6 +153,8 @@ class ServiceCore:
         """Told of every batch: wall seconds, edits applied."""
         self.verified: list[Callable[[int, int], None]] = []
         """Told of every batch that was looked at: edits that landed, and that are weak."""
+        self.repaired: list[Callable[[int], None]] = []
+        """Told how many edits a repair has written again."""
         self.on_failure: Callable[[], None] = lambda: None
         """Called once, from the writer thread, when it cannot go on."""
         self._reverting = Reverting(pipeline)
@@ -427,7 +430,10 @@ class ServiceCore:
         self._batches.append((seconds, edits))
         for listener in self.batch_seconds:
             listener(seconds, edits)
-        if version.figures is not None:
+        if version.kind == REPAIR:
+            for told_of in self.repaired:
+                told_of(len(version.request_ids))
+        elif version.figures is not None:
             for told in self.verified:
                 told(int(version.figures.get("landed", 0)), int(version.figures.get("weak", 0)))
         return True

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.rows import STATES, shown_state
+from errata.orchestrator.run.repairing import REPAIR
 from errata.orchestrator.service.core import ServiceCore
 
 _ACCEPT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -56,7 +57,11 @@ class Metrics:
         self.weak = Counter(
             "errata_edits_weak", "Edits that were written and that the model did not say, since the start.", **make
         )
+        self.repaired = Counter(
+            "errata_edits_repaired", "Edits that were written again, as the model did not say them any more.", **make
+        )
         core.batch_seconds.append(self._batch)
+        core.repaired.append(self.repaired.inc)
         core.verified.append(self._verified)
 
     def answered(self, method: str, route: str, status: int) -> None:
@@ -127,12 +132,24 @@ class _State(Collector):
         yield _gauge("errata_ready", "1 when the pipeline has started and works.", core.ready)
         yield _gauge("errata_paused", "1 while nothing is written.", core.paused is not None)
         yield _gauge("errata_tracking_spool", "Points that wait to be delivered to tracking.", self._spooled())
+        yield from self._repaired()
         yield from self._measured()
         if self._guard is not None:
             status = self._guard()
             yield _gauge("errata_guard_checks", "Versions the guard has checked.", status.checks)
             yield _gauge("errata_guard_breaches", "Breaches the guard has found.", status.breaches)
             yield _gauge("errata_guard_good_sequence", "Newest version found good.", status.good_sequence)
+
+    def _repaired(self) -> Iterator[Metric]:
+        """The newest round of repair."""
+        for event in self._journal.event_page(1, kind=REPAIR):
+            asked, lost = len(event.data["asked"]), len(event.data["lost"])
+            if asked:
+                share = 1 - lost / asked
+                yield _gauge(
+                    "errata_repair_said_ratio", "Share of the newest sample of old facts that was said.", share
+                )
+            yield _gauge("errata_repair_edits", "Edits at which old facts were asked last.", event.data["at"])
 
     def _measured(self) -> Iterator[Metric]:
         newest = {row.kind: row for row in self._journal.newest_evaluations()}

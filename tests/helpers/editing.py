@@ -43,11 +43,15 @@ def llama(tiny: Callable[[str], EditableModel]) -> EditableModel:
 def requests() -> list[EditRequest]:
     """Subjects at the start, in the middle and before punctuation; targets of one and of several tokens."""
     return [
-        EditRequest(subject="Danielle Darrieux", prompt="The mother tongue of {} is", target_new="English"),
-        EditRequest(subject="Rome", prompt="{} lies in", target_new="Canada and more"),
-        EditRequest(subject="Angola", prompt="Where is {}? The answer is", target_new="football"),
-        EditRequest(subject="São Tomé", prompt="What is {}'s question", target_new="yes"),
-        EditRequest(subject="Alice Munro", prompt="I think that {} works as a", target_new="subject"),
+        EditRequest(
+            subject="Danielle Darrieux", prompt="The mother tongue of {} is", target_new="English", target_true="nine"
+        ),
+        EditRequest(subject="Rome", prompt="{} lies in", target_new="Canada and more", target_true="nine"),
+        EditRequest(subject="Angola", prompt="Where is {}? The answer is", target_new="football", target_true="nine"),
+        EditRequest(subject="São Tomé", prompt="What is {}'s question", target_new="yes", target_true="nine"),
+        EditRequest(
+            subject="Alice Munro", prompt="I think that {} works as a", target_new="subject", target_true="nine"
+        ),
     ]
 
 

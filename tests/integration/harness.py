@@ -197,6 +197,9 @@ class PlainEditor:
     def rehearse(self, requests: Any, died: Any = None) -> None:
         self._worker.rehearse(requests)
 
+    def ask(self, requests: Any) -> Any:
+        return self._worker.session().ask(requests)
+
     def apply(self, batch: Any, died: Any = None) -> Any:
         return self._worker.session().apply(batch)
 
@@ -227,7 +230,7 @@ class PlainMemory(RetrievalWorker):
         self._entries = entries
 
     def restore(self) -> int:
-        return self.add(list(self._entries()))
+        return self.sync(list(self._entries()))
 
     def close(self) -> None:
         pass

@@ -26,7 +26,9 @@ from errata.editing.request import EditRequest
 from errata.orchestrator.cli import app
 from errata.orchestrator.config.loading import build_config
 from errata.orchestrator.config.run import RunConfig
-from errata.orchestrator.history.rebuild import BaseCheckpoint
+from errata.orchestrator.history.bisect import candidates
+from errata.orchestrator.history.export import edition
+from errata.orchestrator.history.rebuild import BaseCheckpoint, weights_digest
 from errata.orchestrator.history.receipts import open_store
 from errata.orchestrator.history.snapshots import snapshots
 from errata.orchestrator.history.verify import collect_garbage, verify
@@ -187,6 +189,9 @@ def test_a_crash_at_any_file_changes_nothing(settings, undisturbed_course, tmp_p
     [
         {"type": "ft_l", "layers": [1], "steps": 2, "lr": 1e-3},
         {"type": "mose", "layers": [1, 2], "values": {"steps": 2, "lr": 0.5}},
+        {"type": "grace", "layers": [1], "steps": 3},
+        {"type": "gated_kv", "layers": [1], "values": {"steps": 2}},
+        {"type": "wise", "layers": [1], "steps": 2, "save_every": 4, "merge_every": 8},
     ],
     ids=lambda section: section["type"],
 )
@@ -205,6 +210,65 @@ def test_an_editor_that_computes_everything_anew_recovers_to_the_same_bits(tiny_
         run(chosen, tmp_path / "crashed")
     assert_same(run(chosen, tmp_path / "crashed"), expected)
     assert_same(run(chosen, tmp_path / "crashed"), expected)  # and a replay of all of it
+
+
+# ---------------------------------------------------------------- modules
+
+
+@pytest.fixture(scope="module")
+def module_settings(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    stream = write_stream(tmp_path_factory.mktemp("stream") / "facts.jsonl", facts())
+    given = plain_settings(
+        tiny_checkpoint,
+        stream,
+        covariance={"source": "identity"},
+        refresh={"every": None},
+        evaluation={"every": None, "held_out": None},
+        snapshots={"every": 2},
+    )
+    return build_config({**given, "editor": {"type": "grace", "layers": [1], "steps": 3}})
+
+
+@pytest.fixture(scope="module")
+def module_course(module_settings: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Course:
+    return run(module_settings, tmp_path_factory.mktemp("module") / "run")
+
+
+@pytest.mark.parametrize(("point", "visit"), [*POINTS, ("artifact_written", 9), ("artifact_renamed", 10)])
+def test_a_crash_around_a_module_changes_nothing(module_settings, module_course, tmp_path, point, visit):
+    with raise_once(point, visit=visit), pytest.raises(InjectedCrash):
+        run(module_settings, tmp_path / "run")
+    assert_same(run(module_settings, tmp_path / "run"), module_course)
+
+
+def test_modules_are_parts_of_versions_that_commands_know(module_course: Course, tiny_checkpoint: Path, tmp_path: Path):
+    """Verified, rebuilt, compared, and refused by name where they cannot go."""
+    directory, checkpoint = module_course.directory, BaseCheckpoint(tiny_checkpoint)
+    report = verify(directory, checkpoint)
+    assert report.sound, report.problems
+    assert report.rebuilt[-1].weights == weights_digest(module_course.weights)
+    with Journal.open(directory / "journal.sqlite", read_only=True) as journal:
+        versions = journal.versions()[1:]
+        assert all(v.delta is None and len(v.parts.modules) == 1 for v in versions)
+        # the revert installs what is left, and takes out what the three batches before it had installed
+        assert versions[3].kind == "revert"
+        assert versions[3].parts.removed == tuple(v.parts.modules[0] for v in versions[:3])
+        assert len({v.digest for v in versions}) == 5
+        assert [v.sequence for v in candidates(journal, journal.base(), journal.head())] == [0, 1, 2, 3, 4, 5]
+        with pytest.raises(UserError, match=r"v5 has modules in its layers, the first since v1; .* `errata serve`"):
+            edition(journal, open_store(directory), checkpoint, journal.head())
+    for command in (["checkout", "v5", "--output", str(tmp_path / "out")], ["export", "v5", "--output", str(tmp_path)]):
+        refused = CliRunner().invoke(app, [*command, "--run", str(directory)])
+        assert refused.exit_code != 0 and not (tmp_path / "out").exists()
+    shown = CliRunner().invoke(app, ["diff", "v1", "v5", "--run", str(directory)])
+    assert "layer 1 module: norm" in shown.stdout
+    damaged = tmp_path / "damaged"
+    shutil.copytree(directory, damaged)
+    file = damaged / "modules" / f"{versions[1].parts.modules[0]}.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert not verify(damaged, checkpoint).sound
 
 
 # ---------------------------------------------------------------- what is refused

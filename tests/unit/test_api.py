@@ -12,10 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 import errata
+from errata.api import configuration
+from errata.editing.checkpoint.fingerprint import fingerprint
+from errata.editing.checkpoint.load import load_model
 from errata.editing.errors import UserError
+from errata.orchestrator.config import model_presets
 from tests.helpers.tiny import save_tiny, tiny_hf, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -139,6 +144,25 @@ def test_metrics_by_arm_and_a_memory_that_is_made_when_it_is_asked(checkpoint: P
         assert found["edited"]["generalization"] is not None
         assert set(found) == {"base", "edited", "edited_memory"}
         assert isinstance(one.ask("The capital of France is", arm="memory"), str)
+
+
+def test_a_preset_is_found_by_the_weights_and_holds_what_a_method_wants(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preset = {
+        "model": {"name": "somebody/a-name-on-the-hub", "dtype": "float32"},
+        "editor": {"layers": [0], "values": {"lr": 0.25}},
+        "editors": {"memit": {"cov_weight": 77.0, "values": {"clamp": 3.0}}},
+        "matches": fingerprint(checkpoint).model_dump(mode="json"),
+    }
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "its.yaml").write_text(yaml.safe_dump(preset))
+    monkeypatch.setattr(model_presets, "configs_root", lambda: tmp_path)
+    model = load_model(str(checkpoint))
+    found = {m: configuration(model, method=m, path=checkpoint).editor.model_dump() for m in ("memit", "alphaedit")}
+    assert [(found[m]["layers"], found[m]["values"]["lr"]) for m in found] == [((0,), 0.25)] * 2
+    assert found["memit"]["cov_weight"] == 77 and found["memit"]["values"]["clamp"] == 3
+    assert found["alphaedit"]["values"]["clamp"] != 3
 
 
 def test_what_is_wrong_is_one_line_and_changes_nothing(checkpoint: Path, tmp_path: Path) -> None:

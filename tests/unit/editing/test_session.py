@@ -18,7 +18,7 @@ from errata.editing.editors.closed_form.alphaedit import AlphaEditConfig
 from errata.editing.editors.closed_form.memit import Memit, MemitConfig
 from errata.editing.editors.closed_form.memit_merge import MemitMergeConfig, MergeValues
 from errata.editing.editors.closed_form.pmet import PmetConfig, PmetValues
-from errata.editing.errors import ErrataError, NumericalError, UserError
+from errata.editing.errors import EditorFaultError, ErrataError, UserError
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.session import EditSession
@@ -292,7 +292,7 @@ def test_an_update_that_is_not_finite_is_not_applied(
     before = weight_bytes(session)
     infinite = lambda self, layer, keys, state, ridge: torch.full((keys.shape[1], 48), math.inf)
     monkeypatch.setattr(type(session.editor), "right_factor", infinite)
-    with pytest.raises(NumericalError, match="the update of layer 0 is not finite"):
+    with pytest.raises(EditorFaultError, match="a plain one too: the update of layer 0 is not finite"):
         session.apply(batch(1, requests[0]))
     assert weight_bytes(session) == before
     assert session.sequence == 0 and session.state.request_ids == ()

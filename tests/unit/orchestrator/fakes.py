@@ -166,6 +166,16 @@ class FakeMemory:
         self.entries |= {entry.id: entry for entry in entries}
         return len(self.entries)
 
+    def sync(self, entries: Sequence[MemoryEntry]) -> int:
+        self.entries = {}
+        return self.add(entries)
+
+    def mark(self) -> None:
+        return None
+
+    def save(self, mark: Any) -> None:
+        pass
+
     def remove(self, ids: Sequence[int]) -> int:
         for number in ids:
             self.entries.pop(number, None)

@@ -11,17 +11,24 @@ import torch
 from errata.editing.covariance import KeyCovariance
 from errata.editing.digest import digest_tensors
 from errata.editing.editors import REGISTRY, make_editor
+from errata.editing.model.decoder import is_module
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.session import EditSession
 from tests.helpers.tiny import tiny_model
 
 VALUES = {"lr": 0.3, "steps": 4, "clamp": 2.0, "weight_decay": 0.0}
 SETTINGS: dict[str, dict[str, Any]] = {
+    "adalora": {"steps": 3, "lr": 1e-2},
     "alphaedit": {"tau": 1.0, "l2": 1.0},
     "emmet": {},
     "ft_l": {"layers": (1,), "lr": 1e-2, "steps": 4},
+    "gated_kv": {"layers": (1,)},
+    "grace": {"layers": (1,), "lr": 0.3, "steps": 8},
+    "kn": {"threshold": 0.5, "steps": 4},
+    "lora": {"steps": 3, "lr": 1e-2},
     "memit": {"cov_weight": 2.0},
     "memit_merge": {"cov_weight": 2.0},
+    "mend": {"lr": 1e-2},
     "mose": {"candidates": 2},
     "pmet": {"cov_weight": 2.0},
     "prune": {"cov_weight": 0.1, "base": 4.0},
@@ -29,6 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rome": {"layers": (1,)},
     "rose": {},
     "ultraedit": {"lr": 1e-3},
+    "wise": {"layers": (1,), "steps": 6, "save_every": 2, "merge_every": 4},
 }
 NAMES = sorted(SETTINGS)
 CONTEXTS = ("", "You. ")
@@ -72,7 +80,8 @@ def batch(sequence: int, *requests: EditRequest) -> EditBatch:
 
 def weight_bytes(session: EditSession) -> str:
     """Digest of the served weights and of their masters."""
-    served = {str(i): session.model.parameter(i).detach() for i in session.editor.layers}
+    maps = [i for i in session.editor.layers if not is_module(i)]
+    served = {str(i): session.model.parameter(i).detach() for i in maps}
     return digest_tensors(served | {f"master {i}": w for i, w in session.weights().items()})
 
 

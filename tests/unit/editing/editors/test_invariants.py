@@ -31,6 +31,8 @@ from tests.unit.editing.editors.common import (
 from tests.unit.helpers import plain
 
 COMMUTING = {"alphaedit", "emmet", "memit", "memit_merge", "pmet", "rome", "rose"}
+FREE = {"adalora", "ft_l", "gated_kv", "grace", "kn", "lora", "mend", "rose", "ultraedit", "wise"}
+"""Methods that need no covariance."""
 
 
 def test_every_editor_is_covered() -> None:
@@ -107,14 +109,14 @@ def test_stored_targets_give_the_same_change(name: str, requests: list[EditReque
         assert torch.equal(changes[layer].right, change.right)
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"ft_l", "rose", "ultraedit"}))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - FREE))
 def test_an_editor_that_needs_a_covariance_says_so(name: str) -> None:
     model = tiny_model(layers=3)
     with pytest.raises(UserError, match=f"editor '{name}' needs a covariance"):
         EditSession(model, make_editor(config_of(name)), None, CONTEXTS)
 
 
-@pytest.mark.parametrize("name", ["ft_l", "rose", "ultraedit"])
+@pytest.mark.parametrize("name", sorted(FREE))
 def test_an_editor_that_needs_none_runs_without(name: str, requests: list[EditRequest]) -> None:
     model = tiny_model(layers=3)
     session = EditSession(model, make_editor(config_of(name)), None, CONTEXTS)

@@ -51,7 +51,11 @@ def seeded_edits() -> list[EditRequest]:
         subject = draw.choice(_SUBJECTS)
         for prompt in draw.sample(_PROMPTS, BATCH):
             name = f"e{len(requests)}"
-            requests.append(EditRequest(id=name, subject=subject, prompt=prompt, target_new=draw.choice(_TARGETS)))
+            requests.append(
+                EditRequest(
+                    id=name, subject=subject, prompt=prompt, target_new=draw.choice(_TARGETS), target_true="two"
+                )
+            )
     return requests
 
 

@@ -292,3 +292,15 @@ def test_a_job_takes_its_budget_its_seed_and_its_version():
     job = estimate_job(config.covariance, [1, 2], "v" * 64, seed_shift=50)
     assert (job.sequences, job.tokens, job.seed, job.layers) == (8, None, 53, (1, 2))
     assert (job.generation.slots, job.units_per_block, job.version) == (2, 2, "v" * 64)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ('memory.statement="{}\\0"', "memory.statement: holds NUL at character 2"),
+        ('name="\\ud83d"', r"name: holds half of a surrogate pair \(\\ud83d\)"),
+    ],
+)
+def test_texts_of_a_configuration_go_through_the_same_gate(setting: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        load_config("quickstart", [setting])
