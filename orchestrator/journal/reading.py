@@ -24,6 +24,7 @@ from errata.orchestrator.journal.rows import (
     RefreshRow,
     RequestRow,
     RequestState,
+    RetractionRow,
     SwapRow,
     Version,
     VersionParts,
@@ -274,6 +275,34 @@ class JournalReader:
                 reason=row["reason"],
             )
             for row in self._of("attempts", "sequence", sequence)
+        ]
+
+    def retractions_due(self, limit: int = 100) -> list[RetractionRow]:
+        """Retractions that wait and whose request is there, oldest first."""
+        return self._retractions(
+            "JOIN requests q ON q.id = r.retracts WHERE r.state = 'waiting' ORDER BY r.number LIMIT ?", limit
+        )
+
+    def retractions_of(self, fact_keys: Iterable[str]) -> list[RetractionRow]:
+        """Every retraction of a request about some facts, oldest first."""
+        found: list[RetractionRow] = []
+        for key in dict.fromkeys(fact_keys):
+            found += self._retractions("JOIN requests q ON q.id = r.retracts WHERE q.fact_key = ?", key)
+        return sorted(found, key=lambda row: row.number)
+
+    def _retractions(self, where: str, *values: object) -> list[RetractionRow]:
+        return [
+            RetractionRow(
+                number=row["number"],
+                id=row["id"],
+                retracts=row["retracts"],
+                event_at=None if row["event_at"] is None else _time(row["event_at"]),
+                accepted_at=_time(row["accepted_at"]),
+                state=row["state"],
+                sequence=row["sequence"],
+                reason=row["reason"],
+            )
+            for row in self._rows(f"SELECT r.* FROM retractions r {where}", *values)
         ]
 
     def payload_digest(self, name: str) -> str | None:

@@ -12,12 +12,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from errata.editing.errors import UserError
+from errata.editing.request import Retraction
 from errata.orchestrator.journal.chain import append_link
 from errata.orchestrator.journal.connection import JournalBusyError, WriterLock, is_locked
-from errata.orchestrator.journal.derived import MARK_ROW, REFRESH_ROW, TAG_ROW
+from errata.orchestrator.journal.derived import MARK_ROW, REFRESH_ROW, RETRACTION_ROW, TAG_ROW
 from errata.orchestrator.journal.fail_points import reach
 from errata.orchestrator.journal.reading import JournalReader
-from errata.orchestrator.journal.rows import AttemptOutcome, CovarianceRow, MarkState, RefreshState, dump_json
+from errata.orchestrator.journal.rows import Accepted, AttemptOutcome, CovarianceRow, MarkState, RefreshState, dump_json
 
 logger = logging.getLogger(__name__)
 
@@ -201,6 +202,42 @@ class JournalRecords(JournalReader):
                 (sequence, state, printable(reason), self._time()),
             )
             self._note(connection, "mark", connection.execute(MARK_ROW, (sequence,)).fetchone())
+
+    # ---------------------------------------------------------------- retractions
+
+    def retract(self, retraction: Retraction) -> Accepted:
+        """Keep that a request is to be taken back, whether it is there yet or not. Again, it changes nothing."""
+        with self._transaction() as connection:
+            query = "SELECT number, retracts, event_at FROM retractions WHERE id = ?"
+            known = connection.execute(query, (retraction.id,)).fetchone()
+            at = None if retraction.event_at is None else retraction.event_at.isoformat()
+            if known is not None:
+                if (known["retracts"], known["event_at"]) == (retraction.retracts, at):
+                    return Accepted(retraction.id, None, duplicate=True)
+                return Accepted(
+                    retraction.id, None, refused=f"id {retraction.id!r} has taken back something else before"
+                )
+            if connection.execute("SELECT 1 FROM requests WHERE id = ?", (retraction.id,)).fetchone():
+                return Accepted(retraction.id, None, refused=f"id {retraction.id!r} was used before, for an edit")
+            cursor = connection.execute(
+                "INSERT INTO retractions (id, retracts, event_at, accepted_at, state) VALUES (?, ?, ?, ?, 'waiting')",
+                (retraction.id, retraction.retracts, at, self._time()),
+            )
+            number = int(cursor.lastrowid or 0)
+            self._note(connection, "retraction", connection.execute(RETRACTION_ROW, (number,)).fetchone())
+        reach("after_retraction")
+        return Accepted(retraction.id, None)
+
+    def settle_retraction(self, number: int, sequence: int | None, reason: str) -> None:
+        """Say what became of one. Again, it changes nothing."""
+        with self._transaction() as connection:
+            cursor = connection.execute(
+                "UPDATE retractions SET state = 'done', sequence = ?, reason = ?"
+                " WHERE number = ? AND state = 'waiting'",
+                (sequence, printable(reason), number),
+            )
+            if cursor.rowcount:
+                self._note(connection, "retraction", connection.execute(RETRACTION_ROW, (number,)).fetchone())
 
     # ---------------------------------------------------------------- inside
 
