@@ -78,7 +78,7 @@ BRITISH = re.compile(
             r"artefacts?",
             r"catalogues?",
             r"(?:mis)?spelt",
-            r"learnt|burnt|whilst|amongst|towards|grey|programmes?|fulfils?|skilful|ageing|acknowledgements?|per cent",
+            r"learnt|burnt|whilst|amongst|towards|grey|programmes?|fulfils?|skilful|ageing|per cent",
         ]
     )
     + r")",
