@@ -23,10 +23,11 @@ from errata.editing.model.decoder import layer_of
 from errata.editing.request import EditRequest
 from errata.orchestrator.config.run import RunConfig, identity_of
 from errata.orchestrator.guard.rules import read_guard
-from errata.orchestrator.history.receipts import open_store
+from errata.orchestrator.history.receipts import open_for_writing
 from errata.orchestrator.journal import JOURNAL_FILE, Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.intake import Admission, Intake
+from errata.orchestrator.journal.remote_artifacts import check_place
 from errata.orchestrator.journal.rows import JournalMeta, payload_digest
 from errata.orchestrator.measuring.measurer import check_evaluation
 from errata.orchestrator.progress import Display
@@ -211,6 +212,8 @@ def check_run(config: RunConfig, output: Path, *, resume: bool | None, needs_str
     check_installed("ray", *(["mlflow"] if config.tracking.uri is not None else []))
     check_output_place(output)
     check_ray_places(config.ray)
+    if config.artifacts is not None:
+        check_place(config.artifacts)
     directory = resolve_model(config.model.name)
     check_layers(config, directory)
     rows = check_checkpoint(directory, config.model.name)
@@ -248,8 +251,7 @@ def open_run(checked: Checked, display: Display, *, completed: Status, patience:
     for warning in checked.warnings:
         display.warn(warning)
     with open_journal(config, output, checked.model_digest) as journal:
-        store = open_store(output)
-        store.sweep()
+        store = open_for_writing(output, config.artifacts)
         intake = Intake(journal, checked.admission)
         take_in_records(intake, checked.records, display)
         source = open_source(config.stream, journal)
