@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -71,13 +72,16 @@ def connect(config: RayConfig, ranks: int = 1) -> bool:
 def ask_for_a_token() -> None:
     """Have a Ray that this process starts refuse everybody without its token, made here and told to nobody else.
 
-    Who has set ``RAY_AUTH_MODE`` decides for themselves; who has set a token, or a file of one, has that used. The
+    Who has set ``RAY_AUTH_MODE`` to something else decides for themselves; a token that is given is used. The
     token stays in this process's environment, where Ray's own processes, its children, find it: no file is written.
     """
-    if os.environ.get("RAY_AUTH_MODE"):
+    mode = os.environ.get("RAY_AUTH_MODE", "")
+    if mode not in ("", "token"):
         return
+    kept = Path.home() / ".ray" / "auth_token"
+    told = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or (mode and kept.is_file())
     os.environ["RAY_AUTH_MODE"] = "token"
-    if not os.environ.get("RAY_AUTH_TOKEN") and not os.environ.get("RAY_AUTH_TOKEN_PATH"):
+    if not told:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     # the mode is read once, with Ray's import
     raylet: Any = ray._raylet

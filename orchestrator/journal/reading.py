@@ -30,6 +30,7 @@ from errata.orchestrator.journal.rows import (
     VersionParts,
     version_digest,
 )
+from errata.orchestrator.journal.searching import where
 
 _NEWEST = 2**62
 """More than any sequence number."""
@@ -77,13 +78,10 @@ class JournalReader:
         """All requests, or those in one state, in the order of acceptance."""
         return self._requests("WHERE state = ?", (state,)) if state else self._requests("", ())
 
-    def request_page(
-        self, limit: int, *, before: int | None = None, state: RequestState | None = None
-    ) -> list[RequestRow]:
-        """The newest requests, newest first; those accepted before number ``before``, those in one state."""
-        given = [(text, value) for text, value in (("seq < ?", before), ("state = ?", state)) if value is not None]
-        where = f"WHERE {' AND '.join(text for text, _ in given)}" if given else ""
-        return self._requests(where, tuple(value for _, value in given), limit, newest_first=True)
+    def request_page(self, limit: int, **chosen: Any) -> list[RequestRow]:
+        """The newest requests, newest first; ``chosen`` as `errata.orchestrator.journal.searching.where` takes it."""
+        clause, values = where(**chosen)
+        return self._requests(clause, values, limit, newest_first=True)
 
     def request(self, name: str) -> RequestRow | None:
         """One request by its id."""
