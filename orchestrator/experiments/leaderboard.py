@@ -37,6 +37,8 @@ stayed (every token the likeliest), perplexity of held-out text over that before
 
 """
 
+_NONE = "No shipped preset carries such figures yet.\n"
+
 
 def leaderboard(given: Sequence[Path] = ()) -> str:
     """The page as Markdown: shipped presets, then the given presets and runs.
@@ -53,7 +55,7 @@ def leaderboard(given: Sequence[Path] = ()) -> str:
     measured = _preset_rows({**presets, **own})
     parts = [_INTRODUCTION, "## Measured\n\n"]
     parts.append(_MEASURED)
-    parts.append(_table(("Preset", "Model", "Editor", "Edits", *_HEADINGS), measured))
+    parts.append(_table(("Preset", "Model", "Editor", "Edits", *_HEADINGS), measured) if measured else _NONE)
     if runs:
         parts.append("\n## Runs\n\nMeans over the runs of one model, method, data set and number of edits.\n\n")
         parts.append(_table(("Model", "Method", "Data", "Edits", "Runs", *_HEADINGS), _run_rows(collect(runs).runs)))

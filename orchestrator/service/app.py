@@ -25,13 +25,15 @@ from starlette.exceptions import HTTPException
 
 from errata.editing.errors import UserError
 from errata.orchestrator.journal.connection import JournalBusyError
-from errata.orchestrator.journal.rows import RequestRow, ShownState, stored_state
+from errata.orchestrator.journal.rows import RequestRow
+from errata.orchestrator.report import charts
 from errata.orchestrator.service import cloudevents
 from errata.orchestrator.service.auth import Caller, Role, Tokens
 from errata.orchestrator.service.calls import LOCAL, Note, Service, needs, until, wait
 from errata.orchestrator.service.connections import Buckets
 from errata.orchestrator.service.errors import ServiceError, conflict, not_found, printable, unavailable
 from errata.orchestrator.service.limits import Limits
+from errata.orchestrator.service.looking import Before, Limit, looking_routes
 from errata.orchestrator.service.models import EditIn, EditsIn, EvaluationIn, PublicationIn, ReasonIn
 from errata.orchestrator.service.parsing import Submission, body_as, invalid, parse_edits
 from errata.orchestrator.service.publishing import Publishing, publications_view
@@ -50,14 +52,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 PAGE = Path(__file__).parent / "page"
-_MOST_NUMBER = 1 << 62
 _MOST_ID = 300
-
-Limit = Annotated[int, Query(ge=1, le=500, description="Most rows.")]
-Before = Annotated[
-    int | None,
-    Query(ge=1, le=_MOST_NUMBER, description="Only what is older than this number; `next` of the page before."),
-]
+_KINDS = {".js": "text/javascript", ".css": "text/css"}
 
 
 def make_app(service: Service) -> FastAPI:
@@ -66,6 +62,7 @@ def make_app(service: Service) -> FastAPI:
     app.state.service = service
     _errors(app)
     _open_routes(app, service)
+    looking_routes(app, service, needs(service, Role.read))
     _edit_routes(app, service)
     _history_routes(app, service)
     question_routes(app, service)
@@ -161,21 +158,17 @@ def _open_routes(app: FastAPI, service: Service) -> None:
             raise unavailable(f"the service is {core.state}", retry_after=10)
         return {"status": core.state}
 
-    def page(name: str, kind: str) -> Callable[[], FileResponse]:
+    def page(path: Path, kind: str) -> Callable[[], FileResponse]:
         def send() -> FileResponse:
-            return FileResponse(PAGE / name, media_type=kind)
+            return FileResponse(path, media_type=f"{kind}; charset=utf-8")
 
         return send
 
-    for path, name, kind in (
-        ("/", "index.html", "text/html; charset=utf-8"),
-        ("/docs", "docs.html", "text/html; charset=utf-8"),
-        ("/page/app.js", "app.js", "text/javascript; charset=utf-8"),
-        ("/page/curves.js", "curves.js", "text/javascript; charset=utf-8"),
-        ("/page/docs.js", "docs.js", "text/javascript; charset=utf-8"),
-        ("/page/style.css", "style.css", "text/css; charset=utf-8"),
-    ):
-        app.get(path, include_in_schema=False)(page(name, kind))
+    for address, name in (("/", "index.html"), ("/docs", "docs.html")):
+        app.get(address, include_in_schema=False)(page(PAGE / name, "text/html"))
+    for path in (*sorted(PAGE.iterdir()), *charts.files()):
+        if path.suffix in _KINDS:
+            app.get(f"/page/{path.name}", include_in_schema=False)(page(path, _KINDS[path.suffix]))
 
     nobody = Depends(lambda: None)
     reader = nobody if core.config.open_metrics else needs(service, Role.read)
@@ -225,13 +218,6 @@ def _edit_routes(app: FastAPI, service: Service) -> None:
             service.metrics.accept.observe(time.perf_counter() - started)
             results |= {n: accepted_view(a) for n, a in zip(parsed.requests, answers, strict=True)}
         return _submitted([results[n] for n in sorted(results)], parsed)
-
-    @app.get("/v1/edits", tags=["edits"])
-    def edits(state: ShownState | None = None, limit: Limit = 50, before: Before = None, _: Caller = read) -> Any:
-        """Edits, newest first, a page at a time."""
-        rows = service.reader.request_page(limit, before=before, state=None if state is None else stored_state(state))
-        following = rows[-1].seq if len(rows) == limit else None
-        return {"edits": [edit_view(row) for row in rows], "next": following}
 
     @app.get("/v1/edits/{id:path}", tags=["edits"])
     def edit(id: str, _: Caller = read) -> Any:
@@ -376,13 +362,16 @@ def _operating_routes(app: FastAPI, service: Service) -> None:
     read, admin = needs(service, Role.read), needs(service, Role.admin)
 
     @app.get("/v1/status", tags=["operating"])
-    def status(_: Caller = read) -> Any:
+    def status(caller: Caller = read) -> Any:
         """Where everything stands."""
         counts, head = service.reader.counts(), service.reader.head()
         guard = service.guard() if service.guard is not None else None
         return {
             "state": core.state,
             "paused": core.paused,
+            "problem": None if core.failure is None else f"{type(core.failure).__name__}: {core.failure}",
+            "role": caller.role.name,
+            "progress": service.progress(),
             "model": service.model,
             "release": service.version,
             "started_at": time_text(datetime.fromtimestamp(service.started, UTC)),
@@ -391,6 +380,8 @@ def _operating_routes(app: FastAPI, service: Service) -> None:
             "edits": {
                 "waiting": counts.accepted,
                 "applied": counts.applied,
+                "landed": counts.landed,
+                "weak": counts.weak,
                 "rejected": counts.rejected,
                 "superseded": counts.superseded,
                 "reverted": counts.reverted,

@@ -21,7 +21,7 @@ from errata.evaluation.streaming import Opened, TextPiece
 from errata.orchestrator.journal.rows import Version
 from errata.orchestrator.service.core import Live
 from errata.orchestrator.service.errors import ServiceError, busy, unavailable
-from errata.retrieval.router import Findings, Routing
+from errata.retrieval.router import Findings, FittedRouter, Routing
 
 _LETTERS_PER_TOKEN: Final = 32
 """No text that somebody means has more; what has is refused unread."""
@@ -35,6 +35,8 @@ class Finder(Protocol):
     def route(self, questions: Sequence[str], k: int) -> Routing: ...
 
     def resolved(self, turns: Sequence[str]) -> str: ...
+
+    def router(self) -> FittedRouter: ...
 
 
 class AnswerUnderWay(Protocol):
@@ -164,6 +166,10 @@ class Asking:
         self.arms = tuple(arms)
         self._room = threading.Semaphore(limit)
         self._threads = ThreadPoolExecutor(limit, thread_name_prefix="errata-ask")
+
+    def router(self) -> FittedRouter:
+        """The router in force."""
+        return self._memory.router()
 
     def check(self, questions: Sequence[Question]) -> None:
         """Raise ServiceError unless every question may be asked; `Bounds.check`."""

@@ -47,8 +47,27 @@ class Service:
     """Publication on request; None where there is none."""
     stream: Callable[[], str | None] = lambda: None
     """Why the stream beside the API has stopped, or None."""
+    progress: Callable[[], list[dict[str, Any]]] = list
+    """What the process is at: stages with ``name``, ``done``, ``total`` and ``note``."""
     traces: Traces | None = None
     started: float = field(default_factory=time.time)
+
+
+def check_parameters(request: Request) -> None:
+    """Refuse a parameter that the route does not have: misspelled, it would silently not filter.
+
+    Raises:
+        ServiceError: 400; it names what is allowed.
+    """
+    route = request.scope.get("route")
+    dependant = getattr(route, "dependant", None)
+    if dependant is None or not request.query_params:
+        return
+    known = sorted({field.alias for field in dependant.query_params})
+    for name in request.query_params:
+        if name not in known:
+            allowed = ", ".join(known) or "none"
+            raise ServiceError(400, "bad_request", f"there is no parameter {name[:80]!r} here; allowed: {allowed}")
 
 
 def needs(service: Service, role: Role) -> Any:
@@ -56,6 +75,7 @@ def needs(service: Service, role: Role) -> Any:
 
     def check(request: Request) -> Caller:
         if not service.tokens:
+            check_parameters(request)
             return LOCAL
         caller = service.tokens.caller(request.headers.get("authorization"))
         if caller is None:
@@ -64,6 +84,7 @@ def needs(service: Service, role: Role) -> Any:
             )
         if caller.role < role:
             raise ServiceError(403, "forbidden", f"this needs the role {role.name}; the token has {caller.role.name}")
+        check_parameters(request)
         return caller
 
     return Depends(check)

@@ -133,6 +133,7 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
             version=errata_version(),
             guard=None if guard is None else guard.status,
             publishing=publishing,
+            progress=display.under_way,
             traces=Traces(tracker.log_trace, config.tracking.trace_share),
             stream=lambda: None if pump is None or pump.error is None else str(pump.error),
         )

@@ -39,6 +39,8 @@ from errata.orchestrator.service.core import ServiceCore
 from errata.orchestrator.service.metrics import Metrics
 from errata.orchestrator.service.models import PublicationIn
 from errata.orchestrator.service.publishing import Publishing
+from errata.retrieval.router import FittedRouter
+from errata.retrieval.router_fit import shipped
 
 SERVERS = ("vllm=http://127.0.0.1:1", "vllm=http://127.0.0.1:2")
 READ, WRITE, ADMIN = "reader-token-0123456789", "writer-token-0123456789", "admin-token-01234567890"
@@ -94,7 +96,7 @@ class FakePipeline:
         self.writing.set()
         assert self.gate.wait(20)
         self.writing.clear()
-        outcomes = tuple(RequestOutcome(request.id, True) for request in plan.requests)
+        outcomes = tuple(_outcome(request) for request in plan.requests)
         return self._commit(CommitData(self._next(), outcomes, self._delta(), superseded=plan.superseded))
 
     def revert(self, request_ids: Sequence[str], *, reason: str = "", by: str | None = None) -> Version:
@@ -102,7 +104,11 @@ class FakePipeline:
             row = self.journal.request(name)
             if row is None or row.state != "applied":
                 raise UserError(f"edit {name!r} is not applied")
-        return self._commit(CommitData(self._next(), (), self._delta(), kind="revert", reverts=tuple(request_ids)))
+        return self._commit(
+            CommitData(
+                self._next(), (), self._delta(), kind="revert", reverts=tuple(request_ids), reason=reason or None
+            )
+        )
 
     def request_refresh(self) -> bool:
         self.refreshes += 1
@@ -163,6 +169,15 @@ class FakePipeline:
         return version
 
 
+def _outcome(request: EditRequest) -> RequestOutcome:
+    """What its target says is to become of an edit: ``weak ...``, ``refused ...``; else nothing was looked at."""
+    if request.target_new.startswith("refused"):
+        return RequestOutcome(request.id, False, "the subject is not in the prompt")
+    if request.target_new.startswith("weak"):
+        return RequestOutcome(request.id, True, outcome="weak", figures={"p_target": 0.12, "reached": 0.31})
+    return RequestOutcome(request.id, True)
+
+
 class FakeMemory:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
@@ -179,6 +194,9 @@ class FakeMemory:
 
     def resolved(self, turns: Sequence[str]) -> str:
         return turns[-1]
+
+    def router(self) -> FittedRouter:
+        return shipped()[0]
 
 
 class FakeEvaluators:

@@ -168,7 +168,9 @@ def test_what_a_command_names_is_found_from_anywhere(shown: Shown, load: Any) ->
     mine = [one for one in overrides if not PLACEHOLDER.fullmatch(one.partition("=")[2] or "X") and "path" not in one]
     if given and load is load_config and not options.get("--preset"):
         assert load_config(name, [one for one in mine if not one.startswith("model.name")]).name
-    elif given and load is not None and load is not load_config:
+    elif given and load is load_sweep:
+        assert load(name, mine, options.get("--only", []))
+    elif given and load is service_config:
         assert load(name, [one for one in mine if not one.startswith("stream.")])
 
 

@@ -157,6 +157,9 @@ def test_every_route_asks_for_its_role(tmp_path: Path) -> None:
         ("POST", "chat/completions"),
         ("POST", "completions"),
         ("GET", "publications"),
+        ("GET", "refreshes"),
+        ("GET", "guard"),
+        ("GET", "router"),
     ]
     writes = [("POST", "edits"), ("DELETE", "edits/x"), ("POST", "evaluations"), ("DELETE", "evaluations/head")]
     admins = [("POST", "refresh"), ("POST", "pause"), ("POST", "resume"), ("POST", "publications")]
