@@ -111,13 +111,13 @@ def _replacing(gaps: Gaps, kind: str) -> set[str]:
 
 def _named_by(versions: Iterable[Version]) -> dict[str, set[str]]:
     """Files of the kinds that a gap may lack, as some commits name them."""
-    found: dict[str, set[str]] = {kind: set() for kind in ("deltas", "keys", "modules", "pieces")}
+    digests: dict[str, set[str]] = {kind: set() for kind in ("deltas", "keys", "modules", "pieces")}
     for version in versions:
-        found["deltas"] |= {version.delta} if version.delta else set()
-        found["keys"] |= {version.keys} if version.keys else set()
-        found["modules"] |= set(version.parts.modules)
-        found["pieces"] |= {version.parts.pieces} if version.parts.pieces else set()
-    return found
+        digests["deltas"] |= {version.delta} if version.delta else set()
+        digests["keys"] |= {version.keys} if version.keys else set()
+        digests["modules"] |= set(version.parts.modules)
+        digests["pieces"] |= {version.parts.pieces} if version.parts.pieces else set()
+    return digests
 
 
 def verify(run: Path, base: BaseCheckpoint | None, progress: Progress = _silent) -> Report:

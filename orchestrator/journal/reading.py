@@ -179,8 +179,8 @@ class JournalReader:
     def first_living(self) -> int | None:
         """Number of the first commit that wrote an edit which is in the weights; None where none is."""
         query = "SELECT MIN(applied_in) FROM requests WHERE state = 'applied'"
-        found = self._rows(query)[0][0]
-        return None if found is None else int(found)
+        first = self._rows(query)[0][0]
+        return None if first is None else int(first)
 
     def living_writes(self) -> set[int]:
         """Commits that were the last to write an edit which is in the weights."""
@@ -192,15 +192,15 @@ class JournalReader:
 
     def texts_elsewhere(self, texts: Collection[str], gone: Collection[int]) -> set[str]:
         """Of some texts those that other requests hold as well; reads every request."""
-        left, found = set(texts), set[str]()
+        left, elsewhere = set(texts), set[str]()
         for row in self._rows("SELECT seq, payload FROM requests WHERE erased_at IS NULL"):
             if row["seq"] in gone or not left:
                 continue
             payload = json.dumps(json.loads(row["payload"]), ensure_ascii=False)
             here = {text for text in left if json.dumps(text, ensure_ascii=False)[1:-1] in payload}
-            found |= here
+            elsewhere |= here
             left -= here
-        return found
+        return elsewhere
 
     def held_of(self, fact_keys: Iterable[str], sequence: int) -> list[RequestRow]:
         """As `held`, of some facts."""
@@ -283,10 +283,10 @@ class JournalReader:
 
     def retractions_of(self, fact_keys: Iterable[str]) -> list[RetractionRow]:
         """Every retraction of a request about some facts, oldest first."""
-        found: list[RetractionRow] = []
+        held: list[RetractionRow] = []
         for key in dict.fromkeys(fact_keys):
-            found += self._retractions("JOIN requests q ON q.id = r.retracts WHERE q.fact_key = ?", key)
-        return sorted(found, key=lambda row: row.number)
+            held += self._retractions("JOIN requests q ON q.id = r.retracts WHERE q.fact_key = ?", key)
+        return sorted(held, key=lambda row: row.number)
 
     def _retractions(self, where: str, *values: object) -> list[RetractionRow]:
         return [
