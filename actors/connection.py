@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -52,8 +54,9 @@ def connect(config: RayConfig, ranks: int = 1) -> bool:
         # actor would keep Ray from using the processes it has started already
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        ask_for_a_token()
         try:
-            with _own_sigterm():
+            with _own_sigterm(), on_loopback():
                 ray.init(address="local", num_cpus=int(-(-cpus // 1)), include_dashboard=False, **quiet)
         except Exception as error:  # a plain one where a node comes up too late, OSError where a socket cannot be
             raise ErrataError(f"Ray could not be started on this machine: {in_words(error)}") from error
@@ -64,6 +67,47 @@ def connect(config: RayConfig, ranks: int = 1) -> bool:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"ray.address {config.address!r} cannot be reached: {first_line(error)}") from error
     return True
+
+
+def ask_for_a_token() -> None:
+    """Have a Ray that this process starts refuse everybody without its token, made here and told to nobody else.
+
+    Who has set ``RAY_AUTH_MODE`` to something else decides for themselves; a token that is given is used. The
+    token stays in this process's environment, where Ray's own processes, its children, find it: no file is written.
+    """
+    mode = os.environ.get("RAY_AUTH_MODE", "")
+    if mode not in ("", "token"):
+        return
+    kept = Path.home() / ".ray" / "auth_token"
+    told = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or (mode and kept.is_file())
+    os.environ["RAY_AUTH_MODE"] = "token"
+    if not told:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    # the mode is read once, with Ray's import
+    raylet: Any = ray._raylet
+    raylet.Config.initialize("")
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """Inside, a Ray that is started listens to this machine only.
+
+    Ray does so by itself on systems for which it knows no clusters; on Linux it listens to every interface and takes
+    127.0.0.1 for another name of the outer address. The switch is a constant, read from the environment at its import:
+    the constant counts for this process, the environment for the processes that it starts.
+    """
+    constants: Any = ray._private.ray_constants
+    name, before = str(constants.ENABLE_RAY_CLUSTERS_ENV_VAR), constants.ENABLE_RAY_CLUSTER
+    told = os.environ.get(name)
+    os.environ[name], constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
+        if told is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = told
 
 
 @contextmanager

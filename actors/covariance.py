@@ -165,6 +165,7 @@ class CovarianceEstimator:
             lambda: make_actor(UnitActor, role, spec, role),
             config.generation_workers,
             most_revivals=config.max_revivals,
+            within=config.revival_seconds,
             what="covariance workers",
         )
         # those beyond are for one estimate: they have no reserved place, and nothing else is asked of them

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,26 +16,33 @@ import ray
 from torch import Tensor
 
 from errata.actors.connection import LOST, raise_if_init_failed, unwrap
-from errata.actors.runtime import WorkerGroup, make_actor
+from errata.actors.deaths import Deaths
+from errata.actors.runtime import WorkerGroup, make_actor, still_wanted, take_back
 from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
 from errata.actors.workers.evaluation import EvaluationSettings, EvaluationWorker, Hits
 from errata.actors.workers.model import yield_to_others
-from errata.editing.errors import ErrataError
+from errata.editing.errors import AbandonedError, ErrataError
 from errata.editing.model.streaming import Sampling
 from errata.editing.request import EditRequest
 from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.arms import Evaluation
 from errata.evaluation.free_text import FreeText
 from errata.evaluation.outcomes import Arm
+from errata.evaluation.patience import ENDLESS, Patience
 from errata.evaluation.sampling import SamplingConfig
 from errata.evaluation.streaming import Opened, TextPiece
 
 logger = logging.getLogger(__name__)
 
 _CHUNKS_PER_WORKER = 2
+"""The workers end at nearly the same time, and what a chunk's questions have in common is still run together."""
 _MOST_PER_CALL = 16
 """Requests of one call at most, so that there is something to report while a long evaluation goes on."""
-"""The workers end at nearly the same time, and what a chunk's questions have in common is still run together."""
+_LOOK_SECONDS = 0.1
+"""How often it is looked whether whoever asked is still there."""
+_MOST_KILLERS, _KILLER_SECONDS = 6, 600.0
+"""Workers that may end with a question in hand within so many seconds before none is asked for a while: each of them
+takes the evaluation that it was at with it, and loads its model again."""
 
 
 @ray.remote
@@ -43,7 +51,7 @@ class EvaluationActor:
 
     def __init__(self, spec: ModelSpec, role: RoleConfig, settings: EvaluationSettings) -> None:
         yield_to_others(role)
-        self._worker = EvaluationWorker(spec, role, settings)
+        self._worker = EvaluationWorker(spec, role, settings, wanted=still_wanted)
 
     def evaluate(self, requests: Sequence[EditRequest], weights: Mapping[int, Tensor], hits: Hits) -> Evaluation:
         return self._worker.evaluate(requests, weights, hits)
@@ -138,6 +146,7 @@ class EvaluationPool:
             lambda: make_actor(EvaluationActor, role, spec, role, settings),
             max(1, config.evaluation_workers),
             most_revivals=config.max_revivals,
+            within=config.revival_seconds,
             what="evaluation workers",
         )
         self._workers.start()
@@ -145,6 +154,11 @@ class EvaluationPool:
         self._given_up = threading.Event()
         self._next_slot = count()
         self._busy: set[int] = set()
+        """Slots at a part of an evaluation."""
+        self._asked: set[int] = set()
+        """Slots with a question in hand."""
+        self._turn_over = threading.Condition()
+        self._killers = Deaths(_MOST_KILLERS, _KILLER_SECONDS)
 
     @property
     def actors(self) -> tuple[Any, ...]:
@@ -168,10 +182,15 @@ class EvaluationPool:
         hits: Hits,
         text: str | None,
         progress: Callable[[int], None] | None = None,
+        wanted: Callable[[], bool] | None = None,
     ) -> tuple[Evaluation, float | None]:
         """As ``evaluate``, with the version's perplexity on a text measured beside it where one is given.
 
-        ``progress`` is called with the number of requests that are done, from the calling thread.
+        ``progress`` is called with the number of requests that are done, from the calling thread; ``wanted`` is asked
+        now and then whether it is to go on.
+
+        Raises:
+            AbandonedError: it is not wanted any more.
         """
         fewest = max(len(self.actors) * _CHUNKS_PER_WORKER, ceil(len(requests) / _MOST_PER_CALL))
         chunks = min(len(requests), fewest)
@@ -189,7 +208,7 @@ class EvaluationPool:
             if progress is not None:
                 progress(finished)
 
-        results = self._spread(calls, told)
+        results = self._spread(calls, told, wanted)
         done: list[Evaluation] = results[-chunks:]
         by_id = {record.request_id: record for evaluation in done for record in evaluation.records}
         ordered = tuple(by_id[request.id] for request in requests)
@@ -243,54 +262,117 @@ class EvaluationPool:
         hits: Hits,
         arms: Sequence[Arm],
         max_new_tokens: int | None = None,
+        *,
+        patience: Patience = ENDLESS,
     ) -> list[dict[Arm, ArmAnswer]]:
         """What the arms say to free questions at a frozen version; call from any thread.
 
-        Goes to a worker at once, to one that is at no part of an evaluation where there is one; else it waits for that
-        worker's part, not for the whole.
+        A worker has one question in hand at a time, so that an evaluation's next part waits for that one and not for
+        all that are asked. It goes to a worker that is at no part of an evaluation where there is one; else it waits
+        for that worker's part, not for the whole. One whose worker dies is asked of another, once.
+
+        Raises:
+            DeadlineError, AbandonedError: ``patience`` is over; the worker drops the question.
+            ErrataError: two workers died of it, or so many have died with questions in hand that none is asked now.
         """
-        while not self._given_up.is_set():
-            slot = free_slot(next(self._next_slot), len(self.actors), self._busy)
-            actor = self.actors[slot]
-            try:
-                answers: list[dict[Arm, ArmAnswer]] = ray.get(
-                    actor.answer.remote(list(questions), weights, hits, tuple(arms), max_new_tokens),
-                    timeout=self._timeout,
-                )
-                return answers
-            except LOST as error:
-                if self._given_up.is_set():
-                    break
-                raise_if_init_failed(error)
-                self._workers.replace(slot, actor, error)
-            except ray.exceptions.RayTaskError as error:
-                raise unwrap(error) from error
-        raise ErrataError("the question was abandoned")
+
+        def asked(actor: Any) -> Any:
+            return actor.answer.remote(list(questions), weights, hits, tuple(arms), max_new_tokens)
+
+        answers: list[dict[Arm, ArmAnswer]] = self._asked_of_one(asked, patience)[0]
+        return answers
 
     def stream(
-        self, question: Question, weights: Any, hits: Hits, arm: Arm, sampling: Sampling, plain: bool = False
+        self,
+        question: Question,
+        weights: Any,
+        hits: Hits,
+        arm: Arm,
+        sampling: Sampling,
+        plain: bool = False,
+        *,
+        patience: Patience = ENDLESS,
     ) -> AnswerStream:
-        """Begin an arm's answer to one question at a frozen version; call from any thread."""
-        slot = free_slot(next(self._next_slot), len(self.actors), self._busy)
-        actor = self.actors[slot]
+        """Begin an arm's answer to one question at a frozen version; call from any thread. Raises as `answer`."""
 
-        def call(make: Callable[[], Any]) -> Any:
+        def asked(actor: Any) -> Any:
+            return actor.open_stream.remote(question, weights, hits, arm, sampling, plain)
+
+        (number, opened), slot, actor = self._asked_of_one(asked, patience)
+
+        def following(tokens: int) -> TextPiece:
             try:
-                return ray.get(make(), timeout=self._timeout)
+                piece: TextPiece = self._waited(actor.next_piece.remote(number, tokens), actor, patience)
+                return piece
             except LOST as error:
                 if not self._given_up.is_set():
-                    raise_if_init_failed(error)
-                    self._workers.replace(slot, actor, error)
+                    self._died_of_a_question(slot, actor, error)
                 raise ErrataError("the worker that was answering died; ask again") from error
             except ray.exceptions.RayTaskError as error:
                 raise unwrap(error) from error
 
-        number, opened = call(lambda: actor.open_stream.remote(question, weights, hits, arm, sampling, plain))
-        return AnswerStream(
-            opened,
-            lambda tokens: call(lambda: actor.next_piece.remote(number, tokens)),
-            lambda: actor.close_stream.remote(number),
-        )
+        return AnswerStream(opened, following, lambda: actor.close_stream.remote(number))
+
+    def _asked_of_one(self, ask: Callable[[Any], Any], patience: Patience) -> tuple[Any, int, Any]:
+        """A worker's answer, its slot and its handle; of another one where it dies, once."""
+        for attempt in range(2):
+            if self._killers.too_many:
+                raise ErrataError("workers have died of questions too often of late; none is asked for some minutes")
+            slot = self._take_turn(patience)
+            actor = self.actors[slot]
+            try:
+                return self._waited(ask(actor), actor, patience), slot, actor
+            except LOST as error:
+                if self._given_up.is_set():
+                    break
+                raise_if_init_failed(error)
+                self._died_of_a_question(slot, actor, error)
+                if attempt:
+                    raise ErrataError("two workers died of the question; it is not asked again") from error
+                logger.warning("a worker died with a question in hand; another one is asked")
+            except ray.exceptions.RayTaskError as error:
+                raise unwrap(error) from error
+            finally:
+                with self._turn_over:
+                    self._asked.discard(slot)
+                    self._turn_over.notify()
+        raise ErrataError("the question was abandoned")
+
+    def _take_turn(self, patience: Patience) -> int:
+        """A slot without a question in hand, once there is one."""
+        with self._turn_over:
+            while True:
+                if self._given_up.is_set():
+                    raise ErrataError("the question was abandoned")
+                patience.check()
+                workers = len(self.actors)
+                if len(self._asked) < workers:
+                    turn = next(self._next_slot)
+                    slot = free_slot(turn, workers, self._asked | self._busy)
+                    if slot in self._asked:
+                        slot = free_slot(turn, workers, self._asked)
+                    self._asked.add(slot)
+                    return slot
+                self._turn_over.wait(_LOOK_SECONDS)
+
+    def _waited(self, reference: Any, actor: Any, patience: Patience) -> Any:
+        """The result of a call, while somebody waits for it."""
+        until = time.monotonic() + self._timeout
+        while not ray.wait([reference], timeout=_LOOK_SECONDS)[0]:
+            try:
+                if self._given_up.is_set():
+                    raise ErrataError("the question was abandoned")
+                patience.check()
+            except ErrataError:
+                take_back(actor, reference)
+                raise
+            if time.monotonic() > until:
+                raise ray.exceptions.GetTimeoutError(f"no answer within {self._timeout:g} seconds")
+        return ray.get(reference)
+
+    def _died_of_a_question(self, slot: int, actor: Any, error: BaseException) -> None:
+        self._killers.note()
+        self._workers.replace(slot, actor, error, counted=False)
 
     def give_up(self) -> None:
         """End evaluations that are under way with an error; call from any thread."""
@@ -301,10 +383,16 @@ class EvaluationPool:
         self.give_up()
         self._workers.close()
 
-    def _spread(self, calls: Sequence[Callable[[Any], Any]], told: Callable[[int], None] | None = None) -> list[Any]:
+    def _spread(
+        self,
+        calls: Sequence[Callable[[Any], Any]],
+        told: Callable[[int], None] | None = None,
+        wanted: Callable[[], bool] | None = None,
+    ) -> list[Any]:
         """Run the calls over the workers, at most one at a time on each; results in the order of the calls.
 
-        ``told`` hears the place of each call that has come to its end.
+        ``told`` hears the place of each call that has come to its end; where ``wanted`` says no, the others are not
+        waited for.
         """
         with self._lock:
             self._busy.clear()
@@ -314,6 +402,10 @@ class EvaluationPool:
             while waiting or running:
                 if self._given_up.is_set():
                     raise ErrataError("the evaluation was abandoned")
+                if wanted is not None and not wanted():
+                    for reference, (_, _, actor) in running.items():
+                        take_back(actor, reference)
+                    raise AbandonedError("the evaluation was taken back")
                 while waiting and len(self._busy) < len(self.actors):
                     place, call = waiting.pop(0)
                     slot = free_slot(place, len(self.actors), self._busy)
@@ -332,7 +424,7 @@ class EvaluationPool:
                         if self._given_up.is_set():
                             raise ErrataError("the evaluation was abandoned") from error
                         raise_if_init_failed(error)
-                        self._workers.replace(slot, actor, error)
+                        self._workers.replace(slot, actor, error, counted=slot not in self._asked)
                         logger.warning("an evaluation worker died; a new one repeats its records")
                         waiting.append((place, calls[place]))
                     except ray.exceptions.RayTaskError as error:

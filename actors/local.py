@@ -36,6 +36,7 @@ from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.arms import Evaluation
 from errata.evaluation.free_text import FreeText
 from errata.evaluation.outcomes import Arm
+from errata.evaluation.patience import ENDLESS, Patience
 from errata.evaluation.sampling import SamplingConfig
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import Hit, MemoryEntry
@@ -68,6 +69,9 @@ class LocalEditor:
 
     def __init__(self, shared: SharedModel, worker: EditorWorker, history: Callable[[], Iterable[HistoryItem]]) -> None:
         self._shared, self._worker, self._history = shared, worker, history
+
+    def give_up(self) -> None:
+        """A call in this process cannot be ended from outside."""
 
     def contexts(self) -> tuple[str, ...]:
         """The context prefixes in use."""
@@ -245,6 +249,7 @@ class LocalEvaluators:
         hits: Hits,
         text: str | None,
         progress: Callable[[int], None] | None = None,
+        wanted: Callable[[], bool] | None = None,
     ) -> tuple[Evaluation, float | None]:
         """As ``evaluate``, with the version's perplexity on a text where one is given."""
         return self.evaluate(requests, weights, hits), None if text is None else self.perplexity(text, weights)
@@ -286,8 +291,10 @@ class LocalEvaluators:
         hits: Hits,
         arms: Sequence[Arm],
         max_new_tokens: int | None = None,
+        *,
+        patience: Patience = ENDLESS,
     ) -> list[dict[Arm, ArmAnswer]]:
-        """What the arms say to free questions."""
+        """What the arms say to free questions; one call after another, each to its end."""
         with self._worker(arms) as worker:
             return worker.answer(questions, weights, hits, arms, max_new_tokens)
 
@@ -299,6 +306,8 @@ class LocalEvaluators:
         arm: Arm,
         sampling: Sampling,
         plain: bool = False,
+        *,
+        patience: Patience = ENDLESS,
     ) -> StreamPart:
         """Token by token the model would be another's between two tokens.
 

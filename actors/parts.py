@@ -22,6 +22,7 @@ from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.arms import Evaluation
 from errata.evaluation.free_text import FreeText
 from errata.evaluation.outcomes import Arm
+from errata.evaluation.patience import ENDLESS, Patience
 from errata.evaluation.sampling import SamplingConfig
 from errata.evaluation.streaming import Opened, TextPiece
 from errata.retrieval.index import IndexConfig
@@ -31,6 +32,9 @@ from errata.retrieval.router import FittedRouter, RouterConfig, Routing
 
 class EditorPart(Protocol):
     """The stateful editor."""
+
+    def give_up(self) -> None:
+        """End it for good, whatever it is at; from any thread."""
 
     def contexts(self) -> tuple[str, ...]:
         """The context prefixes in use, from now on fixed."""
@@ -144,10 +148,12 @@ class EvaluationPart(Protocol):
         hits: Hits,
         text: str | None,
         progress: Callable[[int], None] | None = None,
+        wanted: Callable[[], bool] | None = None,
     ) -> tuple[Evaluation, float | None]:
         """As ``evaluate``, with the version's perplexity on a text where one is given.
 
-        ``progress`` is called with the number of requests that are done, now and then, from the calling thread.
+        ``progress`` is called with the number of requests that are done, now and then, from the calling thread;
+        ``wanted`` is asked now and then whether it is to go on, and AbandonedError raised where it is not.
         """
 
     def query_seconds(
@@ -176,13 +182,23 @@ class EvaluationPart(Protocol):
         hits: Hits,
         arms: Sequence[Arm],
         max_new_tokens: int | None = None,
+        *,
+        patience: Patience = ENDLESS,
     ) -> list[dict[Arm, ArmAnswer]]:
-        """What the arms say to free questions."""
+        """What the arms say to free questions, while ``patience`` lasts."""
 
     def stream(
-        self, question: Question, weights: Any, hits: Hits, arm: Arm, sampling: Sampling, plain: bool = False
+        self,
+        question: Question,
+        weights: Any,
+        hits: Hits,
+        arm: Arm,
+        sampling: Sampling,
+        plain: bool = False,
+        *,
+        patience: Patience = ENDLESS,
     ) -> StreamPart:
-        """Begin an arm's answer to one question, token by token."""
+        """Begin an arm's answer to one question, token by token, while ``patience`` lasts."""
 
     def give_up(self) -> None:
         """End evaluations that are under way with an error."""

@@ -81,6 +81,7 @@ class PreservationPool(EvaluationPool):
             lambda: make_actor(PreservationActor, role, spec, role, *settings),
             max(1, config.evaluation_workers),
             most_revivals=config.max_revivals,
+            within=config.revival_seconds,
             what="evaluation workers",
         )
         super().__init__(config, spec, EvaluationSettings(ScrConfig(), ("edited",)), workers)

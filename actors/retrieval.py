@@ -93,8 +93,8 @@ class MemoryClient(RevivingClient):
 
     def mark(self) -> Mark | None:
         """Which version the memory was found saved at, when its actor was made; None where it began empty."""
-        found: Mark | None = self._call(lambda actor: actor.mark.remote())
-        return found
+        saved: Mark | None = self._call(lambda actor: actor.mark.remote())
+        return saved
 
     def save(self, mark: Mark) -> None:
         """Keep the memory as it stands, as that of a version."""

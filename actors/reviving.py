@@ -15,6 +15,7 @@ import ray
 import ray.exceptions
 
 from errata.actors.connection import LOST, raise_if_init_failed, unwrap
+from errata.actors.deaths import Deaths
 from errata.actors.runtime import kill
 from errata.actors.settings import RayConfig
 from errata.editing.errors import ErrataError
@@ -39,8 +40,9 @@ class RevivingClient:
         """``what`` the actor is called in messages, such as "the editor"."""
         self._config, self._what, self._make = config, what, make
         self._revivals = 0
-        self._counted = 0
+        self._deaths = Deaths(config.max_revivals, config.revival_seconds)
         """Deaths that count toward ``ray.max_revivals``."""
+        self._given_up = threading.Event()
         self._rebuild_seconds: list[float] = []
         self._reviving = threading.RLock()
         self._actor: Any = make()
@@ -62,6 +64,11 @@ class RevivingClient:
 
     def close(self) -> None:
         """End the actor."""
+        kill(self._actor)
+
+    def give_up(self) -> None:
+        """End the actor for good, whatever it is at: calls under way fail, no other is made. From any thread."""
+        self._given_up.set()
         kill(self._actor)
 
     def _fill(self, actor: Any) -> None:
@@ -92,6 +99,8 @@ class RevivingClient:
             try:
                 return action()
             except LOST as error:
+                if self._given_up.is_set():
+                    raise ErrataError(f"{self._what} was ended") from error
                 raise_if_init_failed(error)
                 self._revive(error, generation, counted=died is None)
                 if died is not None:
@@ -119,10 +128,11 @@ class RevivingClient:
             started = time.perf_counter()
             while True:
                 self._revivals += 1
-                self._counted += counted
-                if self._counted > self._config.max_revivals:
+                if counted:
+                    self._deaths.note()
+                if self._deaths.too_many:
                     raise ErrataError(
-                        f"{self._what} died {counted_of(self._counted, 'time')}; "
+                        f"{self._what} died {counted_of(self._deaths.of_late, 'time')}; "
                         f"allowed: ray.max_revivals {self._config.max_revivals}"
                     ) from error
                 logger.warning("%s died (%s); starting a new one", self._what, type(error).__name__)

@@ -10,11 +10,12 @@ from typing import Any
 import ray
 import ray.exceptions
 
+from errata.actors.deaths import Deaths
 from errata.actors.placement import actor_options
 from errata.actors.settings import ModelSpec, RoleConfig
 from errata.actors.sharded.group import RankGroup
 from errata.editing.errors import ErrataError
-from errata.editing.wording import counted
+from errata.editing.wording import counted as counted_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,25 @@ def kill(actor: Any) -> None:
         logger.debug("actor was gone before it was ended")
 
 
+def still_wanted() -> bool:
+    """Inside an actor: whether the call under way has not been taken back by `take_back`."""
+    asked = getattr(ray.get_runtime_context(), "is_canceled", None)
+    return asked is None or not asked()
+
+
+def take_back(actor: Any, reference: Any) -> None:
+    """Nobody wants the result of a call any more: it is not begun, or ends where the actor looks at `still_wanted`.
+
+    The ranks of a group do each call together, so theirs go on to their end.
+    """
+    if isinstance(actor, RankGroup):
+        return
+    try:
+        ray.cancel(reference)
+    except Exception:  # it has ended meanwhile, or its actor has
+        logger.debug("a call was over before it was taken back")
+
+
 class WorkerGroup:
     """Interchangeable actors by slot. Who finds one dead says so, and a new one takes its slot.
 
@@ -53,14 +73,16 @@ class WorkerGroup:
         *,
         most_revivals: int,
         what: str,
+        within: float = 3600.0,
         end: Callable[[Any], None] | None = None,
     ) -> None:
-        """``end`` ends an actor, one that is gone already too; `kill` by default."""
-        self._make, self._count, self._most, self._what = make, count, most_revivals, what
+        """``end`` ends an actor, one that is gone already too; `kill` by default. More than ``most_revivals`` deaths
+        within ``within`` seconds are not borne."""
+        self._make, self._count, self._what = make, count, what
+        self._deaths = Deaths(most_revivals, within)
         self._end = end or kill
         self._actors: list[Any] = []
         self._preparations: list[Callable[[Any], Any]] = []
-        self._revivals = 0
         self._lock = threading.Lock()
 
     @property
@@ -81,8 +103,11 @@ class WorkerGroup:
             for actor in self._actors:
                 call(actor)
 
-    def replace(self, slot: int, dead: Any, error: BaseException) -> None:
+    def replace(self, slot: int, dead: Any, error: BaseException, *, counted: bool = True) -> None:
         """Put a new actor where ``dead`` was.
+
+        Args:
+            counted: whether this death counts; one that somebody's question has brought about does not.
 
         Raises:
             ErrataError: actors of this group have died more often than the settings allow.
@@ -90,11 +115,11 @@ class WorkerGroup:
         with self._lock:
             if self._actors[slot] is not dead:
                 return
-            self._revivals += 1
-            if self._revivals > self._most:
-                raise ErrataError(
-                    f"{self._what} died {counted(self._revivals, 'time')}; allowed: ray.max_revivals {self._most}"
-                ) from error
+            if counted:
+                self._deaths.note()
+            if self._deaths.too_many:
+                died = counted_of(self._deaths.of_late, "time")
+                raise ErrataError(f"{self._what} died {died}; allowed: ray.max_revivals {self._deaths.most}") from error
             self._end(dead)
             self._actors[slot] = self._prepared()
 

@@ -54,7 +54,9 @@ class RayConfig(Closed):
     """Actors that evaluate frozen versions; 0: those that generate do it too, so that a model is loaded less often."""
     retrieval: RoleConfig = RoleConfig(num_cpus=0.5)
     max_revivals: int = Field(5, ge=0)
-    """How often an actor that died is started again before the run gives up."""
+    """How often an actor that died is started again within ``revival_seconds`` before the run gives up."""
+    revival_seconds: float = Field(3600.0, gt=0)
+    """Deaths longer ago than this are forgotten, so that a service of months does not end of one death a week."""
     call_timeout_seconds: float = Field(3600.0, gt=0)
     """A call that takes longer is given up as lost."""
     reserve: bool = False

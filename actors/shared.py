@@ -10,7 +10,7 @@ from torch import Tensor
 from errata.actors.covariance import BLOCK_RETURNS, handed_over
 from errata.actors.evaluation import EvaluationPool
 from errata.actors.reduction import Piece
-from errata.actors.runtime import WorkerGroup, make_actor
+from errata.actors.runtime import WorkerGroup, make_actor, still_wanted
 from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
 from errata.actors.workers.covariance import BlockInfo, EstimateJob, KeyCheck, UnitWorker
 from errata.actors.workers.evaluation import EvaluationSettings, EvaluationWorker, Hits
@@ -39,7 +39,7 @@ class SharedActor:
 
     def put_questions_by(self, settings: EvaluationSettings) -> None:
         """How questions are put from now on; comes before the first one."""
-        self._questions = EvaluationWorker(self._spec, self._role, settings, self._versioned)
+        self._questions = EvaluationWorker(self._spec, self._role, settings, self._versioned, still_wanted)
 
     @ray.method(num_returns=BLOCK_RETURNS)
     def block(
@@ -95,6 +95,7 @@ def shared_workers(config: RayConfig, spec: ModelSpec) -> WorkerGroup:
         lambda: make_actor(SharedActor, role, spec, role),
         config.generation_workers,
         most_revivals=config.max_revivals,
+        within=config.revival_seconds,
         what="workers",
     )
 

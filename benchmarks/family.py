@@ -1,6 +1,7 @@
 """Methods side by side on real records: what they store, what they leave alone, and what an edit and a question cost.
 
     python -m benchmarks.family --data counterfact.json --methods grace,wise,gated_kv [--records 60] [--batch 1]
+    python -m benchmarks.family --data counterfact.json --records 1000 --layer 6 --firing wikitext.txt
 
 Records of CounterFact go one by one, or in batches, through an `EditSession`. Efficacy and generalization: every token
 of the target is the argmax, teacher-forced, after the prompt and after its paraphrases. Locality: the likeliest first
@@ -25,8 +26,10 @@ from errata.editing.checkpoint.load import load_model
 from errata.editing.contexts import sample_contexts
 from errata.editing.covariance import KeyCovariance
 from errata.editing.editors import REGISTRY, make_editor
+from errata.editing.keys import SubjectPass
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.engine import LanguageEngine
+from errata.editing.modules.gated import unit
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.session import EditSession
 
@@ -108,6 +111,25 @@ def measure(
     }
 
 
+@torch.no_grad()
+def firing(
+    model: EditableModel, requests: Sequence[EditRequest], text: str, layer: int, tokens: int, threshold: float
+) -> dict[str, Any]:
+    """Share of the tokens of a text at which a gate with one key a fact opens; keys are of the bare prompts."""
+    keys = unit(SubjectPass(model, requests, ("",)).keys(layer).T)
+    ids = model.text.encode_prompt(text)[:tokens]
+    pieces = [ids[at : at + 128] for at in range(0, len(ids), 128)]
+    best = []
+    for at in range(0, len(pieces), 8):
+        rows = model.rows(pieces[at : at + 8])
+        with model.map_inputs([layer]) as inputs:
+            model.run(model.embed(rows), 0, layer + 1, model.positional(rows.layout))
+        best.append((unit(inputs[layer][rows.layout.segments >= 0].float()) @ keys.T).max(dim=1).values)
+    cosines = torch.cat(best)
+    shares = {f"{t:.2f}": float((cosines > t).double().mean()) for t in (0.5, 0.6, threshold, 0.7, 0.8, 0.9)}
+    return {"facts": len(requests), "tokens": len(cosines), "layer": layer, "fires_above": shares}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -118,10 +140,16 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=60)
     parser.add_argument("--skip", type=int, default=0)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--firing", type=Path, help="unrelated text: only how often a gate would open on it")
+    parser.add_argument("--tokens", type=int, default=10_000)
     chosen = parser.parse_args()
     model = load_model(chosen.model)
     requests = counterfact(str(chosen.data), chosen.skip + chosen.records)[chosen.skip :]
     one_thread()
+    if chosen.firing is not None:
+        text = chosen.firing.read_text(encoding="utf-8")
+        print(json.dumps(firing(model, requests, text, chosen.layer, chosen.tokens, 0.65)))
+        return
     for name in chosen.methods.split(","):
         settings = {"layers": [chosen.layer], **chosen.settings.get(name, {})}
         config = REGISTRY[name][0].model_validate({"type": name, **settings})

@@ -25,16 +25,23 @@ from typing import Any
 import psutil
 
 from benchmarks.measuring import context, median, store
+from errata.actors.local import LocalParts
+from errata.actors.settings import RoleConfig
+from errata.editing.checkpoint.load import checkpoint_digest, load_model
+from errata.editing.editors import make_editor
 from errata.editing.request import EditRequest
 from errata.evaluation.datasets.updating import UpdatingStream
 from errata.orchestrator.config.loading import build_config
 from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.history.log import History
+from errata.orchestrator.history.receipts import open_store
 from errata.orchestrator.journal import JOURNAL_FILE, Journal
+from errata.orchestrator.journal.intake import Admission, Intake
 from errata.orchestrator.progress import Display
 from errata.orchestrator.run.assembly import make_pipeline
-from errata.orchestrator.run.opening import OpenRun, check_run, open_run
+from errata.orchestrator.run.opening import OpenRun, check_run, open_journal, open_run
 from errata.orchestrator.run.pipeline import Pipeline
+from errata.orchestrator.tracking.tracker import NullTracker
 
 TENTHS = 10
 _AT_ONCE = 2000
@@ -75,10 +82,11 @@ def settings(model: Path, batch: int, snapshots: int) -> RunConfig:
         {
             "name": "long-life",
             "model": {"name": str(model)},
-            "editor": {"type": "alphaedit", "layers": [1, 2], "tau": 5.0, "values": {"steps": 2, "lr": 0.5}},
+            "editor": {"type": "alphaedit", "layers": [1, 2], "tau": 5.0, "values": {"steps": 1, "lr": 0.5}},
             "contexts": {"count": 0},
             "stream": {},
             "batching": {"size": batch},
+            "verify": {"enabled": False},
             "covariance": {"source": "identity"},
             "snapshots": {"every": snapshots},
             "evaluation": {"every": None, "held_out": None},
@@ -101,8 +109,12 @@ class Life:
 
 
 @contextmanager
-def living(config: RunConfig, output: Path) -> Iterator[Life]:
-    """The run in ``output``, begun or gone on with."""
+def living(config: RunConfig, output: Path, *, local: bool = False) -> Iterator[Life]:
+    """The run in ``output``, begun or gone on with; ``local`` has every part in this process."""
+    if local:
+        with _living_here(config, output) as life:
+            yield life
+        return
     display = Display(quiet=True)
     checked = check_run(config, output, resume=None, needs_stream=False)
     with open_run(checked, display, completed="FINISHED", patience=10.0) as run:
@@ -113,6 +125,42 @@ def living(config: RunConfig, output: Path) -> Iterator[Life]:
         made = time.perf_counter()
         pipeline.start()
         done = time.perf_counter()
+        try:
+            yield Life(run, pipeline, done - started, done - made)
+        finally:
+            pipeline.close()
+
+
+@contextmanager
+def _living_here(config: RunConfig, output: Path) -> Iterator[Life]:
+    digest = checkpoint_digest(Path(config.model.name))
+    model = load_model(config.model.name, digest=digest)
+    output.mkdir(parents=True, exist_ok=True)
+    with open_journal(config, output, digest) as journal:
+        files = open_store(output)
+        files.sweep()
+        admission = Admission.of(config.model.name)
+        spec, role = config.model_spec(digest), RoleConfig()
+        parts: Any = LocalParts(model, spec, make_editor(config.editor).layers, role)
+        run = OpenRun(
+            config=config,
+            output=output,
+            model_digest=digest,
+            journal=journal,
+            intake=Intake(journal, admission),
+            admission=admission,
+            store=files,
+            source=None,
+            tracker=NullTracker(),  # type: ignore[arg-type]
+            cluster=parts,
+        )
+        started = time.process_time()
+        display = Display(quiet=True)
+        pipeline = make_pipeline(config, journal, files, parts, tracker=run.tracker, display=display)
+        made = time.process_time()
+        pipeline.start()
+        pipeline.memory.search(["?"], 1)
+        done = time.process_time()
         try:
             yield Life(run, pipeline, done - started, done - made)
         finally:
@@ -169,19 +217,20 @@ def questions(life: Life, output: Path) -> dict[str, float]:
         }
 
 
-def reverts(life: Life, count: int) -> list[float]:
-    """Wall seconds of reverts of single edits from all over the history, none of them next to another."""
+def reverts(life: Life, count: int, *, local: bool = False) -> list[float]:
+    """Seconds of reverts of single edits from all over the history, none of them next to another."""
     journal = life.run.journal
     chosen = journal.applied_spread(count + 2)[1:-1]
     times = []
+    clock = time.process_time if local else time.perf_counter
     for row in chosen:
-        begun = time.perf_counter()
+        begun = clock()
         life.pipeline.revert([row.id], reason="measured")
-        times.append(time.perf_counter() - begun)
+        times.append(clock() - begun)
     return times
 
 
-def measure(root: Path, edits: int, facts: int, batch: int, snapshots: int) -> dict[str, Any]:
+def measure(root: Path, edits: int, facts: int, batch: int, snapshots: int, *, local: bool = False) -> dict[str, Any]:
     """The whole life."""
     config, output = settings(save_model(root / "model"), batch, snapshots), root / "run"
     records = iter(UpdatingStream(edits, facts))
@@ -215,8 +264,8 @@ def measure(root: Path, edits: int, facts: int, batch: int, snapshots: int) -> d
         print(json.dumps(row), flush=True)
 
     def end() -> None:
-        with living(config, output) as life:
-            times = reverts(life, 3)
+        with living(config, output, local=local) as life:
+            times = reverts(life, 3, local=local)
             row = {
                 "edits": life.run.journal.head().edits,
                 "restart_s": life.restart_s,
@@ -227,10 +276,10 @@ def measure(root: Path, edits: int, facts: int, batch: int, snapshots: int) -> d
         result["ends"].append(row)
         print(json.dumps(row), flush=True)
 
-    with living(config, output) as life:
+    with living(config, output, local=local) as life:
         live(life, edits // TENTHS)
     end()
-    with living(config, output) as life:
+    with living(config, output, local=local) as life:
         for _ in range(TENTHS - 1):
             live(life, edits // TENTHS)
     end()
@@ -256,14 +305,17 @@ def main() -> None:
     parser.add_argument("--facts", type=int, default=20_000)
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--snapshots", type=int, default=50, help="commits between two snapshots")
+    parser.add_argument(
+        "--local", action="store_true", help="every part in this process, without Ray; restarts in CPU seconds"
+    )
     parser.add_argument("--json", type=Path, help="where to write; by default benchmarks/results/")
     given = parser.parse_args()
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as directory:
-        result = measure(Path(directory), given.edits, given.facts, given.batch, given.snapshots)
+        result = measure(Path(directory), given.edits, given.facts, given.batch, given.snapshots, local=given.local)
     result["wall_s"] = time.perf_counter() - begun
     print(json.dumps(result["ratios"], indent=1))
-    print(store("long_life", {"context": context(), **result}, given.json))
+    print(store("long_life", {"context": context(), "local": given.local, **result}, given.json))
 
 
 if __name__ == "__main__":

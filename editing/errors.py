@@ -26,6 +26,14 @@ class NumericalError(ErrataError):
     """A linear system could not be solved to the promised accuracy; the message carries the numbers."""
 
 
+class DeadlineError(ErrataError):
+    """Something took longer than whoever asked for it is willing to wait."""
+
+
+class AbandonedError(ErrataError):
+    """Whoever asked for something does not want it any more."""
+
+
 class EditorFaultError(ErrataError):
     """The editor fails on a plain edit as well as on what it was given, so that no request is at fault."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
@@ -15,7 +15,7 @@ from errata.editing.texts import SLOT, clean, clean_all, fact_identity, fill, fi
 from errata.editing.texts import split_slot as _split_slot
 from errata.editing.texts import template_of as _template_of
 
-__all__ = ["SLOT", "EditBatch", "EditRequest", "NeighborhoodProbe", "PortabilityProbe", "Provenance"]
+__all__ = ["SLOT", "EditBatch", "EditRequest", "NeighborhoodProbe", "PortabilityProbe", "Provenance", "Retraction"]
 
 
 class Provenance(Closed):
@@ -64,6 +64,9 @@ class EditRequest(Closed):
     neighborhood: tuple[NeighborhoodProbe, ...] = ()
     portability: tuple[PortabilityProbe, ...] = ()
     provenance: Provenance | None = None
+    event_at: datetime | None = None
+    """When the fact became true, where that is not when the request came: of one fact the newest by this time wins. A
+    time without a zone is UTC."""
 
     _fact_key: str | None = PrivateAttr(None)
     """The name that a journal gave the fact, where it is not the one of this release."""
@@ -74,6 +77,11 @@ class EditRequest(Closed):
         if not value.strip():
             raise ValueError(f"must not be blank, got {value!r}")
         return value.strip()
+
+    @field_validator("event_at")
+    @classmethod
+    def _with_zone(cls, value: datetime | None) -> datetime | None:
+        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
 
     @model_validator(mode="before")
     @classmethod
@@ -157,6 +165,27 @@ class EditRequest(Closed):
         except ValueError as error:
             raise UserError(str(error)) from None
         return self if made == self else made
+
+
+class Retraction(Closed):
+    """A request taken back by a record of a stream: what it wrote, and older values of its fact, cease to hold."""
+
+    id: str = Field(min_length=1)
+    """Idempotency key."""
+    retracts: str = Field(min_length=1)
+    """Id of the request; it may come later."""
+    event_at: datetime | None = None
+    """When the fact ceased to be true, where that is not when this came."""
+
+    @field_validator("id", "retracts")
+    @classmethod
+    def _kept(cls, value: str) -> str:
+        return clean(value)
+
+    @field_validator("event_at")
+    @classmethod
+    def _with_zone(cls, value: datetime | None) -> datetime | None:
+        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
 
 
 class EditBatch(Closed):

@@ -46,7 +46,7 @@ from errata.orchestrator.covariance.store import default_store
 from errata.orchestrator.history import export
 from errata.orchestrator.history.modules import require_no_modules
 from errata.orchestrator.history.rebuild import BaseCheckpoint
-from errata.orchestrator.history.receipts import open_store
+from errata.orchestrator.history.receipts import open_for_writing
 from errata.orchestrator.journal import JOURNAL_FILE
 from errata.orchestrator.journal.rows import RequestRow
 from errata.orchestrator.progress import Display
@@ -331,8 +331,7 @@ class Editor:
             model.digest = checkpoint_digest(own)
         self._config = config
         book = self._stack.enter_context(open_journal(config, output, model.digest))
-        store = open_store(output)
-        store.sweep()
+        store = open_for_writing(output, config.artifacts)
         (output / "resolved.yaml").write_text(config.to_yaml(), encoding="utf-8")
         editor = make_editor(config.editor)
         model.check_layers(editor.layers)
@@ -448,6 +447,7 @@ def configuration(
         "sequences_per_unit": 64,
         "slots": 64,
         "store": str(default_store()),
+        "packed": True,
     }
     own = dict(chosen.get("covariance", {}))
     if "sequences" in own or own.get("source") == "identity":

@@ -31,6 +31,10 @@ class EndpointError(ErrataError):
     """The endpoint did not answer as it should, after all retries."""
 
 
+class _Passing(Exception):
+    """An answer after which another attempt may do better."""
+
+
 class EndpointConfig(Closed):
     """Where a chat model is and how it is asked."""
 
@@ -115,6 +119,7 @@ class ChatEndpoint:
 
     def _request(self, messages: Messages) -> str:
         import httpx
+        import tenacity
 
         url = f"{self.config.base_url.rstrip('/')}/chat/completions"
         body = {
@@ -123,23 +128,28 @@ class ChatEndpoint:
             "temperature": self.config.temperature,
             "max_tokens": self.config.max_tokens,
         }
-        problem = ""
-        for attempt in range(self.config.retries + 1):
-            if attempt:
-                self._sleep(min(30.0, 2.0 ** (attempt - 1)))
-            self.asked += 1
-            try:
-                response = self._client.post(url, json=body)
-            except httpx.TransportError as error:
-                problem = f"{type(error).__name__}: {error}"
-                continue
-            if response.status_code in _RETRY_STATUS:
-                problem = f"HTTP {response.status_code}"
-                continue
-            if response.status_code != 200:
-                raise EndpointError(f"{url} answered HTTP {response.status_code}: {response.text[:200]!r}")
-            return _text_of(response.json(), url)
-        raise EndpointError(f"{url} failed {counted(self.config.retries + 1, 'time')}, last: {problem}")
+        again = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(self.config.retries + 1),
+            wait=tenacity.wait_exponential(multiplier=1.0, max=30.0),
+            retry=tenacity.retry_if_exception_type((httpx.TransportError, _Passing)),
+            sleep=self._sleep,
+            reraise=True,
+        )
+        try:
+            response = again(self._post, url, body)
+        except (httpx.TransportError, _Passing) as error:
+            problem = str(error) if isinstance(error, _Passing) else f"{type(error).__name__}: {error}"
+            raise EndpointError(f"{url} failed {counted(self.config.retries + 1, 'time')}, last: {problem}") from error
+        if response.status_code != 200:
+            raise EndpointError(f"{url} answered HTTP {response.status_code}: {response.text[:200]!r}")
+        return _text_of(response.json(), url)
+
+    def _post(self, url: str, body: dict[str, Any]) -> httpx.Response:
+        self.asked += 1
+        response = self._client.post(url, json=body)
+        if response.status_code in _RETRY_STATUS:
+            raise _Passing(f"HTTP {response.status_code}")
+        return response
 
 
 def _text_of(answer: Any, url: str) -> str:

@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -87,6 +87,7 @@ def checks_of(
         ("embedder", lambda: embedder(config)),
         ("mlflow", lambda: mlflow_answers(config.tracking.uri)),
         ("ray", lambda: cluster(config.ray, config.model_spec().ranks)),
+        ("ray's token", lambda: ray_token(config.ray)),
         ("gpu", lambda: gpus(config.ray)),
     ]
 
@@ -297,6 +298,22 @@ def cluster(config: RayConfig, ranks: int = 1) -> Answer:
     missing = unplaceable(config, nodes, ranks)
     # an autoscaler may bring what is not there yet
     return ("warning", f"{said}; no place now for {', '.join(missing)}") if missing else ("ok", said)
+
+
+def ray_token(config: RayConfig, environment: Mapping[str, str] | None = None) -> Answer:
+    """Whoever reaches Ray's ports without a token runs code as its user: there is one, or one will be made."""
+    given = os.environ if environment is None else environment
+    mode = given.get("RAY_AUTH_MODE", "")
+    if config.address == "local":
+        if mode and mode != "token":
+            return "warning", f"RAY_AUTH_MODE is {mode!r}: everybody on this machine may run code as this user"
+        return "ok", "made with each run; Ray listens to this machine only"
+    home = given.get("HOME")
+    kept = Path(home, ".ray", "auth_token") if home else None
+    held = given.get("RAY_AUTH_TOKEN") or given.get("RAY_AUTH_TOKEN_PATH") or (kept is not None and kept.is_file())
+    if mode != "token":
+        return "warning", f"{config.address} is joined without one; set RAY_AUTH_MODE=token on all its nodes and here"
+    return ("ok", "given") if held else ("fail", "RAY_AUTH_MODE is token, and RAY_AUTH_TOKEN is not set")
 
 
 def gpus(config: RayConfig) -> Answer:

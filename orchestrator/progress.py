@@ -139,6 +139,8 @@ class Display:
             if stage not in self._tasks:
                 self._tasks[stage] = self._bars.add_task(stage, total=total, note=note)
             self._bars.update(self._tasks[stage], completed=min(done, total), total=total, note=note)
+            with self._lock:
+                self._stages[stage] = _Stage(self._clock(), done, done, total, note, alive)
             return
         now = self._clock()
         with self._lock:
@@ -148,6 +150,15 @@ class Display:
             known.done, known.total, known.note, known.alive, known.changed = done, total, note, alive, True
             if done >= total or known.said is None or now - known.said >= LOG_EVERY_SECONDS:
                 self._log(stage, known, now)
+
+    def under_way(self) -> list[dict[str, float | str]]:
+        """Stages that are not done: ``name``, ``done``, ``total`` and ``note`` of each."""
+        with self._lock:
+            return [
+                {"name": name, "done": stage.done, "total": stage.total, "note": stage.note}
+                for name, stage in self._stages.items()
+                if stage.done < stage.total
+            ]
 
     def speak(self) -> None:
         """Log every stage that is under way and has something to say; called every second off a terminal."""

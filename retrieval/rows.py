@@ -30,11 +30,11 @@ class RowStore:
         """Copies (n, dim) of some rows, in that order."""
         wanted = np.asarray(rows, dtype=np.int64)
         border = len(self._mapped)
-        found = np.empty((len(wanted), self._own.shape[1]), dtype=np.float32)
+        copies = np.empty((len(wanted), self._own.shape[1]), dtype=np.float32)
         early = wanted < border
-        found[early] = self._mapped[wanted[early]]
-        found[~early] = self._own[wanted[~early] - border]
-        return found
+        copies[early] = self._mapped[wanted[early]]
+        copies[~early] = self._own[wanted[~early] - border]
+        return copies
 
     def append(self, vectors: Vectors) -> None:
         """More rows (n, dim) at the end."""

@@ -46,6 +46,14 @@ _ASK = (
 )
 _ASK_TOKENS = 8
 _NO_ROOM = "the question leaves no room in the model's context for choosing a statement"
+_PAPER_ASK = (
+    "Facts:\n{statements}\n\nQuestion: {question}\n\n"
+    "Return the one fact above that is relevant to the question, as a whole sentence and word for word. "
+    "If none of them is relevant, return: no relevant fact."
+)
+_PAPER_TOKENS = 50
+_PAPER_NONE = "no relevant fact"
+_PAPER_USE = "Fact: {statement}\nBased on the fact above, answer: {question}"
 _FACT = "Fact: {statement}\n{question}"
 _USE = "{statement}\n\nUsing the fact above, complete the sentence: {question}"
 _REPLY = "{statement}\n\nUsing the fact above, answer in a few words: {question}"
@@ -72,10 +80,14 @@ class ScrConfig(Closed):
     """``likelihood``: the statement whose subject the question explains best is chosen if the explained share
     reaches this, else none. Tuned on 50 CounterFact records with SmolLM2-135M, docs/memory.md has the rates on
     50 others."""
-    style: Literal["auto", "chat", "prefix"] = "auto"
+    style: Literal["auto", "chat", "prefix", "paper"] = "auto"
     """``chat`` gives statement and question through the chat template, ``prefix`` puts ``Fact:`` and the statement
     on a line before the question, ``auto`` is ``chat`` where there is a template and ``prefix`` elsewhere. A
-    question for which nothing was chosen is always asked plainly."""
+    question for which nothing was chosen is always asked plainly.
+
+    ``paper`` is the method as published: the model is shown the ``k`` statements, whatever their similarity, and told
+    to return the whole sentence that bears on the question or ``no relevant fact.``; what it writes is the fact that
+    the question is then asked with. Of one statement (``k`` 1) nothing is asked. The other settings are our forms'."""
     examples: bool = True
     """``chat``: two worked examples before the question; without them a small model falls back on what it knew."""
 
@@ -104,6 +116,16 @@ class ScrSeconds:
     search: float
     choose: float
     answer: float
+
+
+@dataclass(frozen=True)
+class Told:
+    """A fact in the model's own words, for the statement that it comes nearest to."""
+
+    id: int
+    score: float
+    statement: str
+    subject: str = ""
 
 
 @dataclass(frozen=True)
@@ -168,6 +190,8 @@ class SelectiveReasoner:
         if len(questions) != len(hits):
             raise ValueError(f"one list of hits per question: got {len(hits)} for {len(questions)}")
         settings = self.config
+        if settings.style == "paper":
+            return self._as_published(questions, [list(row[: settings.k]) for row in hits])
         near = [[h for h in row[: settings.k] if h.score >= settings.min_similarity] for row in hits]
         asked = [i for i, row in enumerate(near) if row]
         pick = self._by_instruction if settings.chooser == "instruct" else self._by_likelihood
@@ -179,6 +203,8 @@ class SelectiveReasoner:
         if choice.hit is None:
             return self.text.encode_prompt(question)
         statement = choice.hit.statement.strip()
+        if self.config.style == "paper":
+            return self._asked_in_words(_PAPER_USE.format(statement=statement, question=question), question)
         if self.config.style == "chat" or (self.config.style == "auto" and self.text.has_chat_template):
             return self._chat_ids(statement, question)
         return self.text.encode_prompt(_FACT.format(statement=statement, question=question))
@@ -279,6 +305,54 @@ class SelectiveReasoner:
             return Choice(None, f"no statement is relevant: {detail}", tuple(considered))
         detail = f"the question is about {subject!r} (relevance {shares[place]:.2f})"
         return Choice(statements[place], detail, tuple(considered))
+
+    def _asked_in_words(self, content: str, question: str | None = None) -> list[int]:
+        """Tokens of one instruction, through the chat template where there is one; a sentence to complete also begins
+        the reply."""
+        if not self.text.has_chat_template:
+            return self.text.encode_prompt(content if question is not None else content + "\n")
+        prompt = self.text.encode_chat([{"role": "user", "content": content}])
+        if question is None or question.rstrip().endswith("?"):
+            return prompt
+        return prompt + self.text.encode_prompt(question)[len(self.text.bos) :]
+
+    def _as_published(self, questions: Sequence[str], found: Sequence[Sequence[Found]]) -> list[Choice]:
+        """The fact that the model writes down for each question, or none."""
+        several = [i for i, row in enumerate(found) if len(row) > 1]
+        prompts = []
+        for i in several:
+            statements = "\n".join(hit.statement.strip() for hit in found[i])
+            prompts.append(self._asked_in_words(_PAPER_ASK.format(statements=statements, question=questions[i])))
+        fitting = [self.capacity.problem(self.text, prompt) is None for prompt in prompts]
+        asked = [prompt for prompt, fits in zip(prompts, fitting, strict=True) if fits]
+        answers = iter(self.engine.generate(asked, max_new_tokens=_PAPER_TOKENS))
+        written = {i: next(answers).text if fits else None for i, fits in zip(several, fitting, strict=True)}
+        choices = []
+        for i, row in enumerate(found):
+            considered = tuple(Candidate(hit.id, hit.score) for hit in row)
+            if not row:
+                choices.append(Choice(None, "the memory found nothing"))
+            elif i not in written:
+                choices.append(Choice(row[0], "the only statement that was retrieved", considered))
+            elif (fact := written[i]) is None:
+                choices.append(Choice(None, _NO_ROOM, considered))
+            else:
+                choices.append(self._told(fact.strip(), row, considered))
+        return choices
+
+    @staticmethod
+    def _told(fact: str, row: Sequence[Found], considered: tuple[Candidate, ...]) -> Choice:
+        if not fact or _PAPER_NONE in fact.casefold():
+            return Choice(None, f"the model wrote {fact!r}", considered)
+        words = set(fact.casefold().split())
+
+        def shared(hit: Found) -> float:
+            own = set(hit.statement.casefold().split())
+            return len(words & own) / max(1, len(words | own))
+
+        hit = max(row, key=shared)  # of equally near ones the first, which is the most similar to the question
+        told = Told(hit.id, hit.score, fact, getattr(hit, "subject", ""))
+        return Choice(told, f"the model wrote {fact!r}", considered)
 
     def _by_instruction(self, questions: Sequence[str], near: Sequence[Sequence[Found]]) -> list[Choice]:
         prompts = [

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from errata.actors.settings import ModelSpec, RoleConfig
 from errata.actors.workers.model import VersionedModel, load_for
+from errata.editing.errors import AbandonedError
 from errata.editing.model.streaming import Sampling
 from errata.editing.request import EditRequest
 from errata.evaluation.answering import ArmAnswer, Question, answer
@@ -53,17 +54,34 @@ class BoundRouter:
         return self._router.route(questions, [self._candidates.get(q, ()) for q in questions], self._reasoner.shares)
 
 
+def _ending_unless(wanted: Callable[[], bool]) -> Callable[[], None]:
+    def check() -> None:
+        if not wanted():
+            raise AbandonedError("nobody wants this answer any more")
+
+    return check
+
+
 class EvaluationWorker:
     """An `ArmEvaluator` on a model loaded in this process. Plain class; `EvaluationActor` is its shell."""
 
     def __init__(
-        self, spec: ModelSpec, role: RoleConfig, settings: EvaluationSettings, versioned: VersionedModel | None = None
+        self,
+        spec: ModelSpec,
+        role: RoleConfig,
+        settings: EvaluationSettings,
+        versioned: VersionedModel | None = None,
+        wanted: Callable[[], bool] | None = None,
     ) -> None:
+        """``wanted`` is asked before each pass through the model whether the call under way still is; where it is not,
+        the call ends with AbandonedError."""
         self._versioned = versioned or VersionedModel(load_for(role, spec))
         model = self._versioned.model
         self._streams = OpenStreams()
         self._settings = settings
         engine = CachingEngine(model)
+        if wanted is not None:
+            engine.before_pass = _ending_unless(wanted)
         self._reasoner = SelectiveReasoner(engine, model.text, settings.scr, capacity=model.capacity)
         self._evaluator = ArmEvaluator(
             model,

@@ -1,17 +1,13 @@
 """Sampling from a model that a server runs elsewhere: token ids in, token ids out, over OpenAI's completions API.
 
-vLLM's server is what this was made for; it takes prompts as token ids and returns the sampled ids. Only the standard
-library is used, so that the editing room needs no HTTP package.
+vLLM's server is what this was made for; it takes prompts as token ids and returns the sampled ids.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -107,32 +103,47 @@ def sample(
 
 
 def _ask(server: SamplingServerConfig, body: Mapping[str, Any], sleep: Callable[[float], None]) -> Any:
+    import httpx
+    import tenacity
+
     headers = {"Content-Type": "application/json"}
     if token := os.environ.get(TOKEN):
         headers["Authorization"] = f"Bearer {token}"
     url = f"{server.url.rstrip('/')}/v1/completions"
-    request = urllib.request.Request(url, data=json.dumps(body).encode(), headers=headers)
-    for attempt in range(server.retries + 1):
-        try:
-            with urllib.request.urlopen(request, timeout=server.timeout_seconds) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError as error:
-            said = error.read(300).decode(errors="replace").strip()
-            if error.code not in _PASSING:
-                raise UserError(
-                    f"covariance.server {server.url!r} refuses to sample from {server.model!r}: {error.code} {said}"
-                ) from error
-            failure: Exception = error
-        except ValueError as error:  # not JSON
-            raise ErrataError(f"sampling server {server.url!r} answered with no JSON: {error}") from error
-        except OSError as error:  # no connection, a timeout, a connection cut short
-            failure = error
-        if attempt < server.retries:
-            logger.warning("sampling server %s: %s; asking again", server.url, failure)
-            sleep(min(30.0, 0.5 * 2**attempt))
-    if isinstance(failure, urllib.error.HTTPError):
-        raise ErrataError(f"sampling server {server.url!r} fails again and again: {failure}") from failure
-    raise UserError(f"covariance.server {server.url!r} cannot be reached: {failure}") from failure
+
+    def post() -> httpx.Response:
+        answer = httpx.post(url, json=dict(body), headers=headers, timeout=server.timeout_seconds)
+        if answer.status_code in _PASSING:
+            raise httpx.HTTPStatusError(f"status {answer.status_code}", request=answer.request, response=answer)
+        return answer
+
+    def told(state: tenacity.RetryCallState) -> None:
+        failure = None if state.outcome is None else state.outcome.exception()
+        logger.warning("sampling server %s: %s; asking again", server.url, failure)
+
+    again = tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(server.retries + 1),
+        wait=tenacity.wait_exponential(multiplier=0.5, max=30.0),
+        retry=tenacity.retry_if_exception_type(httpx.HTTPError),
+        before_sleep=told,
+        sleep=sleep,
+        reraise=True,
+    )
+    try:
+        answer = again(post)
+    except httpx.HTTPStatusError as error:
+        raise ErrataError(f"sampling server {server.url!r} fails again and again: {error}") from error
+    except httpx.HTTPError as error:  # no connection, a timeout, a connection cut short
+        raise UserError(f"covariance.server {server.url!r} cannot be reached: {error}") from error
+    if not answer.is_success:
+        raise UserError(
+            f"covariance.server {server.url!r} refuses to sample from {server.model!r}: {answer.status_code} "
+            f"{answer.text[:300].strip()}"
+        )
+    try:
+        return answer.json()
+    except ValueError as error:
+        raise ErrataError(f"sampling server {server.url!r} answered with no JSON: {error}") from error
 
 
 def _read(answer: Any, stops: frozenset[int], server: SamplingServerConfig) -> Sampled:

@@ -6,7 +6,7 @@ teacher-forced score and its generated answer. Results do not depend on how rows
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import log
 
@@ -54,6 +54,8 @@ class LanguageEngine:
     def __init__(self, model: EditableModel, *, batch_tokens: int = 4096) -> None:
         self.model = model
         self.batch_tokens = batch_tokens
+        self.before_pass: Callable[[], None] | None = None
+        """Called before each pass through the model; what it raises ends the call, and leaves nothing half-done."""
         self._newline: dict[int, bool] = {}
         self._spare = _PASS_TOKENS if model.device.type == "cpu" else _PASS_TOKENS_ACCELERATOR
 
@@ -94,6 +96,7 @@ class LanguageEngine:
         """Per document (sum of -log p over its tokens but the first, number of those tokens); float64 sums."""
         totals: list[tuple[float, int]] = [(0.0, 0)] * len(documents)
         for chunk in self._chunks([len(d) for d in documents], self.batch_tokens):
+            self._look_up()
             rows = self.model.rows([documents[i] for i in chunk])
             hidden = self.model.run(
                 self.model.embed(rows), 0, self.model.num_layers, self.model.positional(rows.layout)
@@ -114,6 +117,10 @@ class LanguageEngine:
             The cache, the last states (B, d), and the prompts in the order of their rows.
         """
         return self._prefill(prompts, room)
+
+    def _look_up(self) -> None:
+        if self.before_pass is not None:
+            self.before_pass()
 
     # --- the shared path ---
 
@@ -200,6 +207,7 @@ class LanguageEngine:
         lengths = [len(piece) for piece in pieces if piece]
         last = []
         for start, stop in self._passes(lengths):
+            self._look_up()
             batch = self.model.rows(pieces[start:stop])
             places = torch.arange(batch.ids.shape[1], device=batch.ids.device)
             ends = (places == batch.lengths[:, None] - 1) if ending else None
@@ -221,6 +229,7 @@ class LanguageEngine:
         width = max(len(c) for c in continuations)
         states = last[origin][:, None]
         if width > 1:
+            self._look_up()
             cache = prefix.copy_of_rows(origin, int(prefix.write_at[origin].max()) + width - 1)
             batch = self.model.rows([c[:-1] or [0] for c in continuations])
             states = torch.cat([states, extend(self.model, cache, batch.ids)], dim=1)
@@ -244,6 +253,7 @@ class LanguageEngine:
         begun, positions = cache.write_at.tolist(), self.model.capacity.positions
         states = last
         for step in range(limit):
+            self._look_up()
             tokens = self.model.logits(states).argmax(dim=-1).tolist()
             going: list[int] = []
             for place, (row, token) in enumerate(zip(alive, tokens, strict=True)):

@@ -20,11 +20,20 @@ from errata.evaluation.datasets.knowedit import (
 from errata.evaluation.datasets.multi_edit import CONFLICTEDIT, MQUAKE
 from errata.evaluation.datasets.own import OWN
 from errata.evaluation.datasets.reading import read_records
-from errata.evaluation.datasets.record import BadRecord, Loader, ValidRecord, build
+from errata.evaluation.datasets.record import AnyRecord, BadRecord, Loader, RetractingRecord, ValidRecord, build
 from errata.evaluation.datasets.same_subject import LOCOMO, S2RKE
 from errata.evaluation.datasets.zsre import ZSRE
 
-__all__ = ["DATASETS", "BadRecord", "Loader", "ValidRecord", "detect_schema", "open_dataset"]
+__all__ = [
+    "DATASETS",
+    "AnyRecord",
+    "BadRecord",
+    "Loader",
+    "RetractingRecord",
+    "ValidRecord",
+    "detect_schema",
+    "open_dataset",
+]
 
 DATASETS: Mapping[str, Loader] = {
     loader.name: loader
@@ -63,6 +72,8 @@ def detect_schema(records: list[object], source: str) -> Loader:
             for loader in DATASETS.values():
                 if loader.detect(record):
                     return loader
+    if any(isinstance(record, Mapping) and "retracts" in record for record in records):
+        return OWN  # what takes requests back is of no layout
     first = records[0] if records else None
     shown = sorted(map(str, first)) if isinstance(first, Mapping) else type(first).__name__
     raise UserError(f"no schema fits {source!r} (first record: {shown}); name one of: {', '.join(DATASETS)}")
@@ -75,7 +86,7 @@ def open_dataset(
     target: str = "default",
     limit: int | None = None,
     skip: int = 0,
-) -> Iterator[ValidRecord | BadRecord]:
+) -> Iterator[AnyRecord]:
     """The edits of a data set, in file order.
 
     Args:

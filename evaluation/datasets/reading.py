@@ -163,11 +163,27 @@ def _from_hub(source: str) -> Iterator[tuple[str, Any]]:
         from datasets import load_dataset  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
         raise UserError(
-            f"data source {source!r} needs the package 'datasets' (pip install datasets); or give a file"
+            f"data source {source!r} needs the package 'datasets' (pip install 'errata-llm[hub]'); or give a file"
         ) from error
+    # streamed: of a large data set only what is asked for comes over the network, and nothing is kept on disk
     try:
-        rows = load_dataset(name, split=split)
+        rows = iter(load_dataset(name, split=split, streaming=True))
+        first = next(rows, None)
     except Exception as error:
         # the library raises its own, requests' and fsspec's errors alike: for the user they mean one thing
         raise UserError(f"data source {source!r} could not be loaded: {' '.join(str(error).split())}") from error
-    return ((f"{source}#{number}", dict(row)) for number, row in enumerate(rows, start=1))
+    if first is None:
+        raise UserError(f"data source {source!r} holds no record")
+    return _streamed(source, first, rows)
+
+
+def _streamed(source: str, first: Any, rows: Iterator[Any]) -> Iterator[tuple[str, Any]]:
+    number, row = 1, first
+    while row is not None:
+        yield f"{source}#{number}", dict(row)
+        try:
+            row = next(rows, None)
+        except Exception as error:
+            said = " ".join(str(error).split())
+            raise UserError(f"data source {source!r} broke off after record {number}: {said}") from error
+        number += 1

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from errata.editing.digest import digest_json
-from errata.editing.request import EditRequest
+from errata.editing.request import EditRequest, Retraction
 from errata.editing.texts import clean_all
 
 Raw = Mapping[str, Any]
@@ -27,11 +27,22 @@ class ValidRecord:
 
 
 @dataclass(frozen=True)
+class RetractingRecord:
+    """A record that takes a request of a stream back; data sets to be learned from have none."""
+
+    retraction: Retraction
+    position: str
+
+
+@dataclass(frozen=True)
 class BadRecord:
     """One edit that does not fit, and why; the others go on."""
 
     position: str
     reason: str
+
+
+AnyRecord = ValidRecord | RetractingRecord | BadRecord
 
 
 class RecordError(ValueError):
@@ -142,10 +153,18 @@ def one_line(error: ValidationError) -> str:
     return "; ".join(parts)
 
 
-def build(loader: Loader, raw: Any, target: str, position: str) -> Iterator[ValidRecord | BadRecord]:
+def build(loader: Loader, raw: Any, target: str, position: str) -> Iterator[AnyRecord]:
     """All edits of one raw record; never raises for what the record holds."""
     if not isinstance(raw, Mapping):
         yield BadRecord(position, f"a record must be an object, got {type(raw).__name__}")
+        return
+    if "retracts" in raw:  # of any layout: it names a request and asks for none
+        try:
+            yield RetractingRecord(Retraction.model_validate(dict(raw)), position)
+        except ValidationError as error:
+            yield BadRecord(position, one_line(error))
+        except ValueError as error:
+            yield BadRecord(position, str(error))
         return
     part = 0
     try:

@@ -1,11 +1,13 @@
 """The inside of the sandbox: one program, one process, as little of the machine as the kernel lets us take away.
 
-Run as ``python -I -S jail.py`` with a job (JSON) on standard input; prints a verdict (JSON). Standard library only:
-it starts in an interpreter without site-packages. ``sandbox.py`` is the way to use it and says what is promised.
+Run as ``python -I -S jail.py``; the first line of standard input is a job (JSON), and the job goes on while standard
+input is open: its end is the end of whoever wanted the verdict, and of the program. Prints a verdict (JSON). Standard
+library only: it starts in an interpreter without site-packages. ``sandbox.py`` is the way to use it and says what is
+promised.
 
-Two processes: the *keeper* makes the walls, measures the time and reports; its child, the *tenant*, runs the
-program. In mode ``namespaces`` the tenant is process 1 of its own process namespace, so that its end is the end of
-whatever it started.
+Two processes: the *keeper* makes the walls, watches time, disk and its parent, and reports; its child, the *tenant*,
+runs the program. In mode ``namespaces`` both are inside bubblewrap's namespaces already, and the keeper is process 1
+there, so that its end is the end of whatever the program started.
 """
 
 from __future__ import annotations
@@ -24,64 +26,57 @@ from typing import Any
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
-# --- kernel numbers (linux/sched.h, mount.h, prctl.h, seccomp.h, landlock.h) ---
+# --- kernel numbers (linux/prctl.h, seccomp.h, landlock.h, fcntl.h, asm-generic/ioctls.h) ---
 
-NEW_NS, NEW_UTS, NEW_IPC, NEW_USER, NEW_PID, NEW_NET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
-MNT_DETACH = 2
-AT_FDCWD, AT_RECURSIVE = -100, 0x8000
-MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 22, 24, 38
 CAP_VERSION_3 = 0x20080522
-MOUNT_SETATTR, LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 442, 444, 445, 446
+LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446
+NEW_SPACES = 0x7E020000 | 0x80
+"""Flags of clone that make namespaces of any kind."""
+O_WRITES, O_UNNAMED = 0o1 | 0o2 | 0o100 | 0o1000, 0o20000000
+"""Flags of open that write, create or cut off; and the one that makes a file without a name, for none to count."""
 
 _ARCH = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
-_PIVOT_ROOT = (155, 41)
-_CLONE, _CLONE3 = (56, 220), 435
-# What a solution of a programming exercise never needs: (x86_64, aarch64).
-_DENIED = {
-    "socket": (41, 198),
-    "socketpair": (53, 199),
-    "kill": (62, 129),
-    "tkill": (200, 130),
-    "tgkill": (234, 131),
-    "rt_sigqueueinfo": (129, 138),
-    "pidfd_send_signal": (424, 424),
-    "pidfd_getfd": (438, 438),
-    "ptrace": (101, 117),
-    "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271),
-    "shmget": (29, 194),
-    "semget": (64, 190),
-    "msgget": (68, 186),
-    "mq_open": (240, 180),
-    "unshare": (272, 97),
-    "setns": (308, 268),
-    "mount": (165, 40),
-    "umount2": (166, 39),
-    "pivot_root": _PIVOT_ROOT,
-    "chroot": (161, 51),
-    "open_tree": (428, 428),
-    "move_mount": (429, 429),
-    "fsopen": (430, 430),
-    "mount_setattr": (MOUNT_SETATTR, MOUNT_SETATTR),
-    "name_to_handle_at": (303, 264),
-    "open_by_handle_at": (304, 265),
-    "add_key": (248, 217),
-    "request_key": (249, 218),
-    "keyctl": (250, 219),
-    "bpf": (321, 280),
-    "perf_event_open": (298, 241),
-    "userfaultfd": (323, 282),
-    "memfd_create": (319, 279),
-    "io_uring_setup": (425, 425),
-}
-# x86-64 alone has fork and vfork; on ARM64 the numbers given are again those of clone
-_MAKES_PROCESSES = {"clone": _CLONE, "fork": (57, 220), "vfork": (58, 220), "clone3": (_CLONE3, _CLONE3)}
+_ABSENT = 1 << 20
+_CLONE3 = 435
+# What a solution of a programming exercise needs, by (x86_64, aarch64); whatever is not here fails with EPERM.
+_ALLOWED = {
+    "read": (0, 63), "write": (1, 64), "close": (3, 57), "fstat": (5, 80), "lseek": (8, 62), "mmap": (9, 222),
+    "mprotect": (10, 226), "munmap": (11, 215), "brk": (12, 214), "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "pread64": (17, 67), "pwrite64": (18, 68),
+    "readv": (19, 65), "writev": (20, 66), "sched_yield": (24, 124), "mremap": (25, 216), "madvise": (28, 233),
+    "dup": (32, 23), "nanosleep": (35, 101), "getitimer": (36, 102), "setitimer": (38, 103), "getpid": (39, 172),
+    "exit": (60, 93), "uname": (63, 160), "ftruncate": (77, 46), "getcwd": (79, 17), "gettimeofday": (96, 169),
+    "getrlimit": (97, 163), "getrusage": (98, 165), "sysinfo": (99, 179), "times": (100, 153), "getuid": (102, 174),
+    "getgid": (104, 176), "geteuid": (107, 175), "getegid": (108, 177), "getppid": (110, 173),
+    "sigaltstack": (131, 132), "gettid": (186, 178), "futex": (202, 98), "sched_getaffinity": (204, 123),
+    "getdents64": (217, 61), "set_tid_address": (218, 96), "clock_gettime": (228, 113), "clock_getres": (229, 114),
+    "clock_nanosleep": (230, 115), "exit_group": (231, 94), "newfstatat": (262, 79), "readlinkat": (267, 78),
+    "faccessat": (269, 48), "pselect6": (270, 72), "ppoll": (271, 73), "set_robust_list": (273, 99), "dup3": (292, 24),
+    "pipe2": (293, 59), "getrandom": (318, 278), "statx": (332, 291), "rseq": (334, 293), "close_range": (436, 436),
+    "faccessat2": (439, 439),
+    # x86-64 keeps the older forms beside these
+    "stat": (4, _ABSENT), "lstat": (6, _ABSENT), "poll": (7, _ABSENT), "access": (21, _ABSENT),
+    "pipe": (22, _ABSENT), "select": (23, _ABSENT), "dup2": (33, _ABSENT), "readlink": (89, _ABSENT),
+    "arch_prctl": (158, _ABSENT), "time": (201, _ABSENT),
+}  # fmt: skip
+_FOR_CHILDREN = {
+    "kill": (62, 129), "tgkill": (234, 131), "execve": (59, 221), "wait4": (61, 260), "waitid": (247, 95),
+    "setpgid": (109, 154), "setsid": (112, 157), "fork": (57, _ABSENT), "vfork": (58, _ABSENT),
+}  # fmt: skip
+# Calls of which only some do no harm: which argument says so, and the values that may pass.
+_FCNTL, _IOCTL, _PRLIMIT, _OPENAT, _OPEN, _CLONE = (72, 25), (16, 29), (302, 261), (257, 56), (2, _ABSENT), (56, 220)
+_HARMLESS_FCNTL = (0, 1, 2, 3, 4, 1030)
+"""Copies of a descriptor and its flags. Not the owner and the signal of a descriptor, leases and notices."""
+_HARMLESS_IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
+"""Whether it is a terminal and how large, how much can be read, non-blocking, close-on-exec."""
 _SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin")
 _SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/localtime")
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
+DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 _MOST_ANSWER = 4096
+_MOST_FILES = 1024
+_LOOK_SECONDS = 0.02
+"""How often the files are counted; what is written between two looks comes on top of the limit."""
 
 
 class Unavailable(Exception):
@@ -113,52 +108,12 @@ def _arch() -> tuple[int, int]:
 # --- the file system ---
 
 
-def _mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
-    encoded = [None if text is None else text.encode() for text in (source, target, kind)]
-    _call("mount", *encoded, ctypes.c_ulong(flags), None if data is None else data.encode())
-
-
-def _show(path: str, root: str) -> None:
-    """Make a directory or file visible, read-only, at the same place below ``root``; links stay links."""
-    target = root + path
-    if os.path.lexists(target):
-        return
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    if os.path.islink(path):
-        os.symlink(os.readlink(path), target)
-        return
-    if os.path.isdir(path):
-        os.makedirs(target)
-    else:
-        os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
-    _mount(path, target, None, MS_BIND | MS_REC)
-    attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID
-    if path not in _DEVICES:
-        attributes |= MOUNT_ATTR_NODEV
-    wanted = struct.pack("=QQQQ", attributes, 0, 0, 0)
-    _syscall("mount_setattr", MOUNT_SETATTR, AT_FDCWD, target.encode(), AT_RECURSIVE, wanted, ctypes.c_size_t(32))
-
-
-def _visible() -> list[str]:
+def visible() -> list[str]:
+    """What the program may read: the interpreter, the system's libraries, three devices."""
     prefixes = dict.fromkeys(os.path.realpath(p) for p in (sys.base_prefix, sys.base_exec_prefix))
     folders = [p for p in _SYSTEM if os.path.exists(p)]
     folders += [p for p in prefixes if not any(p == s or p.startswith(s + "/") for s in _SYSTEM)]
-    return folders + [p for p in (*_SYSTEM_FILES, *_DEVICES) if os.path.exists(p)]
-
-
-def _own_root(place: str, megabytes: int) -> None:
-    """Replace the root by an empty one: system libraries and the interpreter read-only, /tmp in memory, no /proc."""
-    _mount(None, "/", None, MS_REC | MS_PRIVATE)
-    _mount("tmpfs", place, "tmpfs", MS_NOSUID, "size=256k,mode=755")
-    os.makedirs(place + "/tmp")
-    _mount("tmpfs", place + "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={megabytes}m,nr_inodes=1k,mode=1777")
-    for path in _visible():
-        _show(path, place)
-    _mount(None, place, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID)
-    os.chdir(place)
-    _syscall("pivot_root", _PIVOT_ROOT[_arch()[1]], b".", b".")
-    _call("umount2", b".", MNT_DETACH)
-    os.chdir("/tmp")
+    return folders + [p for p in (*_SYSTEM_FILES, *DEVICES) if os.path.exists(p)]
 
 
 def _file_rules(writable: str) -> int | None:
@@ -171,8 +126,8 @@ def _file_rules(writable: str) -> int | None:
     read_file, read_dir, write_file, execute = 1 << 2, 1 << 3, 1 << 1, 1
     ruleset = _syscall("landlock", LANDLOCK_CREATE, struct.pack("=Q", handled), ctypes.c_size_t(8), ctypes.c_uint(0))
     rules = [(writable, handled)]
-    for path in _visible():
-        if path in _DEVICES:
+    for path in visible():
+        if path in DEVICES:
             rules.append((path, read_file | write_file | truncate))
         else:
             rules.append((path, read_file | execute | (read_dir if os.path.isdir(path) else 0)))
@@ -202,40 +157,63 @@ def _no_capabilities() -> None:
     _call("capset", struct.pack("=Ii", CAP_VERSION_3, 0), bytes(24))
 
 
-def _filter_system_calls(alone: bool) -> None:
-    """Seccomp: the calls above fail with EPERM; ``alone``: so does everything that makes a process or a thread.
+def _step(code: int, jump_true: int, jump_false: int, value: int) -> bytes:
+    return struct.pack("=HBBI", code, jump_true, jump_false, value)
 
-    Else new user namespaces are refused, and clone3, whose flags a filter cannot see, is "not known", so that the
-    C library falls back to clone.
+
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _ANSWER = 0x20, 0x15, 0x35, 0x45, 0x06
+_ALLOW, _REFUSE, _UNKNOWN = 0x7FFF0000, 0x00050001, 0x00050026
+
+
+def _argument(place: int, *, high: bool = False) -> bytes:
+    return _step(_LOAD, 0, 0, 16 + 8 * place + 4 * high)
+
+
+def _only_with(number: int, checks: list[bytes]) -> list[bytes]:
+    """Steps for one call: checks that fall through where the call may pass, and jump two on where it may not."""
+    body = [*checks, _step(_ANSWER, 0, 0, _ALLOW), _step(_ANSWER, 0, 0, _REFUSE)]
+    return [_step(_EQUAL, 0, len(body), number), *body]
+
+
+def _one_of(place: int, values: tuple[int, ...]) -> list[bytes]:
+    """Checks that an argument is one of some values; behind them come the steps that allow and that refuse."""
+    checks = [_step(_EQUAL, len(values) - 1 - i, 0 if i < len(values) - 1 else 1, v) for i, v in enumerate(values)]
+    return [_argument(place), *checks]
+
+
+def _filter_of(column: int, audit: int, alone: bool, writes: bool) -> bytes:
+    """The filter's program: what is allowed, by number, and for some calls by their arguments."""
+    load_number = _step(_LOAD, 0, 0, 0)
+    steps = [_step(_LOAD, 0, 0, 4), _step(_EQUAL, 1, 0, audit), _step(_ANSWER, 0, 0, _REFUSE), load_number]
+    # numbers of the x32 form of calls
+    steps += [_step(_AT_LEAST, 0, 1, 0x40000000), _step(_ANSWER, 0, 0, _REFUSE)]
+    # its flags are out of a filter's sight: "not known", and the C library takes clone
+    steps += [_step(_EQUAL, 0, 1, _CLONE3), _step(_ANSWER, 0, 0, _REFUSE if alone else _UNKNOWN)]
+    steps += _only_with(_FCNTL[column], _one_of(1, _HARMLESS_FCNTL))
+    steps += _only_with(_IOCTL[column], _one_of(1, _HARMLESS_IOCTL))
+    # of this process, and only to be read: no new limits
+    zero = [_argument(0), _step(_EQUAL, 0, 5, 0), _argument(2), _step(_EQUAL, 0, 3, 0)]
+    steps += _only_with(_PRLIMIT[column], [*zero, _argument(2, high=True), _step(_EQUAL, 0, 1, 0)])
+    barred = O_UNNAMED | (0 if writes else O_WRITES)
+    steps += _only_with(_OPENAT[column], [_argument(2), _step(_ANY_BIT, 1, 0, barred)])
+    steps += _only_with(_OPEN[column], [_argument(1), _step(_ANY_BIT, 1, 0, barred)])
+    if not alone:
+        steps += _only_with(_CLONE[column], [_argument(0), _step(_ANY_BIT, 1, 0, NEW_SPACES)])
+    numbers = sorted(pair[column] for pair in ({**_ALLOWED, **({} if alone else _FOR_CHILDREN)}).values())
+    steps += [_step(_EQUAL, len(numbers) - i, 0, number) for i, number in enumerate(numbers)]
+    steps += [_step(_ANSWER, 0, 0, _REFUSE), _step(_ANSWER, 0, 0, _ALLOW)]
+    return b"".join(steps)
+
+
+def _filter_system_calls(alone: bool, writes: bool) -> None:
+    """Seccomp: what is not on the list fails with EPERM.
+
+    Args:
+        alone: no processes and threads.
+        writes: files may be opened for writing; Landlock says where.
     """
     audit, column = _arch()
-    denied = {**_DENIED, **(_MAKES_PROCESSES if alone else {})}
-
-    def step(code: int, jump_true: int, jump_false: int, value: int) -> bytes:
-        return struct.pack("=HBBI", code, jump_true, jump_false, value)
-
-    load, equal, at_least, any_bit, answer = 0x20, 0x15, 0x35, 0x45, 0x06
-    allow, refuse, unknown = 0x7FFF0000, 0x00050001, 0x00050026
-    numbers = sorted(pair[column] for pair in denied.values())
-    # from behind: [allow] [refuse] [unknown]; jumps count the steps that are skipped
-    head = [step(load, 0, 0, 4), step(equal, 1, 0, audit), step(answer, 0, 0, refuse), step(load, 0, 0, 0)]
-    body: list[bytes] = []
-    total = len(numbers) + 4
-    # order of the body: x32 numbers, clone3, the denied ones, clone with its flags
-    body.append(step(at_least, total + 1, 0, 0x40000000))
-    body.append(step(equal, total if alone else total + 1, 0, _CLONE3))
-    for place, number in enumerate(numbers):
-        body.append(step(equal, total - 1 - place, 0, number))
-    body.append(step(equal, 0, 1, _CLONE[column]))
-    body.append(step(load, 0, 0, 16))
-    tail = [
-        step(any_bit, 1, 0, NEW_USER),
-        step(answer, 0, 0, allow),
-        step(answer, 0, 0, refuse),
-        step(answer, 0, 0, unknown),
-    ]
-    # not a clone: the accumulator holds a call's number, none of which has the flag's bit
-    program = b"".join([*head, *body, *tail])
+    program = _filter_of(column, audit, alone, writes)
     buffer = ctypes.create_string_buffer(program, len(program))
 
     class Program(ctypes.Structure):
@@ -275,14 +253,16 @@ def _become(user: int) -> None:
 # --- tenant and keeper ---
 
 
-def _tenant(job: dict[str, Any], answer: int, walls: dict[str, Any]) -> None:
-    """Run the program; the token on the pipe says that it came to its end. Never returns."""
+def _tenant(job: dict[str, Any], answer: int, proof: int, walls: dict[str, Any]) -> None:
+    """Run the program; the token in front of what is said tells that it came to its end. Never returns."""
     nothing = os.open("/dev/null", os.O_RDWR)
+    # above the numbers that are wanted, so that none of them is written over
+    answer, proof = os.dup(answer), os.dup(proof)
     for number in (0, 1, 2):
         os.dup2(nothing, number)
     os.dup2(answer, 3)
-    os.closerange(4, 65536)
-    token = job["token"].encode()
+    os.dup2(proof, 4)
+    os.closerange(5, 65536)
     try:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         rules = _file_rules(os.getcwd()) if walls["landlock"] else None
@@ -295,46 +275,46 @@ def _tenant(job: dict[str, Any], answer: int, walls: dict[str, Any]) -> None:
         if rules is not None:
             _syscall("landlock", LANDLOCK_RESTRICT, ctypes.c_int(rules), ctypes.c_uint(0))
             os.close(rules)
-        _filter_system_calls(walls["alone"])
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # a change of user forgets it
+        if os.getppid() != walls["keeper"]:
+            os._exit(1)  # it had died before that was asked for
+        _filter_system_calls(walls["alone"], walls["writes"])
     except BaseException as error:
-        os.write(3, token + f"unavailable: {error}".encode())
+        os.write(3, os.read(4, 64) + f"unavailable: {error}".encode())
         os._exit(1)
+    program = job["program"]
+    job.clear()
     try:
-        scope = {"__name__": "__main__", "__builtins__": __builtins__}
-        exec(compile(job["program"], "<program>", "exec"), scope)
-        say = token
-    except BaseException as error:
-        try:
-            say = f"{type(error).__name__}: {error}".encode(errors="replace")[:500]
-        except BaseException:
-            say = b"an exception that cannot be shown"
-    try:
-        os.write(3, say)
+        # The token is read once, and is then nowhere but among the arguments of a call that has not begun: no name, no
+        # container, nothing that a program could follow from a frame to it.
+        os.write(3, os.read(4, 64) + _ended(program))
     finally:
         os._exit(0)
 
 
+def _ended(program: str) -> bytes:
+    """Run a program; how it ended, nothing where it came to its end."""
+    try:
+        os.close(4)
+        exec(compile(program, "<program>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
+        return b""
+    except BaseException as error:
+        try:
+            return b"raised: " + f"{type(error).__name__}: {error}".encode(errors="replace")[:500]
+        except BaseException:
+            return b"raised: an exception that cannot be shown"
+
+
 def _walls(job: dict[str, Any]) -> dict[str, Any]:
-    """Build what has to be built before the tenant exists."""
+    """What has to be known before the tenant exists."""
     extra, root = job["limits"]["processes"], os.geteuid() == 0
     walls: dict[str, Any] = {"user": job["user"] if root else None, "capabilities": root, "landlock": False}
     walls["alone"] = extra == 0 or job["mode"] == "limits"
+    walls["keeper"] = os.getpid()
     if job["mode"] == "namespaces":
-        spaces = NEW_NS | NEW_UTS | NEW_IPC | NEW_PID | NEW_NET
-        user, group = os.geteuid(), os.getegid()
-        _call("unshare", spaces if root else spaces | NEW_USER)
-        if not root:
-            for name, text in (
-                ("setgroups", "deny"),
-                ("uid_map", f"65534 {user} 1"),
-                ("gid_map", f"65534 {group} 1"),
-            ):
-                with open(f"/proc/self/{name}", "w") as file:
-                    file.write(text)
-        _own_root(job["place"], job["limits"]["disk_mb"])
-        # counted: the tenant, and in a user namespace the keeper too
-        return {**walls, "capabilities": True, "processes": extra + (1 if root else 2)}
+        os.chdir("/tmp")
+        # counted: the tenant, and where it has no user of its own the keeper too
+        return {**walls, "writes": True, "capabilities": True, "processes": extra + (1 if root else 2)}
     os.chdir(job["place"])
     abi = LIBC.syscall(ctypes.c_long(LANDLOCK_CREATE), None, ctypes.c_size_t(0), ctypes.c_uint(1))
     if root and not all(_open_to_all(os.path.realpath(p)) for p in (sys.base_prefix, sys.base_exec_prefix)):
@@ -343,71 +323,132 @@ def _walls(job: dict[str, Any]) -> dict[str, Any]:
             raise Unavailable("no Landlock, and the interpreter is in a place that is closed to other users")
         walls["user"] = None
         os.chown(".", 0, 0)
-    # without a process namespace nothing collects what a tenant leaves behind: it may start nothing
-    return {**walls, "landlock": abi >= 1, "processes": 1}
+    # without a process namespace nothing collects what a tenant leaves behind: it may start nothing; and without
+    # Landlock nothing says where it may write: it may write nowhere
+    return {**walls, "landlock": abi >= 1, "writes": abi >= 1, "processes": 1}
 
 
 def main() -> None:
     """The keeper."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    job = json.load(sys.stdin)
+    job = json.loads(_first_line(0))
     try:
         walls = _walls(job)
     except (Unavailable, OSError) as error:
         print(json.dumps({"status": "unavailable", "detail": str(error)}))
         return
     listen, answer = os.pipe()
+    proof, prove = os.pipe()
     started = time.monotonic()
     tenant = os.fork()
     if tenant == 0:
         os.close(listen)
-        _tenant(job, answer, walls)
+        os.close(prove)
+        _tenant(job, answer, proof, walls)
     os.close(answer)
-    said, over = _listen(listen, started + job["limits"]["seconds"])
-    status, over = _end(tenant, started + job["limits"]["seconds"], over)
-    print(json.dumps({**_verdict(job, said, over, status), "landlock": walls["landlock"]}))
+    os.close(proof)
+    # made when the tenant has its own memory already
+    token = os.urandom(16).hex().encode()
+    os.write(prove, token)
+    os.close(prove)
+    watch = _Watch(tenant, listen, started + job["limits"]["seconds"], job["limits"]["disk_mb"] << 20)
+    watch.until_it_ends()
+    print(json.dumps({**_verdict(job, token, watch), "landlock": walls["landlock"]}), flush=True)
 
 
-def _listen(pipe: int, deadline: float) -> tuple[bytes, bool]:
-    """What the tenant says until it ends, and whether its time was over before."""
-    said = b""
-    while True:
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([pipe], [], [], left)[0]:
-            return said, True
-        piece = os.read(pipe, _MOST_ANSWER)
+def _first_line(descriptor: int) -> bytes:
+    line = b""
+    while not line.endswith(b"\n"):
+        piece = os.read(descriptor, 1 << 16)
         if not piece:
-            return said, False
-        said = (said + piece)[:_MOST_ANSWER]
+            raise SystemExit(1)
+        line += piece
+    return line
 
 
-def _end(tenant: int, deadline: float, over: bool) -> tuple[int, bool]:
-    """Wait for the tenant, which may have closed the pipe and gone on, and end it when its time is over."""
-    while not over:
-        ended, status = os.waitpid(tenant, os.WNOHANG)
-        if ended:
-            return status, False
-        time.sleep(0.002)
-        over = time.monotonic() >= deadline
-    os.kill(tenant, signal.SIGKILL)
-    return os.waitpid(tenant, 0)[1], True
+class _Watch:
+    """What the keeper looks at while the tenant runs, and what it saw."""
+
+    def __init__(self, tenant: int, listen: int, deadline: float, most_bytes: int) -> None:
+        self._tenant, self._listen, self._deadline, self._most_bytes = tenant, listen, deadline, most_bytes
+        self.said = b""
+        self.reason: str | None = None
+        """Why it was ended, or None where it ended by itself."""
+        self.status = 0
+        """As ``waitpid`` gives it."""
+
+    def until_it_ends(self) -> None:
+        """Listen to it, and end it when its time or its room is used up, or nobody wants the verdict any more."""
+        while True:
+            ended, self.status = os.waitpid(self._tenant, os.WNOHANG)
+            if ended:
+                break
+            self.reason = self._why_not()
+            if self.reason is not None:
+                os.kill(self._tenant, signal.SIGKILL)
+                self.status = os.waitpid(self._tenant, 0)[1]
+                return
+            self._hear(_LOOK_SECONDS)
+        while self._hear(0.0):
+            pass
+
+    def _why_not(self) -> str | None:
+        if time.monotonic() >= self._deadline:
+            return "time"
+        if _used() > self._most_bytes:
+            return "disk"
+        if select.select([0], [], [], 0)[0] and not os.read(0, 4096):
+            return "parent"
+        return None
+
+    def _hear(self, seconds: float) -> bool:
+        """Take in what it says within a time; whether anything came."""
+        if self._listen < 0 or not select.select([self._listen], [], [], seconds)[0]:
+            if self._listen < 0:
+                time.sleep(seconds)
+            return False
+        piece = os.read(self._listen, _MOST_ANSWER)
+        if not piece:  # it has closed its end, and goes on perhaps
+            os.close(self._listen)
+            self._listen = -1
+            return False
+        self.said = (self.said + piece)[:_MOST_ANSWER]
+        return True
 
 
-def _verdict(job: dict[str, Any], said: bytes, over: bool, status: int) -> dict[str, str]:
-    token = job["token"].encode()
+def _used() -> int:
+    """Bytes on the disk of the files in the directory; there are no others: a program can make no directory, and take
+    no name away. More files than one may have count as all there is."""
+    total = 0
+    for number, entry in enumerate(os.scandir(".")):
+        if number >= _MOST_FILES:
+            return 1 << 62
+        try:
+            total += entry.stat(follow_symlinks=False).st_blocks * 512
+        except OSError:
+            continue
+    return total
+
+
+def _verdict(job: dict[str, Any], token: bytes, watch: _Watch) -> dict[str, str]:
+    limits, said = job["limits"], watch.said
     if said.startswith(token + b"unavailable: "):
         return {"status": "unavailable", "detail": said.decode(errors="replace").partition(": ")[2]}
-    if over:
-        return {"status": "timeout", "detail": f"still running after {job['limits']['seconds']} s"}
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
+    if watch.reason == "disk":
+        return {"status": "failed", "detail": f"more than {limits['disk_mb']} MiB of files"}
+    if watch.reason is not None:
+        return {"status": "timeout", "detail": f"still running after {limits['seconds']} s"}
+    if os.WIFSIGNALED(watch.status):
+        number = os.WTERMSIG(watch.status)
         if number in (signal.SIGXCPU, signal.SIGKILL):
             # the kernel's answer to the limit of CPU time; it would end a process so too if memory ran out
-            return {"status": "timeout", "detail": f"killed: {job['limits']['cpu_seconds']} s of CPU time used"}
+            return {"status": "timeout", "detail": f"killed: {limits['cpu_seconds']} s of CPU time used"}
         return {"status": "failed", "detail": f"ended by {signal.Signals(number).name}"}
     if said == token:
         return {"status": "passed", "detail": ""}
-    return {"status": "failed", "detail": said.decode(errors="replace") or "it left before its end"}
+    if said.startswith(token + b"raised: "):
+        return {"status": "failed", "detail": said.decode(errors="replace").partition(": ")[2]}
+    return {"status": "failed", "detail": "it left before its end"}
 
 
 if __name__ == "__main__":

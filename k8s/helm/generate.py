@@ -25,7 +25,7 @@ IMAGE = re.compile(r"^errata:")
 OPTIONAL = {"monitoring": "components/monitoring", "tls": "components/tls"}
 """Components that only add objects: in the chart they are switched on by a value of that name."""
 
-SECRETS = {"errata-tokens": "tokens", "errata-redis": "redis"}
+SECRETS = {"errata-tokens": "tokens", "errata-redis": "redis", "errata-ray": "ray"}
 
 _BLOCK = re.compile(r"^( *)'?@@block ([a-z]+)@@'?: null$")
 _HEAD = "{{- /* written by generate.py from the kustomize base; change that, or values.yaml */ -}}\n"

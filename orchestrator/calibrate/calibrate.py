@@ -77,7 +77,7 @@ def calibrate(job: Calibration, state: Path, display: Display) -> Outcome:
     effects = kept.value("effects", lambda: _effects(model, searched[:_TRACED], display))
     windows = windows_from(effects)
     display.say(f"windows of layers: {windows}")
-    bench = _bench(model, job, kept, sorted({layer for window in windows for layer in window}), display)
+    bench = bench_of(model, job, kept, sorted({layer for window in windows for layer in window}), display)
     search = _Search(job, kept, bench, searched, display)
     ranked = search.run(windows)
     if not ranked or ranked[0].result.score < 0:
@@ -207,7 +207,9 @@ def _effects(model: EditableModel, facts: Sequence[Fact], display: Display) -> l
     return list(traced.effects["subject_last"].mean)
 
 
-def _bench(model: EditableModel, job: Calibration, kept: Kept, layers: Sequence[int], display: Display) -> Bench:
+def bench_of(model: EditableModel, job: Calibration, kept: Kept, layers: Sequence[int], display: Display) -> Bench:
+    """A model to try settings on, with a covariance for ``layers`` and held-out text."""
+
     def sampled() -> KeyCovariance:
         config = SelfGenerationConfig(max_new_tokens=64)
         sums: dict[int, Any] = {}
@@ -317,6 +319,12 @@ def preset_text(
         "model": {"name": job.model, "dtype": job.dtype},
         "editor": section,
         "editors": own,
+        "basis": "measured",
+        "measured": {
+            "editor": job.editor,
+            "edits": final.edits,
+            **{name.replace(" ", "_"): round(value, 3) for name, value in mean_of(final).items()},
+        },
     }
     body = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
     matches = yaml.safe_dump(

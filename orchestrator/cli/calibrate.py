@@ -29,6 +29,10 @@ def calibrate(
         Path | None,
         typer.Option(help="What was measured, to go on from; runs/calibrate-MODEL by default."),
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Do not search: measure this preset, and write it with its figures."),
+    ] = None,
     editor: Annotated[str, typer.Option(help="Whose settings are sought: alphaedit or memit.")] = "alphaedit",
     dtype: Annotated[str, typer.Option(help="Number type of the forward pass.")] = "float32",
     tokens: Annotated[int, typer.Option(min=64, help="Self-generated tokens behind the covariance.")] = 4096,
@@ -43,6 +47,8 @@ def calibrate(
     from errata.orchestrator.calibrate.calibrate import PAGE
     from errata.orchestrator.calibrate.calibrate import calibrate as run
     from errata.orchestrator.calibrate.job import Calibration
+    from errata.orchestrator.calibrate.measure import measure
+    from errata.orchestrator.config.model_presets import find_preset
     from errata.orchestrator.progress import Display, configure_logging
 
     short = re.sub(r"[^A-Za-z0-9._-]", "-", Path(model).name)
@@ -53,14 +59,19 @@ def calibrate(
     configure_logging(verbose)
     try:
         with Display() as display:
-            winner = run(Calibration(model, editor, minutes, dtype, tokens, seed), directory, display)
+            job = Calibration(model, editor, minutes, dtype, tokens, seed)
+            if preset is None:
+                text = run(job, directory, display).preset
+            else:
+                text = measure(job, find_preset(preset), directory, display)
     except KeyboardInterrupt:
         typer.echo(f"stopped; what was measured is kept in {directory}: the same command goes on", err=True)
         raise typer.Exit(130) from None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(winner.preset, encoding="utf-8")
+        target.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output {str(target)!r} cannot be written: {error.strerror or error}") from error
-    typer.echo(str(directory / PAGE))
+    if preset is None:
+        typer.echo(str(directory / PAGE))
     typer.echo(str(target))

@@ -1,4 +1,4 @@
-"""``errata covariance estimate | show | compare | coverage | merge``: the key second moments that editors preserve."""
+"""``errata covariance estimate | show | compare | coverage | merge | pack``: what editors preserve."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ CHECK_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
 """Largest relative difference of fused keys from a second pass, by the dtype the model runs in."""
 
 Store = Annotated[Path | None, typer.Option(help="Directory of kept covariances; ~/.cache/errata/covariances.")]
+Place = Annotated[
+    str | None, typer.Option("--store", help="Directory or URL of kept covariances; ~/.cache/errata/covariances.")
+]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Log more.")]
 
 covariance = typer.Typer(help="Key covariances: what an editor preserves.", no_args_is_help=True)
@@ -43,7 +46,7 @@ def estimate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write the covariance to this file.")
     ] = None,
-    store: Store = None,
+    store: Place = None,
     check: Annotated[
         bool, typer.Option("--check", help="Take the first unit's keys again by a packed second pass and compare.")
     ] = False,
@@ -60,7 +63,8 @@ def estimate(
         raise UserError(f"--check compares self-generated keys; covariance.source is {resolved.covariance.source!r}")
     configure_logging(verbose)
     with Display() as display:
-        _estimate(resolved, _store(store, resolved.covariance.store), output, check, display.update)
+        place = store or resolved.covariance.store or str(_store(None))
+        _estimate(resolved, place, output, check, display.update)
 
 
 @covariance.command()
@@ -193,6 +197,27 @@ def merge_files(
     _console().print(f"{output}: {total.tokens:,} tokens, digest {total.digest}")
 
 
+@covariance.command()
+def pack(
+    file: Annotated[str, typer.Argument(help="A covariance file, or the beginning of a kept one's name.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write into; the name says the origin.")],
+    store: Store = None,
+) -> None:
+    """Write a covariance in a twenty-fifth of the space, under the name by which a store finds it."""
+    from errata.editing.packed_covariance import relative_error
+    from errata.orchestrator.covariance.store import CovarianceStore
+
+    _, held = _load([file], store)[0]
+    try:
+        path, packed = CovarianceStore(output).put_packed(held)
+    except OSError as error:
+        raise UserError(f"--output {str(output)!r} cannot be written: {error.strerror or error}") from error
+    console = _console()
+    for layer in held.layers:
+        console.print(f"layer {layer}: relative error {relative_error(packed, held, layer):.3f}")
+    console.print(f"{path}: {path.stat().st_size:,} bytes, digest {packed.digest}")
+
+
 # ---------------------------------------------------------------- estimating
 
 
@@ -223,13 +248,14 @@ class _OnDemand:
 
 
 def _estimate(
-    config: RunConfig, store: Path, output: Path | None, check: bool, update: Callable[[str, float, float, str], None]
+    config: RunConfig, store: str, output: Path | None, check: bool, update: Callable[[str, float, float, str], None]
 ) -> None:
     from errata.editing.checkpoint.load import checkpoint_digest, resolve_model
     from errata.editing.editors import make_editor
     from errata.orchestrator.covariance.jobs import estimate_job
+    from errata.orchestrator.covariance.places import open_store
     from errata.orchestrator.covariance.schedule import rates
-    from errata.orchestrator.covariance.store import CovarianceStore, obtain, write_atomically
+    from errata.orchestrator.covariance.store import obtain, write_atomically
     from errata.orchestrator.journal.rows import version_digest
     from errata.orchestrator.run.opening import check_layers, for_model
 
@@ -237,7 +263,7 @@ def _estimate(
     check_layers(config, directory)
     config = for_model(config, directory)
     digest = checkpoint_digest(directory)
-    version, layers, kept = version_digest(digest), make_editor(config.editor).layers, CovarianceStore(store)
+    version, layers, kept = version_digest(digest), make_editor(config.editor).layers, open_store(store)
 
     def progress(part: str, p: EstimateProgress) -> None:
         left = "" if p.seconds_left is None else f", {p.seconds_left:.0f} s left"
@@ -293,17 +319,15 @@ def _interruptible() -> Iterator[None]:
 # ---------------------------------------------------------------- files and tables
 
 
-def _store(given: Path | None, configured: str | None = None) -> Path:
+def _store(given: Path | None) -> Path:
     from errata.orchestrator.covariance.store import default_store
 
-    if given is not None:
-        return given.expanduser()
-    return Path(configured).expanduser() if configured is not None else default_store()
+    return given.expanduser() if given is not None else default_store()
 
 
 def _load(files: Sequence[str], store: Path | None) -> list[tuple[str, KeyCovariance]]:
     """Covariances with names that tell them apart, each checked against its digest."""
-    from errata.editing.covariance import KeyCovariance
+    from errata.editing.packed_covariance import load_covariance
     from errata.orchestrator.covariance.store import CovarianceStore
 
     kept = CovarianceStore(_store(store))
@@ -312,7 +336,7 @@ def _load(files: Sequence[str], store: Path | None) -> list[tuple[str, KeyCovari
     if len(set(names)) < len(names):
         names = [f"{name}#{index}" for index, name in enumerate(names, start=1)]
     try:
-        return [(name, KeyCovariance.load(path)) for name, path in zip(names, paths, strict=True)]
+        return [(name, load_covariance(path)) for name, path in zip(names, paths, strict=True)]
     except ErrataError as error:
         raise UserError(str(error)) from error
 

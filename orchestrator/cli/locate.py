@@ -130,6 +130,7 @@ def read_prompts(config: RunConfig, data: Path | None, count: int) -> list[Trace
     Raises:
         UserError: the file is not there or malformed, or no record has a true answer.
     """
+    from errata.editing.request import EditRequest
     from errata.editing.tracing import TracePrompt
     from errata.orchestrator.sources.streams import open_stream
 
@@ -146,7 +147,7 @@ def read_prompts(config: RunConfig, data: Path | None, count: int) -> list[Trace
                 (
                     TracePrompt(request.id, request.subject, request.prompt, request.target_true)
                     for request in requests
-                    if request is not None and request.target_true and request.target_true.strip()
+                    if isinstance(request, EditRequest) and request.target_true and request.target_true.strip()
                 ),
                 count,
             )

@@ -1,4 +1,4 @@
-"""``errata sweep`` and ``errata compare``: grids of runs, and finished runs side by side."""
+"""``errata sweep``, ``compare`` and ``leaderboard``: grids of runs, finished runs side by side, models by figures."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command("sweep")(sweep)
     app.command("compare")(compare)
+    app.command("leaderboard")(leaderboard)
 
 
 def sweep(
@@ -142,3 +143,28 @@ def compare(
     else:
         output.write_text(text, encoding="utf-8")
         typer.echo(str(output))
+
+
+def leaderboard(
+    given: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Presets with figures (YAML), and directories of runs or sweeps.", metavar="[PRESET|RUN]..."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; standard output by default.")
+    ] = None,
+) -> None:
+    """List the models with presets and what was measured with them, and what runs measured."""
+    from errata.orchestrator.experiments.leaderboard import leaderboard as page
+
+    text = page(given or [])
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output {str(output)!r} cannot be written: {error.strerror or error}") from error
+    typer.echo(str(output))

@@ -22,7 +22,10 @@ class CovarianceConfig(SelfGenerationConfig):
     mixture: MixtureConfig | None = None
     """Weights and components of ``source: mixture``."""
     store: str | None = None
-    """Directory in which the first estimate is looked up, and kept for other runs; null to estimate anew."""
+    """Directory or URL (``hf://ORG/NAME``, ``s3://``, ``https://``, ...) in which the first estimate is looked up, and
+    kept for other runs; null to estimate anew."""
+    packed: bool = False
+    """Take a packed covariance where no whole one is kept: of the store, or one that comes with the installation."""
     seed: int = Field(0, ge=0)
     """Seed of the first estimate; a refresh adds the number of edits at which it was triggered."""
     tokens: int | None = Field(None, ge=1)

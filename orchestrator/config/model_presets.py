@@ -1,7 +1,8 @@
 """Settings that belong to a model: presets, the model a preset is of, and runs whose settings were made for another.
 
-A preset is part of a run's configuration (``model``, ``editor``, ...) with two keys of its own: ``editors`` holds what
-holds for one type of editor only, ``matches`` what its model is recognized by. Order: defaults, configuration, preset,
+A preset is part of a run's configuration (``model``, ``editor``, ...) with keys of its own: ``editors`` holds what is
+for one type of editor only, ``matches`` what its model is recognized by, ``basis`` where its settings come from, and
+``measured`` what `errata calibrate` found with them. Order: defaults, configuration, preset,
 ``--set``.
 """
 
@@ -23,8 +24,14 @@ from errata.orchestrator.config.presets import configs_root
 
 logger = logging.getLogger(__name__)
 
-OWN_KEYS = ("editors", "matches")
+OWN_KEYS = ("editors", "matches", "basis", "measured")
 """Keys of a preset that no run has."""
+BASES = {
+    "measured": "measured by this project",
+    "published": "as published with a method, by the source that the preset names",
+    "carried_over": "carried over from a relative of the model: not measured",
+}
+"""Where a preset's settings come from."""
 _FOLDER = "models"
 
 Reader = Callable[[Path], dict[str, Any]]
@@ -115,6 +122,8 @@ def settled(
         if preset is None:
             raise UserError(f"{source}: editor.layers is missing and model {model!r} has no preset; {_ways(None)}")
         logger.info("model %s: settings of preset %s", model, preset)
+        if read(shipped()[preset]).get("basis") == "carried_over":
+            logger.warning("preset %s was never measured on its model; `errata calibrate %s` does that", preset, model)
         return preset
     if named is None or _one_name(named, model):
         return None

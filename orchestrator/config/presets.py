@@ -16,7 +16,7 @@ def configs_root() -> Path:
 
 
 def find_config(name_or_path: str) -> Path:
-    """A configuration file by path, or a shipped one by name (``quickstart``).
+    """A configuration file by path, or a shipped one by name: ``quickstart``, ``configs/quickstart.yaml``.
 
     Raises:
         UserError: neither; the message lists the shipped names.
@@ -25,7 +25,8 @@ def find_config(name_or_path: str) -> Path:
     if path.is_file():
         return path
     root = configs_root()
-    for candidate in (root / f"{name_or_path}.yaml", root / name_or_path):
+    name = name_or_path.removeprefix("configs/")
+    for candidate in (root / f"{name}.yaml", root / name):
         if candidate.is_file():
             return candidate
     known = sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.yaml"))

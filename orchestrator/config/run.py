@@ -101,6 +101,9 @@ class RunConfig(Closed):
     schedule: Literal["deterministic", "asap"] = "deterministic"
     """``deterministic``: batches form by count and covariances change over by edits; ``asap``: both by the clock."""
     snapshots: SnapshotConfig = SnapshotConfig()
+    artifacts: str | None = None
+    """URL (``s3://BUCKET/PREFIX``, or another that fsspec writes to) at which the files beside the journal are kept,
+    with copies here; null for the run's directory alone."""
     covariance: CovarianceConfig
     refresh: RefreshConfig = RefreshConfig()
     repair: RepairConfig = RepairConfig()
@@ -112,6 +115,8 @@ class RunConfig(Closed):
     service: ServiceConfig = ServiceConfig()
     tracking: TrackingConfig = TrackingConfig()
     ray: RayConfig = RayConfig()
+    directory_mode: Literal["0700", "0750", "0755"] = "0700"
+    """Who may look into the directory of a run that is begun, as ``chmod`` writes it: its owner, the group too, all."""
 
     @model_validator(mode="after")
     def _refresh_has_source(self) -> RunConfig:
@@ -195,7 +200,10 @@ _LATER: dict[str, tuple[object, ...]] = {
 
 def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     """`RunConfig.identity` of a configuration kept as plain data, perhaps by an older release."""
-    elsewhere = ("ray", "tracking", "name", "schedule", "snapshots", "guard", "publish", "service")
+    elsewhere = (
+        *("ray", "tracking", "name", "schedule", "snapshots", "artifacts", "guard", "publish", "service"),
+        "directory_mode",
+    )
     kept = {key: value for key, value in plain.items() if key not in elsewhere}
     contexts = kept.get("contexts")
     if isinstance(contexts, Mapping):
@@ -249,7 +257,7 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     covariance = kept.get("covariance")
     if isinstance(covariance, Mapping):
         # runs of older releases know nothing of a sampler; the one that was used is part of each covariance
-        unsaid = ["store", *([] if covariance.get("sampler") else ["sampler"])]
+        unsaid = ["store", "packed", *([] if covariance.get("sampler") else ["sampler"])]
         unsaid += [] if covariance.get("seed_pool") == "words" else ["seed_pool"]
         unsaid += ["seed_bos"] if covariance.get("seed_bos") is None else []
         kept["covariance"] = {key: value for key, value in covariance.items() if key not in unsaid}

@@ -18,6 +18,10 @@ class ServiceConfig(Closed):
     """Edits in one ``POST /v1/edits``."""
     max_waiting: int = Field(10_000, ge=1)
     """Edits that may wait to be written; beyond it new ones get 429 until there is room."""
+    max_waiting_bytes: int = Field(67_108_864, ge=1024)
+    """Bytes of edits that may wait to be written; beyond it new ones get 429 until there is room."""
+    max_evaluations: int = Field(8, ge=1)
+    """Evaluations that were asked for and are not done at one moment; beyond it 429."""
     max_queued_calls: int = Field(256, ge=1)
     """Submissions and commands that may wait for their turn at the journal at one moment; beyond it 429."""
     max_queries: int = Field(16, ge=1)
@@ -30,7 +34,13 @@ class ServiceConfig(Closed):
     max_answer_tokens: int = Field(256, ge=1)
     """Longest answer a client may ask for."""
     answer_seconds: float = Field(120.0, gt=0, le=3600)
-    """How long an answer may take before it is cut off with 504, or, when streamed, with an event that says so."""
+    """How long an answer may take, its wait for a worker included, before it is cut off with 504, or, when streamed,
+    with an event that says so."""
+    end_seconds: float = Field(540.0, ge=1)
+    """How long the batch under way may take once the service was told to end; then it is given up, and done again after
+    the next start. Below the time that whoever supervises the process grants it."""
+    lock_seconds: float = Field(2.0, gt=0, le=30)
+    """How long a call waits where another process has the journal locked, before it gets 503."""
     revert_wait_seconds: float = Field(20.0, ge=0, le=600)
     """How long a ``DELETE`` waits for its commit before it answers 202."""
     poll_seconds: float = Field(0.25, gt=0, le=10)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from errata.actors.parts import EditorPart, EstimatorPart
@@ -17,8 +16,9 @@ from errata.orchestrator.config.covariance import CovarianceConfig
 from errata.orchestrator.config.refresh import RefreshConfig
 from errata.orchestrator.covariance.drift import NOT_NEEDED, DriftWatch, Looked
 from errata.orchestrator.covariance.jobs import estimate_job
+from errata.orchestrator.covariance.places import open_store, shipped_store
 from errata.orchestrator.covariance.refresh import REFUSED, PendingRefresh, Refresher, blend, crossed, refusal
-from errata.orchestrator.covariance.store import CovarianceStore, obtain
+from errata.orchestrator.covariance.store import obtain
 from errata.orchestrator.history.receipts import load_covariance
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
@@ -83,7 +83,8 @@ class Refreshing:
                 self._journal.base().digest,
                 self._estimator,
                 dtype=self._dtype,
-                store=None if place is None else CovarianceStore(Path(place).expanduser()),
+                store=None if place is None else open_store(place),
+                shipped=shipped_store(),
                 progress=lambda part, p: self._show(f"first {part}", p),
             )
             covariance = obtained.covariance
@@ -118,6 +119,8 @@ class Refreshing:
             # off the journal: a restart neither forgets nor repeats one
             times = [row.at for row in self._journal.swaps()] + [row.at for row in self._journal.refreshes()]
             self._clock = max(times, default=now)
+        # a clock that was set back begins the interval anew: at worst a refresh comes one interval late
+        self._clock = min(self._clock, now)
         if (now - self._clock).total_seconds() >= seconds and self.request():
             self._clock = now
 

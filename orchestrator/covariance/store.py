@@ -13,7 +13,7 @@ import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,12 +23,14 @@ from errata.editing.covariance import KeyCovariance
 from errata.editing.digest import digest_json
 from errata.editing.errors import DamagedFileError, UserError
 from errata.editing.estimation.mixture import compose
+from errata.editing.packed_covariance import is_packed, load_covariance, load_packed, save_packed, whole_source
 from errata.orchestrator.config.covariance import CovarianceConfig
 from errata.orchestrator.covariance.jobs import component_job, estimate_job
 
 logger = logging.getLogger(__name__)
 
 _SUFFIX = ".safetensors"
+_PACKED_SUFFIX = ".packed.safetensors"
 _TEMPORARY = ".tmp-"
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")
 
@@ -81,17 +83,30 @@ class CovarianceStore:
         """Where a covariance of that origin is kept."""
         return self.root / f"{key_of(source, layers)}{_SUFFIX}"
 
-    def find(self, source: Mapping[str, Any], layers: Sequence[int]) -> KeyCovariance | None:
+    def packed_path_of(self, source: Mapping[str, Any], layers: Sequence[int]) -> Path:
+        """Where a covariance of that origin is kept packed."""
+        return self.root / f"{key_of(source, layers)}{_PACKED_SUFFIX}"
+
+    def find(self, source: Mapping[str, Any], layers: Sequence[int], *, packed: bool = False) -> KeyCovariance | None:
         """The covariance of that origin, or None if it has not been kept.
+
+        Args:
+            packed: one that is kept packed will do where no whole one is.
 
         Raises:
             UserError: the file under that name is damaged or was made from something else; the message says what
                 differs, and to delete it.
         """
         path = self.path_of(source, layers)
+        if packed and not path.is_file():
+            path = self.packed_path_of(source, layers)
         if not path.is_file():
             return None
         try:
+            if path.name.endswith(_PACKED_SUFFIX):
+                held = load_packed(path)
+                check_made_from(replace(held, source=whole_source(held.source)), source, layers, name=str(path))
+                return held
             return check_made_from(KeyCovariance.load(path), source, layers, name=str(path))
         except (DamagedFileError, UserError) as error:
             raise UserError(f"{error} ({path.parent}); delete the file to have it estimated again") from error
@@ -101,6 +116,11 @@ class CovarianceStore:
         path = self.path_of(covariance.source, covariance.layers)
         write_atomically(covariance, path)
         return path
+
+    def put_packed(self, covariance: KeyCovariance) -> tuple[Path, KeyCovariance]:
+        """Keep a covariance packed under its origin; where it is, and what will be read from there."""
+        path = self.packed_path_of(covariance.source, covariance.layers)
+        return path, write_atomically(covariance, path, save_packed)
 
     def resolve(self, name: str) -> Path:
         """A file by path, or a kept one by the beginning of its name (six digits or more).
@@ -112,6 +132,7 @@ class CovarianceStore:
         if path.is_file():
             return path
         matches = sorted(self.root.glob(f"{name}*{_SUFFIX}")) if _PREFIX.fullmatch(name) else []
+        matches = [path for path in matches if not path.name.endswith(_PACKED_SUFFIX)] or matches
         if len(matches) == 1:
             return matches[0]
         if matches:
@@ -119,16 +140,25 @@ class CovarianceStore:
         raise UserError(f"covariance {name!r} is no file, and none in {self.root} begins so")
 
 
-def write_atomically(covariance: KeyCovariance, path: Path) -> None:
-    """Write a file that is either complete or not there.
+def write_atomically(
+    covariance: KeyCovariance, path: Path, save: Callable[[KeyCovariance, Path], KeyCovariance] | None = None
+) -> KeyCovariance:
+    """Write a file that is either complete or not there; what will be read from it.
+
+    Args:
+        save: writes the file; the whole covariance by default.
 
     Raises:
         UserError: the place cannot be written to.
     """
     temporary = path.parent / f"{_TEMPORARY}{secrets.token_hex(8)}{_SUFFIX}"
+    written = covariance
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        covariance.save(temporary)
+        if save is None:
+            covariance.save(temporary)
+        else:
+            written = save(covariance, temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -137,6 +167,7 @@ def write_atomically(covariance: KeyCovariance, path: Path) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+    return written
 
 
 # ---------------------------------------------------------------- coming by one
@@ -168,6 +199,7 @@ def obtain(
     *,
     dtype: str,
     store: CovarianceStore | None,
+    shipped: CovarianceStore | None = None,
     progress: Callable[[str, EstimateProgress], None] | None = None,
 ) -> Obtained:
     """The covariance that a configuration describes, for the base model.
@@ -176,6 +208,7 @@ def obtain(
         config: any source but ``identity``, which needs no model.
         version: digest of the base version.
         store: looked up first and added to; None to estimate anew.
+        shipped: looked up after it, where ``config.packed`` allows a packed one.
         progress: called with the name of the part (``covariance``, or a component) and how far it is.
 
     Raises:
@@ -183,7 +216,8 @@ def obtain(
     """
     if config.mixture is None:
         job = estimate_job(config, layers, version)
-        return _one(job, "covariance", estimator, dtype=dtype, store=store, progress=progress)
+        looked = (store, shipped) if config.packed else (store,)
+        return _one(job, "covariance", estimator, dtype=dtype, stores=looked, packed=config.packed, progress=progress)
     parts: dict[str, KeyCovariance] = {}
     seconds, reused, repeated = 0.0, 0, 0
     for name, component in sorted(config.mixture.components.items()):
@@ -192,7 +226,7 @@ def obtain(
             reused += 1
             continue
         job = component_job(config, name, layers, version)
-        part = _one(job, name, estimator, dtype=dtype, store=store, progress=progress)
+        part = _one(job, name, estimator, dtype=dtype, stores=(store,), packed=False, progress=progress)
         parts[name] = part.covariance
         seconds, reused = seconds + part.seconds, reused + part.reused
         repeated += part.repeated_blocks
@@ -205,17 +239,21 @@ def _one(
     estimator: Estimator,
     *,
     dtype: str,
-    store: CovarianceStore | None,
+    stores: Sequence[CovarianceStore | None],
+    packed: bool,
     progress: Callable[[str, EstimateProgress], None] | None,
 ) -> Obtained:
-    kept = store.find(job.source(dtype), job.layers) if store is not None else None
-    if kept is not None:
-        logger.info("%s: found in the store, %d tokens", part, kept.tokens)
-        return Obtained(kept, 0.0, 1)
+    """Looked up in the stores one after the other, else estimated and kept in the first."""
+    for store in stores:
+        kept = store.find(job.source(dtype), job.layers, packed=packed) if store is not None else None
+        if kept is not None:
+            how = "found packed" if is_packed(kept.source) else "found"
+            logger.info("%s: %s in the store, %d tokens", part, how, kept.tokens)
+            return Obtained(kept, 0.0, 1)
     estimate = estimator.estimate(job, {}, (lambda p: progress(part, p)) if progress is not None else None)
     covariance = estimate.recorded
-    if store is not None:
-        store.put(covariance)
+    if stores and stores[0] is not None:
+        stores[0].put(covariance)
     return Obtained(covariance, estimate.seconds, 0, estimate.repeated_blocks)
 
 
@@ -224,7 +262,7 @@ def _component_file(file: str, name: str, layers: Sequence[int], version: str, d
     path = Path(file)
     if not path.is_file():
         raise UserError(f"covariance.mixture.components.{name}.file {file!r} does not exist")
-    covariance = KeyCovariance.load(path)
+    covariance = load_covariance(path)
     wanted = {"version": version, "dtype": dtype}
     said = differences({key: covariance.source.get(key) for key in wanted}, wanted)
     missing = sorted(set(layers) - set(covariance.layers))

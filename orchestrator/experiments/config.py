@@ -206,7 +206,7 @@ def load_sweep(name_or_path: str, overrides: Sequence[str] = (), only: Sequence[
     run = dict(config.run)
     for override in overrides:
         apply_override(run, override)
-        _refuse_axis_key(config, override.partition("=")[0].strip())
+        _refuse_axis_key(config, override.partition("=")[0].strip(), only)
     config = config.model_copy(update={"run": run})
     wanted = [_only(config, text) for text in only]
     cells = [c for c in make_cells(config, path) if all(_matches(c.coordinates, entry) for entry in wanted)]
@@ -215,10 +215,15 @@ def load_sweep(name_or_path: str, overrides: Sequence[str] = (), only: Sequence[
     return Sweep(config, tuple(cells))
 
 
-def _refuse_axis_key(config: SweepConfig, key: str) -> None:
-    """An override that every cell would override again is a misunderstanding."""
+def _refuse_axis_key(config: SweepConfig, key: str, only: Sequence[str]) -> None:
+    """An override that a chosen cell would override again is a misunderstanding."""
     for axis, points in config.axes.items():
-        settings = [nested(axis, None)] if isinstance(points, list) else list(points.values())
+        chosen = {label for text in only for label in text.partition("=")[2].split(",") if text.startswith(f"{axis}=")}
+        settings = (
+            [nested(axis, None)]
+            if isinstance(points, list)
+            else [given for label, given in points.items() if not chosen or str(label) in chosen]
+        )
         if any(_holds(given or {}, key.split(".")) for given in settings):
             raise UserError(f"--set {key}: axis {axis!r} sets it; choose among its labels with --only")
     if config.groups is not None and key == "stream.limit":

@@ -5,18 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from xml.etree import ElementTree as ET
 
 from markupsafe import Markup
 
-from errata.editing.wording import counted
 from errata.orchestrator.experiments.labels import GROUP, SEED
 from errata.orchestrator.experiments.tables import Block, Column, Figure, RunComparison, heading, mean_of
-from errata.orchestrator.report.charts import nice_ticks
+from errata.orchestrator.report.charts import SHARE, Form, Series, line_chart
 from errata.orchestrator.report.summary import TimelinePoint
 
-WIDTH, HEIGHT = 400.0, 230.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 12.0, 36.0
 STYLES = 10
 """Colors of the page: one for the unedited model, one for the memory alone, the others for methods in turn."""
 _ALONE = ("unedited", "memory")
@@ -56,7 +52,7 @@ class Chart:
     """One figure of several rows over the number of edits."""
 
     title: str
-    svg: Markup
+    chart: Markup
 
 
 @dataclass(frozen=True)
@@ -163,76 +159,29 @@ def _figures_at(point: TimelinePoint, arm: str) -> dict[str, float]:
 
 
 def draw(lines: Sequence[Line], styles: Mapping[str, str], column: Column) -> Markup:
-    """An ``<svg>`` of lines with bands of their standard errors; safe markup, built as a tree."""
-    scale = 100.0 if column.share else 1.0
-    values = [
-        scale * (point.figure.mean + sign * (point.figure.error or 0.0))
-        for line in lines
-        for point in line.points
-        for sign in (-1, 1)
-    ]
-    low, high = (0.0, 100.0) if column.share else _limits(values)
-    most = max(point.edits for line in lines for point in line.points) or 1
-
-    def px(edits: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * edits / most
-
-    def py(value: float) -> float:
-        inside = min(max(value, low), high)
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (inside - low) / (high - low)
-
-    spoken = "; ".join(f"{line.label} {column.text(line.points[-1].figure.mean)}" for line in lines)
-    svg = ET.Element(
-        "svg",
-        {
-            "viewBox": f"0 0 {WIDTH:.0f} {HEIGHT:.0f}",
-            "role": "img",
-            "aria-label": _clean(f"{column.heading} over edits. At the end: {spoken}."),
-        },
-    )
-    for tick in nice_ticks(low, high, 5):
-        _el(svg, "line", class_="grid", x1=LEFT, x2=WIDTH - RIGHT, y1=py(tick), y2=py(tick))
-        _el(svg, "text", f"{tick:g}", class_="tick y", x=LEFT - 6, y=py(tick) + 4)
-    for tick in nice_ticks(0, most, 5):
-        _el(svg, "line", class_="axis", x1=px(tick), x2=px(tick), y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM + 4)
-        _el(svg, "text", f"{tick:g}", class_="tick x", x=px(tick), y=HEIGHT - BOTTOM + 17)
-    _el(svg, "line", class_="axis", x1=LEFT, x2=WIDTH - RIGHT, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM)
-    _el(svg, "text", "edits", class_="label", x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 4)
-    for line in lines:
-        style = styles[line.label]
-        if any(point.figure.error for point in line.points):
-            upper = [(px(p.edits), py(scale * (p.figure.mean + (p.figure.error or 0)))) for p in line.points]
-            lower = [(px(p.edits), py(scale * (p.figure.mean - (p.figure.error or 0)))) for p in line.points]
-            corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in [*upper, *reversed(lower)])
-            ET.SubElement(svg, "polygon", {"class": f"band {style}", "points": corners})
-        path = "L".join(f"{px(p.edits):.1f} {py(scale * p.figure.mean):.1f}" for p in line.points)
-        ET.SubElement(svg, "path", {"class": f"line {style}", "d": f"M{path}"})
-        for point in line.points:
-            dot = ET.SubElement(
-                svg,
-                "circle",
-                {
-                    "class": f"dot {style}",
-                    "cx": f"{px(point.edits):.1f}",
-                    "cy": f"{py(scale * point.figure.mean):.1f}",
-                    "r": "3",
-                },
+    """Lines over the number of edits, shaded by their standard errors."""
+    return line_chart(
+        column.heading,
+        [
+            Series(
+                styles[line.label],
+                line.label,
+                tuple((point.edits, point.figure.mean) for point in line.points),
+                tuple(_around(point.figure) for point in line.points) if _is_spread(line) else None,
             )
-            said = f"{line.label}: {column.text(point.figure.mean)} at {counted(point.edits, 'edit')}"
-            ET.SubElement(dot, "title").text = _clean(said)
-    return Markup(ET.tostring(svg, encoding="unicode"))
+            for line in lines
+        ],
+        form=SHARE if column.share else Form(None),
+        y_range=(0.0, 1.0) if column.share else None,
+        x_label="edits",
+        labels=False,
+    )
 
 
-def _el(parent: ET.Element, tag: str, text: str | None = None, **attributes: str | float) -> None:
-    named = {k.rstrip("_"): v if isinstance(v, str) else f"{v:.1f}" for k, v in attributes.items()}
-    ET.SubElement(parent, tag, named).text = text
+def _is_spread(line: Line) -> bool:
+    return any(point.figure.error for point in line.points)
 
 
-def _clean(text: str) -> str:
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-
-
-def _limits(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    room = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - room, high + room
+def _around(figure: Figure) -> tuple[float, float]:
+    error = figure.error or 0.0
+    return figure.mean - error, figure.mean + error

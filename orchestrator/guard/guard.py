@@ -21,6 +21,7 @@ from errata.editing.digest import digest_json
 from errata.editing.errors import ErrataError
 from errata.editing.wording import counted
 from errata.orchestrator.config.guard import WEBHOOK, GuardConfig
+from errata.orchestrator.guard.notify import notifiers
 from errata.orchestrator.guard.rules import GuardVerdict, Reading, judge
 from errata.orchestrator.guard.webhook import Outcome, Webhook
 from errata.orchestrator.history.bisect import RegressionProbe
@@ -113,11 +114,10 @@ class Guard:
         self._acting = False
         self._state = _read_state(journal)
         url = os.environ.get(WEBHOOK) or config.webhook
-        self._webhook = (
-            Webhook(url, timeout=config.webhook_timeout_seconds, retries=config.webhook_retries, done=self._alerted)
-            if url
-            else None
-        )
+        self._channels = notifiers(config.webhook_retries, self._alerted)
+        if url:
+            patience, retries = config.webhook_timeout_seconds, config.webhook_retries
+            self._channels.append(Webhook(url, timeout=patience, retries=retries, done=self._alerted))
 
     # ---------------------------------------------------------------- for the loop
 
@@ -143,8 +143,8 @@ class Guard:
 
     def start(self) -> None:
         """Take up what an interruption has left: finish a revert, check a version whose turn it was."""
-        if self._state.unreported is not None and self._webhook is not None:
-            self._webhook.send(self._alert(self._state.unreported))
+        if self._state.unreported is not None:
+            self._tell(self._state.unreported)
         if self._state.reverting:
             self._take_out(self._state.reverting, f"guard: back to v{self._state.good}, as begun before")
         head = self._journal.head()
@@ -181,8 +181,8 @@ class Guard:
     def close(self) -> None:
         """Drop a check under way; give alerts a few seconds."""
         self._thread.shutdown(wait=True, cancel_futures=True)
-        if self._webhook is not None:
-            self._webhook.close()
+        for channel in self._channels:
+            channel.close()
 
     # ---------------------------------------------------------------- checking
 
@@ -257,8 +257,7 @@ class Guard:
     def _breach(self, reason: str, data: Mapping[str, Any]) -> None:
         ids, good = data["reverting"], data["good_sequence"]
         logger.error("GUARD BREACH at %s", reason)
-        if self._webhook is not None:
-            self._webhook.send(self._alert(data))
+        self._tell(data)
         then = f"; reverting {counted(len(ids), 'edit')}, back to v{good}" if ids else ""
         self._say(f"guard: {reason}{'; paused' if data['paused'] else ''}{then}")
         if ids:
@@ -303,14 +302,17 @@ class Guard:
 
     # ---------------------------------------------------------------- telling
 
+    def _tell(self, data: Mapping[str, Any]) -> None:
+        for channel in self._channels:
+            channel.send(self._alert(data))
+
     def _alert(self, data: Mapping[str, Any]) -> dict[str, Any]:
         keys = ("version", "sequence", "edits", "reasons", "broken", "kept", "ratio", "paused", "reverting")
         return {"event": "guard_breach", "run": self._journal.meta.run_id, **{key: data[key] for key in keys}}
 
     def _alerted(self, outcome: Outcome) -> None:
-        assert self._webhook is not None
         sequence = outcome.payload.get("sequence")
-        data = {"host": self._webhook.host, "delivered": outcome.delivered, "attempts": outcome.attempts}
+        data = {"host": outcome.host, "delivered": outcome.delivered, "attempts": outcome.attempts}
         self._note("alert", sequence=sequence, **data, reason=outcome.why)
 
     def _note(self, what: str, **data: Any) -> None:

@@ -23,6 +23,8 @@ class Outcome:
     attempts: int
     why: str = ""
     """The last failure."""
+    host: str = ""
+    """Where it went, as it may be shown."""
 
 
 class Webhook:
@@ -87,8 +89,8 @@ class Webhook:
             attempts += 1
             why = self._post(payload)
             if not why:
-                return Outcome(payload, True, attempts)
-        return Outcome(payload, False, attempts, why)
+                return Outcome(payload, True, attempts, host=self.host)
+        return Outcome(payload, False, attempts, why, self.host)
 
     def _post(self, payload: Mapping[str, Any]) -> str:
         """Empty if it was taken, else why not, without the address."""

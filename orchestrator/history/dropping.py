@@ -50,7 +50,7 @@ def droppable(journal: JournalReader, store: ArtifactStore, gaps: Gaps) -> list[
     # what stood for an erased part may have been replaced in its turn
     named["keys"] |= gaps.replaced.keys()
     named["deltas"] |= gaps.changes.keys()
-    found = [
+    files = [
         Dropped(kind, digest, store.get(kind, digest, verify=False).stat().st_size)
         for kind, digests in named.items()
         for digest in sorted(digests - needed[kind])
@@ -60,8 +60,8 @@ def droppable(journal: JournalReader, store: ArtifactStore, gaps: Gaps) -> list[
     for row in journal.events("snapshot"):
         digest = str(row.data["digest"])
         if gaps.at(int(row.data["sequence"])) and digest not in kept and store.contains("snapshots", digest):
-            found.append(Dropped("snapshots", digest, store.get("snapshots", digest, verify=False).stat().st_size))
-    return found
+            files.append(Dropped("snapshots", digest, store.get("snapshots", digest, verify=False).stat().st_size))
+    return files
 
 
 def drop(store: ArtifactStore, files: Sequence[Dropped]) -> None:
@@ -107,10 +107,10 @@ def without_names(path: Path, names: Mapping[str, str]) -> tuple[str, dict[str, 
 
 def store_cut(store: ArtifactStore, digest: str, names: Mapping[str, str]) -> str | None:
     """Keep a receipt without some requests beside the whole one; returns its digest, None where nothing is left."""
-    found = without_names(store.get("keys", digest), names)
-    if found is None:
+    left = without_names(store.get("keys", digest), names)
+    if left is None:
         return None
-    form, tensors, metadata = found
+    form, tensors, metadata = left
     return store.put_file("keys", lambda path: write_tensors(path, tensors, form, metadata))
 
 

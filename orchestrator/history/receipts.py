@@ -23,9 +23,10 @@ from errata.editing.tensors import read_tensors, write_tensors
 from errata.orchestrator.history.gaps import Gaps, load_floor
 from errata.orchestrator.history.modules import ModulesInForce, joined, split, store_modules
 from errata.orchestrator.history.snapshots import newest_snapshot, snapshot_digest
-from errata.orchestrator.journal.artifacts import ArtifactStore
+from errata.orchestrator.journal.artifacts import ArtifactStore, Digester
 from errata.orchestrator.journal.fail_points import reach
 from errata.orchestrator.journal.reading import JournalReader
+from errata.orchestrator.journal.remote_artifacts import RemoteArtifacts, note_place, place_of
 from errata.orchestrator.journal.rows import CommitData, RequestOutcome, RequestRow, Version, VersionParts
 from errata.retrieval.memory import MemoryEntry
 from errata.retrieval.statements import StatementConfig, statement_of
@@ -52,16 +53,34 @@ def read_receipt_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def open_store(root: Path) -> ArtifactStore:
-    """The files of a run; deltas, covariances and receipts are known by their content, not by their headers."""
-    return ArtifactStore(
-        root,
-        digesters={
-            "deltas": lambda path: WeightDelta.load(path).digest,
-            "covariances": lambda path: KeyCovariance.load(path).digest,
-            "keys": receipt_digest,
-            "snapshots": snapshot_digest,
-        },
-    )
+    """The files of a run, wherever they are; deltas, covariances and receipts are known by their content, not by their
+    headers."""
+    digesters: Mapping[str, Digester] = {
+        "deltas": lambda path: WeightDelta.load(path).digest,
+        "covariances": lambda path: KeyCovariance.load(path).digest,
+        "keys": receipt_digest,
+        "snapshots": snapshot_digest,
+    }
+    url = place_of(root)
+    return ArtifactStore(root, digesters=digesters) if url is None else RemoteArtifacts(root, url, digesters=digesters)
+
+
+def open_for_writing(root: Path, url: str | None) -> ArtifactStore:
+    """The files of a run that its writer has opened, with what crashes left half-written deleted.
+
+    Args:
+        url: where they are to be kept, as its configuration says; what is only here is brought there.
+
+    Raises:
+        UserError: they are kept somewhere else already.
+    """
+    if url is not None:
+        note_place(root, url)
+    store = open_store(root)
+    store.sweep()
+    if isinstance(store, RemoteArtifacts):
+        store.complete()
+    return store
 
 
 def store_receipt(store: ArtifactStore, receipt: EditReceipt) -> tuple[str | None, str]:

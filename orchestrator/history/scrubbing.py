@@ -29,11 +29,11 @@ class Needles:
     def __init__(self, texts: Sequence[str], names: Sequence[str]) -> None:
         """``texts`` are found anywhere, ``names`` only whole: ``fact-1`` is not in ``fact-10``."""
         self.texts, self.names = tuple(dict.fromkeys(texts)), tuple(dict.fromkeys(names))
-        found = [re.escape(form) for text in self.texts for form in _spellings(text)]
-        found += [
+        forms = [re.escape(form) for text in self.texts for form in _spellings(text)]
+        forms += [
             rb"(?<![\w.-])" + re.escape(form) + rb"(?![\w.-])" for name in self.names for form in _spellings(name)
         ]
-        self._pattern = re.compile(b"|".join(dict.fromkeys(found))) if found else None
+        self._pattern = re.compile(b"|".join(dict.fromkeys(forms))) if forms else None
 
     def within(self, data: bytes) -> bool:
         """Whether any of them is there."""

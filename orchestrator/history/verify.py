@@ -24,7 +24,7 @@ from errata.orchestrator.history.rebuild import BaseCheckpoint, advance, edited_
 from errata.orchestrator.history.receipts import load_receipt, open_store
 from errata.orchestrator.history.snapshots import snapshots, superfluous
 from errata.orchestrator.journal import JOURNAL_FILE, Journal
-from errata.orchestrator.journal.artifacts import KINDS, ArtifactStore
+from errata.orchestrator.journal.artifacts import DIGEST, KINDS, ArtifactStore
 from errata.orchestrator.journal.chain import check_chain
 from errata.orchestrator.journal.connection import WriterLock, connect_reader
 from errata.orchestrator.journal.derived import check_derived
@@ -111,13 +111,13 @@ def _replacing(gaps: Gaps, kind: str) -> set[str]:
 
 def _named_by(versions: Iterable[Version]) -> dict[str, set[str]]:
     """Files of the kinds that a gap may lack, as some commits name them."""
-    found: dict[str, set[str]] = {kind: set() for kind in ("deltas", "keys", "modules", "pieces")}
+    digests: dict[str, set[str]] = {kind: set() for kind in ("deltas", "keys", "modules", "pieces")}
     for version in versions:
-        found["deltas"] |= {version.delta} if version.delta else set()
-        found["keys"] |= {version.keys} if version.keys else set()
-        found["modules"] |= set(version.parts.modules)
-        found["pieces"] |= {version.parts.pieces} if version.parts.pieces else set()
-    return found
+        digests["deltas"] |= {version.delta} if version.delta else set()
+        digests["keys"] |= {version.keys} if version.keys else set()
+        digests["modules"] |= set(version.parts.modules)
+        digests["pieces"] |= {version.parts.pieces} if version.parts.pieces else set()
+    return digests
 
 
 def verify(run: Path, base: BaseCheckpoint | None, progress: Progress = _silent) -> Report:
@@ -385,7 +385,11 @@ def collect_garbage(run: Path, *, dry_run: bool = False) -> list[Garbage]:
             garbage = [Garbage(file, file.stat().st_size) for file in _unnamed(journal, store)]
         if not dry_run:
             for item in garbage:
-                item.path.unlink(missing_ok=True)
+                name = item.path.name.split(".", 1)[0]
+                if DIGEST.fullmatch(name):
+                    store.discard(item.path.parent.name, name)  # wherever it is kept
+                else:
+                    item.path.unlink(missing_ok=True)
         return garbage
     finally:
         lock.release()

@@ -26,9 +26,10 @@ logger = logging.getLogger(__name__)
 KINDS: Final = ("deltas", "keys", "covariances", "contexts", "snapshots", "modules", "pieces", "routers")
 Digester = Callable[[Path], str]
 
-_TEMPORARY: Final = ".tmp-"
+TEMPORARY: Final = ".tmp-"
+"""How the names of half-written files begin."""
 _SUFFIXES: Final = (".safetensors", ".bin", ".json")
-_DIGEST: Final = re.compile(r"[0-9a-f]{16,64}")
+DIGEST: Final = re.compile(r"[0-9a-f]{16,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class ArtifactStore:
         """
         folder = self._folder(kind)
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"{_TEMPORARY}{secrets.token_hex(8)}{suffix}"
+        temporary = folder / f"{TEMPORARY}{secrets.token_hex(8)}{suffix}"
         try:
             writer(temporary)
             _sync(temporary)
@@ -134,7 +135,7 @@ class ArtifactStore:
     def sweep(self) -> int:
         """Delete what crashes left half-written; call only while holding the journal's lock. Returns how
         many."""
-        leftovers = [path for kind in KINDS for path in self._folder(kind).glob(f"{_TEMPORARY}*")]
+        leftovers = [path for kind in KINDS for path in self._folder(kind).glob(f"{TEMPORARY}*")]
         for path in leftovers:
             logger.info("deleting the half-written file %s", path)
             path.unlink(missing_ok=True)
@@ -149,10 +150,10 @@ class ArtifactStore:
         folder = self._folder(kind)
         if not folder.is_dir():
             return []
-        return sorted(path for path in folder.iterdir() if _DIGEST.fullmatch(path.name.split(".", 1)[0]))
+        return sorted(path for path in folder.iterdir() if DIGEST.fullmatch(path.name.split(".", 1)[0]))
 
     def _find(self, kind: str, digest: str) -> Path | None:
-        if not _DIGEST.fullmatch(digest):  # also keeps a digest from an outside caller inside the folder
+        if not DIGEST.fullmatch(digest):  # also keeps a digest from an outside caller inside the folder
             raise ValueError(f"a digest is 16 to 64 hexadecimal digits, got {digest!r}")
         folder = self._folder(kind)
         # a folder of a long life holds a hundred thousand files: not looked through where the name can be guessed

@@ -7,8 +7,15 @@ import os
 import sqlite3
 from pathlib import Path
 
-from errata.editing.errors import UserError
+from errata.editing.errors import ErrataError, UserError
 from errata.orchestrator.journal.schema import MIGRATIONS, schema_version
+
+LOCK_SECONDS = 30.0
+"""How long a write waits for another process that has the file locked, unless `Journal.patience` says otherwise."""
+
+
+class JournalBusyError(ErrataError):
+    """Another process has the journal's file locked; nothing was written."""
 
 
 class WriterLock:
@@ -46,7 +53,7 @@ class WriterLock:
 
 def connect_writer(path: Path) -> sqlite3.Connection:
     """A connection whose committed transactions survive a power cut."""
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30.0)
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=LOCK_SECONDS)
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
@@ -71,3 +78,8 @@ def connect_reader(path: Path) -> sqlite3.Connection:
         connection.close()
         return copy
     return connection
+
+
+def is_locked(error: sqlite3.Error) -> bool:
+    """Whether another process holds the file, which may pass."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

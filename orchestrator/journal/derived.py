@@ -18,6 +18,7 @@ SETTLED: Final = "json_array(result, outcome, figures)"
 """What a fate keeps of the request beside its state; of journals of before, nothing."""
 REFRESH_ROW: Final = "SELECT * FROM refreshes WHERE triggered_at = ?"
 TAG_ROW: Final = "SELECT * FROM tags WHERE name = ?"
+RETRACTION_ROW: Final = "SELECT * FROM retractions WHERE number = ?"
 MARK_ROW: Final = "SELECT * FROM marks WHERE sequence = ?"
 
 _LAST: Final = "(SELECT MAX(g.number) FROM fates g WHERE g.seq = r.seq)"
@@ -110,6 +111,7 @@ _NOTED: Final = (
     ("refresh", "SELECT * FROM refreshes", "triggered_at"),
     ("tag", "SELECT * FROM tags", "name"),
     ("mark", "SELECT * FROM marks", "sequence"),
+    ("retraction", "SELECT * FROM retractions", "number"),
 )
 
 
@@ -152,7 +154,8 @@ def _check_noted(connection: sqlite3.Connection) -> Iterator[Deviation]:
         last = {}
         for (data,) in connection.execute("SELECT data FROM events WHERE kind = ? ORDER BY number", (kind,)):
             row = json.loads(data)
-            last[row[key]] = row
+            if key in row:  # an erasure empties what names a request
+                last[row[key]] = row
         cursor = connection.cursor()
         cursor.row_factory = sqlite3.Row
         there = {row[key]: dict(row) for row in cursor.execute(query)}
@@ -161,6 +164,8 @@ def _check_noted(connection: sqlite3.Connection) -> Iterator[Deviation]:
         for name, row in there.items():
             if name in last and last[name] != row:
                 yield Deviation(f"{kind} {name}", "is not what was written last")
+            if kind == "retraction" and name not in last and not str(row["id"]).startswith("erased:"):
+                yield Deviation(f"{kind} {name}", "was never written")
         for name in last.keys() - there.keys():
             yield Deviation(f"{kind} {name}", "is gone")
 

@@ -81,6 +81,11 @@ class JournalErasing(JournalRecords):
                     raise ValueError(f"request {seq} is {row['state']}: it cannot be erased before it is reverted")
                 renamed[row["id"]] = erased_id(seq)
                 self._erase_row(connection, seq, row["id"], reason)
+            for name, new in renamed.items():
+                connection.execute(
+                    "UPDATE retractions SET id = ? || '-' || number, retracts = ?, reason = NULL WHERE retracts = ?",
+                    (new, new, name),
+                )
             self._rename(connection, "batches", "sequence", renamed)
             self._rename(connection, "attempts", "number", renamed)
             for event in connection.execute(f"SELECT number, data FROM events WHERE kind NOT IN {_KEPT}").fetchall():

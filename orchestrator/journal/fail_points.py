@@ -20,6 +20,7 @@ FAIL_POINTS: Final[tuple[str, ...]] = (
     # orchestrator/journal.py: inside the transaction (nothing is durable yet) and right after it
     "accept_in_transaction",
     "after_accept",
+    "after_retraction",
     "commit_in_transaction",
     "after_commit",
     "swap_in_transaction",
@@ -38,6 +39,7 @@ FAIL_POINTS: Final[tuple[str, ...]] = (
     "after_revert_applied",
     "after_memory_remove",
     # a repair passes artifact_written to after_commit like a batch, and besides
+    "after_retraction_reverted",
     "after_repair",
     "after_repair_round",
     # a compaction and an erasure, in their order

@@ -14,7 +14,7 @@ from errata.editing.errors import UserError
 from errata.editing.limits import check_request
 from errata.editing.model.capacity import Capacity
 from errata.editing.model.text import TextCodec
-from errata.editing.request import EditRequest
+from errata.editing.request import EditRequest, Retraction
 from errata.orchestrator.journal.journal import Journal
 from errata.orchestrator.journal.rows import Accepted, payload_digest
 
@@ -59,16 +59,19 @@ class Intake:
     def __init__(self, journal: Journal, admit: Admit = EditRequest.cleaned) -> None:
         self._journal, self._admit = journal, admit
 
-    def accept(self, requests: Sequence[EditRequest]) -> list[Accepted]:
+    def accept(self, requests: Sequence[EditRequest | Retraction]) -> list[Accepted]:
         """As `Journal.accept`; a request that the gate refuses has its reason in the answer, and is ``invalid``."""
         answers: dict[int, Accepted] = {}
         taken: dict[int, EditRequest] = {}
         for place, request in enumerate(requests):
+            if isinstance(request, Retraction):
+                continue
             try:
                 taken[place] = self._known(request) or self._admit(request)
             except (UserError, UnicodeError) as error:
                 answers[place] = Accepted(request.id, None, refused=str(error), invalid=True)
         answers |= dict(zip(taken, self._journal.accept(list(taken.values())), strict=True))
+        answers |= {n: self._journal.retract(r) for n, r in enumerate(requests) if isinstance(r, Retraction)}
         return [answers[place] for place in range(len(requests))]
 
     def _known(self, request: EditRequest) -> EditRequest | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -189,7 +189,9 @@ class Journal(JournalErasing):
                 refused=f"id {request.id!r} was used before, for a request with another content",
             )
         fact_key = self._fact_key(connection, request)
-        seq = self._insert_request(connection, request.id, fact_key, dump_json(payload), digest, "accepted")
+        seq = self._insert_request(
+            connection, request.id, fact_key, dump_json(payload), digest, "accepted", event_at=request.event_at
+        )
         return Accepted(request.id, seq)
 
     @staticmethod
@@ -226,6 +228,16 @@ class Journal(JournalErasing):
         with self._transaction() as connection:
             self._move(connection, name, ("accepted",), "reverted", None, "ended_in = NULL", reason=reason)
 
+    def come_late(self, name: str, newer: str) -> None:
+        """A request that still waits gives way to one of the same fact that holds and became true later.
+
+        Raises:
+            ValueError: it is not there, or does not wait any more.
+        """
+        with self._transaction() as connection:
+            change, reason = "ended_in = NULL, superseded_by = ?", "late: a newer value holds"
+            self._move(connection, name, ("accepted",), "superseded", None, change, newer, reason=reason)
+
     def set_aside(self, name: str, reason: str) -> None:
         """Reject a request that still waits, outside any batch: the editor cannot survive it.
 
@@ -244,12 +256,23 @@ class Journal(JournalErasing):
         digest: str,
         state: RequestState,
         reason: str | None = None,
+        event_at: datetime | None = None,
     ) -> int:
         now = self._time()
         seq = connection.execute(
-            "INSERT INTO requests (id, fact_key, payload, payload_digest, accepted_at, state, reason, salt)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq",
-            (name, fact_key, payload, digest, now, state, reason, new_salt()),
+            "INSERT INTO requests (id, fact_key, payload, payload_digest, accepted_at, state, reason, salt, event_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq",
+            (
+                name,
+                fact_key,
+                payload,
+                digest,
+                now,
+                state,
+                reason,
+                new_salt(),
+                None if event_at is None else event_at.astimezone(UTC).isoformat(),
+            ),
         ).fetchone()["seq"]
         append_link(connection, "acceptance", seq)
         self._insert_fate(connection, seq, state, None, reason, now)

@@ -24,11 +24,13 @@ from errata.orchestrator.journal.rows import (
     RefreshRow,
     RequestRow,
     RequestState,
+    RetractionRow,
     SwapRow,
     Version,
     VersionParts,
     version_digest,
 )
+from errata.orchestrator.journal.searching import where
 
 _NEWEST = 2**62
 """More than any sequence number."""
@@ -62,17 +64,24 @@ class JournalReader:
         """How many requests wait to be applied; cheap however long the journal is."""
         return self.counters().get("state.accepted", 0)
 
+    def waiting_bytes(self) -> int:
+        """Bytes of the requests that wait, as they are stored; costs a look at each of them."""
+        query = "SELECT COALESCE(SUM(LENGTH(CAST(payload AS BLOB))), 0) FROM requests WHERE state = 'accepted'"
+        return int(self._rows(query)[0][0])
+
+    def oldest_waiting(self) -> tuple[int, datetime] | None:
+        """Number and time of acceptance of the request that has waited longest, or None."""
+        rows = self._rows("SELECT seq, accepted_at FROM requests WHERE state = 'accepted' ORDER BY seq LIMIT 1")
+        return (int(rows[0]["seq"]), _time(rows[0]["accepted_at"])) if rows else None
+
     def requests(self, state: RequestState | None = None) -> list[RequestRow]:
         """All requests, or those in one state, in the order of acceptance."""
         return self._requests("WHERE state = ?", (state,)) if state else self._requests("", ())
 
-    def request_page(
-        self, limit: int, *, before: int | None = None, state: RequestState | None = None
-    ) -> list[RequestRow]:
-        """The newest requests, newest first; those accepted before number ``before``, those in one state."""
-        given = [(text, value) for text, value in (("seq < ?", before), ("state = ?", state)) if value is not None]
-        where = f"WHERE {' AND '.join(text for text, _ in given)}" if given else ""
-        return self._requests(where, tuple(value for _, value in given), limit, newest_first=True)
+    def request_page(self, limit: int, **chosen: Any) -> list[RequestRow]:
+        """The newest requests, newest first; ``chosen`` as `errata.orchestrator.journal.searching.where` takes it."""
+        clause, values = where(**chosen)
+        return self._requests(clause, values, limit, newest_first=True)
 
     def request(self, name: str) -> RequestRow | None:
         """One request by its id."""
@@ -170,8 +179,8 @@ class JournalReader:
     def first_living(self) -> int | None:
         """Number of the first commit that wrote an edit which is in the weights; None where none is."""
         query = "SELECT MIN(applied_in) FROM requests WHERE state = 'applied'"
-        found = self._rows(query)[0][0]
-        return None if found is None else int(found)
+        first = self._rows(query)[0][0]
+        return None if first is None else int(first)
 
     def living_writes(self) -> set[int]:
         """Commits that were the last to write an edit which is in the weights."""
@@ -183,15 +192,15 @@ class JournalReader:
 
     def texts_elsewhere(self, texts: Collection[str], gone: Collection[int]) -> set[str]:
         """Of some texts those that other requests hold as well; reads every request."""
-        left, found = set(texts), set[str]()
+        left, elsewhere = set(texts), set[str]()
         for row in self._rows("SELECT seq, payload FROM requests WHERE erased_at IS NULL"):
             if row["seq"] in gone or not left:
                 continue
             payload = json.dumps(json.loads(row["payload"]), ensure_ascii=False)
             here = {text for text in left if json.dumps(text, ensure_ascii=False)[1:-1] in payload}
-            found |= here
+            elsewhere |= here
             left -= here
-        return found
+        return elsewhere
 
     def held_of(self, fact_keys: Iterable[str], sequence: int) -> list[RequestRow]:
         """As `held`, of some facts."""
@@ -264,6 +273,34 @@ class JournalReader:
                 reason=row["reason"],
             )
             for row in self._of("attempts", "sequence", sequence)
+        ]
+
+    def retractions_due(self, limit: int = 100) -> list[RetractionRow]:
+        """Retractions that wait and whose request is there, oldest first."""
+        return self._retractions(
+            "JOIN requests q ON q.id = r.retracts WHERE r.state = 'waiting' ORDER BY r.number LIMIT ?", limit
+        )
+
+    def retractions_of(self, fact_keys: Iterable[str]) -> list[RetractionRow]:
+        """Every retraction of a request about some facts, oldest first."""
+        held: list[RetractionRow] = []
+        for key in dict.fromkeys(fact_keys):
+            held += self._retractions("JOIN requests q ON q.id = r.retracts WHERE q.fact_key = ?", key)
+        return sorted(held, key=lambda row: row.number)
+
+    def _retractions(self, where: str, *values: object) -> list[RetractionRow]:
+        return [
+            RetractionRow(
+                number=row["number"],
+                id=row["id"],
+                retracts=row["retracts"],
+                event_at=None if row["event_at"] is None else _time(row["event_at"]),
+                accepted_at=_time(row["accepted_at"]),
+                state=row["state"],
+                sequence=row["sequence"],
+                reason=row["reason"],
+            )
+            for row in self._rows(f"SELECT r.* FROM retractions r {where}", *values)
         ]
 
     def payload_digest(self, name: str) -> str | None:

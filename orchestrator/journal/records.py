@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 from errata.editing.errors import UserError
+from errata.editing.request import Retraction
 from errata.orchestrator.journal.chain import append_link
-from errata.orchestrator.journal.connection import WriterLock
-from errata.orchestrator.journal.derived import MARK_ROW, REFRESH_ROW, TAG_ROW
+from errata.orchestrator.journal.connection import JournalBusyError, WriterLock, is_locked
+from errata.orchestrator.journal.derived import MARK_ROW, REFRESH_ROW, RETRACTION_ROW, TAG_ROW
 from errata.orchestrator.journal.fail_points import reach
 from errata.orchestrator.journal.reading import JournalReader
-from errata.orchestrator.journal.rows import AttemptOutcome, CovarianceRow, MarkState, RefreshState, dump_json
+from errata.orchestrator.journal.rows import Accepted, AttemptOutcome, CovarianceRow, MarkState, RefreshState, dump_json
+
+logger = logging.getLogger(__name__)
 
 
 def now() -> datetime:
@@ -36,6 +42,23 @@ class JournalRecords(JournalReader):
         super().__init__(connection)
         self._writer_lock = lock
         self._clock = clock
+        self._insists: dict[int, Callable[[], bool]] = {}
+        """By thread: whether it is to wait on where another process has the file locked."""
+
+    def patience(self, seconds: float) -> None:
+        """How long a write waits for another process that has the file locked."""
+        with self._thread_lock:
+            self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * seconds)}")
+
+    def insist(self, unless: Callable[[], bool]) -> None:
+        """Have this thread's writes wait for such a process as long as it takes, and let other threads in meanwhile.
+
+        For the thread that commits: what it has in hand is in the editor already.
+
+        Args:
+            unless: asked between two tries; where it says yes the write is given up.
+        """
+        self._insists[threading.get_ident()] = unless
 
     # ---------------------------------------------------------------- covariances and refreshes
 
@@ -180,6 +203,42 @@ class JournalRecords(JournalReader):
             )
             self._note(connection, "mark", connection.execute(MARK_ROW, (sequence,)).fetchone())
 
+    # ---------------------------------------------------------------- retractions
+
+    def retract(self, retraction: Retraction) -> Accepted:
+        """Keep that a request is to be taken back, whether it is there yet or not. Again, it changes nothing."""
+        with self._transaction() as connection:
+            query = "SELECT number, retracts, event_at FROM retractions WHERE id = ?"
+            known = connection.execute(query, (retraction.id,)).fetchone()
+            at = None if retraction.event_at is None else retraction.event_at.isoformat()
+            if known is not None:
+                if (known["retracts"], known["event_at"]) == (retraction.retracts, at):
+                    return Accepted(retraction.id, None, duplicate=True)
+                return Accepted(
+                    retraction.id, None, refused=f"id {retraction.id!r} has taken back something else before"
+                )
+            if connection.execute("SELECT 1 FROM requests WHERE id = ?", (retraction.id,)).fetchone():
+                return Accepted(retraction.id, None, refused=f"id {retraction.id!r} was used before, for an edit")
+            cursor = connection.execute(
+                "INSERT INTO retractions (id, retracts, event_at, accepted_at, state) VALUES (?, ?, ?, ?, 'waiting')",
+                (retraction.id, retraction.retracts, at, self._time()),
+            )
+            number = int(cursor.lastrowid or 0)
+            self._note(connection, "retraction", connection.execute(RETRACTION_ROW, (number,)).fetchone())
+        reach("after_retraction")
+        return Accepted(retraction.id, None)
+
+    def settle_retraction(self, number: int, sequence: int | None, reason: str) -> None:
+        """Say what became of one. Again, it changes nothing."""
+        with self._transaction() as connection:
+            cursor = connection.execute(
+                "UPDATE retractions SET state = 'done', sequence = ?, reason = ?"
+                " WHERE number = ? AND state = 'waiting'",
+                (sequence, printable(reason), number),
+            )
+            if cursor.rowcount:
+                self._note(connection, "retraction", connection.execute(RETRACTION_ROW, (number,)).fetchone())
+
     # ---------------------------------------------------------------- inside
 
     def _note(self, connection: sqlite3.Connection, kind: str, row: sqlite3.Row) -> None:
@@ -196,8 +255,7 @@ class JournalRecords(JournalReader):
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         if self._writer_lock is None:
             raise UserError("this journal was opened for reading only")
-        with self._thread_lock:
-            self._connection.execute("BEGIN IMMEDIATE")
+        with self._begun():
             try:
                 yield self._connection
                 self._connection.execute("COMMIT")
@@ -205,3 +263,29 @@ class JournalRecords(JournalReader):
                 if self._connection.in_transaction:  # a full disk rolls back by itself
                     self._connection.execute("ROLLBACK")
                 raise
+
+    @contextmanager
+    def _begun(self) -> Iterator[None]:
+        """Hold this process's lock, with the file's write lock taken.
+
+        Raises:
+            JournalBusyError: another process has it.
+        """
+        unless = self._insists.get(threading.get_ident())
+        said = False
+        while True:
+            with self._thread_lock:
+                try:
+                    self._connection.execute("BEGIN IMMEDIATE")
+                except sqlite3.OperationalError as error:
+                    if not is_locked(error):
+                        raise
+                    if unless is None or unless():
+                        raise JournalBusyError("another process has the journal locked") from error
+                else:
+                    yield
+                    return
+            if not said:
+                logger.warning("another process has the journal locked; writing waits for it")
+                said = True
+            time.sleep(0.05)  # the lock of this process is free meanwhile

@@ -158,6 +158,18 @@ class RequestRow:
     """When its content was erased; id and payload are then those of a tombstone."""
 
     @property
+    def true_at(self) -> datetime:
+        """When the fact became true, as far as it is known."""
+        return self.event_at or self.accepted_at
+
+    def newer_than(self, other: RequestRow) -> bool:
+        """Whether this one holds, of two requests about one fact: by event time, where either tells it, else by
+        arrival."""
+        if self.event_at is None and other.event_at is None:
+            return self.seq > other.seq
+        return (self.true_at, self.seq) > (other.true_at, other.seq)
+
+    @property
     def request(self) -> EditRequest:
         """The request itself; raises for a record that never was a valid one."""
         return EditRequest.model_validate(dict(self.payload)).named(self.fact_key)
@@ -323,6 +335,27 @@ class MarkRow:
     state: MarkState
     reason: str
     at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RetractionRow:
+    """A request that is to be taken back, or was."""
+
+    number: int
+    id: str
+    retracts: str
+    """Id of the request."""
+    event_at: datetime | None
+    accepted_at: datetime
+    state: Literal["waiting", "done"]
+    sequence: int | None
+    """The commit that took it out of the weights, if it was in them."""
+    reason: str | None
+
+    @property
+    def at(self) -> datetime:
+        """When the fact ceased to be true, as far as it is known."""
+        return self.event_at or self.accepted_at
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,6 +182,19 @@ CREATE TABLE tombstones (
     at          TEXT NOT NULL
 );
 
+CREATE TABLE retractions (
+    number      INTEGER PRIMARY KEY,
+    id          TEXT NOT NULL UNIQUE,
+    retracts    TEXT NOT NULL,
+    event_at    TEXT,
+    accepted_at TEXT NOT NULL,
+    state       TEXT NOT NULL CHECK (state IN ('waiting', 'done')),
+    sequence    INTEGER REFERENCES batches (sequence),
+    reason      TEXT
+);
+CREATE INDEX retractions_by_state ON retractions (state, number);
+CREATE INDEX retractions_by_request ON retractions (retracts);
+
 CREATE TABLE chain (
     number      INTEGER PRIMARY KEY,
     kind        TEXT NOT NULL,

@@ -131,6 +131,7 @@ class Measurer:
         free_texts: bool = False,
         progress: Callable[[int], None] | None = None,
         done: Callable[[Measurement], None] | None = None,
+        wanted: Callable[[], bool] | None = None,
     ) -> Future[Measurement]:
         """Freeze what the memory finds now, then evaluate in the background.
 
@@ -142,6 +143,7 @@ class Measurer:
             free_texts: also continue openings freely, where the configuration says so.
             progress: called in the background with the number of facts done: 0 when it begins.
             done: called in the background with the result.
+            wanted: asked now and then whether it is to go on; the future holds AbandonedError where it is not.
         """
         questions = questions_of(requests)
         near = self._memory.search(questions, self._mem.scr.k) if remembered else [[] for _ in questions]
@@ -153,7 +155,7 @@ class Measurer:
                 progress(0)
             known = self._base_perplexity if version == self._base else None  # submitted before: it is there
             text = None if known is not None else self._text
-            evaluation, perplexity = self._pool.evaluate_with_text(requests, weights, hits, text, progress)
+            evaluation, perplexity = self._pool.evaluate_with_text(requests, weights, hits, text, progress, wanted)
             if self._judge is not None:
                 evaluation = judged(evaluation, self._judge)
             if known is not None:

@@ -118,12 +118,13 @@ class Timeline:
         *,
         latency: bool = False,
         counted: Collection[str] | None = None,
+        wanted: Callable[[], bool] | None = None,
     ) -> Future[Measurement]:
         """Measure facts on the version as it stands, in the background; the figures are kept under ``kind``.
 
         ``counted`` are the facts whose figures these are, where others are asked beside them.
         """
-        return self._submit(requests, self._weights(), version, kind, latency=latency, counted=counted)
+        return self._submit(requests, self._weights(), version, kind, latency=latency, counted=counted, wanted=wanted)
 
     def _submit(
         self,
@@ -135,6 +136,7 @@ class Timeline:
         latency: bool = False,
         remembered: bool = True,
         counted: Collection[str] | None = None,
+        wanted: Callable[[], bool] | None = None,
     ) -> Future[Measurement]:
         return self._measurer.submit(
             requests,
@@ -144,6 +146,7 @@ class Timeline:
             latency=latency,
             remembered=remembered,
             free_texts=kind == FINAL,
+            wanted=wanted,
             progress=lambda done: self._show(kind, done, len(requests), version.edits),
             done=lambda result: self._keep(
                 result if counted is None else result.only(counted), version, kind, len(counted or requests)

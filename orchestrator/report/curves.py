@@ -8,9 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from errata.orchestrator.report.charts import Band, Event, Series, line_chart
+from errata.orchestrator.report.charts import PERCENT, Band, Event, Form, Series, line_chart
 from errata.orchestrator.report.formats import (
-    MINUS,
     count,
     duration,
     fixed,
@@ -36,7 +35,7 @@ class Chart:
     title: str
     measured: str
     caption: str
-    svg: Markup
+    drawing: Markup
 
 
 def timeline(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -52,7 +51,7 @@ def charts(summary: Mapping[str, Any]) -> list[Chart]:
     drawn = [_metric_chart(points, metric, "generated", events) for metric in GENERATED]
     drawn += [_metric_chart(points, metric, "teacher-forced", events) for metric in TEACHER_FORCED]
     drawn += [_perplexity_chart(points, events), _norm_chart(points, events)]
-    return [chart for chart in drawn if chart.svg]
+    return [chart for chart in drawn if chart.drawing]
 
 
 def _metric_chart(points: list[Mapping[str, Any]], metric: Metric, measured: str, events: list[Event]) -> Chart:
@@ -61,14 +60,14 @@ def _metric_chart(points: list[Mapping[str, Any]], metric: Metric, measured: str
         Series(key, names[key], tuple((float(p["edits"]), _arm_value(p, key, metric.key)) for p in points))
         for key in DRAW_ORDER
     ]
-    svg = line_chart(
+    drawing = line_chart(
         f"{metric.name} ({measured})",
         series,
-        write=lambda value: percent(value, 0),
+        form=PERCENT,
         y_range=(0.0, 1.0),
         events=events,
     )
-    return Chart(metric.name, measured, metric.definition, svg)
+    return Chart(metric.name, measured, metric.definition, drawing)
 
 
 def _arm_value(point: Mapping[str, Any], arm: str, metric: str) -> float | None:
@@ -83,16 +82,16 @@ def _perplexity_chart(points: list[Mapping[str, Any]], events: list[Event]) -> C
     band = None
     if base is not None:
         band = Band(base * (1 - TOLERATED), base * (1 + TOLERATED), f"within {percent(TOLERATED, 0)} of the base")
-    svg = line_chart(
+    drawing = line_chart(
         "Perplexity on held-out text",
         [Series("edited", "Edited", values("edited")), Series("base", "Base", values("base"))],
-        write=lambda value: fixed(value, 1),
-        write_tick=lambda value: f"{value:g}",
+        form=Form(1),
+        tick=Form(None),
         events=events,
         band=band,
     )
     caption = "Text that no edit is about. Lower is better; a rising line is damage to the model as a whole."
-    return Chart("Perplexity", "held-out text", caption, svg)
+    return Chart("Perplexity", "held-out text", caption, drawing)
 
 
 def _norm_chart(points: list[Mapping[str, Any]], events: list[Event]) -> Chart:
@@ -105,21 +104,20 @@ def _norm_chart(points: list[Mapping[str, Any]], events: list[Event]) -> Chart:
         if first is not None:
             relative = tuple((x, None if norm is None else norm / first - 1) for x, norm in norms)
             shade = index * (MOST_SHADES - 1) // max(len(layers) - 1, 1)
-            series.append(Series(f"layer shade{shade}", f"{word}{layer}", relative))
+            series.append(Series(f"shade{shade}", f"{word}{layer}", relative))
     caption = "Frobenius norm of each edited matrix against its first measurement. Steady growth foretells collapse."
     if len(series) > MOST_LAYERS:
         series = sorted(series, key=_last_change, reverse=True)[:MOST_LAYERS]
         caption += f" Shown: the {MOST_LAYERS} that changed most."
     span = max((abs(y) for line in series for _, y in line.points if y is not None), default=0.0)
     digits = 1 if span >= 0.02 else 2 if span >= 0.002 else 3
-    svg = line_chart(
+    drawing = line_chart(
         "Change of the norms of the edited matrices",
         series,
-        write=lambda value: f"{100 * value:+.{digits}f}%".replace("-", MINUS),
-        write_tick=lambda value: f"{100 * value:+.{digits}f}%".replace("-", MINUS) if value else "0%",
+        form=Form(digits, 100.0, "%", sign=True),
         events=events,
     )
-    return Chart("Weight norms", "edited matrices", caption, svg)
+    return Chart("Weight norms", "edited matrices", caption, drawing)
 
 
 def _last_change(series: Series) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from errata.orchestrator.report import curves, view
+from errata.orchestrator.report import charts, curves, view
 from errata.orchestrator.report.facts import fact_view
 from errata.orchestrator.report.formats import duration, mapping, moment, short_digest
 from errata.orchestrator.report.wording import KIND_SHORT, OUTCOMES, shown
@@ -39,7 +39,8 @@ def render_report(
     Returns:
         The page, to be written as UTF-8.
     """
-    script, style = _asset("script.js"), _asset("style.css")
+    script = f"{charts.script()}\n{_asset('script.js')}"
+    style = f"{charts.style()}\n{_asset('style.css')}"
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     environment = Environment(

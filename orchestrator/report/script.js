@@ -3,25 +3,7 @@
   const root = document.documentElement;
   root.classList.add("js");
 
-  // Hover text of the charts: one box that follows the pointer; without a script the browser shows <title> instead.
-  const tip = document.getElementById("tip");
-  for (const part of document.querySelectorAll("[data-tip]")) {
-    part.querySelector("title")?.remove();
-    const show = (event) => {
-      tip.textContent = part.dataset.tip;
-      tip.hidden = false;
-      const box = tip.getBoundingClientRect();
-      const left = Math.min(event.clientX + 14, root.clientWidth - box.width - 8);
-      const above = event.clientY - box.height - 14;
-      tip.style.left = `${Math.max(8, left)}px`;
-      tip.style.top = `${above > 8 ? above : event.clientY + 18}px`;
-    };
-    part.addEventListener("pointermove", show);
-    part.addEventListener("pointerdown", show);
-    part.addEventListener("pointerleave", () => { tip.hidden = true; });
-  }
-  addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
-
+  Charts.all();
   const table = document.getElementById("fact-table");
   if (!table) return;
   const page = 40;

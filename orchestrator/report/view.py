@@ -133,9 +133,10 @@ def cards(summary: Mapping[str, Any]) -> list[Card]:
     ]  # fmt: skip
 
 
-def verdict(summary: Mapping[str, Any]) -> list[Cell]:
-    """The one comparison to see first: how many of the updated facts each arm answers rightly (generated)."""
-    return list(_cells(summary, "reliability"))
+def verdict(summary: Mapping[str, Any]) -> list[tuple[Cell, Cell]]:
+    """The one comparison to see first, of each arm: what the edits gave (updated facts answered rightly), and what they
+    cost (neighbors' facts that are still answered as before); both generated."""
+    return list(zip(_cells(summary, "reliability"), _cells(summary, "locality"), strict=True))
 
 
 def groups(summary: Mapping[str, Any], facts: Sequence[Mapping[str, Any]]) -> list[Group]:

@@ -3,7 +3,7 @@ batches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -17,24 +17,32 @@ class BatchPlan:
     requests: tuple[EditRequest, ...]
     """In the order of acceptance; one per fact."""
     superseded: tuple[tuple[str, str], ...] = ()
-    """(older id, newer id): the older request of a fact gives way to the newer one of this batch."""
+    """(older id, newer id): the older request of a fact gives way to the newer one of this batch, by event time where
+    they tell it."""
 
     def batch(self, sequence: int) -> EditBatch:
         """The batch under its number."""
         return EditBatch(sequence=sequence, requests=self.requests)
 
 
-def plan_batch(pending: Sequence[EditRequest], size: int, *, distinct_subjects: bool = False) -> BatchPlan | None:
+def plan_batch(
+    pending: Sequence[EditRequest],
+    size: int,
+    *,
+    distinct_subjects: bool = False,
+    arrived: Mapping[str, datetime] | None = None,
+) -> BatchPlan | None:
     """The next batch: out of the first ``size`` requests that wait, the newest of each fact.
 
-    Only the order of acceptance matters, not when a request came: so a run over the same stream forms the
-    same batches.
+    The newest is the one that became true last, where requests tell (``event_at``), else the one that was accepted
+    last. Only the order of acceptance matters for the rest: so a run over the same stream forms the same batches.
 
     Args:
         pending: requests that wait, in the order of acceptance.
         size: most requests taken at once, at least 1.
         distinct_subjects: take one edit per subject; another one of the same subject waits for the next
             batch. Keys of one subject are nearly parallel, and written together they share out one direction.
+        arrived: when each was accepted, by id; stands for the event time of one that tells none, beside one that does.
 
     Returns:
         None if nothing waits.
@@ -42,7 +50,11 @@ def plan_batch(pending: Sequence[EditRequest], size: int, *, distinct_subjects: 
     if size < 1:
         raise ValueError(f"a batch holds at least one request, got size {size}")
     window = pending[:size]
-    newest = {request.fact_key: request for request in window}
+    newest: dict[str, EditRequest] = {}
+    for request in window:
+        other = newest.get(request.fact_key)
+        if other is None or not _newer(other, request, arrived or {}):
+            newest[request.fact_key] = request
     chosen: list[EditRequest] = []
     subjects: set[str] = set()
     for request in window:
@@ -58,6 +70,14 @@ def plan_batch(pending: Sequence[EditRequest], size: int, *, distinct_subjects: 
         if request.fact_key in taken and newest[request.fact_key] is not request
     )
     return BatchPlan(tuple(chosen), superseded) if chosen else None
+
+
+def _newer(first: EditRequest, second: EditRequest, arrived: Mapping[str, datetime]) -> bool:
+    """Whether the first of two, in the order of acceptance, holds over the second."""
+    if first.event_at is None and second.event_at is None:
+        return False
+    one, other = first.event_at or arrived.get(first.id), second.event_at or arrived.get(second.id)
+    return one is not None and other is not None and one > other
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +114,10 @@ class Batcher:
             return True
         if self.max_age_seconds is None or oldest is None or now is None:
             return False
-        return now - oldest >= timedelta(seconds=self.max_age_seconds)
+        age = now - oldest
+        # a clock that was set back must not hold a batch up for as long as it was set back
+        return age < timedelta(0) or age >= timedelta(seconds=self.max_age_seconds)
 
-    def plan(self, pending: Sequence[EditRequest]) -> BatchPlan | None:
+    def plan(self, pending: Sequence[EditRequest], arrived: Mapping[str, datetime] | None = None) -> BatchPlan | None:
         """:func:`plan_batch` with this batcher's settings."""
-        return plan_batch(pending, self.size, distinct_subjects=self.distinct_subjects)
+        return plan_batch(pending, self.size, distinct_subjects=self.distinct_subjects, arrived=arrived)

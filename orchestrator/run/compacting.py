@@ -81,8 +81,8 @@ def compact(run: OfflineRun, plan: CompactPlan) -> None:
 
 def published(journal: JournalReader) -> set[int]:
     """Versions that a server was switched to, or that a registry knows."""
-    found = (event.data for event in journal.events("publication"))
-    return {int(data["sequence"]) for data in found if data.get("what") in ("switched", "already", "registered")}
+    told = (event.data for event in journal.events("publication"))
+    return {int(data["sequence"]) for data in told if data.get("what") in ("switched", "already", "registered")}
 
 
 def _spans(start: int, floors: tuple[int, ...]) -> list[tuple[int, int]]:

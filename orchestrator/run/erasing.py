@@ -243,8 +243,8 @@ def _texts(journal: JournalReader, rows: Sequence[RequestRow], statements: Seque
         texts |= {probe.prompt for probe in request.portability}
         if request.provenance is not None:
             texts |= {text for text in (request.provenance.why, request.provenance.who) if text}
-    found = {text for text in texts if text.strip()}
-    return sorted(found - journal.texts_elsewhere(found, {row.seq for row in rows}))
+    wanted = {text for text in texts if text.strip()}
+    return sorted(wanted - journal.texts_elsewhere(wanted, {row.seq for row in rows}))
 
 
 def _render(directory: Path) -> str:

@@ -105,27 +105,27 @@ class OfflineRun:
 
     def statements(self, rows: Iterable[RequestRow]) -> list[str]:
         """How the memory words requests; one that never was valid is passed over."""
-        found = []
+        worded = []
         for row in rows:
             with suppress(ValueError):
-                found.append(memory_entry(row, self._config.memory.statement).statement)
-        return found
+                worded.append(memory_entry(row, self._config.memory.statement).statement)
+        return worded
 
     def snapshots_at(self, sequences: Sequence[int]) -> dict[int, str]:
         """Store the editor as it was at some versions; returns the snapshots' digests by version number."""
-        found: dict[int, str] = {}
+        stored: dict[int, str] = {}
         first = newest_snapshot(self.journal, self.store, before=min(sequences) + 1)
         items = history(self.journal, self.store, since=None if first is None else first[1], upto=max(sequences))
 
         def kept(editor: LocalEditor) -> None:
             sequence = editor.sequence
-            if sequence in sequences and sequence not in found:
+            if sequence in sequences and sequence not in stored:
                 version = self.journal.version(sequence)
-                found[sequence] = store_snapshot(self.journal, self.store, editor.snapshot(), version)
+                stored[sequence] = store_snapshot(self.journal, self.store, editor.snapshot(), version)
 
         editor = self._local(items, each=kept)
         kept(editor)
-        return found
+        return stored
 
     def revert(
         self,

@@ -20,12 +20,14 @@ from errata.editing.editors import make_editor
 from errata.editing.errors import UserError
 from errata.editing.extras import check_installed
 from errata.editing.model.decoder import layer_of
+from errata.editing.request import EditRequest
 from errata.orchestrator.config.run import RunConfig, identity_of
 from errata.orchestrator.guard.rules import read_guard
-from errata.orchestrator.history.receipts import open_store
+from errata.orchestrator.history.receipts import open_for_writing
 from errata.orchestrator.journal import JOURNAL_FILE, Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.intake import Admission, Intake
+from errata.orchestrator.journal.remote_artifacts import check_place
 from errata.orchestrator.journal.rows import JournalMeta, payload_digest
 from errata.orchestrator.measuring.measurer import check_evaluation
 from errata.orchestrator.progress import Display
@@ -131,6 +133,7 @@ def open_journal(config: RunConfig, output: Path, model_digest: str) -> Journal:
     editor = digest_json(
         {"editor": config.dump()["editor"], "contexts": config.dump()["contexts"], "seed": config.seed}
     )
+    _make_directory(output, config.directory_mode)
     return Journal.create(
         path,
         JournalMeta(
@@ -141,6 +144,14 @@ def open_journal(config: RunConfig, output: Path, model_digest: str) -> Journal:
             errata_version=errata_version(),
         ),
     )
+
+
+def _make_directory(output: Path, mode: str) -> None:
+    """The directory of a new run; what is there already keeps the mode that somebody gave it."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if not output.exists():
+        output.mkdir()
+        output.chmod(int(mode, 8))  # the process's mask would take from what mkdir is told
 
 
 def take_in_records(intake: TakesRequests, records: list[StreamRecord], display: Display) -> None:
@@ -201,6 +212,8 @@ def check_run(config: RunConfig, output: Path, *, resume: bool | None, needs_str
     check_installed("ray", *(["mlflow"] if config.tracking.uri is not None else []))
     check_output_place(output)
     check_ray_places(config.ray)
+    if config.artifacts is not None:
+        check_place(config.artifacts)
     directory = resolve_model(config.model.name)
     check_layers(config, directory)
     rows = check_checkpoint(directory, config.model.name)
@@ -238,8 +251,7 @@ def open_run(checked: Checked, display: Display, *, completed: Status, patience:
     for warning in checked.warnings:
         display.warn(warning)
     with open_journal(config, output, checked.model_digest) as journal:
-        store = open_store(output)
-        store.sweep()
+        store = open_for_writing(output, config.artifacts)
         intake = Intake(journal, checked.admission)
         take_in_records(intake, checked.records, display)
         source = open_source(config.stream, journal)
@@ -283,7 +295,14 @@ def open_run(checked: Checked, display: Display, *, completed: Status, patience:
 
 
 def _digests(records: list[StreamRecord]) -> list[str]:
-    return [record.position if record.request is None else payload_digest(record.request) for record in records]
+    return [
+        record.position
+        if record.request is None
+        else payload_digest(record.request)
+        if isinstance(record.request, EditRequest)
+        else digest_json(record.request.model_dump(mode="json"))
+        for record in records
+    ]
 
 
 @contextmanager

@@ -55,6 +55,7 @@ from errata.orchestrator.run.attempts import Attempts
 from errata.orchestrator.run.batcher import Batcher, BatchPlan
 from errata.orchestrator.run.repairing import REPAIR, Repairs
 from errata.orchestrator.run.reverting import commit_revert, forgotten
+from errata.orchestrator.run.updating import set_late_aside, settle_retractions
 from errata.orchestrator.tracking import names
 from errata.orchestrator.tracking.tracker import NullTracker, Tracker
 from errata.retrieval.statements import StatementConfig
@@ -215,15 +216,18 @@ class Pipeline:
             The version that came of it, or None if no batch was due.
         """
         self.refreshing.swap_if_due()
+        retracted = settle_retractions(self.journal, lambda ids, why: self.revert(ids, reason=why))
+        if retracted is not None:
+            return retracted
         repaired = self._repairs.next()
         if repaired is not None:
             self._settle(repaired)
             return repaired
         plan = self._next_alone()
-        rows = [] if plan else self.journal.pending(self._batching.size)
+        rows = [] if plan else self._waiting()
         oldest = rows[0].accepted_at if rows else None
         if plan is None and self._batcher.due(len(rows), ended=ended, oldest=oldest, now=datetime.now(UTC)):
-            plan = self._batcher.plan([row.request for row in rows])
+            plan = self._batcher.plan([row.request for row in rows], {row.id: row.accepted_at for row in rows})
         if plan is None:
             return None
         version = self._write(plan)
@@ -286,9 +290,18 @@ class Pipeline:
         """
         return self.refreshing.request()
 
-    def measure(self, requests: Sequence[EditRequest], *, kind: str = ASKED) -> Future[Measurement]:
-        """Evaluate facts on the newest version, frozen, in the background; the journal keeps the figures."""
-        return self.timeline.measure(requests, self.head(), kind)
+    def measure(
+        self, requests: Sequence[EditRequest], *, kind: str = ASKED, wanted: Callable[[], bool] | None = None
+    ) -> Future[Measurement]:
+        """Evaluate facts on the newest version, frozen, in the background; the journal keeps the figures.
+
+        Where ``wanted`` is given and says no meanwhile, it ends with AbandonedError.
+        """
+        return self.timeline.measure(requests, self.head(), kind, wanted=wanted)
+
+    def give_up(self) -> None:
+        """Have the batch under way fail now, from any thread; it has left no trace, and nothing follows it."""
+        self.editor.give_up()
 
     def wait_background(self) -> None:
         """Return when every timeline point that was begun is in the journal."""
@@ -381,6 +394,13 @@ class Pipeline:
         return self.journal.version(sequence)
 
     # --- one batch ---
+
+    def _waiting(self) -> list[RequestRow]:
+        """The next requests that wait, after those that came late have given way."""
+        rows = self.journal.pending(self._batching.size)
+        while set_late_aside(self.journal, rows):
+            rows = self.journal.pending(self._batching.size)
+        return rows
 
     def _next_alone(self) -> BatchPlan | None:
         """A batch of one request that stayed weak among others, if one still waits."""

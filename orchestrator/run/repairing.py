@@ -193,8 +193,8 @@ class Repairs:
         parts: list[Version] = []
         version = self._journal.head()
         while version.kind == REPAIR and version.figures is not None:
-            found = version.figures["repair"]
-            if (found["at"], found["round"]) != (look.at, look.rounds):
+            told = version.figures["repair"]
+            if (told["at"], told["round"]) != (look.at, look.rounds):
                 break
             parts.append(version)
             version = self._journal.version(version.sequence - 1)

@@ -40,6 +40,7 @@ class Acceptor:
     Args:
         journal: open for writing; its own lock keeps this thread and the one that commits apart.
         max_waiting: edits that may wait to be written into the weights.
+        max_waiting_bytes: bytes of them, as they are stored.
         max_queued: submissions that may wait for their transaction.
         retry_after: seconds after which a refused client may find room, as things are.
         accepted: called after every transaction.
@@ -52,11 +53,15 @@ class Acceptor:
         *,
         max_waiting: int,
         max_queued: int,
+        max_waiting_bytes: int = 1 << 40,
         retry_after: Callable[[], float] = lambda: 1.0,
         accepted: Callable[[], None] = lambda: None,
         admit: Admit = EditRequest.cleaned,
     ) -> None:
-        self._journal, self._max_waiting = journal, max_waiting
+        self._journal, self._max_waiting, self._max_bytes = journal, max_waiting, max_waiting_bytes
+        self._bytes = journal.waiting_bytes()
+        """Of what waits, at most: what was written since the last look is still among it."""
+        self._looked_at = time.monotonic()
         self._intake = Intake(journal, admit)
         self._retry_after, self._accepted = retry_after, accepted
         self._queue: queue.Queue[_Item | None] = queue.Queue(max_queued)
@@ -90,6 +95,11 @@ class Acceptor:
     def depth(self) -> int:
         """Submissions that wait for their transaction."""
         return self._queue.qsize()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of edits that wait to be written, at most: what was written of late may be among them."""
+        return self._bytes
 
     def close(self) -> None:
         """Refuse what comes from now on, journal what was submitted, end the thread."""
@@ -148,15 +158,34 @@ class Acceptor:
         room = self._max_waiting - self._journal.waiting()
         fitting = []
         for item in items:
-            size = len(item.requests)
-            if size > room:
-                size = sum(self._journal.request(request.id) is None for request in item.requests)
+            size, weight = len(item.requests), sum(map(_bytes_of, item.requests))
+            if size > room or not self._has_room(weight):
+                new = [request for request in item.requests if self._journal.request(request.id) is None]
+                size, weight = len(new), sum(map(_bytes_of, new))
             if size > room:
                 item.answer.set_exception(self._full(size))
                 continue
+            if weight and not self._has_room(weight):
+                item.answer.set_exception(self._too_heavy(weight))
+                continue
             room -= size
+            self._bytes += weight
             fitting.append(item)
         return fitting
+
+    def _has_room(self, weight: int) -> bool:
+        """Whether so many bytes more may wait; what waits is summed up anew where it matters, once a second at most."""
+        now = time.monotonic()
+        if self._bytes + weight > self._max_bytes and now - self._looked_at > 1.0:
+            self._bytes, self._looked_at = self._journal.waiting_bytes(), now
+        return self._bytes + weight <= self._max_bytes
+
+    def _too_heavy(self, weight: int) -> ServiceError:
+        if weight > self._max_bytes:
+            return ServiceError(413, "too_large", f"{weight} bytes at once; at most {self._max_bytes} may wait")
+        return busy(
+            f"{self._max_bytes} bytes of edits may wait to be written, and so many do", retry_after=self._retry_after()
+        )
 
     def _full(self, size: int) -> ServiceError:
         if size > self._max_waiting:
@@ -167,3 +196,8 @@ class Acceptor:
             f"{counted(self._max_waiting, 'edit')} may wait to be written, and so many do",
             retry_after=self._retry_after(),
         )
+
+
+def _bytes_of(request: EditRequest) -> int:
+    """Size of a request as the journal stores it, nearly."""
+    return len(request.model_dump_json(exclude_none=True).encode("utf-8", "replace"))

@@ -9,18 +9,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from errata.editing.errors import ErrataError, in_words
+from errata.editing.errors import DeadlineError, ErrataError, in_words
 from errata.editing.model.capacity import Capacity
 from errata.editing.model.streaming import Sampling
 from errata.editing.model.text import TextCodec
 from errata.editing.wording import counted
 from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.outcomes import MEMORY_ARMS, Arm
+from errata.evaluation.patience import ENDLESS, Patience
 from errata.evaluation.streaming import Opened, TextPiece
 from errata.orchestrator.journal.rows import Version
 from errata.orchestrator.service.core import Live
 from errata.orchestrator.service.errors import ServiceError, busy, unavailable
-from errata.retrieval.router import Findings, Routing
+from errata.retrieval.router import Findings, FittedRouter, Routing
 
 _LETTERS_PER_TOKEN: Final = 32
 """No text that somebody means has more; what has is refused unread."""
@@ -34,6 +35,8 @@ class Finder(Protocol):
     def route(self, questions: Sequence[str], k: int) -> Routing: ...
 
     def resolved(self, turns: Sequence[str]) -> str: ...
+
+    def router(self) -> FittedRouter: ...
 
 
 class AnswerUnderWay(Protocol):
@@ -57,10 +60,20 @@ class Answerer(Protocol):
         hits: Mapping[str, Sequence[Any]],
         arms: Sequence[Arm],
         max_new_tokens: int | None = None,
+        *,
+        patience: Patience = ENDLESS,
     ) -> list[dict[Arm, ArmAnswer]]: ...
 
     def stream(
-        self, question: Question, weights: Any, hits: Any, arm: Arm, sampling: Sampling, plain: bool = False
+        self,
+        question: Question,
+        weights: Any,
+        hits: Any,
+        arm: Arm,
+        sampling: Sampling,
+        plain: bool = False,
+        *,
+        patience: Patience = ENDLESS,
     ) -> AnswerUnderWay: ...
 
 
@@ -154,14 +167,24 @@ class Asking:
         self._room = threading.Semaphore(limit)
         self._threads = ThreadPoolExecutor(limit, thread_name_prefix="errata-ask")
 
+    def router(self) -> FittedRouter:
+        """The router in force."""
+        return self._memory.router()
+
     def check(self, questions: Sequence[Question]) -> None:
         """Raise ServiceError unless every question may be asked; `Bounds.check`."""
         if self._bounds is not None:
             for question in questions:
                 self._bounds.check(question)
 
-    def submit(self, questions: Sequence[Question], arms: Sequence[Arm], max_new_tokens: int | None) -> Future[Answers]:
-        """Ask in the background.
+    def submit(
+        self,
+        questions: Sequence[Question],
+        arms: Sequence[Arm],
+        max_new_tokens: int | None,
+        patience: Patience = ENDLESS,
+    ) -> Future[Answers]:
+        """Ask in the background, for as long as ``patience`` lasts.
 
         Raises:
             ServiceError: 429 when too many questions are under way, 503 before the first version is there.
@@ -170,18 +193,27 @@ class Asking:
         if not self._room.acquire(blocking=False):
             raise busy("too many questions are under way", retry_after=2)
         try:
-            future = self._threads.submit(self._ask, live, list(questions), tuple(arms), max_new_tokens)
+            future = self._threads.submit(self._ask, live, list(questions), tuple(arms), max_new_tokens, patience)
         except RuntimeError:  # the pool has been shut down
             self._room.release()
             raise unavailable("the service is ending") from None
         future.add_done_callback(lambda _: self._room.release())
         return future
 
-    def speak(self, question: Question, arm: Arm, sampling: Sampling, *, plain: bool = False) -> Future[Speaking]:
+    def speak(
+        self,
+        question: Question,
+        arm: Arm,
+        sampling: Sampling,
+        *,
+        plain: bool = False,
+        patience: Patience = ENDLESS,
+    ) -> Future[Speaking]:
         """Begin one arm's answer in the background; it counts as a question until it is closed.
 
         Args:
             plain: the answer is continued text, so its leading space belongs to it.
+            patience: of whoever asks, for the whole answer.
 
         Raises:
             ServiceError: as `submit`.
@@ -190,12 +222,14 @@ class Asking:
         if not self._room.acquire(blocking=False):
             raise busy("too many questions are under way", retry_after=2)
         try:
-            return self._threads.submit(self._speak, live, question, arm, sampling, plain)
+            return self._threads.submit(self._speak, live, question, arm, sampling, plain, patience)
         except RuntimeError:
             self._room.release()
             raise unavailable("the service is ending") from None
 
-    def _speak(self, live: Live, question: Question, arm: Arm, sampling: Sampling, plain: bool) -> Speaking:
+    def _speak(
+        self, live: Live, question: Question, arm: Arm, sampling: Sampling, plain: bool, patience: Patience
+    ) -> Speaking:
         try:
             near: Sequence[Any] = []
             routing = None
@@ -208,10 +242,10 @@ class Asking:
             elif arm in MEMORY_ARMS:
                 near = self._memory.search([question.text], self._k)[0]
             findings = Findings({question.text: near}, routing)
-            stream = self._evaluators.stream(question, live.weights, findings, arm, sampling, plain)
+            stream = self._evaluators.stream(question, live.weights, findings, arm, sampling, plain, patience=patience)
         except ErrataError as error:
             self._room.release()
-            raise unavailable(f"the question could not be answered: {error}") from error
+            raise _no_answer(error) from error
         except BaseException:
             self._room.release()
             raise
@@ -227,7 +261,7 @@ class Asking:
             try:
                 return stream.next(tokens)
             except ErrataError as error:
-                raise unavailable(f"the answer could not be finished: {error}") from error
+                raise _no_answer(error, "the answer could not be finished") from error
 
         digest = routing.fitted.digest if routing is not None else None
         return Speaking(live.version, stream.opened, {hit.id: hit.request_id for hit in near}, digest, more, end)
@@ -236,15 +270,24 @@ class Asking:
         """Refuse further questions; those under way end by themselves or with the workers."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _ask(self, live: Live, questions: list[Question], arms: tuple[Arm, ...], limit: int | None) -> Answers:
+    def _ask(
+        self, live: Live, questions: list[Question], arms: tuple[Arm, ...], limit: int | None, patience: Patience
+    ) -> Answers:
         started = time.perf_counter()
         texts = list(dict.fromkeys(question.text for question in questions))
         try:
             near = self._memory.search(texts, self._k) if MEMORY_ARMS & set(arms) else [[] for _ in texts]
             routing = self._memory.route(texts, self._k) if "routed" in arms else None
             hits = Findings(dict(zip(texts, near, strict=True)), routing)
-            answers = self._evaluators.answer(questions, live.weights, hits, arms, limit)
+            answers = self._evaluators.answer(questions, live.weights, hits, arms, limit, patience=patience)
         except ErrataError as error:
-            raise unavailable(f"the question could not be answered: {error}") from error
+            raise _no_answer(error) from error
         edits = {hit.id: hit.request_id for row in near for hit in row}
         return Answers(live.version, answers, edits, time.perf_counter() - started)
+
+
+def _no_answer(error: ErrataError, what: str = "the question could not be answered") -> ServiceError:
+    """504 where it took too long, else 503."""
+    if isinstance(error, DeadlineError):
+        return ServiceError(504, "deadline", f"{what}: it takes longer than service.answer_seconds")
+    return unavailable(f"{what}: {error}")

@@ -13,11 +13,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
-from errata.editing.errors import DamagedFileError, EditorFaultError, NumericalError, UserError
+from errata.editing.errors import (
+    AbandonedError,
+    DamagedFileError,
+    EditorFaultError,
+    ErrataError,
+    NumericalError,
+    UserError,
+)
 from errata.editing.request import EditRequest
 from errata.orchestrator.config.service import ServiceConfig
 from errata.orchestrator.journal import Journal
@@ -38,6 +45,8 @@ State = Literal["starting", "running", "paused", "draining", "failed"]
 PAUSED: Final = "service_paused"
 RESUMED: Final = "service_resumed"
 _KEPT_EVALUATIONS: Final = 100
+_ANSWER_GRACE: Final = 10.0
+"""Seconds that answers under way get once the service ends; below the time after which its server cuts connections."""
 
 
 class PipelineLike(Protocol):
@@ -54,7 +63,10 @@ class PipelineLike(Protocol):
     def revert(self, request_ids: Sequence[str], *, reason: str = "", by: str | None = None) -> Version: ...
     def request_refresh(self) -> bool: ...
     def inspect(self) -> Inspection: ...
-    def measure(self, requests: Sequence[EditRequest], *, kind: str = ...) -> Future[Any]: ...
+    def give_up(self) -> None: ...
+    def measure(
+        self, requests: Sequence[EditRequest], *, kind: str = ..., wanted: Callable[[], bool] | None = ...
+    ) -> Future[Any]: ...
     def close(self) -> None: ...
 
 
@@ -82,9 +94,20 @@ class Asked:
 
     name: str
     facts: int
-    state: Literal["waiting", "running", "done", "failed"] = "waiting"
+    state: Literal["waiting", "running", "done", "failed", "canceled"] = "waiting"
     version: str | None = None
     problem: str | None = None
+    given_up: threading.Event = field(default_factory=threading.Event, repr=False)
+    under_way: Future[Any] | None = field(default=None, repr=False)
+
+    @property
+    def open(self) -> bool:
+        """Whether it waits or runs."""
+        return self.state in ("waiting", "running")
+
+    def view(self) -> dict[str, Any]:
+        """As it is shown."""
+        return {name: getattr(self, name) for name in ("name", "facts", "state", "version", "problem")}
 
 
 @dataclass(frozen=True)
@@ -117,6 +140,7 @@ class ServiceCore:
         self._commands: queue.Queue[_Command] = queue.Queue(config.max_queued_calls)
         self._wake = threading.Event()
         self._stopping = threading.Event()
+        self._draining_since: float | None = None
         self._started = threading.Event()
         self._failure: BaseException | None = None
         self._paused = self._kept_pause()
@@ -137,6 +161,7 @@ class ServiceCore:
         self.acceptor = Acceptor(
             self.journal,
             max_waiting=config.max_waiting,
+            max_waiting_bytes=config.max_waiting_bytes,
             max_queued=config.max_queued_calls,
             retry_after=self.retry_after,
             accepted=self._wake.set,
@@ -176,13 +201,39 @@ class ServiceCore:
         """Have the writer look at once whether a batch is due."""
         self._wake.set()
 
-    def stop(self) -> None:
-        """Take nothing more, let the batch under way end, close the pipeline; what waits stays in the journal."""
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing new is taken any more."""
+        return self._stopping.is_set()
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether answers under way have had their time since the service was told to end."""
+        since = self._draining_since
+        return since is not None and time.monotonic() - since > _ANSWER_GRACE
+
+    def drain(self) -> None:
+        """Take nothing more; whoever waits for a batch or a commit is answered at once. What is under way goes on."""
+        if self._draining_since is None:
+            self._draining_since = time.monotonic()
         self._stopping.set()
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Take nothing more, let the batch under way end, close the pipeline; what waits stays in the journal.
+
+        A batch that takes longer than ``service.end_seconds`` is given up: it has left no trace, and is done again.
+        """
+        self.drain()
         self.acceptor.close()
         self._wake.set()
         if self._writer.is_alive():
-            self._writer.join()
+            began = self._draining_since or time.monotonic()
+            self._writer.join(max(0.0, began + self.config.end_seconds - time.monotonic()))
+            if self._writer.is_alive():
+                logger.warning("the batch under way takes longer than service.end_seconds; it is given up")
+                self.pipeline.give_up()
+                self._writer.join()
         self._fail_commands(unavailable("the service is ending; what was journaled is done after the next start"))
 
     # --- clients' calls, from any thread ---
@@ -191,6 +242,8 @@ class ServiceCore:
         """Journal requests; see `Acceptor.submit`."""
         if self._failure is not None:
             raise unavailable("the service has failed; nothing was taken", retry_after=30)
+        if self._stopping.is_set():
+            raise unavailable("the service is ending; nothing was taken")
         return self.acceptor.submit(requests)
 
     def revert(self, ids: Sequence[str], *, reason: str = "", by: str | None = None) -> Future[RevertOutcome]:
@@ -231,8 +284,10 @@ class ServiceCore:
         """Evaluate applied edits on the version that is newest when its turn comes.
 
         Raises:
-            ServiceError: 404, 409: nothing to evaluate.
+            ServiceError: 404, 409: nothing to evaluate, 429: so many wait already.
         """
+        if self.open_evaluations >= self.config.max_evaluations:
+            raise busy(f"{self.config.max_evaluations} evaluations wait or run; take one back or wait", retry_after=30)
         rows = self.journal.applied_spread(sample or 24) if ids is None else [self._applied(name) for name in ids]
         if not rows:
             raise conflict("no edit is applied yet: there is nothing to evaluate")
@@ -242,9 +297,29 @@ class ServiceCore:
         self._asked.append(asked)
         return asked
 
+    def give_up_evaluation(self, name: str) -> Asked:
+        """Take back an evaluation; one that is done stays done.
+
+        Raises:
+            ServiceError: 404: none of this name was asked for since the start.
+        """
+        asked = next((asked for asked in self.asked() if asked.name == name), None)
+        if asked is None:
+            raise not_found(f"no evaluation {name[:40]!r} was asked for since the start")
+        if asked.open:
+            asked.given_up.set()
+            if asked.under_way is None or asked.under_way.cancel():
+                asked.state = "canceled"
+        return asked
+
     def asked(self) -> list[Asked]:
         """Evaluations that were asked for since the start, oldest first."""
         return list(self._asked)
+
+    @property
+    def open_evaluations(self) -> int:
+        """How many of them wait or run."""
+        return sum(asked.open for asked in self.asked())
 
     @property
     def paused(self) -> str | None:
@@ -295,6 +370,8 @@ class ServiceCore:
 
     def _work(self) -> None:
         try:
+            # what is computed and not committed is lost work: wait on where another process has the journal locked
+            self.journal.insist(unless=self._stopping.is_set)
             self._begin()
             while not self._stopping.is_set():
                 self._wake.clear()
@@ -305,6 +382,9 @@ class ServiceCore:
                     continue
                 self._wake.wait(self.config.poll_seconds)
         except BaseException as error:
+            if self._stopping.is_set() and isinstance(error, ErrataError):
+                logger.warning("ended with something under way, which is done again after the next start: %s", error)
+                return
             self._failure = error
             logger.exception("the service cannot go on")
             self._fail_commands(unavailable("the service has failed", retry_after=30))
@@ -367,14 +447,20 @@ class ServiceCore:
         self._live = Live(version, self.pipeline.editor.weights())
 
     def _measure(self, asked: Asked, requests: Sequence[EditRequest]) -> None:
+        if asked.given_up.is_set():
+            return
         asked.version, asked.state = self.pipeline.head().digest, "running"
 
         def done(future: Future[Any]) -> None:
             error = None if future.cancelled() else future.exception()
+            if isinstance(error, AbandonedError) or (future.cancelled() and asked.given_up.is_set()):
+                asked.state = "canceled"
+                return
             asked.problem = str(error) if error is not None else None
             asked.state = "failed" if future.cancelled() or error is not None else "done"
 
-        self.pipeline.measure(requests).add_done_callback(done)
+        asked.under_way = self.pipeline.measure(requests, wanted=lambda: not asked.given_up.is_set())
+        asked.under_way.add_done_callback(done)
 
     def _do_commands(self) -> None:
         while not self._stopping.is_set():

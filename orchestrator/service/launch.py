@@ -23,9 +23,10 @@ from errata.orchestrator.run.assembly import make_pipeline
 from errata.orchestrator.run.attached import attach
 from errata.orchestrator.run.opening import check_run, open_run
 from errata.orchestrator.run.outputs import errata_version
-from errata.orchestrator.service.app import Service, make_app
+from errata.orchestrator.service.app import make_app
 from errata.orchestrator.service.asking import Asking, Bounds
 from errata.orchestrator.service.auth import Tokens, watched_tokens
+from errata.orchestrator.service.calls import Service
 from errata.orchestrator.service.connections import ConnectionGuard, protocol
 from errata.orchestrator.service.core import ServiceCore
 from errata.orchestrator.service.metrics import Metrics
@@ -35,8 +36,6 @@ from errata.orchestrator.sources import Pump
 
 logger = logging.getLogger(__name__)
 
-_GRACE_SECONDS = 15
-"""What answers under way get when the service ends; the batch under way gets what it takes."""
 _MAX_AGE_SECONDS = 2.0
 
 
@@ -86,6 +85,7 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
         snapshots = config.snapshots
         every = snapshots.every if snapshots.every is not None else snapshots.serving
         served = config.model_copy(update={"snapshots": snapshots.model_copy(update={"every": every})})
+        journal.patience(config.service.lock_seconds)
         pipeline = make_pipeline(served, journal, store, run.cluster, tracker=tracker, display=display)
         publishing = publishing_of(config, journal, store, output, alone=lambda: attached.wait_published())
         stack.callback(publishing.close)
@@ -133,6 +133,7 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
             version=errata_version(),
             guard=None if guard is None else guard.status,
             publishing=publishing,
+            progress=display.under_way,
             traces=Traces(tracker.log_trace, config.tracking.trace_share),
             stream=lambda: None if pump is None or pump.error is None else str(pump.error),
         )
@@ -216,17 +217,21 @@ class _Stopper:
 def _run(service: Service, listener: socket.socket, stopper: _Stopper) -> None:
     import uvicorn
 
+    from errata.orchestrator.service.server import BACKLOG, GRACE_SECONDS, Server
+
     settings = service.core.config
-    server = uvicorn.Server(
+    server = Server(
         uvicorn.Config(
             make_app(service),
             log_config=None,
             access_log=False,
             server_header=False,
             lifespan="off",
-            timeout_graceful_shutdown=_GRACE_SECONDS,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+            backlog=BACKLOG,
             http=protocol(ConnectionGuard(settings.max_connections, settings.head_seconds)),
-        )
+        ),
+        service.core.drain,
     )
 
     def give_up() -> None:

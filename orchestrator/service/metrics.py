@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -88,6 +90,20 @@ class _State(Collector):
         self, core: ServiceCore, journal: Journal, spooled: Callable[[], int], guard: Callable[[], Any] | None
     ) -> None:
         self._core, self._journal, self._spooled, self._guard = core, journal, spooled, guard
+        self._seen: tuple[int, float] | None = None
+        """The edit that has waited longest, and since when by the monotonic clock."""
+
+    def _oldest(self) -> float:
+        """Seconds, by the clock of acceptance or since it was first seen waiting here, whichever is more: the former
+        knows of other processes before this one, the latter of a clock that was set back."""
+        oldest = self._journal.oldest_waiting()
+        if oldest is None:
+            self._seen = None
+            return 0.0
+        number, accepted_at = oldest
+        if self._seen is None or self._seen[0] != number:
+            self._seen = number, time.monotonic()
+        return max((datetime.now(UTC) - accepted_at).total_seconds(), time.monotonic() - self._seen[1])
 
     def describe(self) -> Iterator[Metric]:
         """Nothing is collected at registration."""
@@ -100,6 +116,11 @@ class _State(Collector):
             edits.add_metric([shown_state(state)], getattr(counts, state))
         yield edits
         yield _gauge("errata_queue_edits", "Edits that wait to be written.", counts.accepted)
+        yield _gauge(
+            "errata_queue_bytes", "Bytes of edits that wait to be written, at most.", core.acceptor.waiting_bytes
+        )
+        yield _gauge("errata_queue_oldest_seconds", "How long the oldest edit has waited.", self._oldest())
+        yield _gauge("errata_evaluations_open", "Evaluations asked for that wait or run.", core.open_evaluations)
         yield _gauge("errata_queue_submissions", "Submissions that wait for the journal.", core.acceptor.depth)
         yield _gauge("errata_queue_commands", "Commands that wait for the writer.", core.queued)
         yield _gauge("errata_version_sequence", "Number of the newest version.", head.sequence)

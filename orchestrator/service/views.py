@@ -9,7 +9,7 @@ from typing import Any
 from errata.evaluation.answering import ArmAnswer
 from errata.evaluation.outcomes import Retrieved
 from errata.orchestrator.journal import Journal
-from errata.orchestrator.journal.rows import Accepted, EvaluationRow, RequestRow, Version, shown_state
+from errata.orchestrator.journal.rows import Accepted, EvaluationRow, RefreshRow, RequestRow, Version, shown_state
 from errata.orchestrator.service.asking import Answers
 
 _SHOWN = ("subject", "prompt", "target_new", "target_true", "relation", "statement", "provenance")
@@ -48,7 +48,16 @@ def edit_story(journal: Journal, row: RequestRow) -> dict[str, Any]:
         for fate in journal.fates(row.id)
     ]
     probes = {key: row.payload.get(key, []) for key in ("paraphrases", "neighborhood", "portability")}
-    return {**edit_view(row), **probes, "result": row.result, "figures": row.figures, "fates": fates}
+    same = [] if row.fact_key is None else journal.requests_of_facts([row.fact_key])
+    before = [one.id for one in same if one.superseded_by == row.id]
+    return {
+        **edit_view(row),
+        "supersedes": before,
+        **probes,
+        "result": row.result,
+        "figures": row.figures,
+        "fates": fates,
+    }
 
 
 def accepted_view(answer: Accepted, row: RequestRow | None = None) -> dict[str, Any]:
@@ -73,7 +82,21 @@ def version_view(version: Version) -> dict[str, Any]:
         "norms": {str(layer): norm for layer, norm in version.norms.items()},
         "delta_norms": {str(layer): norm for layer, norm in version.delta_norms.items()},
         "covariance": version.covariance,
+        "figures": version.figures,
         "at": time_text(version.at),
+    }
+
+
+def refresh_view(row: RefreshRow) -> dict[str, Any]:
+    """A refresh of the covariance in a list."""
+    return {
+        "triggered_at": row.triggered_at,
+        "from_version": row.from_version,
+        "state": row.state,
+        "reason": row.reason,
+        "covariance": row.covariance,
+        "seconds": row.seconds,
+        "at": time_text(row.at),
     }
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from errata.editing.errors import UserError
-from errata.editing.request import EditRequest
-from errata.evaluation.datasets import DATASETS, ValidRecord, detect_schema
+from errata.editing.request import EditRequest, Retraction
+from errata.evaluation.datasets import DATASETS, RetractingRecord, ValidRecord, detect_schema
+from errata.evaluation.datasets.own import OWN
 from errata.evaluation.datasets.record import build
 from errata.orchestrator.journal.rows import Accepted
 
@@ -23,7 +24,7 @@ class Delivery:
 
     position: str
     """Names the record for good, so that a record that is no request is kept once: ``file:line``, ``stream/entry``."""
-    request: EditRequest | None = None
+    request: EditRequest | Retraction | None = None
     problem: str | None = None
     token: Any = None
     """What the source needs to forget the record."""
@@ -57,7 +58,7 @@ class Source(Protocol):
 class TakesRequests(Protocol):
     """What of the journal a source is emptied into."""
 
-    def accept(self, requests: Sequence[EditRequest]) -> list[Accepted]: ...
+    def accept(self, requests: Sequence[EditRequest | Retraction]) -> list[Accepted]: ...
 
     def reject(self, record: str, reason: str) -> Accepted: ...
 
@@ -164,14 +165,20 @@ def deliveries_of(raw: Any, position: str, token: Any, *, schema: str, target: s
         schema: name of a layout, or ``auto``: told from this record.
     """
     try:
-        loader = detect_schema([raw], position) if schema == "auto" else DATASETS[schema]
-        wanted = loader.target(target)
+        # a record that takes another back is of every layout
+        plain = isinstance(raw, Mapping) and "retracts" in raw
+        loader = OWN if plain else detect_schema([raw], position) if schema == "auto" else DATASETS[schema]
+        wanted = loader.targets[0] if plain else loader.target(target)
     except (UserError, ValueError) as error:
         shown = f"no layout fits a record with the keys {sorted(map(str, raw))}" if isinstance(raw, Mapping) else None
         yield Delivery(position, problem=shown or str(error), token=token)
         return
     for record in build(loader, raw, wanted, position):
-        if not isinstance(record, ValidRecord):
+        if isinstance(record, RetractingRecord):
+            problem = _unwritable(record.retraction)
+            kept = record.retraction if problem is None else None
+            yield Delivery(record.position, request=kept, problem=problem, token=token)
+        elif not isinstance(record, ValidRecord):
             yield Delivery(record.position, problem=record.reason, token=token)
         elif (problem := _unwritable(record.request)) is not None:
             yield Delivery(record.position, problem=problem, token=token)
@@ -179,7 +186,7 @@ def deliveries_of(raw: Any, position: str, token: Any, *, schema: str, target: s
             yield Delivery(record.position, request=record.request, token=token)
 
 
-def _unwritable(request: EditRequest) -> str | None:
+def _unwritable(request: EditRequest | Retraction) -> str | None:
     # half of a surrogate pair passes every check of text and then fails the transaction of a whole batch
     try:
         request.model_dump_json()

@@ -8,8 +8,8 @@ from itertools import chain
 from pathlib import Path
 
 from errata.editing.errors import UserError
-from errata.editing.request import EditRequest, PortabilityProbe
-from errata.evaluation.datasets import ValidRecord, open_dataset
+from errata.editing.request import EditRequest, PortabilityProbe, Retraction
+from errata.evaluation.datasets import RetractingRecord, ValidRecord, open_dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class StreamRecord:
     position: str
     """``file:line`` (JSON Lines) or ``file#number`` (JSON array), counted from 1, without the directory, so
     that a run resumed from elsewhere meets the same record."""
-    request: EditRequest | None = None
+    request: EditRequest | Retraction | None = None
     problem: str | None = None
 
 
@@ -79,6 +79,8 @@ def _convert(
     position = str(getattr(record, "position", ""))
     if position.startswith(source):
         position = Path(source).name + position[len(source) :]
+    if isinstance(record, RetractingRecord):
+        return StreamRecord(position, request=record.retraction)
     if isinstance(record, ValidRecord):
         request = record.request
         if (more := questions.get(request.id)) and not request.portability:

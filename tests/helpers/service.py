@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -14,11 +15,12 @@ from typing import Any
 
 from fastapi.testclient import TestClient
 
-from errata.editing.errors import UserError
+from errata.editing.errors import AbandonedError, ErrataError, UserError
 from errata.editing.model.streaming import Sampling
 from errata.editing.request import EditRequest
 from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.outcomes import ARMS, Arm, Retrieved
+from errata.evaluation.patience import ENDLESS, Patience
 from errata.evaluation.streaming import Opened, TextPiece
 from errata.orchestrator.config.publish import PublishConfig
 from errata.orchestrator.config.service import ServiceConfig
@@ -29,13 +31,16 @@ from errata.orchestrator.publish.questions import Marks
 from errata.orchestrator.publish.registry import Registered
 from errata.orchestrator.publish.rollout import ServerResult, State
 from errata.orchestrator.run.batcher import plan_batch
-from errata.orchestrator.service.app import Service, make_app
+from errata.orchestrator.service.app import make_app
 from errata.orchestrator.service.asking import Asking, Bounds
 from errata.orchestrator.service.auth import Tokens, load_tokens
+from errata.orchestrator.service.calls import Service
 from errata.orchestrator.service.core import ServiceCore
 from errata.orchestrator.service.metrics import Metrics
 from errata.orchestrator.service.models import PublicationIn
 from errata.orchestrator.service.publishing import Publishing
+from errata.retrieval.router import FittedRouter
+from errata.retrieval.router_fit import shipped
 
 SERVERS = ("vllm=http://127.0.0.1:1", "vllm=http://127.0.0.1:2")
 READ, WRITE, ADMIN = "reader-token-0123456789", "writer-token-0123456789", "admin-token-01234567890"
@@ -67,8 +72,11 @@ class FakePipeline:
         self.after_commit: list[Callable[[Version], None]] = []
         self.editor = FakeEditor()
         self.gate, self.start_gate, self.writing = threading.Event(), threading.Event(), threading.Event()
+        self.measure_gate = threading.Event()
+        self.given_up = False
         self.gate.set()
         self.start_gate.set()
+        self.measure_gate.set()
         self.refreshes = 0
         self.broken: Exception | None = None
         self.closed = False
@@ -88,7 +96,7 @@ class FakePipeline:
         self.writing.set()
         assert self.gate.wait(20)
         self.writing.clear()
-        outcomes = tuple(RequestOutcome(request.id, True) for request in plan.requests)
+        outcomes = tuple(_outcome(request) for request in plan.requests)
         return self._commit(CommitData(self._next(), outcomes, self._delta(), superseded=plan.superseded))
 
     def revert(self, request_ids: Sequence[str], *, reason: str = "", by: str | None = None) -> Version:
@@ -96,7 +104,11 @@ class FakePipeline:
             row = self.journal.request(name)
             if row is None or row.state != "applied":
                 raise UserError(f"edit {name!r} is not applied")
-        return self._commit(CommitData(self._next(), (), self._delta(), kind="revert", reverts=tuple(request_ids)))
+        return self._commit(
+            CommitData(
+                self._next(), (), self._delta(), kind="revert", reverts=tuple(request_ids), reason=reason or None
+            )
+        )
 
     def request_refresh(self) -> bool:
         self.refreshes += 1
@@ -105,12 +117,40 @@ class FakePipeline:
     def inspect(self) -> Any:
         return SimpleNamespace(version=self.head(), weights="w" * 64, memory="m" * 64, statements=3)
 
-    def measure(self, requests: Sequence[EditRequest], *, kind: str = "asked") -> Future[Any]:
+    def give_up(self) -> None:
+        self.given_up = True
+        self.gate.set()
+
+    def measure(
+        self,
+        requests: Sequence[EditRequest],
+        *,
+        kind: str = "asked",
+        wanted: Callable[[], bool] | None = None,
+    ) -> Future[Any]:
+        if not self.measure_gate.is_set():
+            return self._held_back(wanted or (lambda: True))
         head = self.head()
         arms = {arm: {"efficacy": 0.5} for arm in ARMS}
         self.journal.record_evaluation(head.digest, head.edits, kind, {"arms": arms, "facts": len(requests)})
         future: Future[Any] = Future()
         future.set_result(None)
+        return future
+
+    def _held_back(self, wanted: Callable[[], bool]) -> Future[Any]:
+        """An evaluation under way until it is not wanted any more, or the gate opens."""
+        future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()
+
+        def work() -> None:
+            while wanted() and not self.measure_gate.wait(0.01):
+                pass
+            if wanted():
+                future.set_result(None)
+            else:
+                future.set_exception(AbandonedError("taken back"))
+
+        threading.Thread(target=work, daemon=True).start()
         return future
 
     def close(self) -> None:
@@ -127,6 +167,15 @@ class FakePipeline:
         for hook in self.after_commit:
             hook(version)
         return version
+
+
+def _outcome(request: EditRequest) -> RequestOutcome:
+    """What its target says is to become of an edit: ``weak ...``, ``refused ...``; else nothing was looked at."""
+    if request.target_new.startswith("refused"):
+        return RequestOutcome(request.id, False, "the subject is not in the prompt")
+    if request.target_new.startswith("weak"):
+        return RequestOutcome(request.id, True, outcome="weak", figures={"p_target": 0.12, "reached": 0.31})
+    return RequestOutcome(request.id, True)
 
 
 class FakeMemory:
@@ -146,6 +195,9 @@ class FakeMemory:
     def resolved(self, turns: Sequence[str]) -> str:
         return turns[-1]
 
+    def router(self) -> FittedRouter:
+        return shipped()[0]
+
 
 class FakeEvaluators:
     """Every arm repeats the question; `gate` holds the answers back."""
@@ -154,6 +206,8 @@ class FakeEvaluators:
         self.gate = threading.Event()
         self.gate.set()
         self.closed: list[str] = []
+        self.given_up: list[str] = []
+        self.patient = False
 
     def answer(
         self,
@@ -162,21 +216,44 @@ class FakeEvaluators:
         hits: Mapping[str, Sequence[Any]],
         arms: Sequence[Arm],
         max_new_tokens: int | None = None,
+        *,
+        patience: Patience = ENDLESS,
     ) -> list[dict[Arm, ArmAnswer]]:
-        assert self.gate.wait(20)
+        self._wait(patience)
         return [{arm: self._one(arm, question, hits[question.text]) for arm in arms} for question in questions]
 
+    def _wait(self, patience: Patience) -> None:
+        """Until the gate opens, or whoever asked has had enough, which is counted."""
+        try:
+            until = time.monotonic() + (600 if self.patient else 20)
+            while time.monotonic() < until:
+                if self.gate.wait(0.01):
+                    return
+                patience.check()
+        except ErrataError as error:
+            self.given_up.append(type(error).__name__)
+            raise
+        raise AssertionError("the gate stayed shut")
+
     def stream(
-        self, question: Question, weights: Any, hits: Any, arm: Arm, sampling: Sampling, plain: bool = False
+        self,
+        question: Question,
+        weights: Any,
+        hits: Any,
+        arm: Arm,
+        sampling: Sampling,
+        plain: bool = False,
+        *,
+        patience: Patience = ENDLESS,
     ) -> Any:
-        assert self.gate.wait(20)
+        self._wait(patience)
         reply = self._one(arm, question, hits[question.text])
         words = reply.text.split(" ")
         parts = [words[0], *(f" {word}" for word in words[1:])][: sampling.max_new_tokens]
         ended = "length" if len(words) > len(parts) else "stop"
 
         def more(tokens: int) -> TextPiece:
-            assert self.gate.wait(20)
+            self._wait(patience)
             taken = [parts.pop(0) for _ in range(min(tokens, len(parts)))]
             return TextPiece("".join(taken), len(taken), None if parts else ended)
 
@@ -282,7 +359,7 @@ def running(
                 core.start()
             yield Running(service, pipeline, evaluators, client, servers)
         finally:
-            for gate in (pipeline.gate, pipeline.start_gate, evaluators.gate, servers.gate):
+            for gate in (pipeline.gate, pipeline.start_gate, pipeline.measure_gate, evaluators.gate, servers.gate):
                 gate.set()
             core.stop()
             publishing.close()

@@ -260,7 +260,9 @@ class PlainEvaluators(EvaluationWorker):
         with self._turn:
             return super().free_texts(openings, weights, sampling)
 
-    def evaluate_with_text(self, requests: Any, weights: Any, hits: Any, text: str | None, progress: Any = None) -> Any:
+    def evaluate_with_text(
+        self, requests: Any, weights: Any, hits: Any, text: str | None, progress: Any = None, wanted: Any = None
+    ) -> Any:
         return self.evaluate(requests, weights, hits), None if text is None else self.perplexity(text, weights)
 
     def give_up(self) -> None:

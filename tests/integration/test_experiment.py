@@ -117,8 +117,8 @@ def test_the_run_is_a_run_of_mlflow(ran):
     assert run.info.status == "FINISHED" and run.info.run_name == "tiny"
     assert run.data.params["editor.type"] == "alphaedit" and run.data.params["batching.size"] == "3"
     steps = {name: [m.step for m in client.get_metric_history(run.info.run_id, name)] for name in run.data.metrics}
-    assert sorted(set(steps["edited.efficacy"])) == [0, 6, 12]
-    assert steps["norm.layer1"] == [3, 6, 9, 12] and steps["final.memory.reliability"] == [12]
-    assert run.data.metrics["final.edited.efficacy"] == pytest.approx(ran.summary.arms["edited"].efficacy)
+    assert sorted(set(steps["edited/efficacy"])) == [0, 6, 12]
+    assert steps["norms/layer_01"] == [3, 6, 9, 12] and steps["final_memory/reliability"] == [12]
+    assert run.data.metrics["final_edited/efficacy"] == pytest.approx(ran.summary.arms["edited"].efficacy)
     found = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     assert {"summary.json", "report.html", "resolved.yaml", "facts.jsonl"} <= found

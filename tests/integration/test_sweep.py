@@ -84,7 +84,7 @@ def test_the_cells_are_child_runs_of_the_sweeps_run(ran):
     assert [run.info.run_name for run in parents] == ["tiny"]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id}
     assert len(children) == 2 and {run.info.status for run in children} == {"FINISHED"}
-    assert parents[0].data.metrics["cells.done"] == 2 and parents[0].data.metrics["cells.failed"] == 1
+    assert parents[0].data.metrics["sweep/done_cells"] == 2 and parents[0].data.metrics["sweep/failed_cells"] == 1
 
 
 def test_the_tables_are_there(ran):

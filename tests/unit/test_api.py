@@ -231,3 +231,34 @@ def test_importing_errata_loads_nothing_and_the_editor_no_ray() -> None:
     """)
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_run_whose_files_are_on_object_storage_survives_the_loss_of_the_copies(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """Edited, its directory but the journal lost, gone on with, reverted, verified: what commits name is there."""
+    import shutil
+    import uuid
+
+    from errata.orchestrator.history.rebuild import BaseCheckpoint
+    from errata.orchestrator.history.verify import collect_garbage, verify
+
+    settings = {**SETTINGS, "artifacts": f"memory://{uuid.uuid4().hex}/run"}
+    run = tmp_path / "run"
+    with editor(checkpoint, settings=settings, journal=run) as one:
+        done = one.edit(FACTS[:2])
+        version, said = one.version, one.ask(prompt_of(FACTS[0]))
+    kinds = [
+        path for path in run.iterdir() if path.is_dir() and path.name in ("deltas", "keys", "covariances", "contexts")
+    ]
+    assert len(kinds) == 4
+    for folder in kinds:
+        shutil.rmtree(folder)
+    with editor(checkpoint, settings=settings, journal=run) as again:
+        assert (again.version, again.ask(prompt_of(FACTS[0]))) == (version, said)
+        again.revert(done[0].id)
+        after = again.version
+    assert after != version
+    shutil.rmtree(run / "deltas")
+    assert verify(run, BaseCheckpoint(checkpoint, dtype="float32")).sound
+    assert not collect_garbage(run)

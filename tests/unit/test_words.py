@@ -3,7 +3,6 @@ riddle."""
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -79,7 +78,7 @@ BRITISH = re.compile(
             r"artefacts?",
             r"catalogues?",
             r"(?:mis)?spelt",
-            r"learnt|burnt|whilst|amongst|towards|grey|programmes?|fulfils?|skilful|ageing|acknowledgements?|per cent",
+            r"learnt|burnt|whilst|amongst|towards|grey|programmes?|fulfils?|skilful|ageing|per cent",
         ]
     )
     + r")",
@@ -179,15 +178,3 @@ def test_every_file_is_looked_at() -> None:
         "orchestrator/report/template.html.j2",
     } <= names
     assert len(names) > 500 and not any(name.startswith("errata/editing") for name in names)
-
-
-def test_no_local_is_called_found() -> None:
-    """A name says what a thing is; ``found`` had been the name of some 250 different things."""
-    named = [
-        f"{path.relative_to(ROOT)}:{node.lineno}"
-        for room in ("orchestrator", "actors", "evaluation", "retrieval", "editing")
-        for path in sorted((ROOT / room).rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if (isinstance(node, ast.Name) and node.id == "found") or (isinstance(node, ast.arg) and node.arg == "found")
-    ]
-    assert not named, named

@@ -8,6 +8,7 @@ from typing import Any
 from tests.helpers.k8s.objects import Object, cluster_specs, matches, name_of, of_kind, pods
 
 SECRETS = {
+    "errata-ray": {"auth_token"},
     "errata-redis": {"password"},
     "errata-tokens": {"tokens", "metrics"},
     "errata-postgres": {"password", "uri"},

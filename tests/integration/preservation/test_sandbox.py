@@ -16,6 +16,7 @@ import pytest
 
 from errata.editing.errors import UserError
 from errata.evaluation.preservation import jail as jail_module
+from errata.evaluation.preservation import sandbox as sandbox_module
 from errata.evaluation.preservation.sandbox import Sandbox, SandboxConfig
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the sandbox is for Linux")
@@ -140,29 +141,43 @@ def test_no_way_back_to_rights(sandbox: Sandbox) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0 or not Path("/usr/bin/python3").exists(), reason="takes root to become another")
 @pytest.mark.parametrize("mode", ["namespaces", "limits"])
-def test_without_root_too(mode: str) -> None:
+def test_without_root_too(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     nobody = 65534
     with tempfile.TemporaryDirectory() as place:  # not below pytest's own, which is closed to other users
         jail = Path(place) / "jail.py"
         jail.write_text(Path(jail_module.__file__).read_text())
         os.chown(place, nobody, nobody)
+        monkeypatch.setattr(sandbox_module, "_JAIL", jail)
+        monkeypatch.setattr(os, "geteuid", lambda: nobody)
+        monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
+        try:
+            command = sandbox_module._command(mode, 8)
+        except OSError as error:
+            pytest.skip(str(error))
+        monkeypatch.undo()
 
         def run(program: str) -> dict[str, str]:
-            job = {"program": program, "token": "t", "mode": mode, "place": place, "user": 1}
+            job = {"program": program, "mode": mode, "place": place, "user": 1}
             job["limits"] = LIMITS.model_dump(exclude={"strength"})
-            done = subprocess.run(
-                ["/usr/bin/python3", "-I", "-S", jail],
-                input=json.dumps(job),
-                capture_output=True,
-                text=True,
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 env={},
                 user=nobody,
                 group=nobody,
                 extra_groups=[],
                 cwd="/",
-                check=False,
             )
-            found: dict[str, str] = json.loads(done.stdout)
+            assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+            with process, process.stdin, process.stdout, process.stderr:
+                process.stdin.write(json.dumps(job).encode() + b"\n")
+                process.stdin.flush()
+                said, problem = process.stdout.read(), process.stderr.read()
+            if not said:
+                return {"status": "unavailable", "detail": problem.decode()}
+            found: dict[str, str] = json.loads(said)
             return found
 
         first = run("assert 1 + 1 == 2")

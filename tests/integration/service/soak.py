@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import threading
 import time
@@ -128,6 +129,14 @@ class Host:
         self.kills["process tree" if tree else "service process"] += 1
         self.start()
 
+    def end_service(self) -> None:
+        """SIGTERM in the middle of everything; it ends by itself, and is started again."""
+        assert self.served is not None
+        code = self.served.end(signal.SIGTERM, 200)
+        assert code == 0, f"it ended with {code}: {self.served.log.read_text()[-3000:]}"
+        self.kills["service told to end"] += 1
+        self.start()
+
 
 class Killer(threading.Thread):
     """Kills an actor every few seconds, and now and then the service; what goes wrong is in `error`."""
@@ -140,18 +149,99 @@ class Killer(threading.Thread):
 
     def run(self) -> None:
         try:
-            following, tree = time.monotonic() + self._every, False
+            following, turn = time.monotonic() + self._every, 0
             while time.monotonic() < self._until:
                 time.sleep(self._dice.uniform(2.0, 7.0))
                 self._host.check()
                 if time.monotonic() >= following:
-                    self._host.kill_service(tree=tree)
-                    tree = not tree
+                    if turn % 3 == 2:
+                        self._host.end_service()
+                    else:
+                        self._host.kill_service(tree=turn % 3 == 1)
+                    turn += 1
                     following = time.monotonic() + self._every * self._dice.uniform(0.6, 1.4)
                 else:
                     self._host.kill_actor(self._dice)
         except BaseException as error:
             self.error = error
+
+
+class Attacker(threading.Thread):
+    """Does what hostile clients and clumsy neighbors do, one thing after the other; what it got is in `counts`."""
+
+    def __init__(self, host: Host, journal: Path, *, seconds: float, seed: int = 7) -> None:
+        super().__init__(name="attacker", daemon=True)
+        self._host, self._journal, self._until = host, journal, time.monotonic() + seconds
+        self._dice = random.Random(seed)
+        self._client = httpx.Client(base_url=host.url, timeout=20)
+        self.counts: Counter[str] = Counter()
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        doings = (self._idle, self._half, self._leave, self._large, self._lock, self._evaluate, self._random)
+        try:
+            while time.monotonic() < self._until:
+                doing = self._dice.choice(doings)
+                with contextlib.suppress(httpx.TransportError, OSError):  # the service may be dead at the moment
+                    doing()
+                    self.counts[doing.__name__.strip("_")] += 1
+                time.sleep(self._dice.uniform(0.2, 2.0))
+        except BaseException as error:
+            self.error = error
+
+    def _heard(self, answer: httpx.Response) -> httpx.Response:
+        assert answer.status_code < 500 or answer.status_code in (503, 504), (answer.status_code, answer.text[:300])
+        self.counts[f"told {answer.status_code}"] += 1
+        return answer
+
+    def _connections(self, count: int, said: bytes) -> None:
+        held = []
+        for _ in range(count):
+            one = socket.create_connection(("127.0.0.1", self._host.port), timeout=5)
+            if said:
+                one.sendall(said)
+            held.append(one)
+        time.sleep(self._dice.uniform(0.5, 3.0))
+        for one in held:
+            one.close()
+
+    def _idle(self) -> None:
+        self._connections(self._dice.randint(50, 300), b"")
+
+    def _half(self) -> None:
+        self._connections(30, b"POST /v1/edits HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Le")
+
+    def _leave(self) -> None:
+        """Questions whose clients do not wait for the answer."""
+        for _ in range(6):
+            with contextlib.suppress(httpx.ReadTimeout):
+                self._client.post("/v1/query", json={"question": "The capital of France is"}, timeout=0.2)
+
+    def _large(self) -> None:
+        body = json.dumps([{"x": "y" * 1_000_000}]).encode()
+        self._heard(self._client.post("/v1/edits", content=body, headers={"Content-Type": "application/json"}))
+
+    def _lock(self) -> None:
+        """Another process holds the journal for some seconds, as a backup that was not meant to might."""
+        other = sqlite3.connect(self._journal, isolation_level=None, timeout=2)
+        try:
+            other.execute("BEGIN IMMEDIATE")
+            time.sleep(self._dice.uniform(1.0, 6.0))
+            other.execute("ROLLBACK")
+        except sqlite3.OperationalError:
+            self.counts["lock not had"] += 1
+        finally:
+            other.close()
+
+    def _evaluate(self) -> None:
+        asked = self._heard(self._client.post("/v1/evaluations", json={"sample": 4}))
+        if asked.status_code == 202 and self._dice.random() < 0.7:
+            self._heard(self._client.delete(f"/v1/evaluations/{asked.json()['name']}"))
+
+    def _random(self) -> None:
+        noise = self._dice.randbytes(self._dice.randint(0, 300))
+        path = self._dice.choice(("/v1/edits", "/v1/query", "/v1/pauses", "/v1/chat/completions"))
+        self._heard(self._client.post(path, content=noise, headers={"Content-Type": "application/json"}))
 
 
 # ---------------------------------------------------------------- who hands in, and what they were told

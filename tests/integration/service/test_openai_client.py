@@ -45,7 +45,7 @@ class Local:
         self.weights = {LAYER: weight + torch.randn(weight.shape, generator=generator)}
         self.closed = 0
 
-    def stream(self, *arguments: Any) -> Any:
+    def stream(self, *arguments: Any, patience: Any = None) -> Any:
         with self._lock:
             number, opened = self.worker.open_stream(*arguments)
 

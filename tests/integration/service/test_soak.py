@@ -1,5 +1,6 @@
 """A soak: a Redis stream and two HTTP clients feed a service at full speed while its actors, its process and its whole
-process tree are killed at random. At the end journal, weights, memory and what clients were told agree exactly.
+process tree are killed at random, it is told to end, and clients and neighbors do what harms. At the end journal,
+weights, memory and what clients were told agree exactly.
 
 Ten minutes; ``ERRATA_SOAK_SECONDS`` changes that. One story for all tests of this file, whose counts are printed.
 """
@@ -27,6 +28,7 @@ from tests.integration.harness import settings
 from tests.integration.service.conftest import Services
 from tests.integration.service.soak import (
     STREAM,
+    Attacker,
     Host,
     HttpClient,
     Killer,
@@ -47,6 +49,7 @@ class Soak:
 
     run: Path
     host: Host
+    attacker: Attacker
     clients: list[HttpClient]
     redis: RedisProducer
     held: dict[str, Any]
@@ -97,15 +100,17 @@ def soak(services: Services, tiny_checkpoint: Path, tmp_path_factory: pytest.Tem
         clients = [HttpClient(f"http{number}", 2 + number, host.url) for number in range(2)]
         producers: list[Producer] = [stream, *clients]
         killer = Killer(host, seconds=SECONDS, every_service=max(20.0, SECONDS / 8))
-        for thread in (*producers, killer):
+        attacker = Attacker(host, services.output / "journal.sqlite", seconds=SECONDS)
+        for thread in (*producers, killer, attacker):
             thread.start()
         killer.join()
+        attacker.join(60)
         for producer in producers:
             producer.stopping.set()
         for producer in producers:
             producer.join(800)
         assert not [producer.name for producer in producers if producer.is_alive()], "somebody waits for ever"
-        for problem in (killer.error, *(producer.error for producer in producers)):
+        for problem in (killer.error, attacker.error, *(producer.error for producer in producers)):
             if problem is not None:
                 raise problem
         wait_until(lambda: stream.ahead() == 0, 600, "the stream was not emptied")
@@ -117,7 +122,7 @@ def soak(services: Services, tiny_checkpoint: Path, tmp_path_factory: pytest.Tem
         exit_code = ended(host)
         left, dead = stream.ahead(), int(stream.client.xlen(f"{STREAM}:dead"))
         report = verify(services.output, BaseCheckpoint(tiny_checkpoint))
-        yield read(Soak(services.output, host, clients, stream, held, left, dead, exit_code, report))
+        yield read(Soak(services.output, host, attacker, clients, stream, held, left, dead, exit_code, report))
     finally:
         redis.kill()
         redis.wait()
@@ -140,6 +145,7 @@ def counts(found: Soak) -> dict[str, Any]:
     return {
         "seconds": SECONDS,
         "killed": dict(found.host.kills),
+        "attacks": dict(found.attacker.counts),
         "started": len(found.host.ready_seconds),
         "longest_start_seconds": round(max(found.host.ready_seconds), 1),
         "told": {producer.name: len(producer.told) for producer in found.producers},
@@ -171,7 +177,8 @@ def test_nothing_is_lost_and_nothing_doubled(soak: Soak, capsys: pytest.CaptureF
 
 
 def test_everything_was_killed_again_and_again(soak: Soak) -> None:
-    assert soak.host.kills["service process"] + soak.host.kills["process tree"] == len(soak.host.ready_seconds) - 1
+    ends = ("service process", "process tree", "service told to end")
+    assert sum(soak.host.kills[kind] for kind in ends) == len(soak.host.ready_seconds) - 1
     assert soak.host.kills["service process"] >= 1
     if SECONDS >= 300:
         for kind in ("EditorActor", "RetrievalActor", "UnitActor", "EvaluationActor", "process tree"):

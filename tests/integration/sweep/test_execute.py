@@ -113,7 +113,7 @@ def test_every_cell_runs_and_the_tables_are_written(tmp_path, sweep, finished):
     record = run(sweep, tmp_path / "out", shell(finished), jobs=2)
     assert [cell.state for cell in record.cells] == ["done"] * 4
     assert read_record(tmp_path / "out" / "sweep.json") == record
-    assert Tracked.metrics[-1] == {"cells.done": 4, "cells.failed": 0} and Tracked.statuses == ["FINISHED"]
+    assert Tracked.metrics[-1] == {"sweep/done_cells": 4, "sweep/failed_cells": 0} and Tracked.statuses == ["FINISHED"]
     table = (tmp_path / "out" / "comparison.md").read_text()
     assert "| MEMIT | 5.0 ± 5.0 |" in table and "| AlphaEdit | **25.0 ± 5.0** |" in table
     assert (tmp_path / "out" / "comparison.html").is_file() and (tmp_path / "out" / "comparison.tex").is_file()

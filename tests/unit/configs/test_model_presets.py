@@ -10,22 +10,41 @@ import yaml
 
 from errata.editing.editors import REGISTRY
 from errata.editing.errors import UserError
+from errata.orchestrator.config import model_presets
 from errata.orchestrator.config.loading import load_config, overlaid, read_composed
-from errata.orchestrator.config.model_presets import OWN_KEYS
+from errata.orchestrator.config.model_presets import BASES, OWN_KEYS
 from errata.orchestrator.config.presets import configs_root
 
 PRESETS = sorted((configs_root() / "models").glob("*.yaml"))
 LAYERS = {  # name: (first, last edited layer, layers of the model)
+    "gemma-2-2b": (7, 7, 26),
+    "gemma-2-9b": (12, 12, 42),
+    "gemma-3-1b": (7, 7, 26),
     "gemma-3-270m": (0, 17, 18),
+    "gemma-3-4b": (9, 9, 34),
     "gpt-j-6b": (3, 8, 28),
     "gpt2-xl": (13, 17, 48),
     "llama-2-13b": (4, 8, 40),
     "llama-2-7b": (4, 8, 32),
     "llama-3-8b-instruct": (4, 8, 32),
     "llama-3.1-8b-instruct": (3, 8, 32),
+    "llama-3.2-1b": (2, 6, 16),
+    "llama-3.2-3b": (4, 8, 28),
+    "mistral-7b": (4, 8, 32),
     "olmo-2-7b-instruct": (9, 14, 32),
-    "qwen2.5-coder-0.5b": (0, 23, 24),
+    "phi-3.5-mini": (4, 8, 32),
+    "phi-4": (5, 9, 40),
+    "phi-4-mini": (4, 8, 32),
+    "qwen2.5-0.5b": (4, 8, 24),
+    "qwen2.5-1.5b": (4, 8, 28),
+    "qwen2.5-14b": (7, 11, 48),
+    "qwen2.5-3b": (5, 9, 36),
     "qwen2.5-7b": (4, 8, 28),
+    "qwen2.5-coder-0.5b": (0, 23, 24),
+    "qwen3-0.6b": (9, 14, 28),
+    "qwen3-1.7b": (9, 14, 28),
+    "qwen3-14b": (13, 18, 40),
+    "qwen3-4b": (12, 17, 36),
     "qwen3-8b": (12, 17, 36),
     "smollm2-135m": (0, 29, 30),
 }
@@ -78,6 +97,54 @@ def test_a_preset_names_its_sources_and_only_what_belongs_to_a_model(path):
     assert layers == list(range(layers[0], layers[-1] + 1)) and layers[0] >= 0 and layers[-1] < depth
     if "matches" not in preset:  # the others are measured by the project itself
         assert (layers[0], layers[-1]) == (first, last)
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
+def test_a_preset_says_where_its_settings_come_from(path):
+    text, preset = path.read_text(), yaml.safe_load(path.read_text())
+    assert preset["basis"] in BASES
+    # what was measured has its figures; what was carried over names whose settings they are, and how to check them
+    assert "measured" not in preset or preset["basis"] == "measured"
+    if "measured" in preset:
+        assert preset["measured"].keys() >= {
+            "editor",
+            "edits",
+            "efficacy",
+            "paraphrase",
+            "locality",
+            "seconds_per_edit",
+        }
+    if preset["basis"] == "carried_over":
+        assert "errata calibrate" in text or "errata locate" in text
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
+def test_the_command_line_takes_every_preset(path, tmp_path, monkeypatch, capsys):
+    """`errata run CONFIG --preset NAME --dry-run` resolves, without the model."""
+    from errata.orchestrator.cli import main
+
+    monkeypatch.setattr("sys.argv", ["errata", "run", "quickstart", "--preset", f"models/{path.stem}", "--dry-run"])
+    monkeypatch.chdir(tmp_path)
+    try:
+        main()
+    except SystemExit as stop:
+        assert not stop.code
+    printed = yaml.safe_load(capsys.readouterr().out)
+    preset = yaml.safe_load(path.read_text())
+    assert printed["model"]["name"] == preset["model"]["name"]
+    assert printed["editor"]["layers"] == preset["editor"]["layers"]
+    assert not set(OWN_KEYS) & set(printed)
+
+
+def test_a_preset_that_was_never_measured_is_said_to_be(caplog):
+    preset = model_presets.settled(
+        {"editor": {"type": "memit"}},
+        {"editor": {"type": "memit"}, "model": {"name": "Qwen/Qwen3-0.6B"}},
+        [],
+        read_composed,
+        source=Path("run.yaml"),
+    )
+    assert preset == "models/qwen3-0.6b" and "never measured" in caplog.text
 
 
 def test_editors_without_target_values_drop_the_section(tmp_path):

@@ -164,7 +164,8 @@ def test_hub_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_hub_rows_are_records(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def load_dataset(name: str, split: str) -> list[dict[str, str]]:
+    def load_dataset(name: str, split: str, streaming: bool) -> list[dict[str, str]]:
+        assert streaming
         asked.append((name, split))
         if name == "gone":
             raise RuntimeError("no such\ndata set")
@@ -180,6 +181,18 @@ def test_hub_rows_are_records(monkeypatch: pytest.MonkeyPatch) -> None:
         open_dataset("hub:gone")
     with pytest.raises(UserError, match="names no data set"):
         open_dataset("hub:")
+
+
+def test_a_hub_data_set_is_streamed_by_the_library_itself(tmp_path: Path) -> None:
+    """A folder of data files, as a repository of the Hub is one; the second is never opened for edits of the first."""
+    pytest.importorskip("datasets", reason="the extra 'hub' is not installed here")
+    folder = tmp_path / "facts"
+    (folder / "data").mkdir(parents=True)
+    write_lines(folder / "data" / "train-0.jsonl", RECORDS * 60)
+    (folder / "data" / "train-1.jsonl").write_text("{ this is no JSON\n")
+    assert subjects(f"hub:{folder}", limit=3) == ["City 1", "City 2", "City 3"]
+    with pytest.raises(UserError, match=r"broke off after record \d+: "):
+        subjects(f"hub:{folder}")
 
 
 def test_every_loader_is_registered_under_its_name() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from errata.editing.request import EditRequest
+from errata.editing.request import EditRequest, Retraction
+from errata.evaluation.datasets import ValidRecord, open_dataset
 from errata.evaluation.datasets.updating import UpdatingStream
+from errata.orchestrator.sources.streams import open_stream
 
 
 @given(st.integers(1, 300), st.data())
@@ -53,3 +57,17 @@ def test_late_records_and_those_that_take_back(tmp_path: object) -> None:
 def test_settings_that_make_no_sense_are_named(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=list(wrong)[-1]):
         UpdatingStream(10, **wrong)  # type: ignore[arg-type]
+
+
+def test_a_file_may_take_back_and_a_data_set_to_learn_from_has_none_of_it(tmp_path: Path) -> None:
+    records = list(UpdatingStream(60, 20, retracted=0.2, timed=True))
+    path = tmp_path / "updates.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    back = [record for record in records if "retracts" in record]
+    requests = [record.request for record in open_stream(path)]
+    assert [r.retracts for r in requests if isinstance(r, Retraction)] == [record["retracts"] for record in back]
+    assert back and all(record.problem is None for record in open_stream(path))
+    assert sum(isinstance(record, ValidRecord) for record in open_dataset(path)) == 60
+    path.write_text(json.dumps({"id": "r", "retracts": ""}) + "\n")
+    (bad,) = open_stream(path)
+    assert bad.request is None and bad.problem is not None and "retracts" in bad.problem

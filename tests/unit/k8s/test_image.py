@@ -51,8 +51,9 @@ def test_versions_are_those_of_the_lock_file_and_of_the_manifests():
 
 def test_what_is_installed_is_the_lean_lock():
     assert not any(source.endswith("lock.txt") for source in copied())
+    assert "--no-deps --require-hashes -r /tmp/hashed.txt" in RECIPE, "and each archive has its digest"
     assert set(re.findall(r"requirements/[\w.-]+\.txt", RECIPE)) == {
-        f"requirements/{name}.txt" for name in ("runtime", "deepspeed")
+        f"requirements/{name}.txt" for name in ("runtime", "deepspeed", "lock-hashes")
     }
 
 
@@ -97,3 +98,13 @@ def test_on_ray_says_what_it_lacks_and_becomes_its_command(tmp_path):
     assert asked == "health-check --address head:6379"
     assert started.split()[:2] == ["start", "--address=head:6379"]
     assert {"--num-cpus=0", "--num-gpus=0", "--node-ip-address=10.0.0.7"} <= set(started.split())
+
+
+def test_the_rules_of_a_token_stand_wherever_tokens_are_set():
+    from errata.orchestrator.service import auth
+
+    rule = f"at least {auth._MIN_LENGTH} characters out of A-Z a-z 0-9 . _ ~ + / = -"
+    assert re.fullmatch(auth._TOKEN, "AZaz09._~+/=-") and not re.fullmatch(auth._TOKEN, "a b")
+    places = ("docs/kubernetes.md", "docs/compose.md", "docs/service.md", "k8s/overlays/mine/settings.yaml")
+    for place in (*places, "k8s/helm/errata/values.yaml"):
+        assert rule in " ".join((ROOT / place).read_text().split()), place

@@ -172,7 +172,7 @@ def test_the_command_passes_where_all_is_well_and_prints_json(tmp_path):
     told = json.loads(done.output)
     assert done.exit_code == 0 and told["ok"] is True
     states = {check["check"]: check["state"] for check in told["checks"]}
-    assert set(states) == {"versions", "storage", "redis", "model", "embedder", "mlflow", "ray", "gpu"}
+    assert set(states) == {"versions", "storage", "redis", "model", "embedder", "mlflow", "ray", "ray's token", "gpu"}
     assert states["model"] == states["embedder"] == "ok" and states["redis"] == "skip"
 
 
@@ -201,3 +201,19 @@ def test_a_gpu_is_wanted_where_a_role_computes_on_one(tmp_path):
     assert doctor.gpus(RayConfig())[0] == "skip"
     state, said = doctor.gpus(config.ray)
     assert state == doctor.local_gpus()[0].replace("skip", "fail") and (state == "ok" or "editor" in said)
+
+
+@pytest.mark.parametrize(
+    ("address", "environment", "state", "said"),
+    [
+        ("local", {}, "ok", "this machine only"),
+        ("local", {"RAY_AUTH_MODE": "disabled"}, "warning", "may run code as this user"),
+        ("auto", {}, "warning", "RAY_AUTH_MODE=token"),
+        ("auto", {"RAY_AUTH_MODE": "token"}, "fail", "RAY_AUTH_TOKEN is not set"),
+        ("auto", {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "x" * 64}, "ok", "given"),
+        ("auto", {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/run/token"}, "ok", "given"),
+    ],
+)
+def test_a_ray_without_a_token_is_told_of(address: str, environment: dict[str, str], state: str, said: str) -> None:
+    found, text = doctor.ray_token(RayConfig(address=address), environment)
+    assert found == state and said in text

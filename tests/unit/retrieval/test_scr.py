@@ -181,3 +181,44 @@ def test_settings_are_closed_and_a_list_per_question_is_needed(text):
         ScrConfig.model_validate({"min_gian": 0.5})
     with pytest.raises(ValueError, match="got 0 for 1"):
         SelectiveReasoner(CopyingEngine(text), text).choose(["q"], [])
+
+
+# --- as published ---
+
+PAPER = ScrConfig(style="paper", k=2)
+
+
+def test_as_published_the_models_own_sentence_is_the_fact(text):
+    engine = CopyingEngine(text, ["The mother tongue of Alice Munro is Welsh, they say.", "no relevant fact."])
+    reasoner = SelectiveReasoner(engine, text, PAPER)
+    hits = [hit(1, "Victor Hugo", 0.9), hit(2, "Alice Munro", -0.5), hit(3, "Rome", 0.1)]
+    told, none = reasoner.choose(["Alice Munro speaks", "Two and two are"], [hits, hits])
+    assert told.hit is not None and told.hit.id == 2
+    assert told.hit.statement == "The mother tongue of Alice Munro is Welsh, they say."
+    assert none.hit is None and "no relevant fact" in none.reason
+    asked = text.decode(engine.prompts[0])
+    assert all(h.statement in asked for h in hits[:2]) and hits[2].statement not in asked, "k statements, no threshold"
+    assert not engine.scored, "nothing is asked for probabilities"
+    ids = reasoner.prompt_ids("Alice Munro speaks", told)
+    assert told.hit.statement in text.decode(ids) and "Based on the fact above" in text.decode(ids)
+    assert reasoner.prompt_ids("Two and two are", none) == text.encode_prompt("Two and two are")
+
+
+def test_as_published_one_statement_is_used_without_a_question(text):
+    engine = CopyingEngine(text)
+    (choice, empty) = SelectiveReasoner(engine, text, ScrConfig(style="paper", k=1)).choose(
+        ["Alice Munro speaks", "x"], [[hit(1, "Victor Hugo", -0.9), hit(2, "Alice Munro")], []]
+    )
+    assert choice.hit is not None and choice.hit.id == 1 and empty.hit is None
+    assert not engine.prompts or engine.prompts == [[]]
+
+
+def test_as_published_needs_no_chat_template():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    plain = TextCodec(tokenizer)
+    engine = CopyingEngine(plain, ["The mother tongue of Rome is Welsh."])
+    reasoner = SelectiveReasoner(engine, plain, PAPER)
+    (choice,) = reasoner.choose(["Rome speaks"], [[hit(1, "Rome"), hit(2, "Angola")]])
+    assert choice.hit is not None
+    assert plain.decode(reasoner.prompt_ids("Rome speaks", choice)).endswith("answer: Rome speaks")

@@ -15,6 +15,7 @@ from errata.editing.modules.packed import Content, unpack
 from errata.editing.request import EditRequest
 from errata.editing.reverting import RevertOrder, revert
 from errata.editing.session import EditSession
+from errata.editing.verify import VerifyConfig
 from tests.helpers.tiny import tiny_model
 from tests.unit.editing.editors.common import batch, session_of
 
@@ -184,3 +185,24 @@ def test_a_rule_is_kept_by_the_module() -> None:
     session.apply(batch(2, fact("b", "nine", subject="Angola")))
     second = unpack(session.model.weight(session.editor.layers[0]))
     assert isinstance(first, Content) and first.rule == second.rule
+
+
+def test_the_closed_loop_reads_a_module_like_weights() -> None:
+    plain = session_of("grace", **SETTINGS)
+    session = EditSession(plain.model, plain.editor, None, ("", "You. "), VerifyConfig())
+    before = session.model.weight(session.editor.layers[0])
+    receipt = session.apply(batch(1, fact("a", "two"), fact("b", "Canada and more", subject="Angola")))
+    outcomes = {result.request_id: result for result in receipt.results}
+    assert outcomes["a"].outcome == "landed" and outcomes["b"].outcome == "weak"
+    assert receipt.moved == 0 and not before.numel()
+    assert outcomes["a"].figures is not None and outcomes["a"].figures["p_target"] > 0
+
+
+def test_a_snapshot_goes_on_to_the_bit() -> None:
+    one, other = session_of("grace", **SETTINGS), session_of("grace", **SETTINGS)
+    one.apply(batch(1, fact("a", "two"), fact("b", "nine", subject="Angola")))
+    other.resume(one.snapshot())
+    after = [s.apply(batch(2, fact("c", "ten"), fact("d", "two", subject="France"))) for s in (one, other)]
+    assert after[0].delta is not None and after[1].delta is not None
+    assert after[0].delta.digest == after[1].delta.digest and after[1].superseded == ("a",)
+    assert torch.equal(*(s.model.weight(s.editor.layers[0]) for s in (one, other)))

@@ -304,3 +304,13 @@ def test_a_job_takes_its_budget_its_seed_and_its_version():
 def test_texts_of_a_configuration_go_through_the_same_gate(setting: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         load_config("quickstart", [setting])
+
+
+@pytest.mark.parametrize("name", ["grace", "wise", "gated_kv"])
+def test_what_cannot_hold_a_module_is_refused_by_name(name):
+    editor = {"type": name, "layers": [1]}
+    assert build_config(plain(editor=editor)).editor.type == name
+    spread = refused(plain(editor=editor, model={**plain()["model"], "parallel": {"size": 2}}))
+    assert f"{name!r} puts a module into a layer, which a model spread over several processes cannot hold" in spread
+    sent = refused(plain(editor=editor, publish={"to": ["vllm=http://localhost:8000"]}))
+    assert "a server of vLLM cannot hold; leave out publish.to and serve the run with `errata serve`" in sent

@@ -17,6 +17,7 @@ def test_a_shipped_configuration_is_found_by_name_and_by_its_path_from_the_root(
     shipped = configs_root() / "quickstart.yaml"
     assert find_config("quickstart") == shipped
     assert find_config("quickstart.yaml") == shipped
+    assert find_config("configs/quickstart.yaml") == shipped  # as the pages write it, without a checkout
 
 
 def test_a_file_comes_before_a_shipped_name(tmp_path, monkeypatch):

@@ -163,8 +163,8 @@ def test_all_is_well_and_nothing_happens(world: World) -> None:
         world.edit(f"e{number}")
     assert [e["sequence"] for e in world.events("check")] == [2, 4] and world.asked == [{}, 2, 4]
     assert guard.paused is None and guard.holds and guard.status().good_sequence == 4
-    assert world.points == [(n, {"guard.breach": 0.0, "guard.sentinels_kept": 1.0, "guard.perplexity_ratio": 1.0})
-                            for n in (2, 4)]  # fmt: skip
+    good = {"guard/breaches": 0.0, "guard/sentinels_kept_share": 1.0, "guard/perplexity_ratio": 1.0}
+    assert world.points == [(2, good), (4, good)]
     assert set(world.states().values()) == {"applied"} and not world.said
 
 
@@ -174,7 +174,7 @@ def test_a_breach_pauses_until_somebody_resumes(world: World, caplog: pytest.Log
     for number in range(4):
         world.edit(f"e{number}")
     assert guard.paused == "v4: perplexity is 1.5 times the base's (allowed: 1.2)" and not guard.holds
-    assert "GUARD BREACH at v4" in caplog.text and world.points[-1][1]["guard.breach"] == 1.0
+    assert "GUARD BREACH at v4" in caplog.text and world.points[-1][1]["guard/breaches"] == 1.0
     assert "paused" in world.said[0] and set(world.states().values()) == {"applied"}
     again = world.reopened()
     try:

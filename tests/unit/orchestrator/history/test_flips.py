@@ -78,6 +78,7 @@ def test_a_bit_that_is_turned_over_is_seen_or_without_effect(original: SmallRun,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_thousand_bits(original: SmallRun, tmp_path: Path) -> None:
     assert unseen(original, 1000, 2, tmp_path / "run") == []
 

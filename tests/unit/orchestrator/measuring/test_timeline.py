@@ -73,4 +73,4 @@ def test_every_figure_reaches_journal_and_tracker(tmp_path: Path) -> None:
     assert row.metrics["skipped_probes"] == 1, "those of the facts that are counted"
     figures = ("locality_true", "locality_tf", "specificity_exact", "average_true", "overall", "reliability_f1")
     for name in (*figures, "fluency", "fluency_star", "consistency", "edit_score", "query_seconds"):
-        assert tracking.points[f"final.edited.{name}"] == kept[name] is not None
+        assert tracking.points[f"final_edited/{name}"] == kept[name] is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import pytest
 
 from errata.orchestrator.report import render_report
-from errata.orchestrator.report.charts import Event, Series, line_chart, nice_ticks, spread
+from errata.orchestrator.report.charts import PERCENT, Event, Form, Series, line_chart, script
 from errata.orchestrator.report.facts import fact_view
-from errata.orchestrator.report.formats import DASH, change, duration, moment, number, percent, short_digest
+from errata.orchestrator.report.formats import DASH, MINUS, change, duration, moment, number, percent, short_digest
 from errata.orchestrator.report.summary import FactRecord, Summary
 from errata.orchestrator.report.wording import GENERATED, TEACHER_FORCED, shown
 from tests.helpers.sample_report import SAMPLE_YAML, sample_facts, sample_summary
@@ -131,11 +132,12 @@ def test_every_answer_is_shown_with_a_verdict_that_needs_no_color(page: Page) ->
 
 
 def test_charts_mark_refreshes_and_say_what_they_show(html: str, page: Page) -> None:
-    charts = [attrs for name, attrs in page.tags if name == "svg"]
+    charts = [attrs for _, attrs in page.tags if "data-chart" in attrs]
     assert len(charts) == 12
     assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in charts)
-    assert html.count('class="event"') == 12 * 2
-    assert "triggered at edit 40, in use from edit 60" in html
+    drawn = [json.loads(attrs["data-chart"] or "") for attrs in charts]
+    assert all(len(chart["events"]) == 2 for chart in drawn)
+    assert "triggered at edit 40, in use from edit 60" in drawn[0]["events"][0]["detail"]
     labels = [attrs["aria-label"] or "" for attrs in charts]
     assert any("Perplexity" in label and "Edited 31.2" in label for label in labels)
 
@@ -175,7 +177,7 @@ def test_hostile_text_stays_text(html: str, page: Page) -> None:
 def test_run_without_evaluations_or_facts() -> None:
     summary = sample_summary() | {"timeline": [], "refresh_events": [], "failures": [], "refreshes": 0}
     page = Page(render_report(summary, [], SAMPLE_YAML))
-    assert "svg" not in {name for name, _ in page.tags}
+    assert not any("data-chart" in attrs for _, attrs in page.tags)
     assert "Fact by fact" not in page.text
     assert "Every record of the stream was applied." in page.text
     assert "The covariance was not refreshed during this run." in page.text
@@ -252,38 +254,51 @@ def test_memory_that_chose_nothing_differs_from_memory_that_found_nothing() -> N
     assert "retrieved nothing" in text
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "ticks"),
-    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0]), (0, 130, [0, 50, 100]), (26.4, 33.1, [28, 30, 32]), (3, 3, [3])],
-)
-def test_ticks_are_round(low: float, high: float, ticks: list[float]) -> None:
-    assert nice_ticks(low, high, 5 if high == 1 else 4) == pytest.approx(ticks)
+def spec_of(markup: str) -> dict[str, Any]:
+    (found,) = [attrs["data-chart"] for _, attrs in Page(markup).tags if "data-chart" in attrs]
+    return dict(json.loads(found or ""))
 
 
-def test_spread_keeps_order_gap_and_limits() -> None:
-    placed = spread([98.0, 10.0, 97.0, 99.0], 10, 0, 100)
-    assert placed == [90.0, 10.0, 80.0, 100.0]
-    assert spread([0.0, 0.0], 10, 0, 100) == [0.0, 10.0]
+def test_what_was_not_measured_is_a_gap_in_a_line_and_no_line_at_all_is_no_chart() -> None:
+    points = ((0, 1.0), (1, float("nan")), (2, None), (3, 1.5))
+    chart = spec_of(line_chart("t", [Series("edited", "E", points), Series("base", "B", ((0, None),))]))
+    assert [one["label"] for one in chart["series"]] == ["E"]
+    assert chart["series"][0]["points"] == [[0, 1.0], [1, None], [2, None], [3, 1.5]]
+    assert line_chart("t", [Series("edited", "E", ((0, None),))]) == ""
 
 
-def test_line_breaks_where_nothing_was_measured() -> None:
-    svg = line_chart("t", [Series("edited", "E", ((0, 1.0), (1, 2.0), (2, None), (3, 1.5)))], write=str)
-    assert svg.count('class="stroke"') == 1  # 0-1; the last point stands alone
-    assert svg.count('class="dot"') == 3
-    assert line_chart("t", [Series("edited", "E", ((0, None),))], write=str) == ""
+def test_a_chart_says_in_words_what_it_shows() -> None:
+    (attrs,) = [a for _, a in Page(line_chart("T", [Series("edited", "E\x1b<b>", ((0, 0.5),))], form=PERCENT)).tags]
+    assert attrs["aria-label"] == "T over edits applied. At the end: E\N{REPLACEMENT CHARACTER}<b> 50%."
+    assert attrs["role"] == "img"
 
 
-def test_single_evaluation_is_a_chart_with_points() -> None:
-    svg = line_chart("t", [Series("base", "B", ((0, 0.0),)), Series("edited", "E", ((0, 0.0),))], write=str)
-    assert svg.count('class="dot"') == 2
+def test_values_are_written_as_the_script_writes_them() -> None:
+    assert [PERCENT.text(v) for v in (0.256, 1.0)] == ["26%", "100%"]
+    change = Form(1, 100.0, "%", sign=True)
+    assert [change.text(v) for v in (0.0123, -0.2, 0.0)] == ["+1.2%", f"{MINUS}20.0%", "0.0%"]
+    assert Form(None).text(0.012345) == "0.0123" and Form(0).text(12345) == "12,345"
 
 
-def test_labels_of_close_events_give_way() -> None:
+def test_the_engine_comes_with_its_license_and_without_addresses() -> None:
+    assert "Copyright (c) 2022 Leon Sorokin" in script() and "uPlot=function" in script()
+    assert "</script" not in script() and "://" not in script()
+
+
+def test_close_events_keep_a_short_label() -> None:
     events = [Event(x, f"refresh {index}", str(index), f"d{index}") for index, x in ((1, 50), (2, 70), (3, 71))]
-    svg = line_chart("t", [Series("edited", "E", ((0, 1.0), (100, 2.0)))], write=str, events=events)
-    assert ">refresh 1</text>" in svg and ">2</text>" in svg
-    assert ">refresh 2</text>" not in svg and ">3</text>" not in svg
-    assert all(f"<title>d{index}</title>" in svg for index in (1, 2, 3))
+    chart = spec_of(line_chart("t", [Series("edited", "E", ((0, 1.0), (100, 2.0)))], events=events))
+    assert [(one["x"], one["short"], one["detail"]) for one in chart["events"]] == [
+        (50, "1", "d1"), (70, "2", "d2"), (71, "3", "d3")
+    ]  # fmt: skip
+
+
+def test_the_first_card_shows_what_the_edits_gave_and_what_they_cost(page: Page) -> None:
+    arms = sample_summary()["arms"]
+    for arm in ("edited", "memory"):
+        for key in ("reliability", "locality"):
+            assert f"{100 * arms[arm][key]:.1f}%" in page.text
+    assert page.count("span", "what") == 2 * 4 and page.text.count("neighbors kept") == 4
 
 
 def test_formats() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from errata.actors.settings import RayConfig
 from errata.editing.errors import UserError
+from errata.orchestrator.run.opening import _make_directory
 from errata.orchestrator.run.places import check_output_place, check_ray_places
 
 
@@ -64,3 +66,18 @@ def test_a_home_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/proc/self/none")
     with pytest.raises(UserError, match=r"^HOME=/proc/self/none: .* cannot be written"):
         check_ray_places(RayConfig())
+
+
+@pytest.mark.parametrize("mode", ["0700", "0750", "0755"])
+def test_the_directory_of_a_new_run_is_as_open_as_the_setting_says(tmp_path: Path, mode: str) -> None:
+    before = os.umask(0o077)
+    try:
+        _make_directory(tmp_path / "runs" / "one", mode)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "runs" / "one").stat().st_mode & 0o777 == int(mode, 8)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    theirs.chmod(0o711)
+    _make_directory(theirs, mode)
+    assert theirs.stat().st_mode & 0o777 == 0o711, "what somebody has made keeps its mode"

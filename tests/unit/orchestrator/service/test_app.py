@@ -157,8 +157,11 @@ def test_every_route_asks_for_its_role(tmp_path: Path) -> None:
         ("POST", "chat/completions"),
         ("POST", "completions"),
         ("GET", "publications"),
+        ("GET", "refreshes"),
+        ("GET", "guard"),
+        ("GET", "router"),
     ]
-    writes = [("POST", "edits"), ("DELETE", "edits/x"), ("POST", "evaluations")]
+    writes = [("POST", "edits"), ("DELETE", "edits/x"), ("POST", "evaluations"), ("DELETE", "evaluations/head")]
     admins = [("POST", "refresh"), ("POST", "pause"), ("POST", "resume"), ("POST", "publications")]
     admins += [("GET", "inspection")]
     with running(tmp_path, tokens=TOKENS) as run:
