@@ -75,8 +75,9 @@ def test_figures_are_laid_into_a_preset_and_replace_older_ones() -> None:
 def test_a_presets_settings_are_tried_with_the_editors_own_of_it() -> None:
     preset = read_composed(configs_root() / "models" / "gemma-3-270m.yaml")
     alphaedit, memit = (candidate_of(preset, editor, "x") for editor in ("alphaedit", "memit"))
-    assert alphaedit["l2"] == 0.01 and "l2" not in memit
-    assert alphaedit["layers"] == [5] and alphaedit["values.clamp"] == 4.0
+    assert alphaedit["l2"] == 10.0 and "cov_weight" not in alphaedit
+    assert memit["cov_weight"] == 200.0 and "l2" not in memit
+    assert alphaedit["layers"] == [3, 4, 5, 6, 7] and alphaedit["values.units"] == "relative"
 
 
 def test_runs_are_averaged_by_model_method_data_and_edits(make_run) -> None:
