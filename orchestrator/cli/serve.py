@@ -32,7 +32,7 @@ def serve(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
 ) -> None:
-    """Serve an API and a page over a run that goes on: hand in edits, revert them, ask the four arms.
+    """Serve an API and a page over a run that goes on: hand in edits, revert them, ask the arms.
 
     Tokens come from ERRATA_TOKENS ("role:token,...") or the file that ERRATA_TOKENS_FILE names; roles are read, write
     and admin. SIGTERM ends the service after the batch under way; started again on the same directory, it goes on.
