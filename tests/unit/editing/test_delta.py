@@ -77,7 +77,7 @@ def test_a_change_must_have_the_parts_of_its_kind() -> None:
         LayerDelta("low_rank", left)
     with pytest.raises(ValueError, match="a dense change has no right factor"):
         LayerDelta("dense", left, right)
-    with pytest.raises(ValueError, match=r"factors are float32 on the CPU, got torch\.float64"):
+    with pytest.raises(ValueError, match=r"factors are torch\.float32 on the CPU, got torch\.float64"):
         LayerDelta("low_rank", left.double(), right)
 
 
