@@ -29,6 +29,7 @@ from errata.editing.estimation.corpus import CorpusReading, run_corpus_unit
 from errata.editing.estimation.selfgen import SelfGenerationConfig, run_unit, unit_of
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.engine import LanguageEngine
+from errata.editing.modules.packed import unpack
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.session import EditSession
 from errata.editing.tracing import TracePrompt, TracingConfig, trace
@@ -38,10 +39,13 @@ from tests.unit.editing.editors.common import CONTEXTS, NAMES, config_of, covari
 
 # subjects near the end: in families with a window of six tokens the others get no gradient but rounding, and the step
 # of Adam is as long for that
-REQUESTS = (
-    EditRequest(id="1", subject="Danielle Darrieux", prompt="The mother tongue of {} is", target_new="English"),
-    EditRequest(id="2", subject="Rome", prompt="{} lies in", target_new="Canada and more"),
-    EditRequest(id="3", subject="Angola", prompt="{} is", target_new="football"),
+REQUESTS = tuple(
+    EditRequest(id=name, subject=subject, prompt=prompt, target_new=new, target_true=true)
+    for name, subject, prompt, new, true in (
+        ("1", "Danielle Darrieux", "The mother tongue of {} is", "English", "French"),
+        ("2", "Rome", "{} lies in", "Canada and more", "Italy"),
+        ("3", "Angola", "{} is", "football", "a land"),
+    )
 )
 TEXTS = ["The sport that Thierry Henry plays is football.", "Alice Munro works as a writer in Canada. Rome lies in."]
 Outcome = dict[str, Any]
@@ -64,10 +68,13 @@ def sharded_on(family: str, device: str) -> EditableModel:
 
 def settings_for(model: EditableModel, editor: str) -> Any:
     """The editor's small configuration, on maps that the family has."""
-    if editor != "ultraedit":
-        return config_of(editor)
-    known = [name for name in ("gate_proj", "up_proj", "down_proj") if name in {"down_proj", *model.decoder.input_maps}]
-    return config_of(editor, maps=tuple(known[:2]))
+    config = config_of(editor)
+    maps = getattr(config, "maps", ())
+    known = {"down_proj", *model.decoder.input_maps, *model.decoder.attention_maps}
+    if set(maps) <= known:
+        return config
+    kept = [name for name in maps if name in known]
+    return config_of(editor, maps=kept or (["o_proj"] if editor in ("lora", "adalora") else ["down_proj"]))
 
 
 def edited(model: EditableModel, editor: str) -> Outcome:
@@ -78,13 +85,23 @@ def edited(model: EditableModel, editor: str) -> Outcome:
     second = session.apply(EditBatch(sequence=2, requests=(again, REQUESTS[2])))
     if not all(result.applied for receipt in (first, second) for result in receipt.results):
         raise AssertionError(f"not applied: {first.results}, {second.results}")
-    found: Outcome = {f"weight {i}": w for i, w in session.weights().items()}
-    found |= {f"live {i}": model.parameter(i).detach() for i in session.editor.layers}
+    found: Outcome = {}
+    for layer, weight in session.weights().items():
+        found |= numbers_of(f"weight {layer}", weight)
+    for layer in session.editor.layers:
+        found |= numbers_of(f"live {layer}", model.parameter(layer).detach())
     kept = session.snapshot()
     for tensor in (*kept.weights.values(), *kept.tensors.values()):
         if tensor.device.type != "cpu":
             raise AssertionError(f"a snapshot holds a tensor on {tensor.device}")
     return found
+
+
+def numbers_of(name: str, content: Tensor) -> Outcome:
+    """A map as it is; of a module, which is bytes, the tensors in them."""
+    if content.dtype != torch.uint8:
+        return {name: content}
+    return {f"{name} {part}": tensor for part, tensor in unpack(content).tensors.items()} if content.numel() else {}
 
 
 def estimated(model: EditableModel) -> Outcome:

@@ -22,9 +22,8 @@ from errata.retrieval.embedder import HashEmbedderConfig
 from errata.retrieval.evidence import entries_of
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.scr import ScrConfig
+from tests.helpers.browser import listening
 from tests.helpers.service import Running, running
-from tests.integration.service.conftest import free_port
-from tests.integration.service.test_page import listening
 
 LAYER = 1
 STATEMENT = "The mother tongue of Alice Munro is Rome."
@@ -82,12 +81,11 @@ def run(tmp_path_factory: pytest.TempPathFactory, local: Local) -> Iterator[Runn
 
 @pytest.fixture(scope="module")
 def client(run: Running) -> Iterator[openai.OpenAI]:
-    port = free_port()
-    server, thread = listening(run, port)
-    with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as made:
+    with (
+        listening(run) as address,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as made,
+    ):
         yield made
-    server.should_exit = True
-    thread.join(10)
 
 
 def asked(question: str) -> Any:
