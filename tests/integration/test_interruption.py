@@ -26,6 +26,7 @@ from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.fail_points import ENVIRONMENT_VARIABLE, EXIT_CODE, FAIL_POINTS
 from errata.orchestrator.report.summary import read_summary
 from tests.integration.harness import Outcome, go, outcome, settings
+from tests.integration.test_recovery import DROPPING, REPAIRS, UPDATES
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 240.0
@@ -190,7 +191,7 @@ VISITS = {
 }
 
 
-ELSEWHERE = {"after_revert_planned", "after_revert_applied", "after_memory_remove"}
+ELSEWHERE = {"after_revert_planned", "after_revert_applied", "after_memory_remove"} | UPDATES | REPAIRS | DROPPING
 """Points that a run over a stream does not pass."""
 
 
