@@ -14,6 +14,7 @@ from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.rows import Version
 from errata.orchestrator.publish.packaging import check_form, write_model
 from errata.orchestrator.publish.rollout import EVENT
+from errata.orchestrator.tracking.library import load_mlflow
 from errata.orchestrator.tracking.store import MlflowStore
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ def register_version(
         UserError: the version cannot be had in that form.
         ErrataError: MLflow does not answer, or refuses.
     """
+    load_mlflow()
     from mlflow.exceptions import MlflowException
 
     check_form(form)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from errata.orchestrator.tracking.library import load_mlflow
 from errata.orchestrator.tracking.moving import ARTIFACTS, DATABASE, follow_move
 from errata.orchestrator.tracking.spool import TOGETHER, Entry
 
@@ -104,6 +105,7 @@ class MlflowStore:
             RunLostError: the run is not in this store; the next call makes a new one, which has nothing yet.
             Exception: anything that may pass by itself: the store is down, locked or full.
         """
+        load_mlflow()
         from mlflow.exceptions import MlflowException
 
         try:
@@ -153,6 +155,7 @@ class MlflowStore:
             for name in ("mlflow", "alembic"):
                 logging.getLogger(name).setLevel(logging.WARNING)
             logging.getLogger("urllib3.connectionpool").addFilter(_not_from_tracking)
+            load_mlflow()
             from mlflow import MlflowClient
 
             if self._files is not None:

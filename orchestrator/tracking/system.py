@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from errata.orchestrator.tracking.library import load_mlflow
+
 logger = logging.getLogger(__name__)
 
 
@@ -52,6 +54,7 @@ class SystemMetrics:
 
 
 def _monitors() -> list[Any]:
+    load_mlflow()
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
     from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
