@@ -359,6 +359,6 @@ def test_an_evaluation_worker_killed_in_the_middle_changes_no_result(spec):
     assert disturbed.records == undisturbed.records and disturbed.arms == undisturbed.arms
 
     pool.give_up()
-    with pytest.raises(ErrataError, match="given up"):
+    with pytest.raises(ErrataError, match="abandoned"):
         pool.evaluate(requests, weights, hits)
     pool.close()
