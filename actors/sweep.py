@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import ray
 
-from errata.actors.connection import connect, disconnect
+from errata.actors.connection import connect, disconnect, on_loopback
 from errata.actors.settings import RayConfig
 
 
@@ -35,7 +35,9 @@ def shared_ray(config: RayConfig, cpus: float) -> Iterator[SharedRay]:
     room = config.model_copy(update={"retrieval": config.retrieval.model_copy(update={"num_cpus": cpus})})
     owned = connect(room)
     try:
-        yield SharedRay(ray.get_runtime_context().gcs_address, float(ray.cluster_resources().get("CPU", 0.0)))
+        # what joins from this machine must take 127.0.0.1 for what it is, too
+        with on_loopback() if owned else nullcontext():
+            yield SharedRay(ray.get_runtime_context().gcs_address, float(ray.cluster_resources().get("CPU", 0.0)))
     finally:
         if owned:
             disconnect()
