@@ -96,9 +96,14 @@ class Editor(ABC):
         layers: tuple[int, ...] = self.config.layers
         return layers
 
-    @abstractmethod
     def new_state(self, model: EditableModel, covariance: KeyCovariance | None) -> LifelongState:
-        """The state before the first edit."""
+        """The state before the first edit; a method that keeps no systems of past keys begins with an empty one.
+
+        Raises:
+            UserError: the model has no such layer.
+        """
+        model.check_layers(self.layers)
+        return LifelongState.start({}, covariance, None)
 
     @abstractmethod
     def compute(

@@ -17,7 +17,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from errata.editing.covariance import KeyCovariance
 from errata.editing.delta import LayerDelta, WeightDelta
 from errata.editing.editors.base import Computation, Editor, EditorConfig, Progress, scalar_outcome
 from errata.editing.model.adapter import EditableModel
@@ -45,10 +44,6 @@ class FtL(Editor):
     config: FtLConfig
     needs_covariance = False
     commutes = False
-
-    def new_state(self, model: EditableModel, covariance: KeyCovariance | None) -> LifelongState:
-        model.check_layers(self.layers)
-        return LifelongState.start({}, covariance, None)
 
     def compute(
         self,

@@ -73,9 +73,9 @@ class Mend(Editor):
         return self.config.numbers
 
     def new_state(self, model: EditableModel, covariance: KeyCovariance | None) -> LifelongState:
-        model.check_layers(self.layers)
+        state = super().new_state(model, covariance)
         self._network = self.network(model)
-        return LifelongState.start({}, covariance, None)
+        return state
 
     def network(self, model: EditableModel) -> MendNetwork:
         """The trained network, or the identity.

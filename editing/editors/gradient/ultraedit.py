@@ -17,7 +17,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from errata.editing.covariance import KeyCovariance
 from errata.editing.delta import LayerDelta, WeightDelta
 from errata.editing.editors.base import Computation, Editor, EditorConfig, Progress, scalar_outcome
 from errata.editing.model.adapter import EditableModel
@@ -49,10 +48,6 @@ class UltraEdit(Editor):
     def layers(self) -> tuple[int, ...]:
         """Numbers of the edited maps (see ``map_number``), ascending."""
         return tuple(sorted(map_number(layer, name) for layer in self.config.layers for name in set(self.config.maps)))
-
-    def new_state(self, model: EditableModel, covariance: KeyCovariance | None) -> LifelongState:
-        model.check_layers(self.layers)
-        return LifelongState.start({}, covariance, None)
 
     def compute(
         self,

@@ -46,12 +46,12 @@ class ModuleEditor(Editor):
         return int(self.config.layers[0])
 
     def new_state(self, model: EditableModel, covariance: KeyCovariance | None) -> LifelongState:
-        model.check_layers(self.layers)
+        state = super().new_state(model, covariance)
         if len(self.layers) != 1:
             raise UserError(
                 f"editor.layers: {self.config.type!r} stands in one layer, got {list(self.config.layers)}; name one"
             )
-        return LifelongState.start({}, covariance, None)
+        return state
 
     def change(self, content: Content) -> WeightDelta:
         """A change of the slot as a batch's delta."""
