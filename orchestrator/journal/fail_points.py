@@ -16,33 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-FAIL_POINTS: Final[tuple[str, ...]] = (
-    # orchestrator/journal.py: inside the transaction (nothing is durable yet) and right after it
-    "accept_in_transaction",
-    "after_accept",
-    "after_retraction",
-    "commit_in_transaction",
-    "after_commit",
-    "swap_in_transaction",
-    "after_swap",
-    # orchestrator/artifacts.py: the temporary file is complete, or already carries its final name
-    "artifact_written",
-    "artifact_renamed",
-    # the run loop, in the order of one batch
-    "after_batch_planned",
-    "after_batch_applied",
-    "after_keys_stored",
-    "after_delta_stored",
-    "after_memory_add",
-    # a revert passes artifact_written to after_commit like a batch, and besides
-    "after_revert_planned",
-    "after_revert_applied",
-    "after_memory_remove",
-    # a repair passes artifact_written to after_commit like a batch, and besides
-    "after_retraction_reverted",
-    "after_repair",
-    "after_repair_round",
-    # a compaction and an erasure, in their order
+# a revert passes artifact_written to after_commit like a batch, and besides
+REVERT_POINTS: Final[tuple[str, ...]] = ("after_revert_planned", "after_revert_applied", "after_memory_remove")
+# a retraction comes with what is taken in, and is kept by a revert
+RETRACTION_POINTS: Final[tuple[str, ...]] = ("after_retraction", "after_retraction_reverted")
+# a repair passes artifact_written to after_commit like a batch, and besides
+REPAIR_POINTS: Final[tuple[str, ...]] = ("after_repair", "after_repair_round")
+# a compaction and an erasure, in their order
+DROPPING_POINTS: Final[tuple[str, ...]] = (
     "after_floors_stored",
     "after_erase_begun",
     "after_erase_reverted",
@@ -56,6 +37,28 @@ FAIL_POINTS: Final[tuple[str, ...]] = (
     "erase_in_transaction",
     "after_erase_rows",
     "after_vacuum",
+)
+FAIL_POINTS: Final[tuple[str, ...]] = (
+    # orchestrator/journal.py: inside the transaction (nothing is durable yet) and right after it
+    "accept_in_transaction",
+    "after_accept",
+    "commit_in_transaction",
+    "after_commit",
+    "swap_in_transaction",
+    "after_swap",
+    # orchestrator/artifacts.py: the temporary file is complete, or already carries its final name
+    "artifact_written",
+    "artifact_renamed",
+    # the run loop, in the order of one batch
+    "after_batch_planned",
+    "after_batch_applied",
+    "after_keys_stored",
+    "after_delta_stored",
+    "after_memory_add",
+    *REVERT_POINTS,
+    *RETRACTION_POINTS,
+    *REPAIR_POINTS,
+    *DROPPING_POINTS,
     # orchestrator/snapshots.py: stored, and not in the journal yet
     "after_snapshot_stored",
     "after_refresh_started",

@@ -23,10 +23,17 @@ from errata.orchestrator.history.receipts import open_store
 from errata.orchestrator.history.snapshots import load_snapshot, snapshots
 from errata.orchestrator.history.verify import verify
 from errata.orchestrator.journal import Journal
-from errata.orchestrator.journal.fail_points import ENVIRONMENT_VARIABLE, EXIT_CODE, FAIL_POINTS
+from errata.orchestrator.journal.fail_points import (
+    DROPPING_POINTS,
+    ENVIRONMENT_VARIABLE,
+    EXIT_CODE,
+    FAIL_POINTS,
+    REPAIR_POINTS,
+    RETRACTION_POINTS,
+    REVERT_POINTS,
+)
 from errata.orchestrator.report.summary import read_summary
 from tests.integration.harness import Outcome, go, outcome, settings
-from tests.integration.test_recovery import DROPPING, REPAIRS, UPDATES
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 240.0
@@ -191,7 +198,7 @@ VISITS = {
 }
 
 
-ELSEWHERE = {"after_revert_planned", "after_revert_applied", "after_memory_remove"} | UPDATES | REPAIRS | DROPPING
+ELSEWHERE = {*REVERT_POINTS, *RETRACTION_POINTS, *REPAIR_POINTS, *DROPPING_POINTS}
 """Points that a run over a stream does not pass."""
 
 

@@ -17,7 +17,15 @@ import torch
 from errata.editing.errors import UserError
 from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.journal import Journal
-from errata.orchestrator.journal.fail_points import FAIL_POINTS, InjectedCrash, raise_once
+from errata.orchestrator.journal.fail_points import (
+    DROPPING_POINTS,
+    FAIL_POINTS,
+    REPAIR_POINTS,
+    RETRACTION_POINTS,
+    REVERT_POINTS,
+    InjectedCrash,
+    raise_once,
+)
 from errata.orchestrator.report.summary import read_summary
 from tests.integration.harness import (
     Outcome,
@@ -33,30 +41,9 @@ from tests.integration.harness import (
     write_stream,
 )
 
-REVERTS = {"after_revert_planned", "after_revert_applied", "after_memory_remove", "after_snapshot_stored"}
-"""See ``test_pipeline.py``."""
-UPDATES = {"after_retraction", "after_retraction_reverted"}
-"""See ``tests/unit/orchestrator/run/test_updating.py``."""
-REPAIRS = {"after_repair", "after_repair_round"}
-"""See ``tests/unit/orchestrator/run/test_repairing.py``."""
-DROPPING = {
-    "after_floors_stored",
-    "after_erase_begun",
-    "after_erase_reverted",
-    "after_receipts_cut",
-    "gap_in_transaction",
-    "after_gap",
-    "after_first_dropped",
-    "after_dropped",
-    "after_memory_forgotten",
-    "after_scrubbed",
-    "erase_in_transaction",
-    "after_erase_rows",
-    "after_vacuum",
-}
-"""See ``test_dropping.py``."""
-ELSEWHERE = REVERTS | UPDATES | REPAIRS | DROPPING
-"""Points that this course does not pass."""
+ELSEWHERE = {*REVERT_POINTS, *RETRACTION_POINTS, *REPAIR_POINTS, *DROPPING_POINTS, "after_snapshot_stored"}
+"""Points that this course does not pass: see ``test_pipeline.py``, ``test_updating.py``, ``test_repairing.py`` and
+``test_dropping.py``."""
 
 
 def equal(left: Weights, right: Weights) -> bool:
