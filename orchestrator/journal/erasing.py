@@ -13,7 +13,6 @@ import sqlite3
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
 
-from errata.orchestrator.journal.chain import append_link
 from errata.orchestrator.journal.fail_points import reach
 from errata.orchestrator.journal.records import JournalRecords, printable
 from errata.orchestrator.journal.rows import MarkState, dump_json
@@ -42,11 +41,7 @@ class JournalErasing(JournalRecords):
         A version that is ``unprovable`` stays so.
         """
         with self._transaction() as connection:
-            cursor = connection.execute(
-                "INSERT INTO events (kind, data, at) VALUES (?, ?, ?)", (kind, dump_json(data), self._time())
-            )
-            number = int(cursor.lastrowid or 0)
-            append_link(connection, "event", number)
+            number = self._add_event(connection, kind, data)
             now, why = self._time(), printable(reason)
             connection.executemany(
                 "INSERT INTO marks VALUES (?, ?, ?, ?) ON CONFLICT (sequence) DO UPDATE SET state = excluded.state,"

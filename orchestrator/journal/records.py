@@ -152,11 +152,15 @@ class JournalRecords(JournalReader):
     def record_event(self, kind: str, data: Mapping[str, Any]) -> int:
         """Keep anything else worth knowing: a guard's action, a publication; returns its number."""
         with self._transaction() as connection:
-            cursor = connection.execute(
-                "INSERT INTO events (kind, data, at) VALUES (?, ?, ?)", (kind, dump_json(data), self._time())
-            )
-            number = int(cursor.lastrowid or 0)
-            append_link(connection, "event", number)
+            return self._add_event(connection, kind, data)
+
+    def _add_event(self, connection: sqlite3.Connection, kind: str, data: Mapping[str, Any]) -> int:
+        """Write an event and its link of the chain, within a transaction; returns its number."""
+        cursor = connection.execute(
+            "INSERT INTO events (kind, data, at) VALUES (?, ?, ?)", (kind, dump_json(data), self._time())
+        )
+        number = int(cursor.lastrowid or 0)
+        append_link(connection, "event", number)
         return number
 
     # ---------------------------------------------------------------- attempts, tags, marks
@@ -243,10 +247,7 @@ class JournalRecords(JournalReader):
 
     def _note(self, connection: sqlite3.Connection, kind: str, row: sqlite3.Row) -> None:
         """Chain what a row that changes says now, as an event."""
-        cursor = connection.execute(
-            "INSERT INTO events (kind, data, at) VALUES (?, ?, ?)", (kind, dump_json(dict(row)), self._time())
-        )
-        append_link(connection, "event", int(cursor.lastrowid or 0))
+        self._add_event(connection, kind, dict(row))
 
     def _time(self) -> str:
         return self._clock().isoformat()
