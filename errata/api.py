@@ -12,7 +12,6 @@ An editor is a run like any other: what it does is a commit in a journal. With `
 
 from __future__ import annotations
 
-import math
 import re
 import shutil
 import tempfile
@@ -32,9 +31,9 @@ from errata.editing.editors import make_editor
 from errata.editing.errors import UserError
 from errata.editing.extras import check_installed
 from errata.editing.model.adapter import EditableModel
-from errata.editing.model.engine import LanguageEngine
 from errata.editing.request import EditRequest
 from errata.editing.tracing import usual_layers
+from errata.editing.verify import Check
 from errata.evaluation.answering import Question
 from errata.evaluation.outcomes import ARMS, MEMORY_ARMS, Arm
 from errata.evaluation.probes import questions_of
@@ -372,8 +371,8 @@ class Editor:
         figures: dict[str, Any] = {**(row.result or {}), **(row.figures or {})}
         outcome: str | None = row.outcome
         if row.state == "applied" and outcome is None:
-            outcome, found = bare_prompt_outcome(self._parts.shared.model, row.request)
-            figures |= found
+            (seen,) = Check(self._parts.shared.model, [row.request], ("",)).outcomes()
+            outcome, figures = "landed" if seen.landed else "weak", figures | {"p_target": seen.p_target}
         return EditResult(row.id, row.state, outcome, row.reason, figures)
 
     def _edition(self, checkpoint: BaseCheckpoint) -> export.Edition:
@@ -387,17 +386,6 @@ class Editor:
                 save_checkpoint(self._parts.shared.model.hf, self._parts.shared.model.text.tokenizer, place)
             self._directory = place
         return BaseCheckpoint(self._directory, dtype=self._config.model.dtype)
-
-
-def bare_prompt_outcome(model: EditableModel, request: EditRequest) -> tuple[str, dict[str, float]]:
-    """Whether the model as it is says the target after the bare prompt: every token of it is the argmax.
-
-    Returns:
-        ``landed`` or ``weak``, and ``p_target``, the probability of the whole target.
-    """
-    prompt, target = model.text.encode_prompt(request.text), model.text.encode_target(request.target_new)
-    scored = LanguageEngine(model).score([(prompt, target)])[0]
-    return "landed" if all(scored.hits) else "weak", {"p_target": math.exp(sum(scored.logprobs))}
 
 
 def configuration(
@@ -493,4 +481,4 @@ def _request(fact: Fact, number: int) -> EditRequest:
         raise UserError(explain(error, EditRequest, f"fact {number}")) from error
 
 
-__all__ = ["EditResult", "Editor", "bare_prompt_outcome", "configuration"]
+__all__ = ["EditResult", "Editor", "configuration"]

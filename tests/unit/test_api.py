@@ -146,6 +146,13 @@ def test_metrics_by_arm_and_a_memory_that_is_made_when_it_is_asked(checkpoint: P
         assert isinstance(one.ask("The capital of France is", arm="memory"), str)
 
 
+def test_without_a_look_at_the_batch_an_edit_is_judged_when_it_is_told(checkpoint: Path) -> None:
+    with editor(checkpoint) as seen, editor(checkpoint, settings=SETTINGS | {"verify": {"enabled": False}}) as unseen:
+        (want,), (got,) = seen.edit(FACTS[:1]), unseen.edit(FACTS[:1])
+        assert (got.state, got.outcome) == (want.state, want.outcome) == ("applied", "landed")
+        assert got.figures["p_target"] == pytest.approx(want.figures["p_target"], rel=1e-4)
+
+
 def test_a_preset_is_found_by_the_weights_and_holds_what_a_method_wants(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
