@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from errata.editing.errors import UserError
+from errata.orchestrator.cli.options import Verbose
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +38,7 @@ def calibrate(
     dtype: Annotated[str, typer.Option(help="Number type of the forward pass.")] = "float32",
     tokens: Annotated[int, typer.Option(min=64, help="Self-generated tokens behind the covariance.")] = 4096,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Find a model's layers and settings by measuring, and write them as a preset; needs no data of yours.
 

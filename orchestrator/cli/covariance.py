@@ -13,6 +13,7 @@ from rich.table import Table
 
 from errata.editing.errors import ErrataError, UserError
 from errata.editing.wording import counted
+from errata.orchestrator.cli.options import Overrides, Verbose
 
 if TYPE_CHECKING:
     from errata.actors.workers.covariance import Estimate, EstimateJob, EstimateProgress, KeyCheck
@@ -27,7 +28,6 @@ Store = Annotated[Path | None, typer.Option(help="Directory of kept covariances;
 Place = Annotated[
     str | None, typer.Option("--store", help="Directory or URL of kept covariances; ~/.cache/errata/covariances.")
 ]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Log more.")]
 
 covariance = typer.Typer(help="Key covariances: what an editor preserves.", no_args_is_help=True)
 
@@ -40,9 +40,7 @@ def register(app: typer.Typer) -> None:
 @covariance.command()
 def estimate(
     config: Annotated[str, typer.Argument(help="A run's configuration: its model, editor.layers, covariance and ray.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one dotted key; repeatable.")
-    ] = None,
+    overrides: Overrides = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write the covariance to this file.")
     ] = None,

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from errata.orchestrator.cli.options import Overrides
+
 _MARKS = {"ok": "ok", "warning": "WARN", "fail": "FAIL", "skip": "-"}
 
 
@@ -20,9 +22,7 @@ def doctor(
     config: Annotated[
         str | None, typer.Argument(help="A configuration to check for; without one, this machine alone.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one dotted key; repeatable.")
-    ] = None,
+    overrides: Overrides = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory that the run is, or will be, in.")] = Path(
         "runs"
     ),

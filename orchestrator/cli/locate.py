@@ -13,6 +13,7 @@ import yaml
 
 from errata.editing.errors import UserError
 from errata.editing.wording import counted
+from errata.orchestrator.cli.options import Overrides, Verbose
 
 if TYPE_CHECKING:
     from errata.editing.tracing import Trace, TracePrompt
@@ -34,9 +35,7 @@ def register(app: typer.Typer) -> None:
 
 def locate(
     config: Annotated[str, typer.Argument(help="A run's configuration or a model preset, such as models/gpt2-xl.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one dotted key; repeatable.")
-    ] = None,
+    overrides: Overrides = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Directory to write; runs/locate-MODEL by default.")
     ] = None,
@@ -60,7 +59,7 @@ def locate(
     write_preset: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the chosen layers into this model preset.")
     ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Find the layers that recall facts by causal tracing; write numbers and a picture."""
     from errata.editing.tracing import TracingConfig

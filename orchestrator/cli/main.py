@@ -29,6 +29,7 @@ from errata.orchestrator.cli.history import register as register_history
 from errata.orchestrator.cli.judge import register as register_judge
 from errata.orchestrator.cli.locate import register as register_locate
 from errata.orchestrator.cli.models import register as register_models
+from errata.orchestrator.cli.options import DryRun, Overrides, Preset, Verbose
 from errata.orchestrator.cli.preserve import register as register_preserve
 from errata.orchestrator.cli.publish import register as register_publish
 from errata.orchestrator.cli.router import register as register_router
@@ -90,20 +91,14 @@ def _top(
 @app.command()
 def run(
     config: Annotated[str, typer.Argument(help="A configuration file, or the name of a shipped one: quickstart.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override one dotted key; repeatable."),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="The model's settings, laid over: models/gemma-3-270m, or a file."),
-    ] = None,
+    overrides: Overrides = None,
+    preset: Preset = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Directory of the run; runs/NAME by default.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the directory.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
+    dry_run: DryRun = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run a lifelong-editing experiment: edit, remember, measure, report."""
     from errata.orchestrator.config.loading import load_config

@@ -1,17 +1,28 @@
-"""Commands whose options are a model: declared once, checked together, handed on as one value."""
+"""Options of several commands, declared once; and commands whose options are a model, checked together and handed on
+as one value."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
+import typer
 from pydantic import ValidationError
 
 from errata.editing.closed import Closed
 from errata.editing.errors import UserError
 
 M = TypeVar("M", bound=Closed)
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one dotted key; repeatable.")
+]
+Preset = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The model's settings, laid over: models/gemma-3-270m, or a file.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Log more.")]
 
 
 def takes(model: type[M]) -> Callable[[Callable[[M], None]], Callable[..., None]]:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from errata.orchestrator.cli.options import DryRun, Overrides, Preset, Verbose
+
 
 def register(app: typer.Typer) -> None:
     """Add the command of this module to the command line."""
@@ -15,22 +17,16 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     config: Annotated[str, typer.Argument(help="A configuration file, or the name of a shipped one: service.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override one dotted key; repeatable."),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="The model's settings, laid over: models/gemma-3-270m, or a file."),
-    ] = None,
+    overrides: Overrides = None,
+    preset: Preset = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Directory of the run, begun or gone on with; runs/NAME by default."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on. Anything but loopback needs tokens.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 for any that is free.", min=0, max=65535)] = 8080,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
+    dry_run: DryRun = False,
+    verbose: Verbose = False,
 ) -> None:
     """Serve an API and a page over a run that goes on: hand in edits, revert them, ask the arms.
 

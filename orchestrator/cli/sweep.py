@@ -9,6 +9,7 @@ import typer
 
 from errata.editing.errors import UserError
 from errata.editing.wording import counted
+from errata.orchestrator.cli.options import Verbose
 
 if TYPE_CHECKING:
     from errata.orchestrator.experiments.record import SweepRecord
@@ -38,7 +39,7 @@ def sweep(
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, all on one Ray.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and stop.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run a grid of experiments: what is done is skipped, what was interrupted goes on."""
     from errata.orchestrator.experiments.config import load_sweep
