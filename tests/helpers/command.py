@@ -12,11 +12,11 @@ from errata.orchestrator.cli import main
 Command = Callable[..., tuple[int, str, str]]
 
 
-def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Calls ``errata`` with arguments as on a shell; exit code, output and errors."""
+def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *first: str) -> Command:
+    """Calls ``errata`` with arguments as on a shell, ``first`` before them; exit code, output and errors."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["errata", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["errata", *first, *map(str, arguments)])
         try:
             main()
         except SystemExit as stop:

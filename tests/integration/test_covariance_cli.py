@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,10 @@ import yaml
 from errata.actors.settings import ModelSpec, RayConfig
 from errata.editing.checkpoint.load import checkpoint_digest
 from errata.editing.covariance import KeyCovariance
-from errata.orchestrator.cli import main
 from errata.orchestrator.config.loading import load_config
 from errata.orchestrator.covariance.jobs import estimate_job
 from errata.orchestrator.journal.rows import version_digest
+from tests.helpers.command import Command, in_process
 from tests.integration.harness import PlainEstimator
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -27,23 +25,10 @@ LAYERS = (1, 2)
 
 
 @pytest.fixture
-def errata(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., tuple[int, str, str]]:
+def errata(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path / "home"))
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["errata", "covariance", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
+    return in_process(monkeypatch, capsys, "covariance")
 
 
 def write_config(path: Path, model: Path, covariance: dict[str, Any]) -> Path:

@@ -18,9 +18,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from errata.editing.errors import UserError
 from errata.evaluation.preservation.jail import _filter_of
 from errata.evaluation.preservation.sandbox import Sandbox, SandboxConfig
+from tests.helpers.sandboxes import sandbox_of
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the sandbox is for Linux")
 
@@ -36,10 +36,7 @@ def call(name, *arguments):
 
 @pytest.fixture(scope="module", params=["namespaces", "limits"])
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
-    try:
-        return Sandbox(LIMITS.model_copy(update={"strength": request.param}))
-    except UserError as error:
-        pytest.skip(str(error))
+    return sandbox_of(LIMITS, request.param)
 
 
 @pytest.fixture

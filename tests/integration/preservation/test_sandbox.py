@@ -18,6 +18,7 @@ from errata.editing.errors import UserError
 from errata.evaluation.preservation import jail as jail_module
 from errata.evaluation.preservation import sandbox as sandbox_module
 from errata.evaluation.preservation.sandbox import Sandbox, SandboxConfig
+from tests.helpers.sandboxes import sandbox_of
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the sandbox is for Linux")
 
@@ -26,10 +27,7 @@ LIMITS = SandboxConfig(seconds=30, cpu_seconds=1, memory_mb=512, file_mb=2, disk
 
 @pytest.fixture(scope="module", params=["namespaces", "limits"])
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
-    try:
-        return Sandbox(LIMITS.model_copy(update={"strength": request.param}))
-    except UserError as error:
-        pytest.skip(str(error))
+    return sandbox_of(LIMITS, request.param)
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,7 @@ import torch
 import yaml
 
 from errata.editing.covariance import KeyCovariance, SampleRecord
-from errata.orchestrator.cli import main
+from tests.helpers.command import Command, in_process
 
 
 def covariance(seed: int, version: str = "v0", layers: tuple[int, ...] = (1,)) -> KeyCovariance:
@@ -25,24 +23,11 @@ def covariance(seed: int, version: str = "v0", layers: tuple[int, ...] = (1,)) -
 
 
 @pytest.fixture
-def errata(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., tuple[int, str, str]]:
+def errata(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
     """Runs the command with a store and a working directory of its own; exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path / "home"))
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["errata", "covariance", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
+    return in_process(monkeypatch, capsys, "covariance")
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from pydantic import ValidationError
 from errata.editing.errors import UserError
 from errata.orchestrator.config.stream import KAFKA_PASSWORD, KafkaConfig, StreamConfig
 from errata.orchestrator.journal import Journal
-from errata.orchestrator.journal.rows import JournalMeta
 from errata.orchestrator.sources import take_in
+from tests.helpers.streams import new_journal, record
 
 kafka = pytest.importorskip("confluent_kafka", reason="the extra 'kafka' is not installed here")
 from errata.orchestrator.sources.kafka_stream import KafkaStream  # noqa: E402 - needs the extra
@@ -87,20 +87,6 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture
 def topic(request: pytest.FixtureRequest) -> str:
     return f"t{abs(hash(request.node.name)) % 10**9}-{os.getpid()}"
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    with new_journal(tmp_path / "journal.sqlite") as journal:
-        yield journal
-
-
-def new_journal(path: Path) -> Journal:
-    return Journal.create(path, JournalMeta("run", "b" * 64, "e" * 64, {}))
-
-
-def record(number: int, **changes: Any) -> dict[str, Any]:
-    return {"subject": f"S{number}", "prompt": "{} is", "target_new": "x", **changes}
 
 
 def open_stream(cluster: Cluster, topic: str, **changes: Any) -> KafkaStream:

@@ -16,7 +16,8 @@ import pytest
 import redis
 
 from errata.orchestrator.journal import Journal
-from tests.unit.orchestrator.sources.test_redis_stream import add, new_journal, pending, record, start_server, subjects
+from tests.helpers.streams import new_journal, record
+from tests.unit.orchestrator.sources.test_redis_stream import add, pending, start_server, subjects
 
 READER = dedent("""
     import sys

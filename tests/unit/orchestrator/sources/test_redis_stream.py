@@ -20,10 +20,10 @@ from pydantic import ValidationError
 from errata.editing.errors import UserError
 from errata.orchestrator.config.stream import RedisConfig
 from errata.orchestrator.journal import Journal
-from errata.orchestrator.journal.rows import JournalMeta
 from errata.orchestrator.sources import take_in
 from errata.orchestrator.sources.redis_stream import PASSWORD, RedisStream
 from tests.helpers.processes import PROCESSES
+from tests.helpers.streams import new_journal, record
 
 Server = tuple[str, subprocess.Popen[bytes]]
 
@@ -60,20 +60,6 @@ def client(server: str) -> Iterator[Any]:
     with redis.Redis.from_url(server) as client:
         client.flushall()
         yield client
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    with new_journal(tmp_path / "journal.sqlite") as journal:
-        yield journal
-
-
-def new_journal(path: Path) -> Journal:
-    return Journal.create(path, JournalMeta("run", "b" * 64, "e" * 64, {}))
-
-
-def record(number: int, **changes: Any) -> dict[str, Any]:
-    return {"subject": f"S{number}", "prompt": "{} is", "target_new": "x", **changes}
 
 
 def add(client: Any, *records: dict[str, Any]) -> list[bytes]:
