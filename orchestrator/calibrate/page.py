@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
-
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from errata.editing.wording import counted
 from errata.orchestrator.calibrate.halving import Ranked
 from errata.orchestrator.calibrate.job import Calibration
 from errata.orchestrator.calibrate.trial import TrialResult
+from errata.orchestrator.report.pages import template
 
 
 def render_calibration(
     job: Calibration, effects: Sequence[float], ranked: Sequence[Ranked], final: TrialResult, preset: str
 ) -> str:
     """The whole page, to be written as UTF-8."""
-    environment = Environment(
-        loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     keys = list(ranked[0].candidate)
     most = max([*effects, 1e-9])
-    return environment.get_template("page.html.j2").render(
+    return template("calibrate", "page.html.j2").render(
         job=job,
         keys=keys,
         bars=[(layer, effect, max(0.0, 100 * effect / most)) for layer, effect in enumerate(effects)],
@@ -47,7 +42,3 @@ def why(ranked: Sequence[Ranked]) -> list[str]:
         figure = f"score {other:.3f} on {counted(rival.edits, 'fact')}, the winner's is {own:.3f} on {best.edits}"
         said.append(f"{key} = {value}: the best with another value ({rival.candidate[key]}) has {figure}.")
     return said
-
-
-def _asset(name: str) -> str:
-    return (resources.files("errata.orchestrator.calibrate") / name).read_text(encoding="utf-8")

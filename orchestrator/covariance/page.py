@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 
 from markupsafe import Markup
 from torch import Tensor
@@ -15,6 +12,7 @@ from torch import Tensor
 from errata.editing.estimation.diagnostics import common_grid, density
 from errata.orchestrator.covariance.compare import CovarianceComparison, Side
 from errata.orchestrator.report.charts import Form, Series, clean, key, line_chart, script, style
+from errata.orchestrator.report.pages import script_hash, template
 
 COLORS = 6
 """Looks of lines; more sides than that share them."""
@@ -34,13 +32,8 @@ class Bars:
 
 def render_comparison(comparison: CovarianceComparison) -> str:
     """The whole page, to be written as UTF-8."""
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-
     code = f"{script()}\nCharts.all();\n"
-    environment = Environment(
-        loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("page.html.j2").render(
+    return template("covariance", "page.html.j2").render(
         comparison=comparison,
         sides=[
             (side, key(style_of(index)), json.dumps(dict(side.source))) for index, side in enumerate(comparison.sides)
@@ -49,7 +42,7 @@ def render_comparison(comparison: CovarianceComparison) -> str:
         spectra=[(layer, spectrum_chart(comparison, layer)) for layer in comparison.layers],
         chart_style=Markup(style()),
         script=Markup(code),
-        script_hash=base64.b64encode(hashlib.sha256(code.encode()).digest()).decode(),
+        script_hash=script_hash(code),
         words=[(side.name, word_charts(side)) for side in comparison.sides if side.openings],
     )
 
@@ -117,8 +110,3 @@ def style_of(place: int) -> str:
 
 def _points(x: Tensor, y: Tensor) -> Points:
     return list(zip(x.tolist(), y.tolist(), strict=True))
-
-
-def _asset(name: str) -> str:
-    """The text of a file that lies beside this module, also when the package is installed as a wheel."""
-    return resources.files("errata.orchestrator.covariance").joinpath(name).read_text(encoding="utf-8")

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from importlib import resources
-
 from markupsafe import Markup
 
 from errata.orchestrator.experiments.curves import STYLES, panels_of
 from errata.orchestrator.experiments.tables import RunComparison, heading
 from errata.orchestrator.experiments.text import MISSING, columns_of, number, reading
 from errata.orchestrator.report import charts
+from errata.orchestrator.report.pages import script_hash, template
 
 
 def render_page(comparison: RunComparison) -> str:
     """The whole page, to be written as UTF-8."""
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-
     script = f"{charts.script()}\nCharts.all();\n"
-    environment = Environment(
-        loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("page.html.j2").render(
+    return template("experiments", "page.html.j2").render(
         comparison=comparison,
         tables=[
             (
@@ -50,9 +42,5 @@ def render_page(comparison: RunComparison) -> str:
         key=charts.key,
         chart_style=Markup(charts.style()),
         script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        script_hash=script_hash(script),
     )
-
-
-def _asset(name: str) -> str:
-    return resources.files("errata.orchestrator.experiments").joinpath(name).read_text(encoding="utf-8")

@@ -18,6 +18,7 @@ from typing import Any, Final
 from markupsafe import Markup
 
 from errata.orchestrator.report.formats import MINUS
+from errata.orchestrator.report.pages import asset
 
 _FILES: Final = ("vendor/uplot.css", "colors.css", "charts.css", "vendor/uplot.js", "charts.js")
 
@@ -146,15 +147,15 @@ def key(style: str) -> Markup:
 
 def script() -> str:
     """The engine and our part of it; `Charts.all()` draws every chart of the page."""
-    engine = _asset("vendor/uplot.js")
+    engine = asset("report", "vendor/uplot.js")
     # its license goes where it goes
-    license_text = _asset("vendor/uplot.LICENSE.txt").strip()
-    return f"/*! uPlot\n{license_text}\n*/\n{engine.partition('*/')[2].lstrip()}\n{_asset('charts.js')}"
+    license_text = asset("report", "vendor/uplot.LICENSE.txt").strip()
+    return f"/*! uPlot\n{license_text}\n*/\n{engine.partition('*/')[2].lstrip()}\n{asset('report', 'charts.js')}"
 
 
 def style() -> str:
     """What the charts need of a style sheet, colors of the arms included."""
-    return "\n".join(_asset(name) for name in _FILES if name.endswith(".css"))
+    return "\n".join(asset("report", name) for name in _FILES if name.endswith(".css"))
 
 
 def files() -> list[Path]:
@@ -171,8 +172,3 @@ def _plain(line: Series) -> dict[str, Any]:
     finite = [(x, y if y is None or math.isfinite(y) else None) for x, y in line.points]
     found: dict[str, Any] = {"style": line.style, "label": clean(line.label), "points": finite}
     return found if line.spread is None else {**found, "spread": line.spread}
-
-
-def _asset(name: str) -> str:
-    """The text of a file that lies beside this module, also when the package is installed as a wheel."""
-    return resources.files("errata.orchestrator.report").joinpath(name).read_text(encoding="utf-8")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 from markupsafe import Markup
@@ -13,6 +10,7 @@ from markupsafe import Markup
 from errata.orchestrator.report import charts, curves, view
 from errata.orchestrator.report.facts import fact_view
 from errata.orchestrator.report.formats import duration, mapping, moment, short_digest
+from errata.orchestrator.report.pages import asset, script_hash, template
 from errata.orchestrator.report.wording import KIND_SHORT, OUTCOMES, shown
 
 MOST_FACTS = 500  # some 12 kB each: a browser stays quick with this many; facts.jsonl has them all
@@ -39,18 +37,9 @@ def render_report(
     Returns:
         The page, to be written as UTF-8.
     """
-    script = f"{charts.script()}\n{_asset('script.js')}"
-    style = f"{charts.style()}\n{_asset('style.css')}"
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FunctionLoader(_asset),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("template.html.j2").render(
+    script = f"{charts.script()}\n{asset('report', 'script.js')}"
+    style = f"{charts.style()}\n{asset('report', 'style.css')}"
+    page = template("report", "template.html.j2").render(
         arms=shown(mapping(summary.get("arms"))),
         cards=view.cards(summary),
         charts=curves.charts(summary),
@@ -77,7 +66,7 @@ def render_report(
         run_name=summary.get("name") or "run",
         sample=view.sample(summary),
         script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        script_hash=script_hash(script),
         stages=view.stage_rows(summary),
         started=moment(summary.get("started_at")),
         style=Markup(style),
@@ -87,8 +76,3 @@ def render_report(
         wall=duration(summary.get("wall_seconds")),
     )
     return page.lstrip()
-
-
-def _asset(name: str) -> str:
-    """The text of a file that lies beside this module, also when the package is installed as a wheel."""
-    return resources.files("errata.orchestrator.report").joinpath(name).read_text(encoding="utf-8")
