@@ -66,12 +66,8 @@ def calibrate(job: Calibration, state: Path, display: Display) -> Outcome:
     directory = resolve_model(job.model)
     kept = Kept(state, job, checkpoint_digest(directory))
     model = load_model(job.model, dtype=job.dtype, digest=kept.digest)
-    facts = known_facts(LanguageEngine(model), read_questions())
+    facts = facts_of(model)
     display.say(f"{counted(len(facts), 'fact')} that the model knows")
-    if len(facts) < FEWEST_FACTS:
-        raise UserError(
-            f"model {job.model!r} knows {len(facts)} of the shipped facts; at least {FEWEST_FACTS} are needed"
-        )
     aside = max(4, int(len(facts) * _FINAL_SHARE))
     searched, unseen = facts[aside:], facts[:aside]
     effects = kept.value("effects", lambda: _effects(model, searched[:_TRACED], display))
@@ -195,6 +191,20 @@ class Kept:
 
 
 # ---------------------------------------------------------------- the stages
+
+
+def facts_of(model: EditableModel) -> list[Fact]:
+    """The shipped facts that the model knows.
+
+    Raises:
+        UserError: they are fewer than are needed.
+    """
+    facts = known_facts(LanguageEngine(model), read_questions())
+    if len(facts) < FEWEST_FACTS:
+        raise UserError(
+            f"model {model.name!r} knows {len(facts)} of the shipped facts; at least {FEWEST_FACTS} are needed"
+        )
+    return facts
 
 
 def _effects(model: EditableModel, facts: Sequence[Fact], display: Display) -> list[float]:

@@ -11,10 +11,8 @@ import yaml
 
 from errata.editing.checkpoint.load import checkpoint_digest, load_model, resolve_model
 from errata.editing.errors import UserError
-from errata.editing.model.engine import LanguageEngine
-from errata.orchestrator.calibrate.calibrate import FEWEST_FACTS, Kept, bench_of
+from errata.orchestrator.calibrate.calibrate import Kept, bench_of, facts_of
 from errata.orchestrator.calibrate.job import Calibration
-from errata.orchestrator.calibrate.questions import known_facts, read_questions
 from errata.orchestrator.calibrate.space import RIDGES, Candidate
 from errata.orchestrator.calibrate.trial import TrialResult
 from errata.orchestrator.config.loading import read_composed
@@ -37,12 +35,7 @@ def measure(job: Calibration, preset: Path, state: Path, display: Display) -> st
     candidate = candidate_of(read_composed(preset), job.editor, str(preset))
     kept = Kept(state, job, checkpoint_digest(resolve_model(job.model)))
     model = load_model(job.model, dtype=job.dtype, digest=kept.digest)
-    facts = known_facts(LanguageEngine(model), read_questions())
-    if len(facts) < FEWEST_FACTS:
-        raise UserError(
-            f"model {job.model!r} knows {len(facts)} of the shipped facts; at least {FEWEST_FACTS} are needed"
-        )
-    facts = facts[:MOST_FACTS]
+    facts = facts_of(model)[:MOST_FACTS]
     bench = bench_of(model, job, kept, sorted(candidate["layers"]), display)
     result = kept.trial(candidate, [fact.request.id for fact in facts], lambda: bench.attempt(candidate, facts))
     if result.problem is not None:
