@@ -14,8 +14,10 @@ They are applied when a request is accepted. What is in a journal keeps the text
 
 from __future__ import annotations
 
+import gzip
 import unicodedata
-from typing import Any, Final
+from pathlib import Path
+from typing import IO, Any, Final, cast
 
 import regex
 
@@ -26,6 +28,16 @@ SLOT: Final = "{}"
 _SLOT: Final = regex.compile(r"(?<!\{)\{\}(?!\})")
 _BAD: Final = regex.compile(r"[\x00\ud800-\udfff]")
 _ENDS: Final = "\ufeff"
+
+
+def open_text(path: Path) -> IO[str]:
+    """A text file to be read, plain or ``.gz``, in UTF-8 with or without a mark at its beginning.
+
+    Only a line feed ends a line: U+2028 and a lone carriage return may stand in a record.
+    """
+    if path.suffix == ".gz":
+        return cast(IO[str], gzip.open(path, "rt", encoding="utf-8-sig", newline="\n"))
+    return path.open(encoding="utf-8-sig", newline="\n")
 
 
 def clean(text: str) -> str:

@@ -11,14 +11,13 @@ Letters: B rows, T = tokens of a row, I = d_in.
 
 from __future__ import annotations
 
-import gzip
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -33,6 +32,7 @@ from errata.editing.model.adapter import EditableModel
 from errata.editing.model.decoder import Layout, layer_of
 from errata.editing.model.flat import FlatPass, flat_pass
 from errata.editing.model.text import TextCodec
+from errata.editing.texts import open_text
 from errata.editing.wording import counted as counted_of
 
 HUB = "hub:"
@@ -167,12 +167,6 @@ def _records(config: CorpusConfig) -> Iterator[Any]:
     return _named_errors(config, _array_or_lines(path) if kind == "jsonl" else _plain(path, config.split))
 
 
-def _open(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return cast(IO[str], gzip.open(path, "rt", encoding="utf-8-sig", newline="\n"))
-    return path.open(encoding="utf-8-sig", newline="\n")
-
-
 def _named_errors(config: CorpusConfig, records: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from records
@@ -181,7 +175,7 @@ def _named_errors(config: CorpusConfig, records: Iterator[Any]) -> Iterator[Any]
 
 
 def _array_or_lines(path: Path) -> Iterator[Any]:
-    with _open(path) as file:
+    with open_text(path) as file:
         if file.read(1) == "[":
             file.seek(0)
             try:
@@ -194,7 +188,7 @@ def _array_or_lines(path: Path) -> Iterator[Any]:
 
 
 def _plain(path: Path, split: str) -> Iterator[str]:
-    with _open(path) as file:
+    with open_text(path) as file:
         if split == "file":
             text = file.read()
             yield from [text] if text.strip() else []

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from errata.editing.errors import UserError, in_words
+from errata.editing.texts import open_text
 
 HUB = "hub:"
 _BOM = "\ufeff"
@@ -55,15 +55,8 @@ def read_records(source: str | Path) -> Iterator[tuple[str, Any]]:
     return _lines(path)
 
 
-def _open(path: Path) -> IO[str]:
-    # newline="\n": U+2028 and lone carriage returns inside a record do not end it
-    if path.suffix == ".gz":
-        return cast(IO[str], gzip.open(path, "rt", encoding="utf-8-sig", newline="\n"))
-    return path.open(encoding="utf-8-sig", newline="\n")
-
-
 def _first_character(path: Path) -> str:
-    with _open(path) as file:
+    with open_text(path) as file:
         while chunk := file.read(4096):
             if stripped := chunk.lstrip().lstrip(_BOM).lstrip():
                 return stripped[0]
@@ -71,7 +64,7 @@ def _first_character(path: Path) -> str:
 
 
 def _array(path: Path) -> list[tuple[str, Any]]:
-    with _open(path) as file:
+    with open_text(path) as file:
         try:
             records = json.load(file)
         except (json.JSONDecodeError, RecursionError) as error:
@@ -84,7 +77,7 @@ def _one_object(path: Path) -> Any:
 
     JSON Lines begin with a whole object on a line, which is asked first; so no large file is read at once in vain.
     """
-    with _open(path) as file:
+    with open_text(path) as file:
         lines = (line for line in file if line.strip().strip(_BOM))
         opening = next(lines, "").strip().strip(_BOM)
         try:
@@ -103,7 +96,7 @@ def _one_object(path: Path) -> Any:
 
 
 def _whole(path: Path) -> str:
-    with _open(path) as file:
+    with open_text(path) as file:
         return file.read()
 
 
@@ -117,7 +110,7 @@ def _listed(path: Path, records: Any) -> list[tuple[str, Any]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
-    with _open(path) as file:
+    with open_text(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip().strip(_BOM):
                 continue
