@@ -411,21 +411,13 @@ class ArmEvaluator:
         )
         # nothing chosen: the model answers as without memory, so that reply is taken and nothing runs again
         replies = {row: _Reply(plain[row].continuation, plain[row].answer, choices[row[0]]) for row in rows}
-        informed, tokens = [], []
-        for prompt, teacher in rows:
-            if choices[prompt].hit is None:
+        informed = [
+            (row, self.chooser.prompt_ids(row[0], choices[row[0]])) for row in rows if choices[row[0]].hit is not None
+        ]
+        for row, (continuation, result) in self._in_contexts(informed).items():
+            if result is None:
+                replies[row] = _Reply(*plain[row].said, TOO_LONG)
                 continue
-            context = self.chooser.prompt_ids(prompt, choices[prompt])
-            continuation = self._continuation(context, teacher)
-            if self.model.capacity.problem(self.model.text, [*context, *continuation]) is not None:
-                replies[prompt, teacher] = _Reply(*plain[prompt, teacher].said, TOO_LONG)
-                continue
-            informed.append((prompt, teacher))
-            tokens.append((context, continuation))
-        results = self.engine.score_and_generate(
-            tokens, max_new_tokens=self.max_new_tokens, stop_at_newline=self.stop_at_newline
-        )
-        for row, (_, continuation), result in zip(informed, tokens, results, strict=True):
             usual = self.model.text.encode_target(row[1]) if row[1] else []
             replies[row] = _Reply(*result, choices[row[0]], respelled=continuation != usual)
         return replies
@@ -454,21 +446,33 @@ class ArmEvaluator:
                 replies[row] = _Reply(*other.said, route)
             else:
                 missing.append(row)
+        contexts = [(row, self._routed_ids(row[0], routes[row[0]], plain)) for row in missing]
+        for row, (_, result) in self._in_contexts(contexts).items():
+            if result is None:
+                replies[row] = _Reply(*unedited[row].said, TOO_LONG)
+            else:
+                replies[row] = _Reply(*result, routes[row[0]])
+        return replies
+
+    def _in_contexts(
+        self, contexts: Sequence[tuple[tuple[str, str], list[int]]]
+    ) -> dict[tuple[str, str], tuple[list[int], tuple[Continuation, Answer] | None]]:
+        """Of rows with the tokens before their answers: the target's tokens there, and what the model says, or None
+        where both together are too long for it."""
+        said: dict[tuple[str, str], tuple[list[int], tuple[Continuation, Answer] | None]] = {}
         run, tokens = [], []
-        for prompt, teacher in missing:
-            context = self._routed_ids(prompt, routes[prompt], plain)
-            continuation = self._continuation(context, teacher)
-            if self.model.capacity.problem(self.model.text, [*context, *continuation]) is not None:
-                replies[prompt, teacher] = _Reply(*unedited[prompt, teacher].said, TOO_LONG)
-                continue
-            run.append((prompt, teacher))
-            tokens.append((context, continuation))
+        for row, context in contexts:
+            continuation = self._continuation(context, row[1])
+            said[row] = continuation, None
+            if self.model.capacity.problem(self.model.text, [*context, *continuation]) is None:
+                run.append(row)
+                tokens.append((context, continuation))
         results = self.engine.score_and_generate(
             tokens, max_new_tokens=self.max_new_tokens, stop_at_newline=self.stop_at_newline
         )
         for row, result in zip(run, results, strict=True):
-            replies[row] = _Reply(*result, routes[row[0]])
-        return replies
+            said[row] = said[row][0], result
+        return said
 
     def _continuation(self, context: Sequence[int], teacher: str) -> list[int]:
         """The target's tokens after a context; no leading space after white space or a special token.
