@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from errata.editing.closed import Closed
 from errata.editing.digest import digest_json
@@ -16,6 +16,10 @@ from errata.editing.texts import split_slot as _split_slot
 from errata.editing.texts import template_of as _template_of
 
 __all__ = ["SLOT", "EditBatch", "EditRequest", "NeighborhoodProbe", "PortabilityProbe", "Provenance", "Retraction"]
+
+
+EventTime = Annotated[datetime, AfterValidator(lambda at: at if at.tzinfo is not None else at.replace(tzinfo=UTC))]
+"""When something happened in the world; a time without a zone is one of UTC."""
 
 
 class Provenance(Closed):
@@ -64,7 +68,7 @@ class EditRequest(Closed):
     neighborhood: tuple[NeighborhoodProbe, ...] = ()
     portability: tuple[PortabilityProbe, ...] = ()
     provenance: Provenance | None = None
-    event_at: datetime | None = None
+    event_at: EventTime | None = None
     """When the fact became true, where that is not when the request came: of one fact the newest by this time wins. A
     time without a zone is UTC."""
 
@@ -77,11 +81,6 @@ class EditRequest(Closed):
         if not value.strip():
             raise ValueError(f"must not be blank, got {value!r}")
         return value.strip()
-
-    @field_validator("event_at")
-    @classmethod
-    def _with_zone(cls, value: datetime | None) -> datetime | None:
-        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
 
     @model_validator(mode="before")
     @classmethod
@@ -174,18 +173,13 @@ class Retraction(Closed):
     """Idempotency key."""
     retracts: str = Field(min_length=1)
     """Id of the request; it may come later."""
-    event_at: datetime | None = None
+    event_at: EventTime | None = None
     """When the fact ceased to be true, where that is not when this came."""
 
     @field_validator("id", "retracts")
     @classmethod
     def _kept(cls, value: str) -> str:
         return clean(value)
-
-    @field_validator("event_at")
-    @classmethod
-    def _with_zone(cls, value: datetime | None) -> datetime | None:
-        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
 
 
 class EditBatch(Closed):
