@@ -418,10 +418,7 @@ class Pipeline:
         """
         batch = plan.batch(self.journal.next_sequence())
         reach("after_batch_planned")
-        wanted = self.editor.keys_wanted([request.fact_key for request in batch.requests])
-        if wanted:
-            leaving = old_keys(self.journal, self.store, wanted, before=batch.sequence)
-            batch = batch.model_copy(update={"old_keys": leaving})
+        batch = self._with_old_keys(batch)
         receipt = self._attempts.apply(batch)
         if receipt is None:
             return None
@@ -448,13 +445,18 @@ class Pipeline:
     def _write_again(self, requests: Sequence[EditRequest], figures: Mapping[str, Any]) -> Version:
         """Applied requests once more, in a commit of kind ``repair``; what cannot be written stays as it was."""
         batch = EditBatch(sequence=self.journal.next_sequence(), requests=tuple(requests))
-        wanted = self.editor.keys_wanted([request.fact_key for request in batch.requests])
-        if wanted:
-            leaving = old_keys(self.journal, self.store, wanted, before=batch.sequence)
-            batch = batch.model_copy(update={"old_keys": leaving})
+        batch = self._with_old_keys(batch)
         with self._undone_on_error():
             receipt = self.editor.apply(batch)
             return self._commit(receipt, (), repair=figures)
+
+    def _with_old_keys(self, batch: EditBatch) -> EditBatch:
+        """The batch with the stored keys of what it replaces, where the editor does not hold them."""
+        wanted = self.editor.keys_wanted([request.fact_key for request in batch.requests])
+        if not wanted:
+            return batch
+        leaving = old_keys(self.journal, self.store, wanted, before=batch.sequence)
+        return batch.model_copy(update={"old_keys": leaving})
 
     def _forget(self, names: Sequence[str]) -> None:
         facts = {row.fact_key for row in self.journal.requests_named(names) if row.fact_key is not None}
