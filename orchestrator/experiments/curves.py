@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from errata.orchestrator.experiments.labels import GROUP, SEED
-from errata.orchestrator.experiments.tables import Block, Column, Figure, RunComparison, heading, mean_of
+from errata.orchestrator.experiments.tables import WAYS, Block, Column, Figure, RunComparison, heading, mean_of
 from errata.orchestrator.report.charts import SHARE, Form, Series, line_chart
 from errata.orchestrator.report.summary import TimelinePoint
 
 STYLES = 10
 """Colors of the page: one for the unedited model, one for the memory alone, the others for methods in turn."""
 _ALONE = ("unedited", "memory")
-_WITH_MEMORY = " + memory"
+_LOOKS = {WAYS["edited_memory"]: " dashed", WAYS["routed"]: " dotted"}
+"""How a line of a method is told from the method's own, by the end of its label."""
 _KEYS = (
     "reliability",
     "generalization_gen",
@@ -89,17 +90,17 @@ def _panel(title: str, lines: Mapping[str, Sequence[Line]], comparison: RunCompa
 
 
 def styles_of(labels: Sequence[str]) -> dict[str, str]:
-    """A style for every label: a color a method, dashed for the same method with the memory."""
-    methods = [label.removesuffix(_WITH_MEMORY) for label in labels if label.partition(",")[0] not in _ALONE]
-    colors = {method: f"c{2 + n % (STYLES - 2)}" for n, method in enumerate(dict.fromkeys(methods))}
-    styles = {}
+    """A style for every label: a color a method, dashed for the same method with the memory, dotted routed."""
+    styles: dict[str, str] = {}
+    colors: dict[str, str] = {}
     for label in labels:
         alone = label.partition(",")[0]
         if alone in _ALONE:
             styles[label] = f"c{_ALONE.index(alone)}"
-        else:
-            dashed = " dashed" if label.endswith(_WITH_MEMORY) else ""
-            styles[label] = colors[label.removesuffix(_WITH_MEMORY)] + dashed
+            continue
+        way = next((way for way in _LOOKS if label.endswith(way)), "")
+        color = colors.setdefault(label.removesuffix(way), f"c{2 + len(colors) % (STYLES - 2)}")
+        styles[label] = color + _LOOKS.get(way, "")
     return styles
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from errata.editing.errors import UserError
 from errata.editing.wording import counted as counted_of
@@ -86,6 +87,8 @@ COLUMNS = (
     Column("query_seconds", "s/query", higher=False, share=False, meaning="seconds of one question asked alone"),
 )
 _TEXT = "perplexity:"
+WAYS: Final[Mapping[Arm, str]] = {"edited": "", "edited_memory": " + memory", "routed": ", routed"}
+"""Arms that need an editor, with what a row's label says behind the method."""
 _AVERAGE_OF = ("reliability", "generalization_gen", "locality", "portability")
 
 
@@ -238,7 +241,7 @@ def figures_of(run: Run, arm: Arm) -> dict[str, float | None]:
         figures["perplexity"] = summary.perplexity.base if arm == "base" else summary.perplexity.edited
         for name, value in summary.perplexities.items():
             figures[_TEXT + name] = value.base if arm == "base" else value.edited
-    if arm in ("edited", "edited_memory", "routed"):
+    if arm in WAYS:
         figures["edit_seconds"] = summary.edit_seconds_per_edit
     if arm == "edited":
         figures["norm_growth"] = _norm_growth(summary)
@@ -302,7 +305,7 @@ def _settled(mismatches: Iterable[Mismatch], title: str, anyway: bool) -> list[s
 
 
 def _rows(runs: Sequence[Run], free: Sequence[str], changes: Mapping[str, set[str]], intervals: bool) -> Iterable[Row]:
-    """Rows by arm and label: first what needs no editor, then every method, alone and with the memory."""
+    """Rows by arm and label: first what needs no editor, then every method, alone, with the memory and routed."""
     rows: dict[tuple[Arm, str], list[Run]] = {}
     for arm in ("base", "memory"):
         axes = [axis for axis in free if _reaches(arm, changes[axis])]
@@ -311,11 +314,10 @@ def _rows(runs: Sequence[Run], free: Sequence[str], changes: Mapping[str, set[st
                 rows.setdefault((arm, _label(arm, run, axes)), []).append(run)
     methods = list(dict.fromkeys(_label("edited", run, free) for run in runs))
     for method in methods:
-        for edited in ("edited", "edited_memory", "routed"):
+        for edited, way in WAYS.items():
             for run in runs:
                 if edited in run.summary.arms and _label("edited", run, free) == method:
-                    label = method if edited == "edited" else f"{method} + memory"
-                    rows.setdefault((edited, label), []).append(run)
+                    rows.setdefault((edited, method + way), []).append(run)
     for (arm, label), row_runs in rows.items():
         yield Row(label, arm, _figures(row_runs, arm, intervals), tuple(row_runs))
 

@@ -11,13 +11,13 @@ const Charts = (() => {
 
   const variable = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-  // "edited", "shade2", "c3", "c3 dashed": color, dashes and mark
+  // "edited", "shade2", "c3", "c3 dashed", "c3 dotted": color, dashes and mark
   function look(style) {
     const [name, more] = style.split(" ");
     if (LOOKS[name]) { const [color, dash, mark] = LOOKS[name]; return { color: variable(color), dash, mark }; }
     const place = Number(name.replace(/\D/g, "")) || 0;
     const color = variable(name.startsWith("shade") ? `s${place}` : name);
-    return { color, dash: more === "dashed" ? [7, 4] : name.startsWith("shade") ? [] : DASHES[place % DASHES.length === 0 ? 0 : place % DASHES.length],
+    return { color, dash: more === "dashed" ? [7, 4] : more === "dotted" ? [2, 4] : name.startsWith("shade") ? [] : DASHES[place % DASHES.length === 0 ? 0 : place % DASHES.length],
       mark: MARKS[place % MARKS.length] };
   }
 

@@ -53,7 +53,8 @@ SHARE: Final = Form(1, 100.0)
 
 @dataclass(frozen=True)
 class Series:
-    """One line: `style` names its look (an arm, ``shade0`` to ``shade4``, ``c0`` to ``c9``, perhaps ``dashed``)."""
+    """One line: `style` names its look (an arm, ``shade0`` to ``shade4``, ``c0`` to ``c9``, perhaps ``dashed`` or
+    ``dotted``)."""
 
     style: str
     label: str

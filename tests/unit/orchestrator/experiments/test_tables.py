@@ -101,6 +101,16 @@ def test_norms_are_those_at_the_end_over_those_of_the_base(make_run):
     assert set(found.values()) == {None}
 
 
+def test_the_routed_arm_has_a_row_and_a_line_of_its_own(make_run):
+    figures = {"edited": 0.25, "edited_memory": 0.5, "routed": 0.75}
+    run = make_run("r", {arm: {"reliability": value} for arm, value in figures.items()})
+    assert texts(compare(collect([run])), "reliability") == {
+        "memit": "25.0",
+        "memit + memory": "50.0",
+        "memit, routed": "75.0*",
+    }
+
+
 def test_a_memory_setting_makes_rows_of_its_own_for_the_memory(make_run):
     runs = [make_run(f"k{k}", arms(0, 0.5, k / 10, k / 20), settings={"memory.scr.k": k}) for k in (1, 3)]
     comparison = compare(collect(runs))

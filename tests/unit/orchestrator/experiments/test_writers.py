@@ -124,6 +124,11 @@ def test_curves_hold_the_measured_points(sweep_directory):
 def test_a_method_has_one_color_alone_and_with_the_memory():
     labels = ["unedited", "memory, k 1", "A", "A + memory", "B", "B + memory"]
     assert list(styles_of(labels).values()) == ["c0", "c1", "c2", "c2 dashed", "c3", "c3 dashed"]
+    assert styles_of(["A", "A + memory", "A, routed"]) == {
+        "A": "c2",
+        "A + memory": "c2 dashed",
+        "A, routed": "c2 dotted",
+    }
     many = styles_of([f"M{n}" for n in range(20)])
     assert set(many.values()) == {f"c{n}" for n in range(2, 10)}  # never those of the unedited model and the memory
 
