@@ -112,6 +112,11 @@ class Editor(ABC):
         layers: tuple[int, ...] = self.config.layers
         return layers
 
+    @property
+    def mapped_layers(self) -> tuple[int, ...]:
+        """Maps whose keys the editor preserves: a covariance must cover them."""
+        return self.layers
+
     def new_state(self, model: EditableModel, covariance: KeyCovariance | None) -> LifelongState:
         """The state before the first edit; a method that keeps no systems of past keys begins with an empty one.
 
