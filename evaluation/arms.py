@@ -128,15 +128,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Reply:
+    target: tuple[int, ...]
+    """The tokens that were scored. Not the same in every arm: after a template a target begins without a space."""
     continuation: Continuation
     answer: Answer
     choice: ChoiceLike | None = None
-    respelled: bool = False
-    """The target's tokens are others than without the memory: after a template it begins without a space."""
-
-    @property
-    def said(self) -> tuple[Continuation, Answer]:
-        return self.continuation, self.answer
 
 
 @dataclass(frozen=True)
@@ -392,7 +388,9 @@ class ArmEvaluator:
         results = self.engine.score_and_generate(
             tokens, max_new_tokens=self.max_new_tokens, stop_at_newline=self.stop_at_newline
         )
-        return {row: _Reply(*result) for row, result in zip(rows, results, strict=True)}
+        return {
+            row: _Reply(tuple(target), *result) for row, (_, target), result in zip(rows, tokens, results, strict=True)
+        }
 
     def _with_memory(
         self,
@@ -410,16 +408,14 @@ class ArmEvaluator:
             )
         )
         # nothing chosen: the model answers as without memory, so that reply is taken and nothing runs again
-        replies = {row: _Reply(plain[row].continuation, plain[row].answer, choices[row[0]]) for row in rows}
+        replies = {row: replace(plain[row], choice=choices[row[0]]) for row in rows}
         informed = [
             (row, self.chooser.prompt_ids(row[0], choices[row[0]])) for row in rows if choices[row[0]].hit is not None
         ]
-        for row, (continuation, result) in self._in_contexts(informed).items():
-            if result is None:
-                replies[row] = _Reply(*plain[row].said, TOO_LONG)
-                continue
-            usual = self.model.text.encode_target(row[1]) if row[1] else []
-            replies[row] = _Reply(*result, choices[row[0]], respelled=continuation != usual)
+        for row, reply in self._in_contexts(informed).items():
+            replies[row] = (
+                replace(plain[row], choice=TOO_LONG) if reply is None else replace(reply, choice=choices[row[0]])
+            )
         return replies
 
     def _routed(
@@ -441,38 +437,36 @@ class ArmEvaluator:
             route = routes[row[0]]
             other = same_weights.get(row)
             if route.hit is None:
-                replies[row] = _Reply(*unedited[row].said, route)
+                replies[row] = replace(unedited[row], choice=route)
             elif other is not None and (plain or _same_statement(other.choice, route)):
-                replies[row] = _Reply(*other.said, route)
+                replies[row] = replace(other, choice=route)
             else:
                 missing.append(row)
         contexts = [(row, self._routed_ids(row[0], routes[row[0]], plain)) for row in missing]
-        for row, (_, result) in self._in_contexts(contexts).items():
-            if result is None:
-                replies[row] = _Reply(*unedited[row].said, TOO_LONG)
-            else:
-                replies[row] = _Reply(*result, routes[row[0]])
+        for row, reply in self._in_contexts(contexts).items():
+            replies[row] = (
+                replace(unedited[row], choice=TOO_LONG) if reply is None else replace(reply, choice=routes[row[0]])
+            )
         return replies
 
     def _in_contexts(
         self, contexts: Sequence[tuple[tuple[str, str], list[int]]]
-    ) -> dict[tuple[str, str], tuple[list[int], tuple[Continuation, Answer] | None]]:
-        """Of rows with the tokens before their answers: the target's tokens there, and what the model says, or None
-        where both together are too long for it."""
-        said: dict[tuple[str, str], tuple[list[int], tuple[Continuation, Answer] | None]] = {}
+    ) -> dict[tuple[str, str], _Reply | None]:
+        """Replies to rows with the tokens before their answers; None where target and context are too long together."""
+        replies: dict[tuple[str, str], _Reply | None] = {}
         run, tokens = [], []
         for row, context in contexts:
-            continuation = self._continuation(context, row[1])
-            said[row] = continuation, None
-            if self.model.capacity.problem(self.model.text, [*context, *continuation]) is None:
+            target = self._continuation(context, row[1])
+            replies[row] = None
+            if self.model.capacity.problem(self.model.text, [*context, *target]) is None:
                 run.append(row)
-                tokens.append((context, continuation))
+                tokens.append((context, target))
         results = self.engine.score_and_generate(
             tokens, max_new_tokens=self.max_new_tokens, stop_at_newline=self.stop_at_newline
         )
-        for row, result in zip(run, results, strict=True):
-            said[row] = said[row][0], result
-        return said
+        for row, (_, target), result in zip(run, tokens, results, strict=True):
+            replies[row] = _Reply(tuple(target), *result)
+        return replies
 
     def _continuation(self, context: Sequence[int], teacher: str) -> list[int]:
         """The target's tokens after a context; no leading space after white space or a special token.
@@ -529,7 +523,7 @@ class ArmEvaluator:
     def _agreement(self, reply: _Reply, plain: _Reply) -> float:
         """`locality_tf`; where a target is spelled otherwise, by the tokens' texts without their spaces."""
         own, other = reply.continuation.argmax, plain.continuation.argmax
-        if not reply.respelled:
+        if reply.target == plain.target:
             return locality_tf(own, other)
         decode = self.model.text.decode
         return locality_tf(*([decode([token]).strip() for token in tokens] for tokens in (own, other)))

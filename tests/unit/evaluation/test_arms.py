@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from errata.editing.model.adapter import EditableModel
-from errata.editing.model.engine import LanguageEngine
+from errata.editing.model.engine import Answer, Continuation, LanguageEngine
 from errata.editing.request import EditRequest
 from errata.evaluation.arms import ArmEvaluator, Evaluation, base_weights_digest
 from errata.evaluation.caching import CachingEngine
@@ -353,6 +353,46 @@ def test_exact_agreement_and_truth_against_plain_passes(model: EditableModel) ->
             assert result.arms["base"].agreement == 1.0
             seen.add(result.arms["edited"].agreement)
     assert len(seen) > 1  # the edited model differs here and agrees there
+
+
+class SaysTheTarget(LanguageEngine):
+    """Its likeliest tokens are always those of the target that it is given."""
+
+    def score_and_generate(self, rows: Any, **_: Any) -> list[tuple[Continuation, Answer]]:
+        return [
+            (Continuation((0.0,) * len(target), (True,) * len(target), tuple(target)), Answer("", ()))
+            for _, target in rows
+        ]
+
+
+class GivesTheFirst(KeywordChooser):
+    """Gives every question the same statement."""
+
+    def choose(self, questions: Any, hits: Any) -> Any:
+        return [FakeChoice(HITS["Danielle speaks"][1], "always") for _ in questions]
+
+
+class RoutesAll(NamesRouter):
+    def route(self, questions: Any) -> Any:
+        return [FakeChoice(HITS["Danielle speaks"][1], "named") for _ in questions]
+
+
+@pytest.mark.parametrize("answer", ["edited_memory", "memory", "edited"])
+@pytest.mark.parametrize("beside", [ARMS, ("base", "routed"), ("base", "edited", "routed")])
+def test_likeliest_tokens_are_compared_as_texts_where_an_arm_spells_its_target_otherwise(
+    model: EditableModel, answer: Any, beside: Any
+) -> None:
+    """After a template "Paris" begins without a space: other tokens, the same answer. The routed arm, whether it takes
+    a reply that another arm had or runs its own, is held to that as the memory arms are."""
+    base = weights(model, None)
+    chooser = GivesTheFirst(model.text, chat=True)
+    assert model.text.encode_target("Paris") != model.text.encode_prompt("Paris")
+    got = ArmEvaluator(model, chooser, engine=SaysTheTarget(model)).evaluate(
+        REQUESTS, base=base, edited=weights(model, 1), hits=HITS, router=RoutesAll(model, answer), arms=beside
+    )
+    figures = got.metrics()
+    assert {arm: figures[arm]["locality_tf"] for arm in beside} == dict.fromkeys(beside, 1.0)
+    assert {arm: figures[arm]["locality_match"] for arm in beside} == dict.fromkeys(beside, 1.0)
 
 
 def test_only_what_follows_the_reasoning_is_judged_and_compared(model: EditableModel) -> None:
