@@ -91,20 +91,25 @@ class JournalReader:
         """Requests by their ids, in the order of acceptance; an id that is not there is left out."""
         return self._requests_by("id", names)
 
-    def requests_of_facts(self, fact_keys: Iterable[str]) -> list[RequestRow]:
-        """Every request about some facts, in the order of acceptance."""
-        return self._requests_by("fact_key", fact_keys)
+    def requests_of_facts(self, fact_keys: Iterable[str], state: RequestState | None = None) -> list[RequestRow]:
+        """Every request about some facts, or those in one state, in the order of acceptance."""
+        return self._requests_by("fact_key", fact_keys, state)
 
     def requests_applied_in(self, sequences: Iterable[int]) -> list[RequestRow]:
         """Requests that some commits wrote into the weights, in the order of acceptance."""
         return self._requests_by("applied_in", sequences)
 
-    def _requests_by(self, column: str, wanted: Iterable[str | int]) -> list[RequestRow]:
+    def _requests_by(
+        self, column: str, wanted: Iterable[str | int], state: RequestState | None = None
+    ) -> list[RequestRow]:
         values = list(dict.fromkeys(wanted))
         rows: list[RequestRow] = []
         for at in range(0, len(values), _AT_ONCE):
             part = values[at : at + _AT_ONCE]
-            rows += self._requests(f"WHERE {column} IN ({', '.join('?' * len(part))})", tuple(part))
+            clause = f"WHERE {column} IN ({', '.join('?' * len(part))})"
+            if state is not None:
+                clause, part = f"{clause} AND state = ?", [*part, state]
+            rows += self._requests(clause, tuple(part))
         return sorted(rows, key=lambda row: row.seq)
 
     def requests_starting(self, prefix: str, limit: int = 20) -> list[RequestRow]:
@@ -361,6 +366,35 @@ class JournalReader:
             before,
         )
         return [row["sequence"] for row in rows]
+
+    def recomputed(self, batch: int, before: int | None = None) -> list[int]:
+        """Numbers of the commits that computed a batch again, or may have done so, newest first.
+
+        Args:
+            before: of commits with a lower number only.
+        """
+        rows = self._rows(
+            "SELECT sequence FROM recomputed WHERE batch IN (0, ?) AND sequence > ? AND sequence < ?"
+            " ORDER BY sequence DESC",
+            batch,
+            batch,
+            _NEWEST if before is None else before,
+        )
+        return [row["sequence"] for row in rows]
+
+    def recomputed_in(self, sequence: int) -> set[int]:
+        """Batches that a commit is said to have computed again; 0 for whichever they were."""
+        return {row["batch"] for row in self._rows("SELECT batch FROM recomputed WHERE sequence = ?", sequence)}
+
+    def written_in(self, name: str, before: int) -> int | None:
+        """Number of the commit that wrote a request last, of those before ``before``; None where none did."""
+        rows = self._rows(
+            "SELECT f.sequence FROM fates f JOIN requests r ON r.seq = f.seq WHERE r.id = ? AND f.state = 'applied'"
+            " AND f.sequence < ? ORDER BY f.number DESC LIMIT 1",
+            name,
+            before,
+        )
+        return int(rows[0]["sequence"]) if rows else None
 
     def versions(self) -> list[Version]:
         """The base and every commit, in order."""
