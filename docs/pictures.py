@@ -1,7 +1,7 @@
 """Pictures of the documentation, taken in headless Chromium: ``python -m docs.pictures`` in a checkout.
 
 The service's page is that of a real service of the demo model: it is started, given facts of the shipped stream, asked,
-refreshed, published from and paused, which takes some minutes on two cores. ``--run``, ``--compare`` and
+published from and paused, which takes some minutes on two cores. ``--run``, ``--compare`` and
 ``--locate`` picture pages that `errata run`, `compare` and `locate` have written; ``--mlflow`` an MLflow server with a
 run and its registered model ``errata``.
 """
@@ -29,8 +29,8 @@ from tests.helpers.browser import chromium
 IMAGES = Path(__file__).parent / "images"
 STREAM = Path(__file__).parents[1] / "configs" / "streams" / "quickstart.jsonl"
 SETTINGS = (
-    *("batching.size=4", "evaluation.every=4", "evaluation.sample=3", "covariance.tokens=2000", "guard.every=4"),
-    *("guard.held_out=configs/text/heldout.txt", "ray.evaluation_workers=0", "tracking.system_seconds=null"),
+    *("batching.size=4", "evaluation.every=4", "evaluation.sample=3", "covariance.packed=true"),
+    *("ray.evaluation_workers=0", "tracking.system_seconds=null"),
 )
 HARD = {
     "id": "hard-0001",
@@ -58,7 +58,7 @@ def until(done: Callable[[], Any], what: str) -> Any:
 def service(directory: Path, *settings: str) -> Iterator[str]:
     """The address of a service of the demo model, from its first moment on; ended in order afterwards."""
     command = [sys.executable, "-m", "errata.orchestrator.cli", "serve", "service", "--port", "0"]
-    chosen = [*SETTINGS, f"covariance.store={directory / 'store'}", *settings]
+    chosen = [*SETTINGS, *settings]
     command += ["--output", str(directory / "run"), *(part for item in chosen for part in ("--set", item))]
     log = directory / "log.txt"
     with log.open("wb") as out:
@@ -102,14 +102,13 @@ def history(client: httpx.Client) -> None:
     client.request("DELETE", f"/v1/edits/{facts[3]['id']}", params={"reason": "the source was withdrawn", "wait": "20"})
     client.post("/v1/evaluations", json={}).raise_for_status()
     client.post("/v1/publications", json={"version": "head", "alias": "champion"}).raise_for_status()
-    client.post("/v1/refresh", json={}).raise_for_status()
 
     def settled() -> bool:
         status = client.get("/v1/status").json()
         asked = client.get("/v1/evaluations").json()["asked"] + client.get("/v1/publications").json()["asked"]
-        return not status["progress"] and status["refreshes"] > 0 and all(one["state"] in ENDED for one in asked)
+        return not status["progress"] and all(one["state"] in ENDED for one in asked)
 
-    until(settled, "refresh, evaluations and publication")
+    until(settled, "evaluations and publication")
 
 
 ENDED = ("done", "failed", "cancelled")
@@ -122,7 +121,7 @@ def service_pages(browser: Any, directory: Path) -> None:
         page.set_default_timeout(1000 * PATIENCE)
         page.goto(address)
         page.locator("#state.starting").wait_for()
-        page.locator("#stages li", has_text=re.compile(r"^covariance[1-9]")).wait_for()
+        page.locator("#stages li").first.wait_for()
         page.screenshot(path=str(IMAGES / "service-starting.png"))
         page.locator("#state.running").wait_for()
         page.close()
