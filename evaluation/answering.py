@@ -12,7 +12,8 @@ from typing import Protocol
 from torch import Tensor
 
 from errata.editing.scripts import first_sentence, whole_sentences
-from errata.evaluation.arms import TOO_LONG, ArmEvaluator, ChoiceLike, HitLike, NoChoice, RouterLike
+from errata.evaluation.arms import ArmEvaluator
+from errata.evaluation.choices import TOO_LONG, ChoiceLike, HitLike, NoChoice, RouterLike
 from errata.evaluation.outcomes import ARMS, MEMORY_ARMS, Arm, Retrieved
 
 _QUESTION_MARKS = ("?", "？", "؟")

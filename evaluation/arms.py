@@ -13,7 +13,6 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +22,8 @@ from errata.editing.model.adapter import EditableModel
 from errata.editing.model.engine import Answer, Continuation, LanguageEngine
 from errata.editing.request import EditRequest
 from errata.evaluation.caching import CachingEngine
+from errata.evaluation.choices import NO_FACT, TOO_LONG, ChoiceLike, Chooser, HitLike, RouterLike
+from errata.evaluation.in_context import InContextLike, ShownLike, told
 from errata.evaluation.judge import Case, ContainsJudge, Judge
 from errata.evaluation.metrics import (
     all_tokens_correct,
@@ -33,7 +34,9 @@ from errata.evaluation.metrics import (
     token_accuracy,
 )
 from errata.evaluation.outcomes import (
+    ALL_ARMS,
     ARMS,
+    IKE_ARMS,
     MEMORY_ARMS,
     Arm,
     ProbeOutcome,
@@ -48,51 +51,6 @@ from errata.evaluation.probes import Probe, probes_of
 from errata.evaluation.reasoning import ReasoningMarks, answer_part
 
 logger = logging.getLogger(__name__)
-
-
-class HitLike(Protocol):
-    """A statement found in the memory."""
-
-    @property
-    def id(self) -> int: ...
-    @property
-    def score(self) -> float: ...
-    @property
-    def statement(self) -> str: ...
-
-
-class ChoiceLike(Protocol):
-    """Which of the statements found bears on a question, if any, and why."""
-
-    @property
-    def hit(self) -> HitLike | None: ...
-    @property
-    def reason(self) -> str: ...
-
-
-class Chooser(Protocol):
-    """Selective contextual reasoning, with whatever weights the model has at the moment."""
-
-    def choose(self, questions: Sequence[str], hits: Sequence[Sequence[HitLike]]) -> Sequence[ChoiceLike]:
-        """One choice a question."""
-        ...
-
-    def prompt_ids(self, question: str, choice: ChoiceLike) -> list[int]:
-        """Tokens to answer from: with the chosen statement, or the plain prompt where none was chosen."""
-        ...
-
-
-class RouterLike(Protocol):
-    """Decides which questions a statement bears on."""
-
-    @property
-    def answer(self) -> Literal["edited_memory", "memory", "edited"]:
-        """What answers a question in scope."""
-        ...
-
-    def route(self, questions: Sequence[str]) -> Sequence[ChoiceLike]:
-        """One decision a question, taken while the unedited weights are live."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -135,15 +93,8 @@ class _Reply:
     choice: ChoiceLike | None = None
 
 
-@dataclass(frozen=True)
-class NoChoice:
-    """No statement is given with the question."""
-
-    reason: str = ""
-    hit: HitLike | None = None
-
-
-TOO_LONG = NoChoice("the statement and the question together are longer than the model's context")
+Row = tuple[str, ...]
+"""A question and what is scored behind it, if anything; where it matters also the request that asks."""
 
 
 class ArmEvaluator:
@@ -189,6 +140,7 @@ class ArmEvaluator:
         arms: Sequence[Arm] | None = None,
         base_digest: str | None = None,
         router: RouterLike | None = None,
+        in_context: InContextLike | None = None,
     ) -> Evaluation:
         """Ask every probe of every request of every arm.
 
@@ -201,21 +153,23 @@ class ArmEvaluator:
             arms: which arms; the unedited model always runs, locality is agreement with it. By default all of
             them, the routed one if there is a router.
             base_digest: names the weights of ``base`` in the engine's memory; computed when absent.
-
             router: decides for the routed arm.
+            in_context: what the arms ``ike`` and ``ike_oracle`` are shown.
 
         Raises:
-            ValueError: a memory arm without a chooser, the routed one without a router, or an edited layer
-                without its unedited map.
+            ValueError: a memory arm without a chooser, the routed one without a router, those of in-context editing
+                without what they show, or an edited layer without its unedited map.
         """
         start = time.perf_counter()
-        arms = self._asked(arms, router)
+        arms = self._asked(arms, router, in_context)
         asked = [probes_of(request) for request in requests]
         probes = [[probe for probe in group if self._fits(probe)] for group in asked]
         questions = list(dict.fromkeys(probe.prompt for group in probes for probe in group))
-        rows = list(dict.fromkeys((probe.prompt, probe.teacher or "") for group in probes for probe in group))
+        rows = list(dict.fromkeys(row for group in probes for row in _rows(group)))
         by_question = hits or {}
-        replies: dict[Arm, dict[tuple[str, str], _Reply]] = {}
+        replies: dict[Arm, dict[Row, _Reply]] = {}
+        # the right fact depends on whose question it is
+        whose = [(*row, request.id) for request, group in zip(requests, probes, strict=True) for row in _rows(group)]
         # base first: its plain replies are the yardstick of locality for every arm
         with self.loaded(base, edited=None, digest=base_digest):
             replies["base"] = self._plain(rows)
@@ -225,6 +179,11 @@ class ArmEvaluator:
                 routes = dict(zip(questions, router.route(questions), strict=True))
                 if router.answer == "memory":
                     replies["routed"] = self._routed(rows, routes, replies["base"], replies.get("memory", {}))
+            if in_context is not None and "ike" in arms:
+                replies["ike"] = self._shown([(row, in_context.retrieved.get(row[0])) for row in rows], replies["base"])
+            if in_context is not None and "ike_oracle" in arms:
+                right = [(row, in_context.oracle.get((row[2], row[0]))) for row in whose]
+                replies["ike_oracle"] = self._shown(right, replies["base"])
         ends_edited = router is not None and "routed" in arms and router.answer != "memory"
         if {"edited", "edited_memory"} & set(arms) or ends_edited:
             # before the first edit the edited model is the unedited one, whose replies are at hand
@@ -238,17 +197,21 @@ class ArmEvaluator:
                     plain = router.answer == "edited"
                     at_hand = replies.get("edited" if plain else "edited_memory", {})
                     replies["routed"] = self._routed(rows, routes, replies["base"], at_hand, plain=plain)
-        wanted = tuple(arm for arm in ARMS if arm in arms)
-        outcomes = {arm: self._outcomes(probes, replies[arm], replies["base"], by_question) for arm in wanted}
-        records = tuple(
-            RecordResult(
-                request.id,
-                tuple(ProbeResult(probe, {arm: outcomes[arm][probe] for arm in wanted}) for probe in group),
-                skipped=len(whole) - len(group),
-            )
-            for request, group, whole in zip(requests, probes, asked, strict=True)
-        )
-        return Evaluation(records, wanted, time.perf_counter() - start)
+        wanted = tuple(arm for arm in ALL_ARMS if arm in arms)
+        outcomes: dict[Arm, dict[Probe, ProbeOutcome]] = {
+            arm: self._outcomes(probes, replies[arm], replies["base"], by_question)
+            for arm in wanted
+            if arm != "ike_oracle"
+        }
+        records = []
+        for request, group, whole in zip(requests, probes, asked, strict=True):
+            own = outcomes
+            if "ike_oracle" in wanted:
+                its: dict[Row, _Reply] = {row: replies["ike_oracle"][*row, request.id] for row in _rows(group)}
+                own = {**outcomes, "ike_oracle": self._outcomes([group], its, replies["base"], by_question)}
+            results = tuple(ProbeResult(probe, {arm: own[arm][probe] for arm in wanted}) for probe in group)
+            records.append(RecordResult(request.id, results, skipped=len(whole) - len(group)))
+        return Evaluation(tuple(records), wanted, time.perf_counter() - start)
 
     def query_seconds(
         self,
@@ -260,6 +223,7 @@ class ArmEvaluator:
         arms: Sequence[Arm] | None = None,
         search_seconds: float = 0.0,
         router: RouterLike | None = None,
+        in_context: InContextLike | None = None,
     ) -> dict[Arm, float]:
         """Mean wall seconds of one question asked alone, choosing included, nothing remembered.
 
@@ -270,7 +234,7 @@ class ArmEvaluator:
         if not questions:
             raise ValueError("query_seconds needs at least one question")
         by_question, times = hits or {}, dict[Arm, float]()
-        arms = self._asked(arms, router)
+        arms = self._asked(arms, router, in_context)
         for plain, memory, weights in (("base", "memory", None), ("edited", "edited_memory", edited)):
             pair: tuple[Arm, ...] = tuple(arm for arm in ARMS if arm in (plain, memory) and arm in arms)
             if not pair:
@@ -286,7 +250,21 @@ class ArmEvaluator:
                         times[arm] += search_seconds
         if router is not None and "routed" in arms:
             times["routed"] = search_seconds + self._routed_seconds(questions, base, edited, router)
+        if in_context is not None and "ike" in arms:
+            times["ike"] = search_seconds + self._shown_seconds(questions, base, in_context)
         return times
+
+    def _shown_seconds(self, questions: Sequence[str], base: Mapping[int, Tensor], in_context: InContextLike) -> float:
+        with self.loaded(base, edited=None, digest=None, remember=False):
+            start = time.perf_counter()
+            for question in questions:
+                shown = in_context.retrieved.get(question)
+                self._generate(
+                    self.model.text.encode_prompt(question)
+                    if shown is None
+                    else self._shown_ids(shown, question, "")[0]
+                )
+            return (time.perf_counter() - start) / len(questions)
 
     def _routed_seconds(
         self, questions: Sequence[str], base: Mapping[int, Tensor], edited: Mapping[int, Tensor], router: RouterLike
@@ -340,13 +318,17 @@ class ArmEvaluator:
     def _generate(self, ids: Sequence[int]) -> None:
         self.engine.generate([ids], max_new_tokens=self.max_new_tokens, stop_at_newline=self.stop_at_newline)
 
-    def _asked(self, arms: Sequence[Arm] | None, router: RouterLike | None) -> Sequence[Arm]:
+    def _asked(
+        self, arms: Sequence[Arm] | None, router: RouterLike | None, in_context: InContextLike | None
+    ) -> Sequence[Arm]:
         """The arms to ask; an arm that lacks what it needs is refused."""
         wanted = arms if arms is not None else [arm for arm in ARMS if arm != "routed" or router is not None]
         if self.chooser is None and MEMORY_ARMS & set(wanted):
             raise ValueError("the arms 'memory', 'edited_memory' and 'routed' need a chooser")
         if router is None and "routed" in wanted:
             raise ValueError("the arm 'routed' needs a router")
+        if in_context is None and set(IKE_ARMS) & set(wanted):
+            raise ValueError("the arms 'ike' and 'ike_oracle' need what they are to be shown")
         return wanted
 
     def _routed_ids(self, question: str, route: ChoiceLike, plain: bool) -> list[int]:
@@ -380,7 +362,7 @@ class ArmEvaluator:
             else:
                 yield
 
-    def _plain(self, rows: Sequence[tuple[str, str]]) -> dict[tuple[str, str], _Reply]:
+    def _plain(self, rows: Sequence[Row]) -> dict[Row, _Reply]:
         text = self.model.text
         tokens = [
             (text.encode_prompt(prompt), text.encode_target(teacher) if teacher else []) for prompt, teacher in rows
@@ -394,11 +376,11 @@ class ArmEvaluator:
 
     def _with_memory(
         self,
-        rows: Sequence[tuple[str, str]],
+        rows: Sequence[Row],
         questions: Sequence[str],
         hits: Mapping[str, Sequence[HitLike]],
-        plain: Mapping[tuple[str, str], _Reply],
-    ) -> dict[tuple[str, str], _Reply]:
+        plain: Mapping[Row, _Reply],
+    ) -> dict[Row, _Reply]:
         assert self.chooser is not None
         choices = dict(
             zip(
@@ -420,18 +402,18 @@ class ArmEvaluator:
 
     def _routed(
         self,
-        rows: Sequence[tuple[str, str]],
+        rows: Sequence[Row],
         routes: Mapping[str, ChoiceLike],
-        unedited: Mapping[tuple[str, str], _Reply],
-        same_weights: Mapping[tuple[str, str], _Reply],
+        unedited: Mapping[Row, _Reply],
+        same_weights: Mapping[Row, _Reply],
         *,
         plain: bool = False,
-    ) -> dict[tuple[str, str], _Reply]:
+    ) -> dict[Row, _Reply]:
         """Out of scope: the unedited model's own reply. In scope: the statement's, run where no arm has it already.
 
         ``same_weights``: replies of an arm with the weights that are live; ``plain``: it and this give no statement.
         """
-        replies: dict[tuple[str, str], _Reply] = {}
+        replies: dict[Row, _Reply] = {}
         missing = []
         for row in rows:
             route = routes[row[0]]
@@ -449,11 +431,25 @@ class ArmEvaluator:
             )
         return replies
 
-    def _in_contexts(
-        self, contexts: Sequence[tuple[tuple[str, str], list[int]]]
-    ) -> dict[tuple[str, str], _Reply | None]:
+    def _shown(
+        self, shown: Sequence[tuple[Row, ShownLike | None]], unedited: Mapping[Row, _Reply]
+    ) -> dict[Row, _Reply]:
+        """In-context editing; where there is no fact to tell, the unedited model's own reply."""
+        replies = {row: replace(unedited[row[:2]], choice=NO_FACT) for row, one in shown if one is None}
+        there = {row: self._shown_ids(one, row[0], row[1]) for row, one in shown if one is not None}
+        for row, reply in self._in_contexts([(row, ids) for row, (ids, _) in there.items()]).items():
+            base = unedited[row[:2]]
+            replies[row] = replace(base, choice=TOO_LONG) if reply is None else replace(reply, choice=there[row][1])
+        return replies
+
+    def _shown_ids(self, shown: ShownLike, question: str, teacher: str) -> tuple[list[int], ChoiceLike]:
+        text = self.model.text
+        room = max(self.max_new_tokens, len(text.encode_target(teacher)) if teacher else 0)
+        return told(shown, question, text, self.model.capacity, room)
+
+    def _in_contexts(self, contexts: Sequence[tuple[Row, list[int]]]) -> dict[Row, _Reply | None]:
         """Replies to rows with the tokens before their answers; None where target and context are too long together."""
-        replies: dict[tuple[str, str], _Reply | None] = {}
+        replies: dict[Row, _Reply | None] = {}
         run, tokens = [], []
         for row, context in contexts:
             target = self._continuation(context, row[1])
@@ -484,8 +480,8 @@ class ArmEvaluator:
     def _outcomes(
         self,
         probes: Sequence[Sequence[Probe]],
-        replies: Mapping[tuple[str, str], _Reply],
-        unedited: Mapping[tuple[str, str], _Reply],
+        replies: Mapping[Row, _Reply],
+        unedited: Mapping[Row, _Reply],
         hits: Mapping[str, Sequence[HitLike]],
     ) -> dict[Probe, ProbeOutcome]:
         distinct = list(dict.fromkeys(probe for group in probes for probe in group))
@@ -527,6 +523,11 @@ class ArmEvaluator:
             return locality_tf(own, other)
         decode = self.model.text.decode
         return locality_tf(*([decode([token]).strip() for token in tokens] for tokens in (own, other)))
+
+
+def _rows(probes: Sequence[Probe]) -> list[tuple[str, str]]:
+    """A probe's question and what is scored behind it."""
+    return [(probe.prompt, probe.teacher or "") for probe in probes]
 
 
 def _same_statement(one: ChoiceLike | None, other: ChoiceLike) -> bool:

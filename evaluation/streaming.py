@@ -13,7 +13,8 @@ from torch import Tensor
 from errata.editing.errors import ErrataError
 from errata.editing.model.streaming import Sampling, TokenStream
 from errata.evaluation.answering import ChatChooser, Question, prompt_with_room
-from errata.evaluation.arms import ArmEvaluator, ChoiceLike, HitLike, NoChoice, RouterLike
+from errata.evaluation.arms import ArmEvaluator
+from errata.evaluation.choices import ChoiceLike, HitLike, NoChoice, RouterLike
 from errata.evaluation.outcomes import MEMORY_ARMS, Arm, Retrieved
 
 
