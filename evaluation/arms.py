@@ -19,10 +19,20 @@ from torch import Tensor
 
 from errata.editing.digest import digest_json, digest_tensors
 from errata.editing.model.adapter import EditableModel
-from errata.editing.model.engine import Answer, Continuation, LanguageEngine
+from errata.editing.model.engine import Answer, Continuation, LanguageEngine, with_pieces
+from errata.editing.modules.pieces import by_choice
 from errata.editing.request import EditRequest
 from errata.evaluation.caching import CachingEngine
-from errata.evaluation.choices import NO_FACT, TOO_LONG, ChoiceLike, Chooser, HitLike, RouterLike
+from errata.evaluation.choices import (
+    NO_FACT,
+    TOO_LONG,
+    ChoiceLike,
+    Chooser,
+    HitLike,
+    Pieces,
+    RouterLike,
+    pieces_of,
+)
 from errata.evaluation.in_context import InContextLike, ShownLike, told
 from errata.evaluation.judge import Case, ContainsJudge, Judge
 from errata.evaluation.metrics import (
@@ -161,7 +171,7 @@ class ArmEvaluator:
                 without what they show, or an edited layer without its unedited map.
         """
         start = time.perf_counter()
-        arms = self._asked(arms, router, in_context)
+        arms = self.asked(arms, router, in_context)
         asked = [probes_of(request) for request in requests]
         probes = [[probe for probe in group if self._fits(probe)] for group in asked]
         questions = list(dict.fromkeys(probe.prompt for group in probes for probe in group))
@@ -171,13 +181,16 @@ class ArmEvaluator:
         # the right fact depends on whose question it is
         whose = [(*row, request.id) for request, group in zip(requests, probes, strict=True) for row in _rows(group)]
         # base first: its plain replies are the yardstick of locality for every arm
+        retrieves = by_choice(edited)
+        if retrieves and router is None:
+            raise ValueError("edits that are retrieved need a router, which chooses them")
         with self.loaded(base, edited=None, digest=base_digest):
             replies["base"] = self._plain(rows)
             if "memory" in arms:
                 replies["memory"] = self._with_memory(rows, questions, by_question, replies["base"])
-            if router is not None and "routed" in arms:
+            if router is not None and ("routed" in arms or retrieves):
                 routes = dict(zip(questions, router.route(questions), strict=True))
-                if router.answer == "memory":
+                if "routed" in arms and router.answer == "memory":
                     replies["routed"] = self._routed(rows, routes, replies["base"], replies.get("memory", {}))
             if in_context is not None and "ike" in arms:
                 replies["ike"] = self._shown([(row, in_context.retrieved.get(row[0])) for row in rows], replies["base"])
@@ -188,15 +201,19 @@ class ArmEvaluator:
         if {"edited", "edited_memory"} & set(arms) or ends_edited:
             # before the first edit the edited model is the unedited one, whose replies are at hand
             same = all(torch.equal(weight, base[layer]) for layer, weight in edited.items() if layer in base)
+            pieces = pieces_of(routes) if retrieves else {}
             with self.loaded(base, edited=edited, digest=base_digest, remember=same):
                 if {"edited", "edited_memory"} & set(arms):
-                    replies["edited"] = self._plain(rows)
+                    unchosen = replies["base"] if retrieves else {}
+                    replies["edited"] = self._plain(rows, pieces, unchosen)
                 if "edited_memory" in arms:
-                    replies["edited_memory"] = self._with_memory(rows, questions, by_question, replies["edited"])
+                    replies["edited_memory"] = self._with_memory(
+                        rows, questions, by_question, replies["edited"], pieces
+                    )
                 if router is not None and ends_edited:
                     plain = router.answer == "edited"
                     at_hand = replies.get("edited" if plain else "edited_memory", {})
-                    replies["routed"] = self._routed(rows, routes, replies["base"], at_hand, plain=plain)
+                    replies["routed"] = self._routed(rows, routes, replies["base"], at_hand, plain=plain, pieces=pieces)
         wanted = tuple(arm for arm in ALL_ARMS if arm in arms)
         outcomes: dict[Arm, dict[Probe, ProbeOutcome]] = {
             arm: self._outcomes(probes, replies[arm], replies["base"], by_question)
@@ -213,84 +230,6 @@ class ArmEvaluator:
             records.append(RecordResult(request.id, results, skipped=len(whole) - len(group)))
         return Evaluation(tuple(records), wanted, time.perf_counter() - start)
 
-    def query_seconds(
-        self,
-        questions: Sequence[str],
-        *,
-        base: Mapping[int, Tensor],
-        edited: Mapping[int, Tensor],
-        hits: Mapping[str, Sequence[HitLike]] | None = None,
-        arms: Sequence[Arm] | None = None,
-        search_seconds: float = 0.0,
-        router: RouterLike | None = None,
-        in_context: InContextLike | None = None,
-    ) -> dict[Arm, float]:
-        """Mean wall seconds of one question asked alone, choosing included, nothing remembered.
-
-        Args:
-            questions: a few; each is timed on its own after one warm-up question.
-            search_seconds: what embedding and searching cost for one question, measured where it happens.
-        """
-        if not questions:
-            raise ValueError("query_seconds needs at least one question")
-        by_question, times = hits or {}, dict[Arm, float]()
-        arms = self._asked(arms, router, in_context)
-        for plain, memory, weights in (("base", "memory", None), ("edited", "edited_memory", edited)):
-            pair: tuple[Arm, ...] = tuple(arm for arm in ARMS if arm in (plain, memory) and arm in arms)
-            if not pair:
-                continue
-            with self.loaded(base, edited=weights, digest=None, remember=False):
-                for arm in pair:
-                    self._ask_alone(questions[0], arm, by_question, max_new_tokens=1)
-                    start = time.perf_counter()
-                    for question in questions:
-                        self._ask_alone(question, arm, by_question, max_new_tokens=self.max_new_tokens)
-                    times[arm] = (time.perf_counter() - start) / len(questions)
-                    if arm in MEMORY_ARMS:
-                        times[arm] += search_seconds
-        if router is not None and "routed" in arms:
-            times["routed"] = search_seconds + self._routed_seconds(questions, base, edited, router)
-        if in_context is not None and "ike" in arms:
-            times["ike"] = search_seconds + self._shown_seconds(questions, base, in_context)
-        return times
-
-    def _shown_seconds(self, questions: Sequence[str], base: Mapping[int, Tensor], in_context: InContextLike) -> float:
-        with self.loaded(base, edited=None, digest=None, remember=False):
-            start = time.perf_counter()
-            for question in questions:
-                shown = in_context.retrieved.get(question)
-                self._generate(
-                    self.model.text.encode_prompt(question)
-                    if shown is None
-                    else self._shown_ids(shown, question, "")[0]
-                )
-            return (time.perf_counter() - start) / len(questions)
-
-    def _routed_seconds(
-        self, questions: Sequence[str], base: Mapping[int, Tensor], edited: Mapping[int, Tensor], router: RouterLike
-    ) -> float:
-        """Decision and answer of one question, each where it happens; changing the weights is not counted."""
-        total, inside = 0.0, list[tuple[str, ChoiceLike]]()
-        with self.loaded(base, edited=None, digest=None, remember=False):
-            router.route([questions[0]])
-            for question in questions:
-                start = time.perf_counter()
-                (route,) = router.route([question])
-                if route.hit is not None:
-                    inside.append((question, route))
-                else:
-                    self._generate(self.model.text.encode_prompt(question))
-                total += time.perf_counter() - start
-        with self.loaded(base, edited=None if router.answer == "memory" else edited, digest=None, remember=False):
-            for question, route in inside:
-                start = time.perf_counter()
-                ids = self._routed_ids(question, route, router.answer == "edited")
-                if self.model.capacity.problem(self.model.text, ids) is not None:
-                    ids = self.model.text.encode_prompt(question)  # as it is answered, without the statement
-                self._generate(ids)
-                total += time.perf_counter() - start
-        return total / len(questions)
-
     # --- parts ---
 
     def _fits(self, probe: Probe) -> bool:
@@ -302,24 +241,8 @@ class ArmEvaluator:
             logger.warning("a probe is left out (%s): %.60r", problem, probe.prompt)
         return problem is None
 
-    def _ask_alone(
-        self, question: str, arm: Arm, hits: Mapping[str, Sequence[HitLike]], *, max_new_tokens: int
-    ) -> None:
-        if arm in MEMORY_ARMS:
-            assert self.chooser is not None
-            choice = self.chooser.choose([question], [list(hits.get(question, ()))])[0]
-            ids = self.chooser.prompt_ids(question, choice)
-            if self.model.capacity.problem(self.model.text, ids) is not None:
-                ids = self.chooser.prompt_ids(question, TOO_LONG)
-        else:
-            ids = self.model.text.encode_prompt(question)
-        self.engine.generate([ids], max_new_tokens=max_new_tokens, stop_at_newline=self.stop_at_newline)
-
-    def _generate(self, ids: Sequence[int]) -> None:
-        self.engine.generate([ids], max_new_tokens=self.max_new_tokens, stop_at_newline=self.stop_at_newline)
-
-    def _asked(
-        self, arms: Sequence[Arm] | None, router: RouterLike | None, in_context: InContextLike | None
+    def asked(
+        self, arms: Sequence[Arm] | None, router: RouterLike | None, in_context: InContextLike | None = None
     ) -> Sequence[Arm]:
         """The arms to ask; an arm that lacks what it needs is refused."""
         wanted = arms if arms is not None else [arm for arm in ARMS if arm != "routed" or router is not None]
@@ -331,7 +254,8 @@ class ArmEvaluator:
             raise ValueError("the arms 'ike' and 'ike_oracle' need what they are to be shown")
         return wanted
 
-    def _routed_ids(self, question: str, route: ChoiceLike, plain: bool) -> list[int]:
+    def routed_ids(self, question: str, route: ChoiceLike, plain: bool) -> list[int]:
+        """Tokens to answer a question in scope from: with its statement, or `plain`."""
         assert self.chooser is not None
         return self.model.text.encode_prompt(question) if plain else self.chooser.prompt_ids(question, route)
 
@@ -362,16 +286,28 @@ class ArmEvaluator:
             else:
                 yield
 
-    def _plain(self, rows: Sequence[Row]) -> dict[Row, _Reply]:
-        text = self.model.text
+    def _plain(
+        self,
+        rows: Sequence[Row],
+        pieces: Pieces | None = None,
+        known: Mapping[Row, _Reply] | None = None,
+    ) -> dict[Row, _Reply]:
+        """Replies without the memory; of questions for which no piece was chosen those that are ``known``."""
+        text, chosen = self.model.text, pieces or {}
+        replies = {row: reply for row, reply in (known or {}).items() if not chosen.get(row[0])}
+        run = [row for row in rows if row not in replies]
         tokens = [
-            (text.encode_prompt(prompt), text.encode_target(teacher) if teacher else []) for prompt, teacher in rows
+            (
+                with_pieces(text.encode_prompt(prompt), chosen.get(prompt, ())),
+                text.encode_target(teacher) if teacher else [],
+            )
+            for prompt, teacher in run
         ]
         results = self.engine.score_and_generate(
             tokens, max_new_tokens=self.max_new_tokens, stop_at_newline=self.stop_at_newline
         )
-        return {
-            row: _Reply(tuple(target), *result) for row, (_, target), result in zip(rows, tokens, results, strict=True)
+        return replies | {
+            row: _Reply(tuple(target), *result) for row, (_, target), result in zip(run, tokens, results, strict=True)
         }
 
     def _with_memory(
@@ -380,6 +316,7 @@ class ArmEvaluator:
         questions: Sequence[str],
         hits: Mapping[str, Sequence[HitLike]],
         plain: Mapping[Row, _Reply],
+        pieces: Pieces | None = None,
     ) -> dict[Row, _Reply]:
         assert self.chooser is not None
         choices = dict(
@@ -394,7 +331,7 @@ class ArmEvaluator:
         informed = [
             (row, self.chooser.prompt_ids(row[0], choices[row[0]])) for row in rows if choices[row[0]].hit is not None
         ]
-        for row, reply in self._in_contexts(informed).items():
+        for row, reply in self._in_contexts(informed, pieces).items():
             replies[row] = (
                 replace(plain[row], choice=TOO_LONG) if reply is None else replace(reply, choice=choices[row[0]])
             )
@@ -408,6 +345,7 @@ class ArmEvaluator:
         same_weights: Mapping[Row, _Reply],
         *,
         plain: bool = False,
+        pieces: Pieces | None = None,
     ) -> dict[Row, _Reply]:
         """Out of scope: the unedited model's own reply. In scope: the statement's, run where no arm has it already.
 
@@ -424,8 +362,8 @@ class ArmEvaluator:
                 replies[row] = replace(other, choice=route)
             else:
                 missing.append(row)
-        contexts = [(row, self._routed_ids(row[0], routes[row[0]], plain)) for row in missing]
-        for row, reply in self._in_contexts(contexts).items():
+        contexts = [(row, self.routed_ids(row[0], routes[row[0]], plain)) for row in missing]
+        for row, reply in self._in_contexts(contexts, pieces).items():
             replies[row] = (
                 replace(unedited[row], choice=TOO_LONG) if reply is None else replace(reply, choice=routes[row[0]])
             )
@@ -436,18 +374,21 @@ class ArmEvaluator:
     ) -> dict[Row, _Reply]:
         """In-context editing; where there is no fact to tell, the unedited model's own reply."""
         replies = {row: replace(unedited[row[:2]], choice=NO_FACT) for row, one in shown if one is None}
-        there = {row: self._shown_ids(one, row[0], row[1]) for row, one in shown if one is not None}
+        there = {row: self.shown_ids(one, row[0], row[1]) for row, one in shown if one is not None}
         for row, reply in self._in_contexts([(row, ids) for row, (ids, _) in there.items()]).items():
             base = unedited[row[:2]]
             replies[row] = replace(base, choice=TOO_LONG) if reply is None else replace(reply, choice=there[row][1])
         return replies
 
-    def _shown_ids(self, shown: ShownLike, question: str, teacher: str) -> tuple[list[int], ChoiceLike]:
+    def shown_ids(self, shown: ShownLike, question: str, teacher: str) -> tuple[list[int], ChoiceLike]:
+        """Tokens to answer a question from that is shown a fact with demonstrations, and what that rests on."""
         text = self.model.text
         room = max(self.max_new_tokens, len(text.encode_target(teacher)) if teacher else 0)
         return told(shown, question, text, self.model.capacity, room)
 
-    def _in_contexts(self, contexts: Sequence[tuple[Row, list[int]]]) -> dict[Row, _Reply | None]:
+    def _in_contexts(
+        self, contexts: Sequence[tuple[Row, list[int]]], pieces: Pieces | None = None
+    ) -> dict[Row, _Reply | None]:
         """Replies to rows with the tokens before their answers; None where target and context are too long together."""
         replies: dict[Row, _Reply | None] = {}
         run, tokens = [], []
@@ -456,7 +397,7 @@ class ArmEvaluator:
             replies[row] = None
             if self.model.capacity.problem(self.model.text, [*context, *target]) is None:
                 run.append(row)
-                tokens.append((context, target))
+                tokens.append((with_pieces(context, (pieces or {}).get(row[0], ())), target))
         results = self.engine.score_and_generate(
             tokens, max_new_tokens=self.max_new_tokens, stop_at_newline=self.stop_at_newline
         )

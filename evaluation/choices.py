@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
+
+from errata.editing.editors.modules.store import owners_of
 
 
 class HitLike(Protocol):
@@ -16,6 +18,8 @@ class HitLike(Protocol):
     def score(self) -> float: ...
     @property
     def statement(self) -> str: ...
+    @property
+    def request_id(self) -> str: ...
 
 
 class ChoiceLike(Protocol):
@@ -25,6 +29,10 @@ class ChoiceLike(Protocol):
     def hit(self) -> HitLike | None: ...
     @property
     def reason(self) -> str: ...
+
+
+Pieces = Mapping[str, tuple[int, ...]]
+"""By question the owners of the pieces that it is answered with, where edits are retrieved."""
 
 
 class Chooser(Protocol):
@@ -62,3 +70,13 @@ class NoChoice:
 
 TOO_LONG = NoChoice("the statement and the question together are longer than the model's context")
 NO_FACT = NoChoice("the memory holds no fact to tell")
+
+
+def pieces_of(routes: Mapping[str, ChoiceLike]) -> dict[str, tuple[int, ...]]:
+    """The pieces of the facts that were chosen, by question."""
+    return {question: owners_for(route) for question, route in routes.items() if route.hit is not None}
+
+
+def owners_for(route: ChoiceLike) -> tuple[int, ...]:
+    """Owners of the pieces of the fact that was chosen; none where none was."""
+    return () if route.hit is None else tuple(owners_of([route.hit.request_id]).tolist())

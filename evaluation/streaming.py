@@ -11,10 +11,12 @@ from itertools import count
 from torch import Tensor
 
 from errata.editing.errors import ErrataError
+from errata.editing.model.engine import with_pieces
 from errata.editing.model.streaming import Sampling, TokenStream
+from errata.editing.modules.pieces import by_choice
 from errata.evaluation.answering import ChatChooser, Question, prompt_with_room
 from errata.evaluation.arms import ArmEvaluator
-from errata.evaluation.choices import ChoiceLike, HitLike, NoChoice, RouterLike
+from errata.evaluation.choices import ChoiceLike, HitLike, NoChoice, RouterLike, owners_for
 from errata.evaluation.outcomes import MEMORY_ARMS, Arm, Retrieved
 
 
@@ -70,11 +72,12 @@ class ArmStream:
         """
         self._evaluator, self._base = evaluator, base
         choice, ends_edited, told = self._decide(chooser, question, arm, edited, hits, router)
+        owners = self._owners(question, router) if ends_edited and by_choice(edited) else ()
         self._edited = edited if ends_edited else None
         ids, used = prompt_with_room(evaluator, chooser, question, told)
         choice = choice if used is told else used
         with self._live():
-            self._stream = TokenStream(evaluator.engine, ids, sampling)
+            self._stream = TokenStream(evaluator.engine, with_pieces(ids, owners), sampling)
         self._begun = plain
         self.opened = Opened(
             arm,
@@ -107,6 +110,14 @@ class ArmStream:
         with self._evaluator.loaded(self._base, edited=edited if ends_edited else None, digest=None, remember=False):
             (choice,) = chooser.choose([question.text], [list(hits.get(question.text, ()))])
         return choice, ends_edited, choice
+
+    def _owners(self, question: Question, router: RouterLike | None) -> tuple[int, ...]:
+        """The pieces that are chosen for the question, where edits are retrieved."""
+        if router is None:
+            raise ValueError("edits that are retrieved need a router, which chooses them")
+        with self._evaluator.loaded(self._base, edited=None, digest=None, remember=False):
+            (route,) = router.route([question.text])
+        return owners_for(route)
 
     def _live(self) -> AbstractContextManager[None]:
         return self._evaluator.loaded(self._base, edited=self._edited, digest=None, remember=False)

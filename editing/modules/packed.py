@@ -71,6 +71,22 @@ def unpack(packed: Tensor, what: str = "module file") -> Content:
         raise DamagedFileError(f"{what} cannot be read: {type(error).__name__}: {error}") from error
 
 
+def kind_of(packed: Tensor) -> str | None:
+    """Which module the bytes are of, read from their header alone; None of empty ones.
+
+    Raises:
+        DamagedFileError: the bytes are no such file.
+    """
+    if not packed.numel():
+        return None
+    try:
+        size = int.from_bytes(packed[:8].cpu().numpy().tobytes(), "little")
+        header = json.loads(packed[8 : 8 + size].cpu().numpy().tobytes())
+        return str(json.loads(header["__metadata__"][_FORMAT])["kind"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise DamagedFileError(f"module file cannot be read: {type(error).__name__}: {error}") from error
+
+
 def after(before: Tensor, change: Tensor) -> Tensor:
     """The content of a slot after one more change; both and the result are packed.
 

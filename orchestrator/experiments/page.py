@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 from errata.orchestrator.experiments.curves import STYLES, panels_of
 from errata.orchestrator.experiments.tables import RunComparison, heading
-from errata.orchestrator.experiments.text import MISSING, columns_of, number, reading
+from errata.orchestrator.experiments.text import MISSING, columns_of, parts, reading
 from errata.orchestrator.report import charts
 from errata.orchestrator.report.pages import script_hash, template
 
@@ -24,9 +24,9 @@ def render_page(comparison: RunComparison) -> str:
                     (
                         row,
                         [
-                            (number(figure, column), figure.best)
+                            (*parts(figure, column), figure.best)
                             if (figure := row.figures.get(column.key)) is not None
-                            else (MISSING, False)
+                            else (MISSING, "", False)
                             for column in columns_of(block, comparison)
                         ],
                     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -42,6 +42,7 @@ RomeKey = Literal["averaged", "published"]
 class RomeConfig(LocateConfig):
     """Settings of ROME."""
 
+    retrievable: ClassVar[bool] = True
     type: Literal["rome"] = "rome"
     values: RomeValues = RomeValues()
     """How target values are optimized."""

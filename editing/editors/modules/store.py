@@ -41,6 +41,10 @@ class ModuleEditor(Editor):
         return tuple(module_number(layer) for layer in self.config.layers)
 
     @property
+    def mapped_layers(self) -> tuple[int, ...]:
+        return tuple(self.config.layers)
+
+    @property
     def layer(self) -> int:
         """The one layer that has the module."""
         return int(self.config.layers[0])

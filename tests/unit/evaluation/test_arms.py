@@ -17,6 +17,7 @@ from errata.evaluation.caching import CachingEngine
 from errata.evaluation.matching import best_f1, contains
 from errata.evaluation.outcomes import ARMS, ProbeOutcome, arm_metrics
 from errata.evaluation.probes import probes_of, questions_of
+from errata.evaluation.question_times import query_seconds
 from errata.evaluation.reasoning import ReasoningMarks
 from tests.helpers.tiny import tiny_model
 from tests.unit.evaluation.fakes import FakeChoice, FakeHit, KeywordChooser
@@ -215,7 +216,7 @@ def test_the_model_is_left_as_it_was_found(model: EditableModel) -> None:
     before = {layer: model.parameter(layer).detach().clone() for layer in LAYERS}
     evaluator = ArmEvaluator(model, KeywordChooser(model.text))
     evaluator.evaluate(REQUESTS, base=base, edited=edited, hits=HITS)
-    evaluator.query_seconds(["Danielle speaks"], base=base, edited=edited, hits=HITS)
+    query_seconds(evaluator, ["Danielle speaks"], base=base, edited=edited, hits=HITS)
     assert all(torch.equal(model.parameter(layer), before[layer]) for layer in LAYERS)
 
     class Broken(KeywordChooser):
@@ -312,14 +313,14 @@ def test_query_seconds_times_each_arm_and_adds_the_search(model: EditableModel) 
     chooser = KeywordChooser(model.text)
     evaluator = ArmEvaluator(model, chooser, engine=engine)
     questions = questions_of(REQUESTS)[:2]
-    times = evaluator.query_seconds(questions, base=base, edited={}, hits=HITS, search_seconds=100.0)
+    times = query_seconds(evaluator, questions, base=base, edited={}, hits=HITS, search_seconds=100.0)
     assert set(times) == set(PLAIN_ARMS)
     assert 0 < times["base"] < 100 < times["memory"]
     assert len(chooser.asked) == 2 * 3  # two arms with memory, a warm-up and two questions each
     assert (engine.hits, engine.misses) == (0, 0)
-    assert set(evaluator.query_seconds(questions, base=base, edited={}, arms=("base",))) == {"base"}
+    assert set(query_seconds(evaluator, questions, base=base, edited={}, arms=("base",))) == {"base"}
     with pytest.raises(ValueError, match="at least one question"):
-        evaluator.query_seconds([], base=base, edited={})
+        query_seconds(evaluator, [], base=base, edited={})
 
 
 def test_exact_agreement_and_truth_against_plain_passes(model: EditableModel) -> None:

@@ -13,6 +13,7 @@ from errata.editing.model.capacity import Capacity
 from errata.editing.request import EditRequest
 from errata.evaluation.arms import ArmEvaluator
 from errata.evaluation.in_context import told
+from errata.evaluation.question_times import query_seconds
 from tests.helpers.tiny import tiny_model
 from tests.unit.evaluation.fakes import FakeHit
 from tests.unit.evaluation.test_arms import LAYERS, slow_reply, weights
@@ -140,7 +141,8 @@ def test_they_are_timed_and_refused_without_what_they_show(model: EditableModel)
     evaluator = ArmEvaluator(model)
     with pytest.raises(ValueError, match="'ike' and 'ike_oracle' need what they are to be shown"):
         evaluator.evaluate(REQUESTS, base=base, edited={}, arms=("base", "ike_oracle"))
-    times = evaluator.query_seconds(
+    times = query_seconds(
+        evaluator,
         [REQUESTS[0].text, "Danielle speaks"],
         base=base,
         edited={},
