@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from errata.editing.delta import LayerDelta, WeightDelta, apply_delta
+from errata.editing.delta import LayerDelta, WeightDelta, apply_delta, side_by_side
 from errata.editing.editors.base import Computation, Editor, Sweep
 from errata.editing.editors.closed_form.locate import LocateEditor, Written
 from errata.editing.editors.closed_form.rect import Rect
@@ -220,10 +220,7 @@ def joined(first: Mapping[int, LayerDelta], second: Mapping[int, LayerDelta]) ->
 def _joined(first: LayerDelta, second: LayerDelta) -> LayerDelta:
     if first.kind == "orthogonal":
         return LayerDelta("orthogonal", (second.left.double() @ first.left.double()).float())
-    assert first.right is not None and second.right is not None
-    return LayerDelta(
-        "low_rank", torch.cat([first.left, second.left], dim=1), torch.cat([first.right, second.right]).contiguous()
-    )
+    return side_by_side([first, second])
 
 
 def written_again(

@@ -87,16 +87,15 @@ def answer(
     if "routed" in arms:
         if router is None:
             raise ValueError("the arm 'routed' needs a router")
-        by_arm["routed"] = _ask_routed(
+        by_arm["routed"], routes = _ask_routed(
             evaluator, chooser, questions, router, base, edited, hits, base_digest, max_new_tokens
         )
     pieces: Pieces = {}
-    if by_choice(edited) and {"edited", "edited_memory"} & set(arms):
-        if router is None:
-            raise ValueError("edits that are retrieved need a router, which chooses them")
+    if "routed" in arms and by_choice(edited):
+        pieces = pieces_of(routes)
+    elif {"edited", "edited_memory"} & set(arms):
         texts = [question.text for question in questions]
-        with evaluator.loaded(base, edited=None, digest=base_digest):
-            pieces = pieces_of(dict(zip(texts, router.route(texts), strict=True)))
+        pieces = evaluator.pieces(texts, base=base, edited=edited, router=router, digest=base_digest)
     for pair, weights in ((("base", "memory"), None), (("edited", "edited_memory"), edited)):
         wanted: list[Arm] = [arm for arm in ARMS if arm in pair and arm in arms]
         if not wanted:
@@ -118,8 +117,11 @@ def _ask_routed(
     hits: Mapping[str, Sequence[HitLike]],
     base_digest: str | None,
     max_new_tokens: int | None,
-) -> list[ArmAnswer]:
-    """Out of scope the base's own answer, in scope that with the statement; both in one batch of their weights."""
+) -> tuple[list[ArmAnswer], dict[str, ChoiceLike]]:
+    """Out of scope the base's own answer, in scope that with the statement; both in one batch of their weights.
+
+    The second is what was decided, by question.
+    """
     by_place: dict[int, ArmAnswer] = {}
 
     def say(places: Sequence[int], routes: Sequence[ChoiceLike], pieces: Pieces) -> None:
@@ -130,8 +132,10 @@ def _ask_routed(
         answers = _generate(evaluator, chooser, asked, told, near, max_new_tokens, pieces, said=said)
         by_place.update(zip(places, answers, strict=True))
 
+    texts = [question.text for question in questions]
     with evaluator.loaded(base, edited=None, digest=base_digest):
-        routes = list(router.route([question.text for question in questions]))
+        routes = list(router.route(texts))
+        by_text = dict(zip(texts, routes, strict=True))
         outside = [i for i, route in enumerate(routes) if route.hit is None]
         inside = [i for i, route in enumerate(routes) if route.hit is not None]
         say(outside, routes, {})
@@ -139,9 +143,8 @@ def _ask_routed(
             say(inside, routes, {})
     if router.answer != "memory" and inside:
         with evaluator.loaded(base, edited=edited, digest=base_digest, remember=False):
-            texts = [question.text for question in questions]
-            say(inside, routes, pieces_of(dict(zip(texts, routes, strict=True))) if by_choice(edited) else {})
-    return [by_place[i] for i in range(len(questions))]
+            say(inside, routes, pieces_of(by_text) if by_choice(edited) else {})
+    return [by_place[i] for i in range(len(questions))], by_text
 
 
 def _ask(

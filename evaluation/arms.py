@@ -180,10 +180,8 @@ class ArmEvaluator:
         replies: dict[Arm, dict[Row, _Reply]] = {}
         # the right fact depends on whose question it is
         whose = [(*row, request.id) for request, group in zip(requests, probes, strict=True) for row in _rows(group)]
+        retrieves = self.retrieves(edited, router)
         # base first: its plain replies are the yardstick of locality for every arm
-        retrieves = by_choice(edited)
-        if retrieves and router is None:
-            raise ValueError("edits that are retrieved need a router, which chooses them")
         with self.loaded(base, edited=None, digest=base_digest):
             replies["base"] = self._plain(rows)
             if "memory" in arms:
@@ -229,6 +227,38 @@ class ArmEvaluator:
             results = tuple(ProbeResult(probe, {arm: own[arm][probe] for arm in wanted}) for probe in group)
             records.append(RecordResult(request.id, results, skipped=len(whole) - len(group)))
         return Evaluation(tuple(records), wanted, time.perf_counter() - start)
+
+    def retrieves(self, edited: Mapping[int, Tensor], router: RouterLike | None) -> bool:
+        """Whether a version's edits are retrieved, so that what it says hangs on what is chosen for a question.
+
+        Raises:
+            ValueError: they are, and there is no router.
+        """
+        if by_choice(edited) and router is None:
+            raise ValueError("edits that are retrieved need a router, which chooses them")
+        return by_choice(edited)
+
+    def pieces(
+        self,
+        questions: Sequence[str],
+        *,
+        base: Mapping[int, Tensor],
+        edited: Mapping[int, Tensor],
+        router: RouterLike | None,
+        digest: str | None = None,
+    ) -> Pieces:
+        """What each question is answered with where edits are retrieved; nothing where they are not.
+
+        Args:
+            digest: names the weights of ``base``, so that what the router asks them is remembered.
+
+        Raises:
+            ValueError: edits are retrieved, and there is no router.
+        """
+        if not self.retrieves(edited, router) or router is None:
+            return {}
+        with self.loaded(base, edited=None, digest=digest, remember=digest is not None):
+            return pieces_of(dict(zip(questions, router.route(questions), strict=True)))
 
     # --- parts ---
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from errata.editing.model.engine import with_pieces
 from errata.editing.modules.pieces import by_choice
 from errata.evaluation.arms import ArmEvaluator
-from errata.evaluation.choices import TOO_LONG, ChoiceLike, HitLike, Pieces, RouterLike, owners_for, pieces_of
+from errata.evaluation.choices import TOO_LONG, ChoiceLike, HitLike, Pieces, RouterLike, owners_for
 from errata.evaluation.in_context import InContextLike
 from errata.evaluation.outcomes import ARMS, MEMORY_ARMS, Arm
 
@@ -36,7 +36,8 @@ def query_seconds(
     if not questions:
         raise ValueError("query_seconds needs at least one question")
     by_question, times = hits or {}, dict[Arm, float]()
-    arms, pieces = evaluator.asked(arms, router, in_context), _pieces(evaluator, questions, base, edited, router)
+    arms = evaluator.asked(arms, router, in_context)
+    pieces = evaluator.pieces(questions, base=base, edited=edited, router=router)
     for plain, memory, weights in (("base", "memory", None), ("edited", "edited_memory", edited)):
         pair: tuple[Arm, ...] = tuple(arm for arm in ARMS if arm in (plain, memory) and arm in arms)
         if not pair:
@@ -122,17 +123,3 @@ def _ask_alone(
 
 def _generate(evaluator: ArmEvaluator, ids: Sequence[int]) -> None:
     evaluator.engine.generate([ids], max_new_tokens=evaluator.max_new_tokens, stop_at_newline=evaluator.stop_at_newline)
-
-
-def _pieces(
-    evaluator: ArmEvaluator,
-    questions: Sequence[str],
-    base: Mapping[int, Tensor],
-    edited: Mapping[int, Tensor],
-    router: RouterLike | None,
-) -> Pieces:
-    """What each question is answered with where edits are retrieved."""
-    if not by_choice(edited) or router is None:
-        return {}
-    with evaluator.loaded(base, edited=None, digest=None, remember=False):
-        return pieces_of(dict(zip(questions, router.route(questions), strict=True)))

@@ -72,7 +72,12 @@ class ArmStream:
         """
         self._evaluator, self._base = evaluator, base
         choice, ends_edited, told = self._decide(chooser, question, arm, edited, hits, router)
-        owners = self._owners(question, router) if ends_edited and by_choice(edited) else ()
+        owners: tuple[int, ...] = ()
+        if arm == "routed" and ends_edited and by_choice(edited):
+            owners = owners_for(choice)
+        elif ends_edited:
+            pieces = evaluator.pieces([question.text], base=base, edited=edited, router=router)
+            owners = pieces.get(question.text, ())
         self._edited = edited if ends_edited else None
         ids, used = prompt_with_room(evaluator, chooser, question, told)
         choice = choice if used is told else used
@@ -110,14 +115,6 @@ class ArmStream:
         with self._evaluator.loaded(self._base, edited=edited if ends_edited else None, digest=None, remember=False):
             (choice,) = chooser.choose([question.text], [list(hits.get(question.text, ()))])
         return choice, ends_edited, choice
-
-    def _owners(self, question: Question, router: RouterLike | None) -> tuple[int, ...]:
-        """The pieces that are chosen for the question, where edits are retrieved."""
-        if router is None:
-            raise ValueError("edits that are retrieved need a router, which chooses them")
-        with self._evaluator.loaded(self._base, edited=None, digest=None, remember=False):
-            (route,) = router.route([question.text])
-        return owners_for(route)
 
     def _live(self) -> AbstractContextManager[None]:
         return self._evaluator.loaded(self._base, edited=self._edited, digest=None, remember=False)

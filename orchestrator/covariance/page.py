@@ -10,8 +10,8 @@ from torch import Tensor
 
 from errata.editing.estimation.diagnostics import common_grid, density
 from errata.orchestrator.covariance.compare import CovarianceComparison, Side
-from errata.orchestrator.report.charts import Form, Series, key, line_chart, script, style
-from errata.orchestrator.report.pages import script_hash, template
+from errata.orchestrator.report.charts import Form, Series, drawn, key, line_chart, style
+from errata.orchestrator.report.pages import template
 
 COLORS = 6
 """Looks of lines; more sides than that share them."""
@@ -24,7 +24,6 @@ Points = Sequence[tuple[float, float]]
 
 def render_comparison(comparison: CovarianceComparison) -> str:
     """The whole page, to be written as UTF-8."""
-    code = f"{script()}\nCharts.all();\n"
     return template("covariance", "page.html.j2").render(
         comparison=comparison,
         sides=[
@@ -33,9 +32,8 @@ def render_comparison(comparison: CovarianceComparison) -> str:
         density=density_chart(comparison),
         spectra=[(layer, spectrum_chart(comparison, layer)) for layer in comparison.layers],
         chart_style=Markup(style()),
-        script=Markup(code),
-        script_hash=script_hash(code),
         words=[(side.name, word_charts(side)) for side in comparison.sides if side.openings],
+        **drawn(),
     )
 
 

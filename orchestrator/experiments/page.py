@@ -8,12 +8,11 @@ from errata.orchestrator.experiments.curves import STYLES, panels_of
 from errata.orchestrator.experiments.tables import RunComparison, heading
 from errata.orchestrator.experiments.text import MISSING, columns_of, parts, reading
 from errata.orchestrator.report import charts
-from errata.orchestrator.report.pages import script_hash, template
+from errata.orchestrator.report.pages import template
 
 
 def render_page(comparison: RunComparison) -> str:
     """The whole page, to be written as UTF-8."""
-    script = f"{charts.script()}\nCharts.all();\n"
     return template("experiments", "page.html.j2").render(
         comparison=comparison,
         tables=[
@@ -41,6 +40,5 @@ def render_page(comparison: RunComparison) -> str:
         styles=STYLES,
         key=charts.key,
         chart_style=Markup(charts.style()),
-        script=Markup(script),
-        script_hash=script_hash(script),
+        **charts.drawn(),
     )

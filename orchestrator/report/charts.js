@@ -4,7 +4,8 @@ const Charts = (() => {
   const HEIGHT = 214, GAP = 14;
   const LOOKS = {
     base: ["base", [5, 4], "ring"], edited: ["edited", [], "dot"], memory: ["memory", [9, 4], "square"],
-    edited_memory: ["edited_memory", [12, 3, 2, 3], "diamond"], routed: ["routed", [2, 3], "triangle"], count: ["count", [], "dot"],
+    edited_memory: ["edited_memory", [12, 3, 2, 3], "diamond"], routed: ["routed", [2, 3], "triangle"],
+    ike: ["ike", [9, 4], "diamond"], ike_oracle: ["ike_oracle", [2, 3], "diamond"], count: ["count", [], "dot"],
   };
   const DASHES = { dashed: [7, 4], dotted: [2, 4] };
   const MARKS = ["dot", "square", "diamond", "triangle", "ring"];
@@ -91,10 +92,11 @@ const Charts = (() => {
     const ys = series.flatMap((one) => one.points.map((p) => p[1]).filter((y) => y !== null)
       .concat((one.spread || []).flat().filter((y) => y !== null)));
     if (spec.band) ys.push(spec.band.low, spec.band.high);
+    if (spec.bars) ys.push(0); // a bar is as long as its value
     let [low, high] = spec.range || [Math.min(...ys), Math.max(...ys)];
     if (!spec.range && !spec.log) {
       const room = high - low > 1e-9 * Math.max(1, Math.abs(high)) ? 0.08 * (high - low) : 0.05 * Math.abs(high) || 1;
-      [low, high] = [low - room, high + room];
+      [low, high] = [spec.bars && low === 0 ? 0 : low - room, high + room];
     }
     const xMost = Math.max(...data[0], ...(spec.events || []).map((e) => e.x)), xLeast = Math.min(...data[0]);
     const xRange = spec.log ? null : spec.time ? [Math.min(xLeast, xMost - 60), xMost] : spec.bars ? [xLeast - 0.6, xMost + 0.6]

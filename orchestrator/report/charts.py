@@ -195,9 +195,14 @@ def style() -> str:
 
 def chart_page(room: str, name: str, **filled: Any) -> str:
     """A template of a room as a page of its own: ``page.css``, the engine and the script's digest are filled in."""
-    code = f"{script()}\nCharts.all();\n"
     look = f"{style()}\n{asset('report', 'page.css')}"
-    return template(room, name).render(**filled, style=Markup(look), script=Markup(code), script_hash=script_hash(code))
+    return template(room, name).render(**filled, style=Markup(look), **drawn())
+
+
+def drawn() -> dict[str, Any]:
+    """The script that draws all charts of a page, and its digest, by the names that templates have for them."""
+    code = f"{script()}\nCharts.all();\n"
+    return {"script": Markup(code), "script_hash": script_hash(code)}
 
 
 def files() -> list[Path]:

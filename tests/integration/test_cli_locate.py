@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from errata.editing.tracing import Trace
+from tests.helpers.charts import charts_of
 from tests.helpers.command import in_process
-from tests.helpers.pages import Page
 from tests.helpers.tiny import save_tiny
 
 # Of a random model some of these answers are likelier with the subject than with noise in its place.
@@ -74,8 +74,7 @@ def test_numbers_picture_and_a_new_preset(errata, preset, facts, tmp_path):
     assert len(found.prompts) == 11  # the record without a true answer is passed over
     assert found.valid >= 1 and found.window is not None and len(found.window) == 2
     assert f"chosen layers: {list(found.window)}" in out and "locate.html" in out
-    page = Page((out_dir / "locate.html").read_text())
-    by_layer, by_class = page.charts
+    by_layer, by_class = charts_of((out_dir / "locate.html").read_text())
     assert by_layer["series"][0]["points"] == [
         [n, pytest.approx(v)] for n, v in enumerate(found.effects["subject_last"].mean)
     ]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from errata.editing.covariance import KeyCovariance
-from errata.editing.delta import LayerDelta, WeightDelta
+from errata.editing.delta import LayerDelta, WeightDelta, side_by_side
 from errata.editing.editors.base import Computation, Progress
 from errata.editing.editors.closed_form.locate import LocateEditor, named
 from errata.editing.editors.modules.store import StoreEditor, Tables, owners_of
@@ -25,7 +25,7 @@ from errata.editing.errors import DependentKeysError
 from errata.editing.linalg import DependentColumnsError
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.decoder import layer_of, module_number
-from errata.editing.modules.packed import EMPTY, Content, unpack
+from errata.editing.modules.packed import EMPTY, Content
 from errata.editing.modules.pieces import KIND
 from errata.editing.request import EditRequest
 from errata.editing.state import LifelongState
@@ -94,14 +94,7 @@ class Retrieved(StoreEditor):
                     progress(number + 1)
         if reasons:
             raise DependentKeysError(reasons)
-        raw = {
-            layer: LayerDelta(
-                "low_rank",
-                torch.cat([change[layer].left for change in changes], dim=1),
-                torch.cat([_right(change[layer]) for change in changes]),
-            )
-            for layer in method.layers
-        }
+        raw = {layer: side_by_side([change[layer] for change in changes]) for layer in method.layers}
         return Computation(self.together(model, requests, state, changes), {}, values, raw)
 
     def apart(self, computation: Computation) -> list[Computation]:
@@ -110,7 +103,7 @@ class Retrieved(StoreEditor):
         for number, value in enumerate(computation.values):
             here = slice(number, number + 1)
             changes = {
-                layer: LayerDelta("low_rank", raw.left[:, here].contiguous(), _right(raw)[here].contiguous())
+                layer: LayerDelta("low_rank", raw.left[:, here].contiguous(), raw.rows[here].contiguous())
                 for layer, raw in computation.raw.items()
             }
             parts.append(Computation(WeightDelta(changes, self.config.type), {}, [value], changes))
@@ -121,15 +114,16 @@ class Retrieved(StoreEditor):
     ) -> WeightDelta:
         """One change of the slots that appends the pieces of these edits, and drops those of superseded ones."""
         owners, slots = owners_of([request.id for request in requests]), dict[int, LayerDelta]()
-        alive = owners_of(state.request_ids)
+        # every slot has the same rows: an edit writes all layers in each of its sweeps
+        gone = self.gone(self.rows(model), state)
         for number in self.layers:
             layer = layer_of(number)
             parts = [change[layer] for change in changes]
-            ranks = torch.tensor([_right(part).shape[0] for part in parts])
+            ranks = torch.tensor([part.rows.shape[0] for part in parts])
             tensors = {
-                "drop": _gone(model.weight(number), alive),
+                "drop": gone,
                 "append.left": torch.cat([part.left.T for part in parts]),
-                "append.right": torch.cat([_right(part) for part in parts]),
+                "append.right": torch.cat([part.rows for part in parts]),
                 "append.owners": owners.repeat_interleave(ranks),
             }
             slots[number] = LayerDelta("module", Content(KIND, layer, {}, tensors, "rows").pack())
@@ -137,15 +131,3 @@ class Retrieved(StoreEditor):
 
     def settled(self, tables: Tables, rule: Mapping[str, Any]) -> Tables:
         return tables
-
-
-def _gone(packed: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
-    """Numbers of the rows whose requests the state does not hold any more."""
-    if not packed.numel():
-        return torch.zeros(0, dtype=torch.int64)
-    return (~torch.isin(unpack(packed).tensors["owners"], alive)).nonzero().squeeze(1)
-
-
-def _right(change: LayerDelta) -> torch.Tensor:
-    assert change.right is not None
-    return change.right

@@ -73,6 +73,13 @@ class StoreEditor(ModuleEditor):
         packed = model.weight(self.layers[0])
         return unpack(packed).tensors if packed.numel() else None
 
+    @staticmethod
+    def gone(tables: Tables | None, state: LifelongState) -> Tensor:
+        """Numbers of the rows whose requests the state does not hold any more."""
+        if not tables:
+            return torch.zeros(0, dtype=torch.int64)
+        return (~torch.isin(tables["owners"], owners_of(state.request_ids))).nonzero().squeeze(1)
+
     @abstractmethod
     def settled(self, tables: Tables, rule: Mapping[str, Any]) -> Tables:
         """The tables once rows have left: whatever of a row depends on the others, made anew."""

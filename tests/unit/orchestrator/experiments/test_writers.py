@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from errata.orchestrator.experiments.collect import collect
 from errata.orchestrator.experiments.curves import panels_of, styles_of
 from errata.orchestrator.experiments.tables import compare
 from errata.orchestrator.experiments.write import render
+from tests.helpers.charts import charts_of
 
 from .conftest import fact, write_sweep_record
 
@@ -88,12 +88,11 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.outside: list[str] = []
         self.text = ""
-        self.charts: list[dict] = []
+        self.charts = charts_of(text)
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.charts += [json.loads(v) for k, v in attrs if k == "data-chart"]
         self.outside += [v for k, v in attrs if k in ("src", "href") and v]
 
     def handle_data(self, data):

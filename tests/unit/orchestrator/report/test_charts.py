@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,21 +14,21 @@ from errata.orchestrator.calibrate.page import render_calibration
 from errata.orchestrator.calibrate.trial import TrialResult
 from errata.orchestrator.report.charts import Span, spans_of
 from errata.orchestrator.report.locate_page import render_trace
+from tests.helpers.charts import charts_of
 
 MODEL = "/srv/models/gemma-3-270m"
 
 
 class Charts(HTMLParser):
-    """The descriptions of all charts of a page, and what is fetched from elsewhere."""
+    """What a page fetches from elsewhere, and the descriptions of its charts."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.found: list[dict[str, Any]] = []
+        self.found = charts_of(html)
         self.outside: list[str] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found += [json.loads(value or "") for name, value in attrs if name == "data-chart"]
         self.outside += [value or "" for name, value in attrs if name in ("src", "href")]
 
 
