@@ -29,6 +29,7 @@ class TextCodec:
         self.tokenizer = tokenizer
         self._one_at_a_time = threading.Lock()
         # Models differ in whether text starts with BOS; what the tokenizer does by itself is what the model saw.
+        self._anchor = self._encode(_ANCHOR)
         self.bos: list[int] = self._leading_specials()
         ids = {
             tokenizer.eos_token_id,
@@ -44,7 +45,7 @@ class TextCodec:
         self.has_chat_template: bool = getattr(tokenizer, "chat_template", None) is not None
 
     def _leading_specials(self) -> list[int]:
-        plain = self._encode(_ANCHOR)
+        plain = self._anchor
         full: list[int] = list(self.tokenizer(_ANCHOR)["input_ids"])
         return full[: full.index(plain[0])] if plain and plain[0] in full else []
 
@@ -99,7 +100,7 @@ class TextCodec:
         """
         text = text.strip()
         begun = space_before(text) + text
-        anchor, whole = self._encode(_ANCHOR), self._encode(_ANCHOR + begun)
+        anchor, whole = self._anchor, self._encode(_ANCHOR + begun)
         ids = whole[len(anchor) :] if whole[: len(anchor)] == anchor else self._encode(begun)
         if not ids:
             raise UserError(f"target {text!r} has no tokens; it must be text the tokenizer knows")

@@ -34,7 +34,7 @@ _SHARE: Final = 25
 """Of them of one submission, while others wait beside it."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Item:
     judged: list[EditRequest | Accepted]
     """As the gate left them: a request, or the answer to one that it refused."""
@@ -156,12 +156,11 @@ class Acceptor:
                 self._write()
             except Exception as error:
                 # nothing of a failed transaction was taken; the clients may try again under the same ids
-                failed = [item for item in (*items, *self._going) if not item.answer.done()]
+                failed = {item for item in (*items, *self._going) if not item.answer.done()}
                 logger.exception("the journal could not take %s", counted(len(failed), "submission"))
                 self._going.clear()
-                for item in dict.fromkeys(map(id, failed)):
-                    one = next(other for other in failed if id(other) == item)
-                    one.answer.set_exception(unavailable(f"the journal cannot be written: {type(error).__name__}"))
+                for item in failed:
+                    item.answer.set_exception(unavailable(f"the journal cannot be written: {type(error).__name__}"))
 
     def _gather(self, *, wait: bool) -> tuple[list[_Item], bool]:
         """What was submitted since, and whether more may come."""
