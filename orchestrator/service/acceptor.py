@@ -155,8 +155,8 @@ class Acceptor:
                 self._going.extend(self._fitting(items))
                 self._write()
             except Exception as error:
-                # nothing of a failed transaction was taken, and of a long list what went before; the clients may try again
-                # under the same ids
+                # nothing of a failed transaction was taken, of a long list what went before it: the clients may try
+                # again under the same ids
                 failed = {item for item in (*items, *self._going) if not item.answer.done()}
                 logger.exception("the journal could not take %s", counted(len(failed), "submission"))
                 self._going.clear()
