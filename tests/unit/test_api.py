@@ -153,11 +153,11 @@ def test_in_context_editing_is_asked_where_it_is_told_what_to_demonstrate_with(
     (tmp_path / "split.jsonl").write_text("".join(json.dumps(record) + "\n" for record in split))
     told = {"evaluation": {"ike": {"demonstrations": str(tmp_path / "split.jsonl"), "k": 2}}}
     with editor(checkpoint, settings=SETTINGS | told) as one:
-        one.edit(FACTS[:2])
-        found = one.evaluate(FACTS[:2], arms=["base", "ike", "ike_oracle"])
-        assert set(found) == {"base", "ike", "ike_oracle"}
-        # what a random model answers tells nothing; that every question was asked with a fact does
-        assert [found[arm]["none_in_scope"] for arm in ("ike", "ike_oracle")] == [0.0, 0.0]
+        one.edit(FACTS[:1])
+        fact = {**FACTS[0], "neighborhood": [{"prompt": "The capital of Spain is", "answer": "Madrid"}]}
+        found = one.evaluate([fact], arms=["base", "ike", "ike_oracle"])
+        # a random model knows nothing, yet says something else behind demonstrations
+        assert {arm: values["locality"] for arm, values in found.items()} == {"base": 1, "ike": 0, "ike_oracle": 0}
     with editor(checkpoint) as one, pytest.raises(UserError, match=r"ike.*demonstrations"):
         one.evaluate(FACTS[:1], arms=["base", "ike"])
 
