@@ -13,6 +13,7 @@ from errata.actors.reviving import RevivingClient
 from errata.actors.runtime import make_actor
 from errata.actors.settings import RayConfig
 from errata.actors.workers.retrieval import Mark, RetrievalWorker
+from errata.retrieval.ike import Asked, DemonstrationPool, InContext
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import Hit, MemoryEntry
 from errata.retrieval.router import FittedRouter, RouterConfig, Routing
@@ -49,6 +50,9 @@ class RetrievalActor:
 
     def route(self, questions: Sequence[str], k: int) -> Routing:
         return self._worker.route(questions, k)
+
+    def in_context(self, pool: DemonstrationPool, asked: Sequence[Asked], without: Sequence[str]) -> InContext:
+        return self._worker.in_context(pool, asked, without)
 
     def resolved(self, turns: Sequence[str]) -> str:
         return self._worker.resolved(turns)
@@ -117,6 +121,11 @@ class MemoryClient(RevivingClient):
         """The router in force and each question's candidates."""
         routing: Routing = self._call(lambda actor: actor.route.remote(list(questions), k))
         return routing
+
+    def in_context(self, pool: DemonstrationPool, asked: Sequence[Asked], without: Sequence[str]) -> InContext:
+        """Facts and demonstrations for questions of an evaluation."""
+        shown: InContext = self._call(lambda actor: actor.in_context.remote(pool, list(asked), list(without)))
+        return shown
 
     def resolved(self, turns: Sequence[str]) -> str:
         """The last turn of a conversation, with what it refers to."""

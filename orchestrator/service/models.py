@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, StringConstraints, field_validator, mode
 
 from errata.editing.closed import Closed
 from errata.editing.request import EditRequest
-from errata.evaluation.outcomes import ARMS, Arm
+from errata.evaluation.outcomes import ARMS, AskedArm
 
 # Tabs and line ends are text; the other control characters are not, and end up in logs and terminals.
 _TEXT: Final = r"[^\x00-\x08\x0b-\x1f\x7f-\x9f]"
@@ -108,7 +108,7 @@ class QueryIn(StrictIn):
 
     question: Prompt | None = None
     questions: Annotated[list[Prompt], Field(min_length=1)] | None = None
-    arms: Annotated[list[Arm], Field(min_length=1, max_length=len(ARMS))] | None = None
+    arms: Annotated[list[AskedArm], Field(min_length=1, max_length=len(ARMS))] | None = None
     """All that the run evaluates, when absent."""
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
 
