@@ -19,8 +19,10 @@ from errata.orchestrator.config.loading import read_composed
 from errata.orchestrator.config.model_presets import for_editor
 from errata.orchestrator.progress import Display
 
-MOST_FACTS = 16
-"""Facts that are edited at most."""
+MOST_FACTS = 32
+"""Facts that are edited at most: the last that the model knows, which a search, taking the first, does not reach."""
+
+_TOLD = "# by `errata calibrate --preset`, on facts that the model knows"
 
 
 def measure(job: Calibration, preset: Path, state: Path, display: Display) -> str:
@@ -35,7 +37,7 @@ def measure(job: Calibration, preset: Path, state: Path, display: Display) -> st
     candidate = candidate_of(read_composed(preset), job.editor, str(preset))
     kept = Kept(state, job, checkpoint_digest(resolve_model(job.model)))
     model = load_model(job.model, dtype=job.dtype, digest=kept.digest)
-    facts = facts_of(model)[:MOST_FACTS]
+    facts = facts_of(model)[-MOST_FACTS:]
     bench = bench_of(model, job, kept, sorted(candidate["layers"]), display)
     result = kept.trial(candidate, [fact.request.id for fact in facts], lambda: bench.attempt(candidate, facts))
     if result.problem is not None:
@@ -63,9 +65,9 @@ def with_figures(text: str, job: Calibration, result: TrialResult) -> str:
         "perplexity": None if result.perplexity is None else round(result.perplexity, 3),
         "seconds_per_edit": round(result.edit_seconds, 1),
     }
-    told = "# by `errata calibrate --preset`, on facts that the model knows\n"
+    told = f"{_TOLD}, and a covariance of {job.tokens} tokens\n"
     block = told + yaml.safe_dump({"measured": figures}, sort_keys=False)
-    plain = re.sub(rf"(?m)(?:^{re.escape(told)})?^measured:\n(?:^[ \t]+.*\n)*", "", text)
+    plain = re.sub(rf"(?m)(?:^{re.escape(_TOLD)}.*\n)?^measured:\n(?:^[ \t]+.*\n)*", "", text)
     place = re.search(r"(?m)^(# what the model is recogni[sz]ed by|matches:)", plain)
     at = place.start() if place else len(plain)
     return plain[:at] + block + plain[at:]

@@ -1,4 +1,4 @@
-"""What the routes share: the service behind them, who may call, and how a call waits."""
+"""What the routes share: the service behind them, and how a call waits."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Query, Request
+from fastapi import Query, Request
 
 from errata.evaluation.patience import Patience
 from errata.orchestrator.journal import Journal
+from errata.orchestrator.service.access import Tokens
 from errata.orchestrator.service.asking import Asking
-from errata.orchestrator.service.auth import Caller, Role, Tokens
 from errata.orchestrator.service.core import ServiceCore
 from errata.orchestrator.service.errors import ServiceError, unavailable
 from errata.orchestrator.service.metrics import Metrics
@@ -24,8 +24,6 @@ from errata.orchestrator.service.traces import Traces
 
 T = TypeVar("T")
 Note = Annotated[str | None, Query(min_length=1, max_length=300, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
-LOCAL = Caller(Role.admin, "local")
-"""Who calls where there are no tokens."""
 _LOOK_SECONDS = 0.2
 """How often it is looked whether a client is still there, and whether the service ends."""
 
@@ -51,43 +49,6 @@ class Service:
     """What the process is at: stages with ``name``, ``done``, ``total`` and ``note``."""
     traces: Traces | None = None
     started: float = field(default_factory=time.time)
-
-
-def check_parameters(request: Request) -> None:
-    """Refuse a parameter that the route does not have: misspelled, it would silently not filter.
-
-    Raises:
-        ServiceError: 400; it names what is allowed.
-    """
-    route = request.scope.get("route")
-    dependant = getattr(route, "dependant", None)
-    if dependant is None or not request.query_params:
-        return
-    known = sorted({field.alias for field in dependant.query_params})
-    for name in request.query_params:
-        if name not in known:
-            allowed = ", ".join(known) or "none"
-            raise ServiceError(400, "bad_request", f"there is no parameter {name[:80]!r} here; allowed: {allowed}")
-
-
-def needs(service: Service, role: Role) -> Any:
-    """A dependency that lets callers of a role, or a higher one, through."""
-
-    def check(request: Request) -> Caller:
-        if not service.tokens:
-            check_parameters(request)
-            return LOCAL
-        caller = service.tokens.caller(request.headers.get("authorization"))
-        if caller is None:
-            raise ServiceError(
-                401, "unauthorized", "a valid bearer token is needed", headers={"WWW-Authenticate": "Bearer"}
-            )
-        if caller.role < role:
-            raise ServiceError(403, "forbidden", f"this needs the role {role.name}; the token has {caller.role.name}")
-        check_parameters(request)
-        return caller
-
-    return Depends(check)
 
 
 async def wait(future: Future[T]) -> T:

@@ -17,16 +17,14 @@ from errata.evaluation.answering import Question
 from errata.evaluation.outcomes import Arm
 from errata.evaluation.streaming import TextPiece
 from errata.orchestrator.service import openai
+from errata.orchestrator.service.access import Caller, Role, needs
 from errata.orchestrator.service.asking import Answers, Speaking
-from errata.orchestrator.service.auth import Caller, Role
-from errata.orchestrator.service.calls import Service, Waiter, needs
+from errata.orchestrator.service.bodies import QueryIn, answers_view, body_as
+from errata.orchestrator.service.calls import Service, Waiter
 from errata.orchestrator.service.completions import ChatIn, TextIn
 from errata.orchestrator.service.core import ServiceCore
 from errata.orchestrator.service.errors import ServiceError
-from errata.orchestrator.service.models import QueryIn
-from errata.orchestrator.service.parsing import body_as
 from errata.orchestrator.service.schema import takes
-from errata.orchestrator.service.views import answers_view
 
 _TOKENS_AT_ONCE = 8
 """Of an answer that is not streamed: whether the client is still there is looked at between them."""
@@ -35,7 +33,7 @@ _TOKENS_AT_ONCE = 8
 def question_routes(app: FastAPI, service: Service) -> None:
     """Add the routes to the application."""
     core, asking = service.core, service.asking
-    read = needs(service, Role.read)
+    read = needs(service.tokens, Role.read)
 
     async def ask(request: Request, questions: Sequence[Question], arms: Sequence[Arm], limit: int | None) -> Answers:
         started = time.perf_counter()
