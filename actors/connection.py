@@ -7,7 +7,7 @@ import os
 import secrets
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,10 @@ import ray.exceptions
 from errata.actors.settings import RayConfig
 from errata.editing.errors import ErrataError, UserError, in_words
 
+logger = logging.getLogger(__name__)
+
+_LATE = "timed out during startup"
+_STARTS = 3
 LOST = (
     ray.exceptions.RayActorError,
     ray.exceptions.WorkerCrashedError,
@@ -57,7 +61,9 @@ def connect(config: RayConfig, ranks: int = 1) -> bool:
         ask_for_a_token()
         try:
             with _own_sigterm(), on_loopback():
-                ray.init(address="local", num_cpus=int(-(-cpus // 1)), include_dashboard=False, **quiet)
+                _patiently(
+                    lambda: ray.init(address="local", num_cpus=int(-(-cpus // 1)), include_dashboard=False, **quiet)
+                )
         except Exception as error:  # a plain one where a node comes up too late, OSError where a socket cannot be
             raise ErrataError(f"Ray could not be started on this machine: {in_words(error)}") from error
         return True
@@ -67,6 +73,21 @@ def connect(config: RayConfig, ranks: int = 1) -> bool:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"ray.address {config.address!r} cannot be reached: {first_line(error)}") from error
     return True
+
+
+def _patiently(start: Callable[[], object]) -> None:
+    """Start Ray, again where its own processes took longer than the half minute that it waits for them: a busy machine
+    is no broken one."""
+    for _ in range(_STARTS - 1):
+        try:
+            start()
+            return
+        except Exception as error:  # Ray has no type for it
+            if _LATE not in str(error):
+                raise
+            logger.warning("Ray's processes did not come up in time: this machine is busy; once more")
+            ray.shutdown()
+    start()
 
 
 def ask_for_a_token() -> None:

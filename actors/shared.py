@@ -19,7 +19,9 @@ from errata.editing.model.streaming import Sampling
 from errata.editing.request import EditRequest
 from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.arms import Evaluation
+from errata.evaluation.free_text import FreeText
 from errata.evaluation.outcomes import Arm
+from errata.evaluation.sampling import SamplingConfig
 from errata.evaluation.streaming import Opened, TextPiece
 
 
@@ -65,6 +67,11 @@ class SharedActor:
         self, prompts: Sequence[str], weights: Mapping[int, Tensor], max_new_tokens: int, chat: bool
     ) -> list[str]:
         return self._questions.continuations(prompts, weights, max_new_tokens, chat)
+
+    def free_texts(
+        self, openings: Mapping[str, Sequence[str]], weights: Mapping[int, Tensor], sampling: SamplingConfig
+    ) -> dict[str, FreeText]:
+        return self._questions.free_texts(openings, weights, sampling)
 
     def answer(
         self,

@@ -21,10 +21,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from errata.editing.delta import LayerDelta, WeightDelta, apply_delta
+from errata.editing.delta import LayerDelta, WeightDelta, apply_delta, side_by_side
 from errata.editing.editors.base import Computation, Editor, Sweep
 from errata.editing.editors.closed_form.locate import LocateEditor, Written
 from errata.editing.editors.closed_form.rect import Rect
+from errata.editing.editors.modules.retrieved import Retrieved
 from errata.editing.errors import NumericalError
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest
@@ -68,6 +69,8 @@ def verified(
     Args:
         held: answers to the probes on the weights as they are.
     """
+    if isinstance(editor, Retrieved):
+        return _each_alone(model, editor, requests, state, contexts, computation, corrections, held)
     writer = _writer(editor)
     check = Check(model, requests, contexts)
     if writer is not None:
@@ -85,6 +88,34 @@ def verified(
                 with put(model, computation.delta):
                     after = probes.ask()
     return Verified(computation, tuple(outcomes), after, moved_share(held, after))
+
+
+def _each_alone(
+    model: EditableModel,
+    editor: Retrieved,
+    requests: Sequence[EditRequest],
+    state: LifelongState,
+    contexts: Sequence[str],
+    computation: Computation,
+    corrections: int,
+    held: Sequence[int],
+) -> Verified:
+    """The look at edits that are retrieved: each on the base with its own change alone, and corrected there.
+
+    The held probes are nobody's questions: nothing is chosen for them, so nothing moves.
+    """
+    outcomes, changes = [], []
+    fresh, nothing = editor.fresh(model, state), HeldProbes(model, ())
+    with model.patched(editor.layers):
+        editor.silence(model)
+        for request, part in zip(requests, editor.apart(computation), strict=True):
+            look = verified(
+                model, editor.method, [request], fresh, contexts, part, corrections=corrections, probes=nothing, held=()
+            )
+            outcomes.append(look.outcomes[0])
+            changes.append(look.computation.delta.layers)
+    together = editor.together(model, requests, state, changes)
+    return Verified(replace(computation, delta=together), tuple(outcomes), tuple(held), 0.0)
 
 
 def _writer(editor: Editor) -> LocateEditor | None:
@@ -189,10 +220,7 @@ def joined(first: Mapping[int, LayerDelta], second: Mapping[int, LayerDelta]) ->
 def _joined(first: LayerDelta, second: LayerDelta) -> LayerDelta:
     if first.kind == "orthogonal":
         return LayerDelta("orthogonal", (second.left.double() @ first.left.double()).float())
-    assert first.right is not None and second.right is not None
-    return LayerDelta(
-        "low_rank", torch.cat([first.left, second.left], dim=1), torch.cat([first.right, second.right]).contiguous()
-    )
+    return side_by_side([first, second])
 
 
 def written_again(

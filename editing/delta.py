@@ -9,7 +9,7 @@ Letters: O = d_out, I = d_in, m rank.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -49,20 +49,34 @@ class LayerDelta:
             if tensor is not None and (tensor.dtype != wanted or tensor.device.type != "cpu"):
                 raise ValueError(f"factors are {wanted} on the CPU, got {tensor.dtype} on {tensor.device}")
 
+    @property
+    def rows(self) -> Tensor:
+        """The right factor (m, I) of a low-rank change."""
+        assert self.right is not None, f"a {self.kind} change has no right factor"
+        return self.right
+
     @cached_property
     def norm(self) -> float:
         """Frobenius norm of what is added to W; of Q - I for an orthogonal change; of what a module's change holds."""
         if self.kind == "module":
             return norm_of(self.left)
         if self.kind == "low_rank":
-            assert self.right is not None
-            left, right = self.left.double(), self.right.double()
+            left, right = self.left.double(), self.rows.double()
             # |L R|_F^2 = tr(L^T L R R^T), without the full matrix
             return float(((left.T @ left) * (right @ right.T)).sum().clamp_min(0).sqrt())
         matrix = self.left.double()
         if self.kind == "orthogonal":
             matrix = matrix - torch.eye(matrix.shape[0], dtype=torch.float64)
         return float(matrix.norm())
+
+
+def side_by_side(changes: Sequence[LayerDelta]) -> LayerDelta:
+    """Low-rank changes of one map as one: the columns and rows of each behind those of the one before."""
+    return LayerDelta(
+        "low_rank",
+        torch.cat([change.left for change in changes], dim=1),
+        torch.cat([change.rows for change in changes]),
+    )
 
 
 @dataclass(frozen=True)

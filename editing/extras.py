@@ -15,7 +15,6 @@ EXTRAS = {
     "tracking": ("mlflow", "psutil"),
     "serve": ("cloudevents", "fastapi", "starlette", "uvicorn", "prometheus_client"),
     "report": ("jinja2",),
-    "plots": ("matplotlib",),
     "alerts": ("apprise",),
     "redis": ("redis",),
     "kafka": ("confluent_kafka",),

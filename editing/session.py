@@ -282,7 +282,7 @@ class EditSession:
 
     def ask(self, requests: Sequence[EditRequest]) -> list[Outcome]:
         """Whether the model, as it is now, says what each request asked for, after the bare prompt; nothing changes."""
-        return Check(self.model, requests, ("",)).outcomes() if requests else []
+        return Check(self.model, requests, ("",), self.editor.pieces_for).outcomes() if requests else []
 
     # --- parts ---
 

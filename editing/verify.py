@@ -10,7 +10,7 @@ Letters: m edits, d hidden size.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from errata.editing.closed import Closed
 from errata.editing.errors import ErrataError
 from errata.editing.keys import SubjectPass
 from errata.editing.model.adapter import EditableModel
-from errata.editing.model.engine import LanguageEngine
+from errata.editing.model.engine import LanguageEngine, with_pieces
 from errata.editing.request import EditRequest
 
 PROBES = (
@@ -114,8 +114,15 @@ class Outcome:
 class Check:
     """Reads the outcomes of one batch from the weights that the model has at the time."""
 
-    def __init__(self, model: EditableModel, requests: Sequence[EditRequest], contexts: Sequence[str]) -> None:
-        """``contexts`` are those of the edit, the empty one first."""
+    def __init__(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        contexts: Sequence[str],
+        pieces_for: Callable[[EditRequest], Sequence[int]] | None = None,
+    ) -> None:
+        """``contexts`` are those of the edit, the empty one first; ``pieces_for`` chooses what a request's question is
+        answered with, where edits are retrieved."""
         self._model, self._requests, self._contexts = model, requests, contexts
         self._engine = LanguageEngine(model)
         self._rows = []
@@ -123,7 +130,8 @@ class Check:
             target = model.text.encode_target(request.target_new)
             for context in contexts:
                 prompt, _ = model.text.encode_with_subject(context, request.prompt, request.subject)
-                self._rows.append((prompt, target))
+                owners = () if pieces_for is None else pieces_for(request)
+                self._rows.append((with_pieces(prompt, owners), target))
         self._way: _Way | None = None
 
     def aim(self, targets: Tensor, layers: Sequence[int], measures: Literal["state", "outputs"]) -> None:

@@ -1,6 +1,18 @@
-"""Numbers in sentences."""
+"""Numbers and names in sentences."""
 
 from __future__ import annotations
+
+import re
+from pathlib import PurePath
+
+
+def model_title(name: str) -> str:
+    """What a model is called on pages and in tables: its name in a registry or on a hub; of a directory's path the last
+    part, for where it lies is the business of one machine."""
+    elsewhere = (
+        name.startswith(("/", "./", "../", "~", "\\")) or name.count("/") > 1 or re.match(r"[A-Za-z]:[\\/]", name)
+    )
+    return PurePath(name.replace("\\", "/")).name or name if elsewhere else name
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:

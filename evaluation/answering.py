@@ -11,8 +11,19 @@ from typing import Protocol
 
 from torch import Tensor
 
+from errata.editing.model.engine import with_pieces
+from errata.editing.modules.pieces import by_choice
 from errata.editing.scripts import first_sentence, whole_sentences
-from errata.evaluation.arms import TOO_LONG, ArmEvaluator, ChoiceLike, HitLike, NoChoice, RouterLike
+from errata.evaluation.arms import (
+    TOO_LONG,
+    ArmEvaluator,
+    ChoiceLike,
+    HitLike,
+    NoChoice,
+    Pieces,
+    RouterLike,
+    pieces_of,
+)
 from errata.evaluation.outcomes import ARMS, MEMORY_ARMS, Arm, Retrieved
 
 _QUESTION_MARKS = ("?", "？", "؟")
@@ -84,16 +95,23 @@ def answer(
     if "routed" in arms:
         if router is None:
             raise ValueError("the arm 'routed' needs a router")
-        by_arm["routed"] = _ask_routed(
+        by_arm["routed"], routes = _ask_routed(
             evaluator, chooser, questions, router, base, edited, hits, base_digest, max_new_tokens
         )
+    pieces: Pieces = {}
+    if "routed" in arms and by_choice(edited):
+        pieces = pieces_of(routes)
+    elif {"edited", "edited_memory"} & set(arms):
+        texts = [question.text for question in questions]
+        pieces = evaluator.pieces(texts, base=base, edited=edited, router=router, digest=base_digest)
     for pair, weights in ((("base", "memory"), None), (("edited", "edited_memory"), edited)):
         wanted: list[Arm] = [arm for arm in ARMS if arm in pair and arm in arms]
         if not wanted:
             continue
         with evaluator.loaded(base, edited=weights, digest=base_digest, remember=weights is None):
             for arm in wanted:
-                by_arm[arm] = _ask(evaluator, chooser, questions, arm, hits, max_new_tokens)
+                own = pieces if weights is not None else {}
+                by_arm[arm] = _ask(evaluator, chooser, questions, arm, hits, max_new_tokens, own)
     return [{arm: by_arm[arm][i] for arm in ARMS if arm in by_arm} for i in range(len(questions))]
 
 
@@ -107,29 +125,34 @@ def _ask_routed(
     hits: Mapping[str, Sequence[HitLike]],
     base_digest: str | None,
     max_new_tokens: int | None,
-) -> list[ArmAnswer]:
-    """Out of scope the base's own answer, in scope that with the statement; both in one batch of their weights."""
+) -> tuple[list[ArmAnswer], dict[str, ChoiceLike]]:
+    """Out of scope the base's own answer, in scope that with the statement; both in one batch of their weights.
+
+    The second is what was decided, by question.
+    """
     by_place: dict[int, ArmAnswer] = {}
 
-    def say(places: Sequence[int], routes: Sequence[ChoiceLike]) -> None:
+    def say(places: Sequence[int], routes: Sequence[ChoiceLike], pieces: Pieces) -> None:
         told: list[ChoiceLike] = [NoChoice() if router.answer == "edited" else routes[i] for i in places]
         asked = [questions[i] for i in places]
         near = [list(hits.get(question.text, ())) for question in asked]
         said = [routes[i] for i in places]
-        answers = _generate(evaluator, chooser, asked, told, near, max_new_tokens, said=said)
+        answers = _generate(evaluator, chooser, asked, told, near, max_new_tokens, pieces, said=said)
         by_place.update(zip(places, answers, strict=True))
 
+    texts = [question.text for question in questions]
     with evaluator.loaded(base, edited=None, digest=base_digest):
-        routes = list(router.route([question.text for question in questions]))
+        routes = list(router.route(texts))
+        by_text = dict(zip(texts, routes, strict=True))
         outside = [i for i, route in enumerate(routes) if route.hit is None]
         inside = [i for i, route in enumerate(routes) if route.hit is not None]
-        say(outside, routes)
+        say(outside, routes, {})
         if router.answer == "memory":
-            say(inside, routes)
+            say(inside, routes, {})
     if router.answer != "memory" and inside:
         with evaluator.loaded(base, edited=edited, digest=base_digest, remember=False):
-            say(inside, routes)
-    return [by_place[i] for i in range(len(questions))]
+            say(inside, routes, pieces_of(by_text) if by_choice(edited) else {})
+    return [by_place[i] for i in range(len(questions))], by_text
 
 
 def _ask(
@@ -139,12 +162,15 @@ def _ask(
     arm: Arm,
     hits: Mapping[str, Sequence[HitLike]],
     max_new_tokens: int | None,
+    pieces: Pieces,
 ) -> list[ArmAnswer]:
     near = [list(hits.get(question.text, ())) for question in questions]
     remembers = arm in MEMORY_ARMS
     choices: Sequence[ChoiceLike]
     choices = chooser.choose([question.text for question in questions], near) if remembers else [NoChoice()] * len(near)
-    return _generate(evaluator, chooser, questions, choices, near, max_new_tokens, said=choices if remembers else None)
+    return _generate(
+        evaluator, chooser, questions, choices, near, max_new_tokens, pieces, said=choices if remembers else None
+    )
 
 
 def _generate(
@@ -154,6 +180,7 @@ def _generate(
     told: Sequence[ChoiceLike],
     near: Sequence[Sequence[HitLike]],
     max_new_tokens: int | None,
+    pieces: Pieces,
     *,
     said: Sequence[ChoiceLike] | None,
 ) -> list[ArmAnswer]:
@@ -163,11 +190,11 @@ def _generate(
     """
     if not questions:
         return []
-    prompts: list[list[int]] = []
+    prompts: list[Sequence[int]] = []
     used: list[ChoiceLike | None] = []
     for place, (question, choice) in enumerate(zip(questions, told, strict=True)):
         ids, choice_used = prompt_with_room(evaluator, chooser, question, choice)
-        prompts.append(ids)
+        prompts.append(with_pieces(ids, pieces.get(question.text, ())))
         used.append(None if said is None else said[place] if choice_used is choice else choice_used)
     chat = any(question.messages for question in questions)
     limit = max_new_tokens or evaluator.max_new_tokens

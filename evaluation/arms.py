@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from errata.editing.digest import digest_json, digest_tensors
+from errata.editing.editors.modules.store import owners_of
 from errata.editing.model.adapter import EditableModel
-from errata.editing.model.engine import Answer, Continuation, LanguageEngine
+from errata.editing.model.engine import Answer, Continuation, LanguageEngine, with_pieces
+from errata.editing.modules.pieces import by_choice
 from errata.editing.request import EditRequest
 from errata.evaluation.caching import CachingEngine
 from errata.evaluation.judge import Case, ContainsJudge, Judge
@@ -59,6 +61,8 @@ class HitLike(Protocol):
     def score(self) -> float: ...
     @property
     def statement(self) -> str: ...
+    @property
+    def request_id(self) -> str: ...
 
 
 class ChoiceLike(Protocol):
@@ -68,6 +72,10 @@ class ChoiceLike(Protocol):
     def hit(self) -> HitLike | None: ...
     @property
     def reason(self) -> str: ...
+
+
+Pieces = Mapping[str, tuple[int, ...]]
+"""By question the owners of the pieces that it is answered with, where edits are retrieved."""
 
 
 class Chooser(Protocol):
@@ -128,15 +136,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Reply:
+    target: tuple[int, ...]
+    """The tokens that were scored. Not the same in every arm: after a template a target begins without a space."""
     continuation: Continuation
     answer: Answer
     choice: ChoiceLike | None = None
-    respelled: bool = False
-    """The target's tokens are others than without the memory: after a template it begins without a space."""
-
-    @property
-    def said(self) -> tuple[Continuation, Answer]:
-        return self.continuation, self.answer
 
 
 @dataclass(frozen=True)
@@ -213,35 +217,40 @@ class ArmEvaluator:
                 without its unedited map.
         """
         start = time.perf_counter()
-        arms = self._asked(arms, router)
+        arms = self.asked(arms, router)
         asked = [probes_of(request) for request in requests]
         probes = [[probe for probe in group if self._fits(probe)] for group in asked]
         questions = list(dict.fromkeys(probe.prompt for group in probes for probe in group))
         rows = list(dict.fromkeys((probe.prompt, probe.teacher or "") for group in probes for probe in group))
         by_question = hits or {}
         replies: dict[Arm, dict[tuple[str, str], _Reply]] = {}
+        retrieves = self.retrieves(edited, router)
         # base first: its plain replies are the yardstick of locality for every arm
         with self.loaded(base, edited=None, digest=base_digest):
             replies["base"] = self._plain(rows)
             if "memory" in arms:
                 replies["memory"] = self._with_memory(rows, questions, by_question, replies["base"])
-            if router is not None and "routed" in arms:
+            if router is not None and ("routed" in arms or retrieves):
                 routes = dict(zip(questions, router.route(questions), strict=True))
-                if router.answer == "memory":
+                if "routed" in arms and router.answer == "memory":
                     replies["routed"] = self._routed(rows, routes, replies["base"], replies.get("memory", {}))
         ends_edited = router is not None and "routed" in arms and router.answer != "memory"
         if {"edited", "edited_memory"} & set(arms) or ends_edited:
             # before the first edit the edited model is the unedited one, whose replies are at hand
             same = all(torch.equal(weight, base[layer]) for layer, weight in edited.items() if layer in base)
+            pieces = pieces_of(routes) if retrieves else {}
             with self.loaded(base, edited=edited, digest=base_digest, remember=same):
                 if {"edited", "edited_memory"} & set(arms):
-                    replies["edited"] = self._plain(rows)
+                    unchosen = replies["base"] if retrieves else {}
+                    replies["edited"] = self._plain(rows, pieces, unchosen)
                 if "edited_memory" in arms:
-                    replies["edited_memory"] = self._with_memory(rows, questions, by_question, replies["edited"])
+                    replies["edited_memory"] = self._with_memory(
+                        rows, questions, by_question, replies["edited"], pieces
+                    )
                 if router is not None and ends_edited:
                     plain = router.answer == "edited"
                     at_hand = replies.get("edited" if plain else "edited_memory", {})
-                    replies["routed"] = self._routed(rows, routes, replies["base"], at_hand, plain=plain)
+                    replies["routed"] = self._routed(rows, routes, replies["base"], at_hand, plain=plain, pieces=pieces)
         wanted = tuple(arm for arm in ARMS if arm in arms)
         outcomes = {arm: self._outcomes(probes, replies[arm], replies["base"], by_question) for arm in wanted}
         records = tuple(
@@ -254,68 +263,37 @@ class ArmEvaluator:
         )
         return Evaluation(records, wanted, time.perf_counter() - start)
 
-    def query_seconds(
+    def retrieves(self, edited: Mapping[int, Tensor], router: RouterLike | None) -> bool:
+        """Whether a version's edits are retrieved, so that what it says hangs on what is chosen for a question.
+
+        Raises:
+            ValueError: they are, and there is no router.
+        """
+        if by_choice(edited) and router is None:
+            raise ValueError("edits that are retrieved need a router, which chooses them")
+        return by_choice(edited)
+
+    def pieces(
         self,
         questions: Sequence[str],
         *,
         base: Mapping[int, Tensor],
         edited: Mapping[int, Tensor],
-        hits: Mapping[str, Sequence[HitLike]] | None = None,
-        arms: Sequence[Arm] | None = None,
-        search_seconds: float = 0.0,
-        router: RouterLike | None = None,
-    ) -> dict[Arm, float]:
-        """Mean wall seconds of one question asked alone, choosing included, nothing remembered.
+        router: RouterLike | None,
+        digest: str | None = None,
+    ) -> Pieces:
+        """What each question is answered with where edits are retrieved; nothing where they are not.
 
         Args:
-            questions: a few; each is timed on its own after one warm-up question.
-            search_seconds: what embedding and searching cost for one question, measured where it happens.
-        """
-        if not questions:
-            raise ValueError("query_seconds needs at least one question")
-        by_question, times = hits or {}, dict[Arm, float]()
-        arms = self._asked(arms, router)
-        for plain, memory, weights in (("base", "memory", None), ("edited", "edited_memory", edited)):
-            pair: tuple[Arm, ...] = tuple(arm for arm in ARMS if arm in (plain, memory) and arm in arms)
-            if not pair:
-                continue
-            with self.loaded(base, edited=weights, digest=None, remember=False):
-                for arm in pair:
-                    self._ask_alone(questions[0], arm, by_question, max_new_tokens=1)
-                    start = time.perf_counter()
-                    for question in questions:
-                        self._ask_alone(question, arm, by_question, max_new_tokens=self.max_new_tokens)
-                    times[arm] = (time.perf_counter() - start) / len(questions)
-                    if arm in MEMORY_ARMS:
-                        times[arm] += search_seconds
-        if router is not None and "routed" in arms:
-            times["routed"] = search_seconds + self._routed_seconds(questions, base, edited, router)
-        return times
+            digest: names the weights of ``base``, so that what the router asks them is remembered.
 
-    def _routed_seconds(
-        self, questions: Sequence[str], base: Mapping[int, Tensor], edited: Mapping[int, Tensor], router: RouterLike
-    ) -> float:
-        """Decision and answer of one question, each where it happens; changing the weights is not counted."""
-        total, inside = 0.0, list[tuple[str, ChoiceLike]]()
-        with self.loaded(base, edited=None, digest=None, remember=False):
-            router.route([questions[0]])
-            for question in questions:
-                start = time.perf_counter()
-                (route,) = router.route([question])
-                if route.hit is not None:
-                    inside.append((question, route))
-                else:
-                    self._generate(self.model.text.encode_prompt(question))
-                total += time.perf_counter() - start
-        with self.loaded(base, edited=None if router.answer == "memory" else edited, digest=None, remember=False):
-            for question, route in inside:
-                start = time.perf_counter()
-                ids = self._routed_ids(question, route, router.answer == "edited")
-                if self.model.capacity.problem(self.model.text, ids) is not None:
-                    ids = self.model.text.encode_prompt(question)  # as it is answered, without the statement
-                self._generate(ids)
-                total += time.perf_counter() - start
-        return total / len(questions)
+        Raises:
+            ValueError: edits are retrieved, and there is no router.
+        """
+        if not self.retrieves(edited, router) or router is None:
+            return {}
+        with self.loaded(base, edited=None, digest=digest, remember=digest is not None):
+            return pieces_of(dict(zip(questions, router.route(questions), strict=True)))
 
     # --- parts ---
 
@@ -328,23 +306,7 @@ class ArmEvaluator:
             logger.warning("a probe is left out (%s): %.60r", problem, probe.prompt)
         return problem is None
 
-    def _ask_alone(
-        self, question: str, arm: Arm, hits: Mapping[str, Sequence[HitLike]], *, max_new_tokens: int
-    ) -> None:
-        if arm in MEMORY_ARMS:
-            assert self.chooser is not None
-            choice = self.chooser.choose([question], [list(hits.get(question, ()))])[0]
-            ids = self.chooser.prompt_ids(question, choice)
-            if self.model.capacity.problem(self.model.text, ids) is not None:
-                ids = self.chooser.prompt_ids(question, TOO_LONG)
-        else:
-            ids = self.model.text.encode_prompt(question)
-        self.engine.generate([ids], max_new_tokens=max_new_tokens, stop_at_newline=self.stop_at_newline)
-
-    def _generate(self, ids: Sequence[int]) -> None:
-        self.engine.generate([ids], max_new_tokens=self.max_new_tokens, stop_at_newline=self.stop_at_newline)
-
-    def _asked(self, arms: Sequence[Arm] | None, router: RouterLike | None) -> Sequence[Arm]:
+    def asked(self, arms: Sequence[Arm] | None, router: RouterLike | None) -> Sequence[Arm]:
         """The arms to ask; an arm that lacks what it needs is refused."""
         wanted = arms if arms is not None else [arm for arm in ARMS if arm != "routed" or router is not None]
         if self.chooser is None and MEMORY_ARMS & set(wanted):
@@ -353,7 +315,8 @@ class ArmEvaluator:
             raise ValueError("the arm 'routed' needs a router")
         return wanted
 
-    def _routed_ids(self, question: str, route: ChoiceLike, plain: bool) -> list[int]:
+    def routed_ids(self, question: str, route: ChoiceLike, plain: bool) -> list[int]:
+        """Tokens to answer a question in scope from: with its statement, or `plain`."""
         assert self.chooser is not None
         return self.model.text.encode_prompt(question) if plain else self.chooser.prompt_ids(question, route)
 
@@ -384,15 +347,29 @@ class ArmEvaluator:
             else:
                 yield
 
-    def _plain(self, rows: Sequence[tuple[str, str]]) -> dict[tuple[str, str], _Reply]:
-        text = self.model.text
+    def _plain(
+        self,
+        rows: Sequence[tuple[str, str]],
+        pieces: Pieces | None = None,
+        known: Mapping[tuple[str, str], _Reply] | None = None,
+    ) -> dict[tuple[str, str], _Reply]:
+        """Replies without the memory; of questions for which no piece was chosen those that are ``known``."""
+        text, chosen = self.model.text, pieces or {}
+        replies = {row: reply for row, reply in (known or {}).items() if not chosen.get(row[0])}
+        run = [row for row in rows if row not in replies]
         tokens = [
-            (text.encode_prompt(prompt), text.encode_target(teacher) if teacher else []) for prompt, teacher in rows
+            (
+                with_pieces(text.encode_prompt(prompt), chosen.get(prompt, ())),
+                text.encode_target(teacher) if teacher else [],
+            )
+            for prompt, teacher in run
         ]
         results = self.engine.score_and_generate(
             tokens, max_new_tokens=self.max_new_tokens, stop_at_newline=self.stop_at_newline
         )
-        return {row: _Reply(*result) for row, result in zip(rows, results, strict=True)}
+        return replies | {
+            row: _Reply(tuple(target), *result) for row, (_, target), result in zip(run, tokens, results, strict=True)
+        }
 
     def _with_memory(
         self,
@@ -400,6 +377,7 @@ class ArmEvaluator:
         questions: Sequence[str],
         hits: Mapping[str, Sequence[HitLike]],
         plain: Mapping[tuple[str, str], _Reply],
+        pieces: Pieces | None = None,
     ) -> dict[tuple[str, str], _Reply]:
         assert self.chooser is not None
         choices = dict(
@@ -410,16 +388,14 @@ class ArmEvaluator:
             )
         )
         # nothing chosen: the model answers as without memory, so that reply is taken and nothing runs again
-        replies = {row: _Reply(plain[row].continuation, plain[row].answer, choices[row[0]]) for row in rows}
+        replies = {row: replace(plain[row], choice=choices[row[0]]) for row in rows}
         informed = [
             (row, self.chooser.prompt_ids(row[0], choices[row[0]])) for row in rows if choices[row[0]].hit is not None
         ]
-        for row, (continuation, result) in self._in_contexts(informed).items():
-            if result is None:
-                replies[row] = _Reply(*plain[row].said, TOO_LONG)
-                continue
-            usual = self.model.text.encode_target(row[1]) if row[1] else []
-            replies[row] = _Reply(*result, choices[row[0]], respelled=continuation != usual)
+        for row, reply in self._in_contexts(informed, pieces).items():
+            replies[row] = (
+                replace(plain[row], choice=TOO_LONG) if reply is None else replace(reply, choice=choices[row[0]])
+            )
         return replies
 
     def _routed(
@@ -430,6 +406,7 @@ class ArmEvaluator:
         same_weights: Mapping[tuple[str, str], _Reply],
         *,
         plain: bool = False,
+        pieces: Pieces | None = None,
     ) -> dict[tuple[str, str], _Reply]:
         """Out of scope: the unedited model's own reply. In scope: the statement's, run where no arm has it already.
 
@@ -441,38 +418,36 @@ class ArmEvaluator:
             route = routes[row[0]]
             other = same_weights.get(row)
             if route.hit is None:
-                replies[row] = _Reply(*unedited[row].said, route)
+                replies[row] = replace(unedited[row], choice=route)
             elif other is not None and (plain or _same_statement(other.choice, route)):
-                replies[row] = _Reply(*other.said, route)
+                replies[row] = replace(other, choice=route)
             else:
                 missing.append(row)
-        contexts = [(row, self._routed_ids(row[0], routes[row[0]], plain)) for row in missing]
-        for row, (_, result) in self._in_contexts(contexts).items():
-            if result is None:
-                replies[row] = _Reply(*unedited[row].said, TOO_LONG)
-            else:
-                replies[row] = _Reply(*result, routes[row[0]])
+        contexts = [(row, self.routed_ids(row[0], routes[row[0]], plain)) for row in missing]
+        for row, reply in self._in_contexts(contexts, pieces).items():
+            replies[row] = (
+                replace(unedited[row], choice=TOO_LONG) if reply is None else replace(reply, choice=routes[row[0]])
+            )
         return replies
 
     def _in_contexts(
-        self, contexts: Sequence[tuple[tuple[str, str], list[int]]]
-    ) -> dict[tuple[str, str], tuple[list[int], tuple[Continuation, Answer] | None]]:
-        """Of rows with the tokens before their answers: the target's tokens there, and what the model says, or None
-        where both together are too long for it."""
-        said: dict[tuple[str, str], tuple[list[int], tuple[Continuation, Answer] | None]] = {}
+        self, contexts: Sequence[tuple[tuple[str, str], list[int]]], pieces: Pieces | None = None
+    ) -> dict[tuple[str, str], _Reply | None]:
+        """Replies to rows with the tokens before their answers; None where target and context are too long together."""
+        replies: dict[tuple[str, str], _Reply | None] = {}
         run, tokens = [], []
         for row, context in contexts:
-            continuation = self._continuation(context, row[1])
-            said[row] = continuation, None
-            if self.model.capacity.problem(self.model.text, [*context, *continuation]) is None:
+            target = self._continuation(context, row[1])
+            replies[row] = None
+            if self.model.capacity.problem(self.model.text, [*context, *target]) is None:
                 run.append(row)
-                tokens.append((context, continuation))
+                tokens.append((with_pieces(context, (pieces or {}).get(row[0], ())), target))
         results = self.engine.score_and_generate(
             tokens, max_new_tokens=self.max_new_tokens, stop_at_newline=self.stop_at_newline
         )
-        for row, result in zip(run, results, strict=True):
-            said[row] = said[row][0], result
-        return said
+        for row, (_, target), result in zip(run, tokens, results, strict=True):
+            replies[row] = _Reply(tuple(target), *result)
+        return replies
 
     def _continuation(self, context: Sequence[int], teacher: str) -> list[int]:
         """The target's tokens after a context; no leading space after white space or a special token.
@@ -529,10 +504,20 @@ class ArmEvaluator:
     def _agreement(self, reply: _Reply, plain: _Reply) -> float:
         """`locality_tf`; where a target is spelled otherwise, by the tokens' texts without their spaces."""
         own, other = reply.continuation.argmax, plain.continuation.argmax
-        if not reply.respelled:
+        if reply.target == plain.target:
             return locality_tf(own, other)
         decode = self.model.text.decode
         return locality_tf(*([decode([token]).strip() for token in tokens] for tokens in (own, other)))
+
+
+def pieces_of(routes: Mapping[str, ChoiceLike]) -> dict[str, tuple[int, ...]]:
+    """The pieces of the facts that were chosen, by question."""
+    return {question: owners_for(route) for question, route in routes.items() if route.hit is not None}
+
+
+def owners_for(route: ChoiceLike) -> tuple[int, ...]:
+    """Owners of the pieces of the fact that was chosen; none where none was."""
+    return () if route.hit is None else tuple(owners_of([route.hit.request_id]).tolist())
 
 
 def _same_statement(one: ChoiceLike | None, other: ChoiceLike) -> bool:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from errata.editing.model.engine import Answer, Continuation, LanguageEngine
+from errata.editing.model.engine import Answer, Chosen, Continuation, LanguageEngine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +20,10 @@ Row = tuple[Sequence[int], Sequence[int]]
 
 
 def _ids_digest(ids: Sequence[int]) -> bytes:
-    return blake2b(array("q", ids).tobytes(), digest_size=16).digest()
+    digest = blake2b(array("q", ids).tobytes(), digest_size=16)
+    if isinstance(ids, Chosen):
+        digest.update(b"with" + array("q", ids.owners).tobytes())
+    return digest.digest()
 
 
 class CachingEngine(LanguageEngine):

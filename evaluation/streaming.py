@@ -11,9 +11,11 @@ from itertools import count
 from torch import Tensor
 
 from errata.editing.errors import ErrataError
+from errata.editing.model.engine import with_pieces
 from errata.editing.model.streaming import Sampling, TokenStream
+from errata.editing.modules.pieces import by_choice
 from errata.evaluation.answering import ChatChooser, Question, prompt_with_room
-from errata.evaluation.arms import ArmEvaluator, ChoiceLike, HitLike, NoChoice, RouterLike
+from errata.evaluation.arms import ArmEvaluator, ChoiceLike, HitLike, NoChoice, RouterLike, owners_for
 from errata.evaluation.outcomes import MEMORY_ARMS, Arm, Retrieved
 
 
@@ -69,11 +71,17 @@ class ArmStream:
         """
         self._evaluator, self._base = evaluator, base
         choice, ends_edited, told = self._decide(chooser, question, arm, edited, hits, router)
+        owners: tuple[int, ...] = ()
+        if arm == "routed" and ends_edited and by_choice(edited):
+            owners = owners_for(choice)
+        elif ends_edited:
+            pieces = evaluator.pieces([question.text], base=base, edited=edited, router=router)
+            owners = pieces.get(question.text, ())
         self._edited = edited if ends_edited else None
         ids, used = prompt_with_room(evaluator, chooser, question, told)
         choice = choice if used is told else used
         with self._live():
-            self._stream = TokenStream(evaluator.engine, ids, sampling)
+            self._stream = TokenStream(evaluator.engine, with_pieces(ids, owners), sampling)
         self._begun = plain
         self.opened = Opened(
             arm,

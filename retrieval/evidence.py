@@ -61,6 +61,11 @@ class Candidate:
         return self.hit.id
 
     @property
+    def request_id(self) -> str:
+        """Of the edit that the statement is of."""
+        return self.hit.request_id
+
+    @property
     def score(self) -> float:
         """Cosine of question and statement."""
         return self.hit.score

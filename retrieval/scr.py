@@ -126,6 +126,7 @@ class Told:
     score: float
     statement: str
     subject: str = ""
+    request_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -351,7 +352,7 @@ class SelectiveReasoner:
             return len(words & own) / max(1, len(words | own))
 
         hit = max(row, key=shared)  # of equally near ones the first, which is the most similar to the question
-        told = Told(hit.id, hit.score, fact, getattr(hit, "subject", ""))
+        told = Told(hit.id, hit.score, fact, getattr(hit, "subject", ""), hit.request_id)
         return Choice(told, f"the model wrote {fact!r}", considered)
 
     def _by_instruction(self, questions: Sequence[str], near: Sequence[Sequence[Found]]) -> list[Choice]:

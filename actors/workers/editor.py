@@ -62,7 +62,7 @@ class EditorWorker:
 
     def map_widths(self) -> dict[int, int]:
         """d_in of every edited map."""
-        return {layer: self._model.width(layer) for layer in self._editor.layers}
+        return {layer: self._model.width(layer) for layer in self._editor.mapped_layers}
 
     def session(self) -> EditSession:
         """The session; raises before ``start``."""

@@ -18,6 +18,7 @@ from errata.evaluation.caching import CachingEngine
 from errata.evaluation.free_text import FreeText, free_texts
 from errata.evaluation.outcomes import Arm
 from errata.evaluation.perplexity import paragraphs_of, perplexity, windows_of
+from errata.evaluation.question_times import query_seconds
 from errata.evaluation.reasoning import ReasoningMarks
 from errata.evaluation.sampling import SamplingConfig, SamplingEngine
 from errata.evaluation.streaming import ArmStream, Opened, OpenStreams, TextPiece
@@ -114,7 +115,8 @@ class EvaluationWorker:
     ) -> dict[Arm, float]:
         """Mean wall seconds of one question asked alone, by arm."""
         self._versioned.show_base()
-        return self._evaluator.query_seconds(
+        return query_seconds(
+            self._evaluator,
             questions,
             base=self._versioned.base(tuple(weights)),
             edited=weights,

@@ -7,6 +7,7 @@ from typing import Any
 from errata.editing.editors.base import Computation, Editor, EditorConfig
 from errata.editing.editors.closed_form.alphaedit import AlphaEdit, AlphaEditConfig
 from errata.editing.editors.closed_form.emmet import Emmet, EmmetConfig
+from errata.editing.editors.closed_form.locate import LocateEditor
 from errata.editing.editors.closed_form.memit import Memit, MemitConfig
 from errata.editing.editors.closed_form.memit_merge import MemitMerge, MemitMergeConfig
 from errata.editing.editors.closed_form.mose import Mose, MoseConfig
@@ -23,6 +24,7 @@ from errata.editing.editors.gradient.mend import Mend, MendConfig
 from errata.editing.editors.gradient.ultraedit import UltraEdit, UltraEditConfig
 from errata.editing.editors.modules.gated_kv import GatedKv, GatedKvConfig
 from errata.editing.editors.modules.grace import Grace, GraceConfig
+from errata.editing.editors.modules.retrieved import Retrieved
 from errata.editing.editors.modules.wise import Wise, WiseConfig
 
 REGISTRY: dict[str, tuple[type[EditorConfig], type[Editor]]] = {
@@ -50,7 +52,10 @@ REGISTRY: dict[str, tuple[type[EditorConfig], type[Editor]]] = {
 
 def make_editor(config: Any) -> Editor:
     """The editor that a configuration describes."""
-    return REGISTRY[config.type][1](config)
+    made = REGISTRY[config.type][1](config)
+    if isinstance(made, LocateEditor) and made.config.regime == "retrieved":
+        return Retrieved(made)
+    return made
 
 
 __all__ = ["REGISTRY", "Computation", "Editor", "EditorConfig", "make_editor"]

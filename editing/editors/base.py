@@ -5,10 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from errata.editing.closed import Closed
@@ -46,6 +46,22 @@ class LocateConfig(EditorConfig):
     norm_anchors: bool = False
     """Scale each target value to the norm that the original model's state has there (NAS, arXiv:2602.02543): values do
     not grow with the weights that they have made grow."""
+    regime: Literal["accumulated", "retrieved"] = "accumulated"
+    """``accumulated``: every edit goes into the same weights, behind those before it. ``retrieved``: every edit is
+    computed from the base on its own and kept as a piece, and a question is answered with the pieces of the facts that
+    the router chose for it alone; for alphaedit, emmet, memit, pmet and rome."""
+
+    retrievable: ClassVar[bool] = False
+    """Whether an edit of the method can be computed from the base alone, as a low-rank change of each layer."""
+
+    @model_validator(mode="after")
+    def _pieces_suit_method(self) -> LocateConfig:
+        if self.regime == "retrieved" and not self.retrievable:
+            raise ValueError(
+                f"regime 'retrieved' is for alphaedit, emmet, memit, pmet and rome; {self.type!r} does not write each "
+                "edit as a piece of its own"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -96,6 +112,11 @@ class Editor(ABC):
         layers: tuple[int, ...] = self.config.layers
         return layers
 
+    @property
+    def mapped_layers(self) -> tuple[int, ...]:
+        """Maps whose keys the editor preserves: a covariance must cover them."""
+        return self.layers
+
     def new_state(self, model: EditableModel, covariance: KeyCovariance | None) -> LifelongState:
         """The state before the first edit; a method that keeps no systems of past keys begins with an empty one.
 
@@ -118,6 +139,10 @@ class Editor(ABC):
 
         Neither the model (bytes are restored) nor the state is changed.
         """
+
+    def pieces_for(self, request: EditRequest) -> tuple[int, ...]:
+        """Owners of the pieces that a request's own question is answered with; none where the weights hold it."""
+        return ()
 
     def advance(
         self,

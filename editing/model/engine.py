@@ -16,6 +16,7 @@ from torch import Tensor
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.decode import extend
 from errata.editing.model.kv import SlotKV
+from errata.editing.modules.reading import CHOSEN, owners_table
 
 _LOGIT_ROWS = 512
 """Positions whose logits are held at once: 512 x 49 152 float32 are 100 MB."""
@@ -46,6 +47,32 @@ class Answer:
 
     text: str
     ids: tuple[int, ...]
+
+
+class Chosen(tuple[int, ...]):
+    """A prompt's tokens, to be answered with the pieces of some edits (`errata.editing.modules.pieces`)."""
+
+    owners: tuple[int, ...]
+
+    def __new__(cls, tokens: Sequence[int], owners: Sequence[int]) -> Chosen:
+        """``owners`` name the edits."""
+        made = super().__new__(cls, tokens)
+        made.owners = tuple(owners)
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Chosen) and self.owners == other.owners and tuple.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((tuple.__hash__(self), self.owners))
+
+
+def with_pieces(tokens: Sequence[int], owners: Sequence[int]) -> Sequence[int]:
+    """A prompt that is answered with the pieces of these edits; the prompt as it is where there are none."""
+    return Chosen(tokens, owners) if owners else tokens
 
 
 class LanguageEngine:
@@ -132,14 +159,15 @@ class LanguageEngine:
         max_new_tokens: int,
         stop_at_newline: bool,
     ) -> list[tuple[Continuation, Answer]]:
-        prompts: list[tuple[int, ...]] = list(dict.fromkeys(tuple(p) for p, _ in rows))
+        keys = [as_prompt(p) for p, _ in rows]
+        prompts: list[tuple[int, ...]] = list(dict.fromkeys(keys))
         if any(len(p) == 0 for p in prompts):
             raise ValueError("a prompt has no tokens; it must have at least one")
         # the last token of a continuation is not run
         self.model.require_fits([*prompts, *([*p, *c[:-1]] for p, c in rows if len(c) > 1)])
         users: dict[tuple[int, ...], list[int]] = {p: [] for p in prompts}
-        for index, (prompt, _) in enumerate(rows):
-            users[tuple(prompt)].append(index)
+        for index, prompt in enumerate(keys):
+            users[prompt].append(index)
         scores: list[Continuation] = [Continuation((), ())] * len(rows)
         answers: list[Answer] = [Answer("", ())] * len(rows)
         longest = max((len(continuation) for _, continuation in rows), default=0)
@@ -173,7 +201,7 @@ class LanguageEngine:
         Returns:
             The cache, the last states (B, d), and the prompts in the order of their rows.
         """
-        apart = self.model.modules.whole_prompts
+        apart = self.model.modules.whole_prompts or any(isinstance(prompt, Chosen) for prompt in prompts)
         stem = len(_common_prefix(prompts)) if len(prompts) > 1 and not apart else 0
         stem = stem if stem >= _SHARED_TOKENS else 0
         alone = [_Branch(0, tuple(range(len(prompts))))]
@@ -186,24 +214,25 @@ class LanguageEngine:
         cache = SlotKV(1, max(max(len(prompt) for prompt in prompts) + room, padded))
         cache.write_at = torch.zeros(1, dtype=torch.long, device=self.model.device)
         if stem:
-            self._grow(cache, [0], [prompts[0][:stem]])
+            self._grow(cache, [prompts[0][:stem]])
         if branches[0].length > stem:
             pieces = [prompts[branch.members[0]][stem : branch.length] for branch in branches]
-            self._grow(cache, [0] * len(branches), pieces)
-        last = self._grow(
-            cache, [place for place, _, _ in rows], [prompt[begun:] for _, begun, prompt in rows], ending=True
-        )
+            cache.keep_rows(torch.zeros(len(branches), dtype=torch.long, device=cache.write_at.device))
+            self._grow(cache, pieces)
+        parents = torch.tensor([place for place, _, _ in rows], device=cache.write_at.device)
+        cache.keep_rows(parents)
+        owners = owners_table([prompt.owners if isinstance(prompt, Chosen) else () for _, _, prompt in rows])
+        if owners is not None:
+            cache.hold(CHOSEN, owners.to(cache.write_at.device))
+        last = self._grow(cache, [prompt[begun:] for _, begun, prompt in rows], ending=True)
         cache.length = int(cache.write_at.max())
         return cache, last, [prompt for _, _, prompt in rows]
 
-    def _grow(
-        self, cache: SlotKV, parents: Sequence[int], pieces: Sequence[Sequence[int]], *, ending: bool = False
-    ) -> Tensor:
-        """Make the cache's rows those of ``parents``, each gone on with its piece, longest first; last states (B, d).
+    def _grow(self, cache: SlotKV, pieces: Sequence[Sequence[int]], *, ending: bool = False) -> Tensor:
+        """Go on with each row of the cache by its piece, longest first; last states (B, d).
 
         A row with an empty piece stays as it is and has no state. ``ending``: the prompts end with these pieces.
         """
-        cache.keep_rows(torch.tensor(parents, device=cache.write_at.device))
         lengths = [len(piece) for piece in pieces if piece]
         last = []
         for start, stop in self._passes(lengths):
@@ -373,6 +402,11 @@ def _branches(prompts: Sequence[tuple[int, ...]], stem: int, *, least: int) -> l
     alone = tuple(i for _, members in groups if len(members) == 1 for i in members)
     branches.sort(key=lambda branch: -branch.length)
     return [*branches, _Branch(stem, alone)] if alone else branches
+
+
+def as_prompt(tokens: Sequence[int]) -> tuple[int, ...]:
+    """A prompt's tokens as a tuple, with the pieces that were chosen for it."""
+    return tokens if isinstance(tokens, Chosen) else tuple(tokens)
 
 
 def _size_class(length: int) -> int:

@@ -52,7 +52,7 @@ class SlotKV:
         self._held: dict[int, Tensor] = {}
 
     def hold(self, layer: int, value: Tensor) -> None:
-        """Keep a number of each row (B,) for a layer: what its module has decided about the prompt."""
+        """Keep numbers of each row, (B,) or (B, k), for a layer: what its module has decided about the prompt."""
         self._held[layer] = value
 
     def held(self, layer: int) -> Tensor | None:

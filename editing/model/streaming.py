@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from errata.editing.model.decode import extend
-from errata.editing.model.engine import LanguageEngine
+from errata.editing.model.engine import LanguageEngine, as_prompt
 
 _UNFINISHED = "\ufffd"
 
@@ -46,7 +46,7 @@ class TokenStream:
     def __init__(self, engine: LanguageEngine, prompt: Sequence[int], sampling: Sampling) -> None:
         """Runs the prompt, which has at least one token."""
         self._model, self._sampling = engine.model, sampling
-        self._cache, self._states, _ = engine.prefill([tuple(prompt)], sampling.max_new_tokens + 1)
+        self._cache, self._states, _ = engine.prefill([as_prompt(prompt)], sampling.max_new_tokens + 1)
         self._generator = torch.Generator().manual_seed(sampling.seed)
         self._stops = (*sampling.stop, *(("\n",) if sampling.stop_at_newline else ()))
         self._given = 0

@@ -11,9 +11,10 @@ from errata.editing.modules.base import LayerModule
 from errata.editing.modules.codebook import Codebook
 from errata.editing.modules.gated import Gated
 from errata.editing.modules.packed import Content
+from errata.editing.modules.pieces import KIND, Pieces
 from errata.editing.modules.side import SideMemory
 
-KINDS: Final[dict[str, type[LayerModule]]] = {"codebook": Codebook, "gated": Gated, "side": SideMemory}
+KINDS: Final[dict[str, type[LayerModule]]] = {"codebook": Codebook, "gated": Gated, KIND: Pieces, "side": SideMemory}
 
 
 def make_module(content: Content, device: torch.device, dtype: torch.dtype) -> LayerModule:

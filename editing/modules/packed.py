@@ -56,6 +56,13 @@ class Content:
         return torch.frombuffer(bytearray(save(tensors, metadata)), dtype=torch.uint8)
 
 
+def _about(data: bytes) -> dict[str, Any]:
+    """Kind, layer, rule and form, from a file of which at least the header is there."""
+    size = int.from_bytes(data[:8], "little")
+    about: dict[str, Any] = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_FORMAT])
+    return about
+
+
 def unpack(packed: Tensor, what: str = "module file") -> Content:
     """The inverse of `Content.pack`; tensors are on the CPU.
 
@@ -64,11 +71,25 @@ def unpack(packed: Tensor, what: str = "module file") -> Content:
     """
     data = packed.cpu().numpy().tobytes()
     try:
-        size = int.from_bytes(data[:8], "little")
-        about = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_FORMAT])
+        about = _about(data)
         return Content(about["kind"], int(about["layer"]), about["rule"], load(data), about["form"])
     except (ValueError, LookupError, TypeError, SafetensorError) as error:
         raise DamagedFileError(f"{what} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def kind_of(packed: Tensor) -> str | None:
+    """Which module the bytes are of, read from their header alone; None of empty ones.
+
+    Raises:
+        DamagedFileError: the bytes are no such file.
+    """
+    if not packed.numel():
+        return None
+    try:
+        size = int.from_bytes(packed[:8].cpu().numpy().tobytes(), "little")
+        return str(_about(packed[: 8 + size].cpu().numpy().tobytes())["kind"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise DamagedFileError(f"module file cannot be read: {type(error).__name__}: {error}") from error
 
 
 def after(before: Tensor, change: Tensor) -> Tensor:

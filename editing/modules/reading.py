@@ -9,15 +9,21 @@ Letters: B rows, T tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol, cast
 
 import torch
 from torch import Tensor
 
+CHOSEN: Final = -1
+"""The place of a cache, beside those of its layers, for the facts that were chosen for each row."""
+NOBODY: Final = torch.iinfo(torch.int64).min
+"""Fills up the rows for which fewer facts were chosen than for others."""
+
 
 class Holds(Protocol):
-    """A cache of keys and values that also keeps one number a row for a layer."""
+    """A cache of keys and values that also keeps numbers of each row for a layer."""
 
     def hold(self, layer: int, value: Tensor) -> None: ...
 
@@ -34,18 +40,29 @@ class Reading:
     """Bool (B, T): tokens that are not padding."""
     cache: Holds | None = None
     """What goes on behind this pass, if anything does."""
+    chosen: Tensor | None = None
+    """Long (B, k): owners of the facts chosen for each row, `NOBODY` where there are fewer; None for no row."""
 
     @classmethod
     def of(cls, segments: Tensor, ends: Tensor | None, cache: object) -> Reading:
         """A pass over segments (B, T), -1 for padding; ``ends`` where they are known.
 
-        A pass behind a cache that names no ends goes on after them.
+        A pass behind a cache that names no ends goes on after them, and with the facts that were chosen there.
         """
-        holds = cache if hasattr(cache, "held") else None
+        holds = cast("Holds", cache) if hasattr(cache, "held") else None
         inside = segments >= 0
         if ends is None:
             ends = torch.zeros_like(inside) if holds is not None else last_tokens(segments)
-        return cls(ends.to(segments.device), inside, holds)  # type: ignore[arg-type] # it has what it must have
+        chosen = None if holds is None else holds.held(CHOSEN)
+        return cls(ends.to(segments.device), inside, holds, chosen)
+
+
+def owners_table(rows: Sequence[tuple[int, ...]]) -> Tensor | None:
+    """Owners by row as a table (B, k), filled up with `NOBODY`; None where nothing was chosen for any row."""
+    width = max((len(row) for row in rows), default=0)
+    if not width:
+        return None
+    return torch.tensor([[*row, *[NOBODY] * (width - len(row))] for row in rows], dtype=torch.int64)
 
 
 def last_tokens(segments: Tensor) -> Tensor:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from errata.editing.wording import counted
+from errata.editing.wording import counted, model_title
 from errata.orchestrator.calibrate.halving import Ranked
 from errata.orchestrator.calibrate.job import Calibration
 from errata.orchestrator.calibrate.trial import TrialResult
-from errata.orchestrator.report.pages import template
+from errata.orchestrator.report.charts import Form, Series, chart_page, line_chart, spans_of
 
 
 def render_calibration(
@@ -16,12 +16,23 @@ def render_calibration(
 ) -> str:
     """The whole page, to be written as UTF-8."""
     keys = list(ranked[0].candidate)
-    most = max([*effects, 1e-9])
-    return template("calibrate", "page.html.j2").render(
+    return chart_page(
+        "calibrate",
+        "page.html.j2",
         job=job,
+        model=model_title(job.model),
         keys=keys,
-        bars=[(layer, effect, max(0.0, 100 * effect / most)) for layer, effect in enumerate(effects)],
-        chosen=set(ranked[0].candidate["layers"]),
+        effects=line_chart(
+            "Indirect effect by layer",
+            [Series("c2", "effect", tuple(enumerate(effects)))],
+            form=Form(3),
+            tick=Form(2),
+            spans=spans_of(ranked[0].candidate["layers"], "chosen layer"),
+            bars=True,
+            x_label="layer",
+            y_label="indirect effect",
+            labels=False,
+        ),
         ranked=ranked,
         why=why(ranked),
         final=final,

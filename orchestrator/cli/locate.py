@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from errata.orchestrator.config.run import RunConfig
 
 TRACE = "locate.json"
+PAGE = "locate.html"
 _REST: dict[str, dict[str, Any]] = {
     "editor": {"type": "memit", "layers": [0]},
     "stream": {"path": "configs/streams/quickstart.jsonl"},
@@ -196,12 +197,15 @@ def _trace(config: RunConfig, asked: list[TracePrompt], settings: Any, device: s
 
 
 def _write(trace: Trace, target: Path) -> None:
-    from errata.orchestrator.report.locate_picture import draw
+    from errata.orchestrator.report.locate_page import render_trace
 
     try:
         target.mkdir(parents=True, exist_ok=True)
         (target / TRACE).write_text(trace.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        written = [target / TRACE, *(draw(trace, target / "locate") if trace.window is not None else [])]
+        written = [target / TRACE]
+        if trace.window is not None:
+            (target / PAGE).write_text(render_trace(trace), encoding="utf-8")
+            written.append(target / PAGE)
     except OSError as error:
         raise UserError(f"--output {str(target)!r} cannot be written: {error.strerror or error}") from error
     for path in written:

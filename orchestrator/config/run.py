@@ -17,6 +17,7 @@ from errata.actors.settings import ModelSpec, ParallelConfig, RayConfig
 from errata.editing.closed import Closed
 from errata.editing.digest import digest_json
 from errata.editing.editors import REGISTRY
+from errata.editing.editors.base import LocateConfig
 from errata.editing.verify import VerifyConfig
 from errata.orchestrator.config.covariance import CovarianceConfig
 from errata.orchestrator.config.evaluation import EvaluationConfig, MemoryConfig
@@ -147,17 +148,40 @@ class RunConfig(Closed):
             raise ValueError(
                 f"editor.type {self.editor.type!r} needs each edited map whole in one process; leave out model.parallel"
             )
-        if self.editor.type in _MODULES and self.model.parallel is not None:
+        if self.puts_modules and self.model.parallel is not None:
             raise ValueError(
-                f"editor.type {self.editor.type!r} puts a module into a layer, which a model spread over several "
-                "processes cannot hold; leave out model.parallel"
+                f"editor.type {self.editor.type!r}{self._as_pieces} puts a module into a layer, which a model spread "
+                "over several processes cannot hold; leave out model.parallel"
             )
-        if self.editor.type in _MODULES and self.publish.to:
+        if self.puts_modules and self.publish.to:
             raise ValueError(
-                f"editor.type {self.editor.type!r} puts a module into a layer, which a server of vLLM cannot hold; "
-                "leave out publish.to and serve the run with `errata serve`"
+                f"editor.type {self.editor.type!r}{self._as_pieces} puts a module into a layer, which a server of vLLM "
+                "cannot hold; leave out publish.to and serve the run with `errata serve`"
             )
         return self
+
+    @model_validator(mode="after")
+    def _pieces_need_a_router(self) -> RunConfig:
+        if self.retrieves and "routed" not in self.evaluation.arms:
+            raise ValueError(
+                "editor.regime 'retrieved' answers with the edits that the router chooses; evaluation.arms must "
+                f"include 'routed', got {list(self.evaluation.arms)}"
+            )
+        return self
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether edits are kept as pieces, of which a question gets those that are chosen for it."""
+        return isinstance(self.editor, LocateConfig) and self.editor.regime == "retrieved"
+
+    @property
+    def _as_pieces(self) -> str:
+        return " with regime 'retrieved'" if self.retrieves else ""
+
+    @property
+    def puts_modules(self) -> bool:
+        """Whether edits are modules in layers, and not changes of the maps."""
+        return self.editor.type in _MODULES or self.retrieves
 
     @model_validator(mode="after")
     def _age_needs_a_clock(self) -> RunConfig:
@@ -216,6 +240,7 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     editor = kept.get("editor")
     if isinstance(editor, Mapping):
         usual = {"key": "averaged", "beyond": False, "norm_anchors": False, "units": "absolute"}
+        usual["regime"] = "accumulated"
         kept["editor"] = {key: value for key, value in editor.items() if key not in usual or value != usual[key]}
         if editor.get("type") == "mend":
             kept["editor"].pop("trained", None)  # what it is is in its digest, not where

@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from markupsafe import Markup
 from torch import Tensor
 
 from errata.editing.estimation.diagnostics import common_grid, density
 from errata.orchestrator.covariance.compare import CovarianceComparison, Side
-from errata.orchestrator.report.charts import Form, Series, clean, key, line_chart, script, style
-from errata.orchestrator.report.pages import script_hash, template
+from errata.orchestrator.report.charts import Form, Series, drawn, key, line_chart, style
+from errata.orchestrator.report.pages import template
 
 COLORS = 6
 """Looks of lines; more sides than that share them."""
+_DASHES = ("", " dashed", " dotted")
+"""Dense lines have no marks; where they lie on each other, gaps let the lower one through."""
 _SPECTRUM_POINTS = 160
 
 Points = Sequence[tuple[float, float]]
 
 
-@dataclass(frozen=True)
-class Bars:
-    """Words with their shares, to be shown as bars, and the title under which they stand."""
-
-    title: str
-    rows: tuple[tuple[str, float, float], ...]
-    """Word, its share, and that as a part of the largest."""
-
-
 def render_comparison(comparison: CovarianceComparison) -> str:
     """The whole page, to be written as UTF-8."""
-    code = f"{script()}\nCharts.all();\n"
     return template("covariance", "page.html.j2").render(
         comparison=comparison,
         sides=[
@@ -41,9 +32,8 @@ def render_comparison(comparison: CovarianceComparison) -> str:
         density=density_chart(comparison),
         spectra=[(layer, spectrum_chart(comparison, layer)) for layer in comparison.layers],
         chart_style=Markup(style()),
-        script=Markup(code),
-        script_hash=script_hash(code),
         words=[(side.name, word_charts(side)) for side in comparison.sides if side.openings],
+        **drawn(),
     )
 
 
@@ -87,15 +77,25 @@ def spectrum_chart(comparison: CovarianceComparison, layer: int) -> Markup:
     )
 
 
-def word_charts(side: Side) -> list[Bars]:
-    """The commonest first, second and third words of generated text (figure 10)."""
+def word_charts(side: Side) -> list[tuple[str, Markup]]:
+    """The commonest first, second and third words of generated text (figure 10), each with its title."""
     titles = ("first word", "second word", "third word")
-    return [Bars(title, _bars(side, place)) for place, title in enumerate(titles) if side.openings[place]]
+    return [(title, _word_chart(side, place, title)) for place, title in enumerate(titles) if side.openings[place]]
 
 
-def _bars(side: Side, place: int) -> tuple[tuple[str, float, float], ...]:
-    longest = max(item.share for item in side.openings[place])
-    return tuple((clean(item.word)[:14], item.share, item.share / longest) for item in side.openings[place])
+def _word_chart(side: Side, place: int, title: str) -> Markup:
+    openings = side.openings[place]
+    return line_chart(
+        f"Commonest {title} of {side.name}",
+        [Series("c2", "share", tuple((n, item.share) for n, item in enumerate(openings)))],
+        form=Form(2, 100.0, "%"),
+        tick=Form(None, 100.0, "%"),
+        y_range=(0.0, 1.1 * max(item.share for item in openings)),
+        bars=True,
+        names=[item.word[:12] for item in openings],
+        x_label="",
+        labels=False,
+    )
 
 
 def _series(comparison: CovarianceComparison, lines: Mapping[str, Points]) -> list[Series]:
@@ -105,7 +105,7 @@ def _series(comparison: CovarianceComparison, lines: Mapping[str, Points]) -> li
 
 def style_of(place: int) -> str:
     """Look of a side, by its place; the first six differ in color."""
-    return f"c{2 + place % COLORS}"
+    return f"c{2 + place % COLORS}{_DASHES[place % len(_DASHES)]}"
 
 
 def _points(x: Tensor, y: Tensor) -> Points:

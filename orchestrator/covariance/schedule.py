@@ -57,7 +57,7 @@ class Refreshing:
         self._journal, self._store, self._editor = journal, store, editor
         self._tracker, self._display = tracker, display
         plain = make_editor(method)
-        self._method, self._layers, self._needed = method.type, plain.layers, plain.needs_covariance
+        self._method, self._layers, self._needed = method.type, plain.mapped_layers, plain.needs_covariance
         self._dtype, self._asap = dtype, asap
         self._estimator, self._refresher = estimator, Refresher(estimator)
         self._pending: PendingRefresh | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from errata.editing.errors import UserError
-from errata.editing.wording import counted
+from errata.editing.wording import counted, model_title
 from errata.orchestrator.experiments.labels import text_of
 from errata.orchestrator.experiments.record import SWEEP_FILE, read_record
 from errata.orchestrator.report.summary import Summary, read_summary
@@ -22,7 +22,8 @@ _SUMMARY, _RESOLVED, _FACTS = "summary.json", "resolved.yaml", "facts.jsonl"
 _NO_MATTER = ("name", "ray", "tracking", "covariance.store", "evaluation.latency_questions")
 """Settings that change no figure."""
 _PATHS = ("stream.path", "evaluation.held_out", "covariance.corpus.path")
-_FIRST = ("model.name", "editor.type", "covariance.source", "covariance.seed_mode", "batching.size", "stream.limit")
+_MODEL = "model.name"
+_FIRST = (_MODEL, "editor.type", "covariance.source", "covariance.seed_mode", "batching.size", "stream.limit")
 """Keys that say most, so that they and not others name a difference."""
 
 
@@ -82,6 +83,7 @@ def collect(paths: Sequence[Path]) -> Collection:
             plain = True
     if not runs:
         raise UserError(f"{', '.join(map(str, paths))}: no run has finished")
+    runs = _titled(runs)
     if plain or not axes:
         axes = differing_keys([run.settings for run in runs])
         runs = [_placed(run, axes) for run in runs]
@@ -190,6 +192,26 @@ def changed_by(axis: str, runs: Iterable[Run]) -> set[str]:
         if all(len(seen) == 1 for seen in values.values()) and len(set().union(*values.values())) > 1:
             keys.add(key)
     return keys
+
+
+def _titled(runs: Sequence[Run]) -> list[Run]:
+    """The runs with their models called as `model_title` has it; with their digests where two of other names would be
+    called alike."""
+    names: dict[str, set[str]] = {}
+    digests: dict[str, set[str]] = {}
+    for run in runs:
+        title = model_title(str(run.settings.get(_MODEL)))
+        names.setdefault(title, set()).add(str(run.settings.get(_MODEL)))
+        digests.setdefault(title, set()).add(run.summary.model.digest)
+
+    def titled(run: Run) -> Run:
+        title = model_title(str(run.settings.get(_MODEL)))
+        alone = len(names[title]) == 1 or len(digests[title]) == 1
+        shown = title if alone else f"{title} ({run.summary.model.digest[:8]})"
+        again = {_MODEL: shown} if _MODEL in run.coordinates else {}
+        return replace(run, settings={**run.settings, _MODEL: shown}, coordinates={**run.coordinates, **again})
+
+    return [titled(run) for run in runs]
 
 
 def _placed(run: Run, axes: Sequence[str]) -> Run:

@@ -10,14 +10,15 @@ from markupsafe import Markup
 
 from errata.orchestrator.experiments.labels import GROUP, SEED
 from errata.orchestrator.experiments.tables import WAYS, Block, Column, Figure, RunComparison, heading, mean_of
-from errata.orchestrator.report.charts import SHARE, Form, Series, line_chart
+from errata.orchestrator.report.charts import MARKS, SHARE, Form, Series, line_chart
 from errata.orchestrator.report.summary import TimelinePoint
 
 STYLES = 10
 """Colors of the page: one for the unedited model, one for the memory alone, the others for methods in turn."""
-_ALONE = ("unedited", "memory")
-_LOOKS = {WAYS["edited_memory"]: " dashed", WAYS["routed"]: " dotted"}
-"""How a line of a method is told from the method's own, by the end of its label."""
+_ALONE = {"unedited": ("c0", "", "ring"), "memory": ("c1", "dashed", "square")}
+_LOOKS = {WAYS["edited_memory"]: "dashed", WAYS["routed"]: "dotted"}
+"""How a line of a method is told from the method's own, by the end of its label: by its dashes, whereas methods
+are told apart by color and mark."""
 _KEYS = (
     "reliability",
     "generalization_gen",
@@ -90,17 +91,25 @@ def _panel(title: str, lines: Mapping[str, Sequence[Line]], comparison: RunCompa
 
 
 def styles_of(labels: Sequence[str]) -> dict[str, str]:
-    """A style for every label: a color a method, dashed for the same method with the memory, dotted routed."""
+    """A style for every label: a color and a mark a method, dashed for the same method with the memory, dotted routed.
+
+    Methods beyond the colors begin them anew with other marks, and so do several memories.
+    """
     styles: dict[str, str] = {}
-    colors: dict[str, str] = {}
+    methods: dict[str, tuple[str, str]] = {}
+    seen = dict.fromkeys(_ALONE, 0)
     for label in labels:
-        alone = label.partition(",")[0]
-        if alone in _ALONE:
-            styles[label] = f"c{_ALONE.index(alone)}"
-            continue
-        way = next((way for way in _LOOKS if label.endswith(way)), "")
-        color = colors.setdefault(label.removesuffix(way), f"c{2 + len(colors) % (STYLES - 2)}")
-        styles[label] = color + _LOOKS.get(way, "")
+        if (alone := label.partition(",")[0]) in _ALONE:
+            color, dash, mark = _ALONE[alone]
+            mark = MARKS[(MARKS.index(mark) + seen[alone]) % len(MARKS)]
+            seen[alone] += 1
+        else:
+            way = next((way for way in _LOOKS if label.endswith(way)), "")
+            turn, place = divmod(len(methods), STYLES - 2)
+            new = (f"c{2 + place}", MARKS[(place + turn) % len(MARKS)])
+            color, mark = methods.setdefault(label.removesuffix(way), new)
+            dash = _LOOKS.get(way, "")
+        styles[label] = " ".join(part for part in (color, dash, mark) if part)
     return styles
 
 

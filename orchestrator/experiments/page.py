@@ -6,14 +6,13 @@ from markupsafe import Markup
 
 from errata.orchestrator.experiments.curves import STYLES, panels_of
 from errata.orchestrator.experiments.tables import RunComparison, heading
-from errata.orchestrator.experiments.text import MISSING, columns_of, number, reading
+from errata.orchestrator.experiments.text import MISSING, columns_of, parts, reading
 from errata.orchestrator.report import charts
-from errata.orchestrator.report.pages import script_hash, template
+from errata.orchestrator.report.pages import template
 
 
 def render_page(comparison: RunComparison) -> str:
     """The whole page, to be written as UTF-8."""
-    script = f"{charts.script()}\nCharts.all();\n"
     return template("experiments", "page.html.j2").render(
         comparison=comparison,
         tables=[
@@ -24,9 +23,9 @@ def render_page(comparison: RunComparison) -> str:
                     (
                         row,
                         [
-                            (number(figure, column), figure.best)
+                            (*parts(figure, column), figure.best)
                             if (figure := row.figures.get(column.key)) is not None
-                            else (MISSING, False)
+                            else (MISSING, "", False)
                             for column in columns_of(block, comparison)
                         ],
                     )
@@ -41,6 +40,5 @@ def render_page(comparison: RunComparison) -> str:
         styles=STYLES,
         key=charts.key,
         chart_style=Markup(charts.style()),
-        script=Markup(script),
-        script_hash=script_hash(script),
+        **charts.drawn(),
     )

@@ -161,7 +161,9 @@ def covariance_group(config: RunConfig) -> str | None:
         return None
     covariance = config.dump()["covariance"]
     covariance.pop("store")
-    return digest_json({"model": config.dump()["model"], "covariance": covariance, "layers": sorted(editor.layers)})
+    return digest_json(
+        {"model": config.dump()["model"], "covariance": covariance, "layers": sorted(editor.mapped_layers)}
+    )
 
 
 # ---------------------------------------------------------------- whose turn it is

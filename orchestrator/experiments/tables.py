@@ -344,7 +344,11 @@ def _figures(runs: Sequence[Run], arm: Arm, intervals: bool) -> dict[str, Figure
                 values.setdefault(key, {}).setdefault((seed, group), []).append(value)
     figures = {key: mean_of(measured) for key, measured in values.items()}
     if len(runs) == 1 and (intervals or _sampled(runs[0].summary)):
-        spans = runs[0].summary.intervals.get(arm, {})
+        shares = {column.key for column in all_columns(figures) if column.share}
+        spans = {
+            key: (max(0.0, low), min(1.0, high)) if key in shares else (low, high)
+            for key, (low, high) in runs[0].summary.intervals.get(arm, {}).items()
+        }  # summaries of releases before have normal intervals, which reach beyond all and nothing
         return {k: replace(f, interval=spans.get(k)) if f is not None else None for k, f in figures.items()}
     return figures
 

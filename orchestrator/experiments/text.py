@@ -84,13 +84,18 @@ def columns_of(block: Block, comparison: RunComparison) -> list[Column]:
 
 def number(figure: Figure, column: Column) -> str:
     """A mean, with its standard error where it has one, or its interval."""
-    if figure.error is None:
-        if figure.interval is None:
-            return column.text(figure.mean)
+    return " ".join(part for part in parts(figure, column) if part)
+
+
+def parts(figure: Figure, column: Column) -> tuple[str, str]:
+    """The mean, and how sure it is: its standard error or its interval; empty where neither is known."""
+    sure = ""
+    if figure.error is not None:
+        sure = f"± {100 * figure.error:.1f}" if column.share else f"± {figure.error:.2g}"
+    elif figure.interval is not None:
         low, high = map(column.text, figure.interval)
-        return f"{column.text(figure.mean)} [{low}, {high}]"
-    error = f"{100 * figure.error:.1f}" if column.share else f"{figure.error:.2g}"
-    return f"{column.text(figure.mean)} ± {error}"
+        sure = f"[{low}, {high}]"
+    return column.text(figure.mean), sure
 
 
 def reading(comparison: RunComparison, columns: Sequence[Column] | None = None) -> str:

@@ -6,25 +6,40 @@ const Charts = (() => {
     base: ["base", [5, 4], "ring"], edited: ["edited", [], "dot"], memory: ["memory", [9, 4], "square"],
     edited_memory: ["edited_memory", [12, 3, 2, 3], "diamond"], routed: ["routed", [2, 3], "triangle"], count: ["count", [], "dot"],
   };
-  const DASHES = [[], [8, 4], [2, 3], [12, 3, 2, 3], [5, 2]];
+  const DASHES = { dashed: [7, 4], dotted: [2, 4] };
   const MARKS = ["dot", "square", "diamond", "triangle", "ring"];
 
   const variable = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-  // "edited", "shade2", "c3", "c3 dashed", "c3 dotted": color, dashes and mark
+  // "edited", "shade2", "c3", "c3 dashed diamond": a color, and perhaps dashes and a mark; a line without dashes is whole
   function look(style) {
-    const [name, more] = style.split(" ");
+    const [name, ...more] = style.split(" ");
     if (LOOKS[name]) { const [color, dash, mark] = LOOKS[name]; return { color: variable(color), dash, mark }; }
     const place = Number(name.replace(/\D/g, "")) || 0;
-    const color = variable(name.startsWith("shade") ? `s${place}` : name);
-    return { color, dash: more === "dashed" ? [7, 4] : more === "dotted" ? [2, 4] : name.startsWith("shade") ? [] : DASHES[place % DASHES.length === 0 ? 0 : place % DASHES.length],
-      mark: MARKS[place % MARKS.length] };
+    return {
+      color: variable(name.startsWith("shade") ? `s${place}` : name),
+      dash: DASHES[more.find((one) => DASHES[one])] || [],
+      mark: more.find((one) => MARKS.includes(one)) || MARKS[place % MARKS.length],
+    };
+  }
+
+  // times of day for an axis: seconds where marks are that near, the date where it is another day than that of the mark before
+  const two = (n) => String(n).padStart(2, "0");
+  function moments(ticks, step) {
+    let day = "";
+    return ticks.map((tick) => {
+      const at = new Date(tick * 1000), today = at.toLocaleDateString([], { month: "short", day: "numeric" });
+      const clock = `${two(at.getHours())}:${two(at.getMinutes())}${step < 60 ? `:${two(at.getSeconds())}` : ""}`;
+      const first = day !== today;
+      day = today;
+      return step >= 86400 ? today : first ? `${clock}\n${today}` : clock;
+    });
   }
 
   function text(form, value) {
     if (value === null || value === undefined) return "–";
     const scaled = value * (form.scale ?? 1);
-    if (form.digits === null || form.digits === undefined) return String(Number(scaled.toPrecision(3)));
+    if (form.digits === null || form.digits === undefined) return `${Number(scaled.toPrecision(3))}${form.suffix ?? ""}`;
     const plain = Math.abs(scaled).toLocaleString("en-US", { minimumFractionDigits: form.digits, maximumFractionDigits: form.digits });
     const sign = scaled < 0 ? "\u2212" : form.sign && scaled > 0 ? "+" : "";
     return `${sign}${plain}${form.suffix ?? ""}`;
@@ -76,14 +91,15 @@ const Charts = (() => {
     const ys = series.flatMap((one) => one.points.map((p) => p[1]).filter((y) => y !== null)
       .concat((one.spread || []).flat().filter((y) => y !== null)));
     if (spec.band) ys.push(spec.band.low, spec.band.high);
+    if (spec.bars) ys.push(0); // a bar is as long as its value
     let [low, high] = spec.range || [Math.min(...ys), Math.max(...ys)];
     if (!spec.range && !spec.log) {
       const room = high - low > 1e-9 * Math.max(1, Math.abs(high)) ? 0.08 * (high - low) : 0.05 * Math.abs(high) || 1;
-      [low, high] = [low - room, high + room];
+      [low, high] = [spec.bars && low === 0 ? 0 : low - room, high + room];
     }
     const xMost = Math.max(...data[0], ...(spec.events || []).map((e) => e.x)), xLeast = Math.min(...data[0]);
-    const xRange = spec.log ? null : spec.time || spec.tight ? (xMost > xLeast ? [xLeast, xMost] : [xLeast - 60, xMost + 60])
-      : [-0.04 * Math.max(xMost, 1), 1.04 * Math.max(xMost, 1)];
+    const xRange = spec.log ? null : spec.time ? [Math.min(xLeast, xMost - 60), xMost] : spec.bars ? [xLeast - 0.6, xMost + 0.6]
+      : spec.tight ? (xMost > xLeast ? [xLeast, xMost] : [xLeast - 60, xMost + 60]) : [-0.04 * Math.max(xMost, 1), 1.04 * Math.max(xMost, 1)];
 
     function under(u) {
       const c = u.ctx;
@@ -94,6 +110,13 @@ const Charts = (() => {
         c.fillRect(u.bbox.left, top, u.bbox.width, bottom - top);
         c.fillStyle = ink; c.font = font; c.textAlign = "left";
         c.fillText(spec.band.label, u.bbox.left + 6 * ratio, bottom - 6 * ratio);
+      }
+      for (const part of spec.spans || []) {
+        const left = Math.max(u.bbox.left, u.valToPos(part.low, "x", true)), right = Math.min(u.bbox.left + u.bbox.width, u.valToPos(part.high, "x", true));
+        c.fillStyle = variable("chart-shade");
+        c.fillRect(left, u.bbox.top, right - left, u.bbox.height);
+        c.fillStyle = ink; c.font = font; c.textAlign = "center";
+        c.fillText(part.label, (left + right) / 2, u.bbox.top - 8 * ratio);
       }
       series.forEach((one, n) => {
         if (!one.spread) return;
@@ -123,7 +146,7 @@ const Charts = (() => {
       // marks that would cover each other stand side by side
       const taken = new Map();
       series.forEach((one, n) => {
-        const few = one.points.length <= 60;
+        const few = one.points.length <= 60 && !spec.bars;
         one.points.forEach(([px, py]) => {
           if (py === null) return;
           const x = u.valToPos(px, "x", true), y = u.valToPos(py, "y", true);
@@ -156,7 +179,7 @@ const Charts = (() => {
       if (idx === null || idx === undefined || left < 0) { tip.hidden = true; return; }
       const x = data[0][idx];
       const near = (spec.events || []).filter((e) => Math.abs(u.valToPos(e.x, "x") - left) < 6).map((e) => e.detail);
-      const said = spec.time ? new Date(x * 1000).toLocaleString() : `${text(spec.x || { digits: 0 }, x)} ${spec.xLabel}`;
+      const said = spec.time ? new Date(x * 1000).toLocaleString() : spec.names ? spec.names[x] : `${text(spec.x || { digits: 0 }, x)} ${spec.xLabel}`;
       const rows = series.map((one, n) => (data[n + 1][idx] ?? null) === null ? null : `${one.label}: ${text(spec.form, data[n + 1][idx])}`);
       tip.textContent = [said, ...rows.filter(Boolean), ...near].join("\n");
       tip.hidden = false;
@@ -174,7 +197,13 @@ const Charts = (() => {
       { ...axis, label: spec.yLabel, labelFont: axis.font, labelSize: 16, size: 50, gap: 4, space: 32 },
     ];
     if (!spec.log) axes[1].values = (_, ticks) => ticks.map((t) => text(spec.tick || spec.form, t));
-    if (!spec.time && !spec.log) axes[0].values = (_, ticks) => ticks.map((t) => (spec.x && spec.tight ? text(spec.x, t) : Number.isInteger(t) || spec.tight ? t.toLocaleString("en-US") : ""));
+    if (spec.time) {
+      axes[0].space = 76;
+      axes[0].incrs = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800, 1209600, 2592000, 7776000, 31536000];
+      axes[0].values = (_, ticks, __, ___, step) => moments(ticks, step);
+    } else if (spec.names) {
+      Object.assign(axes[0], { values: (_, ticks) => ticks.map((t) => spec.names[t] ?? ""), splits: () => spec.names.map((_, i) => i), rotate: -40, size: 76, space: 1 });
+    } else if (!spec.log) axes[0].values = (_, ticks) => ticks.map((t) => (spec.x && spec.tight ? text(spec.x, t) : Number.isInteger(t) || spec.tight ? t.toLocaleString("en-US") : ""));
     node.chart = new uPlot({
       width, height: HEIGHT, legend: { show: false }, padding: [22, room, 0, 0],
       scales: {
@@ -187,6 +216,7 @@ const Charts = (() => {
       series: [{}, ...series.map((one, n) => ({
         label: one.label, stroke: looks[n].color, dash: looks[n].dash, width: 2 + 1.2 * Math.min(2, series.length - 1 - n) * (spec.log || spec.tight ? 0 : 1),
         points: { show: false }, spanGaps: false,
+        ...(spec.bars ? { paths: uPlot.paths.bars({ size: [0.7, 24] }), fill: looks[n].color, width: 0 } : {}),
       }))],
       hooks: { drawAxes: [under], draw: [over], setCursor: [hovered] },
     }, data, node);

@@ -18,7 +18,7 @@ from typing import Any, Final
 from markupsafe import Markup
 
 from errata.orchestrator.report.formats import MINUS
-from errata.orchestrator.report.pages import asset
+from errata.orchestrator.report.pages import asset, script_hash, template
 
 _FILES: Final = ("vendor/uplot.css", "colors.css", "charts.css", "vendor/uplot.js", "charts.js")
 
@@ -37,7 +37,7 @@ class Form:
         """The value in words, as the script writes it."""
         scaled = value * self.scale
         if self.digits is None:
-            return f"{scaled:.3g}"
+            return f"{scaled:.3g}{self.suffix}"
         sign = MINUS if scaled < 0 else "+" if self.sign and scaled > 0 else ""
         return f"{sign}{abs(scaled):,.{self.digits}f}{self.suffix}"
 
@@ -46,6 +46,9 @@ class Form:
         return {"digits": self.digits, "scale": self.scale, "suffix": self.suffix, "sign": self.sign}
 
 
+MARKS: Final = ("dot", "square", "diamond", "triangle", "ring")
+"""What stands at the points of a line that has few."""
+
 PERCENT: Final = Form(0, 100.0, "%")
 SHARE: Final = Form(1, 100.0)
 """A share as a number up to 100, as tables have it."""
@@ -53,8 +56,8 @@ SHARE: Final = Form(1, 100.0)
 
 @dataclass(frozen=True)
 class Series:
-    """One line: `style` names its look (an arm, ``shade0`` to ``shade4``, ``c0`` to ``c9``, perhaps ``dashed`` or
-    ``dotted``)."""
+    """One line: `style` names its look: an arm, or a color (``shade0`` to ``shade4``, ``c0`` to ``c9``), behind which
+    may stand ``dashed`` or ``dotted`` and one of `MARKS`. A color alone is a whole line with the mark of its number."""
 
     style: str
     label: str
@@ -83,6 +86,15 @@ class Band:
     label: str
 
 
+@dataclass(frozen=True)
+class Span:
+    """A range of x that deserves a shade, such as the layers that were chosen; its label stands above it."""
+
+    low: float
+    high: float
+    label: str
+
+
 def line_chart(
     title: str,
     series: Sequence[Series],
@@ -92,6 +104,9 @@ def line_chart(
     y_range: tuple[float, float] | None = None,
     events: Sequence[Event] = (),
     band: Band | None = None,
+    spans: Sequence[Span] = (),
+    bars: bool = False,
+    names: Sequence[str] = (),
     x_label: str = "edits applied",
     y_label: str = "",
     log: bool = False,
@@ -106,6 +121,9 @@ def line_chart(
         form: how a value is written at line ends and in the hover text.
         tick: how the y axis is labeled; as ``form`` where it is not given.
         y_range: fixed limits of y; from the data (and the band) where it is not given.
+        spans: ranges of x that are shaded.
+        bars: bars in the place of lines.
+        names: what stands under the bars at x = 0, 1, ...; numbers where none are given.
         log: both axes by powers of ten; every value is above zero.
         tight: the x axis begins at the first point, not at zero.
         labels: each line is named at its end; else the page has a legend.
@@ -128,6 +146,9 @@ def line_chart(
         "tick": None if tick is None else tick.plain(),
         "range": y_range,
         "band": None if band is None else vars(band),
+        "spans": [vars(span) for span in spans] or None,
+        "bars": bars or None,
+        "names": [clean(name) for name in names] or None,
         "yLabel": y_label or None,
         "log": log or None,
         "tight": tight or None,
@@ -139,6 +160,19 @@ def line_chart(
     return Markup('<div class="chart" role="img" aria-label="{}" data-chart="{}"></div>').format(
         clean(f"{title}{over}. At the end: {spoken}."), json.dumps(spec, allow_nan=False)
     )
+
+
+def spans_of(layers: Sequence[int], noun: str) -> list[Span]:
+    """A shade for every unbroken run of layers, called by its noun: ``chosen layers 3-8``."""
+    spans: list[Span] = []
+    for layer in sorted(set(layers)):
+        first = layer if not spans or spans[-1].high + 0.5 != layer else int(spans[-1].low + 0.5)
+        if first != layer:
+            spans.pop()
+        spans.append(
+            Span(first - 0.5, layer + 0.5, f"{noun} {layer}" if first == layer else f"{noun}s {first}-{layer}")
+        )
+    return spans
 
 
 def key(style: str) -> Markup:
@@ -157,6 +191,18 @@ def script() -> str:
 def style() -> str:
     """What the charts need of a style sheet, colors of the arms included."""
     return "\n".join(asset("report", name) for name in _FILES if name.endswith(".css"))
+
+
+def chart_page(room: str, name: str, **filled: Any) -> str:
+    """A template of a room as a page of its own: ``page.css``, the engine and the script's digest are filled in."""
+    look = f"{style()}\n{asset('report', 'page.css')}"
+    return template(room, name).render(**filled, style=Markup(look), **drawn())
+
+
+def drawn() -> dict[str, Any]:
+    """The script that draws all charts of a page, and its digest, by the names that templates have for them."""
+    code = f"{script()}\nCharts.all();\n"
+    return {"script": Markup(code), "script_hash": script_hash(code)}
 
 
 def files() -> list[Path]:

@@ -34,7 +34,7 @@ def make_pipeline(
     Args:
         final_follows: when nothing waits any more, the owner evaluates everything, the timeline's facts too.
     """
-    layers = list(make_editor(config.editor).layers)
+    layers = list(make_editor(config.editor).mapped_layers)
     display.say(f"model {config.model.name}, editor {config.editor.type}, layers {layers}")
     past = Past(journal, store)
     estimator = cluster.estimator()

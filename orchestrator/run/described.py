@@ -13,6 +13,7 @@ from typing import Any, Final
 from errata.editing.digest import digest_json
 from errata.editing.errors import UserError
 from errata.editing.estimation.corpus import HUB
+from errata.editing.wording import model_title
 from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.config.stream import StreamConfig
 from errata.orchestrator.report.summary import FactRecord, read_facts
@@ -75,7 +76,7 @@ def _among(key: str, names: Iterable[str]) -> bool:
 def tags(config: RunConfig, output: Path, *, model_digest: str, release: str) -> dict[str, str]:
     """Tags of the MLflow run: those of MLflow's own columns, those of the configuration, and what it rests on."""
     stream = _place(config.stream)
-    said = f"{config.editor.type} on {config.model.name}" + (f", edits from `{stream}`" if stream else "")
+    said = f"{config.editor.type} on {model_title(config.model.name)}" + (f", edits from `{stream}`" if stream else "")
     about = "\n\n".join(part for part in (config.tracking.description, said, f"Files: `{output.absolute()}`") if part)
     found = {
         "mlflow.source.name": f"errata {' '.join(sys.argv[1:2])}".strip(),

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from errata.editing.errors import ErrataError, UserError
-from errata.editing.wording import counted
+from errata.editing.wording import counted, model_title
 from errata.orchestrator.config.loading import build_config, composed
 from errata.orchestrator.config.presets import find_config
 from errata.orchestrator.config.run import RunConfig
@@ -129,7 +129,7 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
             tokens,
             reader,
             Metrics(core, reader, spooled=tracker.waiting, guard=None if guard is None else guard.status),
-            model=config.model.name,
+            model=model_title(config.model.name),
             version=errata_version(),
             guard=None if guard is None else guard.status,
             publishing=publishing,

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from errata.editing.tracing import Trace
+from tests.helpers.charts import charts_of
 from tests.helpers.command import in_process
 from tests.helpers.tiny import save_tiny
 
@@ -72,10 +73,19 @@ def test_numbers_picture_and_a_new_preset(errata, preset, facts, tmp_path):
     found = Trace.model_validate_json((out_dir / "locate.json").read_text())
     assert len(found.prompts) == 11  # the record without a true answer is passed over
     assert found.valid >= 1 and found.window is not None and len(found.window) == 2
-    assert f"chosen layers: {list(found.window)}" in out and "locate.png" in out
-    assert (out_dir / "locate.png").read_bytes().startswith(b"\x89PNG")
-    svg = (out_dir / "locate.svg").read_text()
-    assert "<svg" in svg and "indirect effect" not in svg.split("<svg")[0]
+    assert f"chosen layers: {list(found.window)}" in out and "locate.html" in out
+    by_layer, by_class = charts_of((out_dir / "locate.html").read_text())
+    assert by_layer["series"][0]["points"] == [
+        [n, pytest.approx(v)] for n, v in enumerate(found.effects["subject_last"].mean)
+    ]
+    assert by_layer["spans"] == [
+        {
+            "low": found.window[0] - 0.5,
+            "high": found.window[1] + 0.5,
+            "label": f"chosen layers {found.window[0]}-{found.window[1]}",
+        }
+    ]
+    assert len(by_class["series"]) == len(found.effects) and str(tmp_path) not in (out_dir / "locate.html").read_text()
     written = yaml.safe_load(new.read_text())
     assert written["editor"] == {"layers": list(found.window)}
     assert found.digest in new.read_text() and f"{found.valid} of 11 prompts valid" in new.read_text()
@@ -85,7 +95,7 @@ def test_the_same_command_writes_the_same_bytes(errata, preset, facts, tmp_path)
     for name in ("one", "two"):
         code, _, err = errata("locate", preset, "--data", facts, "--output", tmp_path / name, "--subject-last", *COUNTS)
         assert code == 0, err
-    for name in ("locate.json", "locate.svg"):
+    for name in ("locate.json", "locate.html"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
@@ -124,7 +134,7 @@ def test_no_prompt_that_counts_keeps_the_numbers_and_writes_no_preset(errata, pr
     assert code == 2 and "no prompt of 12 counts" in err and "locate.json" in err
     found = Trace.model_validate_json((tmp_path / "out" / "locate.json").read_text())
     assert found.window is None and all(p.excluded for p in found.prompts)
-    assert not new.exists() and not (tmp_path / "out" / "locate.png").exists()
+    assert not new.exists() and not (tmp_path / "out" / "locate.html").exists()
 
 
 # ---------------------------------------------------------------- mistakes

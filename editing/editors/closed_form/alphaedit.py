@@ -8,7 +8,7 @@ is kept, only the thinner basis of P and the past keys.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -24,6 +24,7 @@ from errata.editing.state import LifelongState
 class AlphaEditConfig(LocateConfig):
     """Settings of AlphaEdit."""
 
+    retrievable: ClassVar[bool] = True
     type: Literal["alphaedit"] = "alphaedit"
     tau: float = Field(2e-2, gt=0)
     """Eigenvalues of C below this span the space that may change. The papers' grid: 2e-2, 5e-3, 1e-3, 5e-4."""

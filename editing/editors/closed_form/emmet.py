@@ -6,7 +6,7 @@ proposition 1. With damping e it is MEMIT with lambda = e on the same A.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -22,6 +22,7 @@ from errata.editing.state import LifelongState
 class EmmetConfig(LocateConfig):
     """Settings of EMMET."""
 
+    retrievable: ClassVar[bool] = True
     type: Literal["emmet"] = "emmet"
     cov_weight: float = Field(1.0, gt=0, allow_inf_nan=False)
     """w: weight of the second moment in A; without damping, ridge and past keys it has no effect."""

@@ -5,7 +5,7 @@ Meng et al. 2023, arXiv:2210.07229, eq. 14; with the keys of all earlier edits K
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from errata.editing.state import LifelongState
 class MemitConfig(LeastSquaresConfig):
     """Settings of MEMIT."""
 
+    retrievable: ClassVar[bool] = True
     type: Literal["memit"] = "memit"
 
 

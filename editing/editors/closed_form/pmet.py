@@ -8,7 +8,7 @@ square root of the remaining layers. Li et al. 2024, arXiv:2308.08742.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -34,6 +34,7 @@ class PmetValues(ValueConfig):
 class PmetConfig(LeastSquaresConfig):
     """Settings of PMET."""
 
+    retrievable: ClassVar[bool] = True
     type: Literal["pmet"] = "pmet"
     values: PmetValues = PmetValues()
     """How target values are optimized."""

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
 from errata.editing.covariance import KeyCovariance
-from errata.editing.delta import LayerDelta, WeightDelta, apply_delta
+from errata.editing.delta import LayerDelta, WeightDelta, apply_delta, side_by_side
 from errata.editing.editors.base import Computation, LocateConfig, Progress
 from errata.editing.editors.closed_form.locate import LocateEditor, Written
 from errata.editing.keys import SubjectPass
@@ -42,6 +42,7 @@ RomeKey = Literal["averaged", "published"]
 class RomeConfig(LocateConfig):
     """Settings of ROME."""
 
+    retrievable: ClassVar[bool] = True
     type: Literal["rome"] = "rome"
     values: RomeValues = RomeValues()
     """How target values are optimized."""
@@ -149,7 +150,7 @@ class Rome(LocateEditor):
         change = self.change(model, layer, key, residual, state)
         if self.publishes:
             # the row is (C^-1 k)^T / (k^T C^-1 k); as published it is divided by what the bare key makes of it
-            right = _right(change)
+            right = change.rows
             change = LayerDelta(
                 "low_rank", change.left, (right.double() / (right.double() @ read.cpu().double())).float()
             )
@@ -158,12 +159,5 @@ class Rome(LocateEditor):
 
     def _joined(self, parts: Sequence[Written]) -> Written:
         (layer,) = self.layers
-        left = torch.cat([changes[layer].left for changes, _ in parts], dim=1)
-        right = torch.cat([_right(changes[layer]) for changes, _ in parts])
         keys = torch.cat([columns[layer] for _, columns in parts], dim=1)
-        return {layer: LayerDelta("low_rank", left, right)}, {layer: keys}
-
-
-def _right(change: LayerDelta) -> Tensor:
-    assert change.right is not None
-    return change.right
+        return {layer: side_by_side([changes[layer] for changes, _ in parts])}, {layer: keys}

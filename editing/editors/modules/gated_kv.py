@@ -59,7 +59,7 @@ class GatedKv(StoreEditor):
         contexts: Sequence[str],
         progress: Progress | None = None,
     ) -> Computation:
-        tables = self.rows(model) or {}
+        tables = self.rows(model)
         with model.patched(self.layers):
             model.set_weight(self.layers[0], EMPTY)
             if self.config.norm_anchors:
@@ -70,11 +70,8 @@ class GatedKv(StoreEditor):
             if self.config.norm_anchors:
                 values = self._finder.anchored(model, requests, contexts, values)
             keys, residuals = self._pairs(model, requests, contexts, values)
-        gone = torch.zeros(0, dtype=torch.int64)
-        if tables:
-            gone = (~torch.isin(tables["owners"], owners_of(state.request_ids))).nonzero().squeeze(1)
         change = {
-            "drop": gone,
+            "drop": self.gone(tables, state),
             "append.keys": keys,
             "append.values": residuals,
             "append.owners": owners_of([request.id for request in requests]),

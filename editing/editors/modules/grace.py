@@ -141,12 +141,14 @@ class Grace(StoreEditor):
             floats = {"keys": torch.zeros(0, width), "values": torch.zeros(0, size), "radii": torch.zeros(0)}
             numbers = {name: torch.zeros(0, dtype=torch.int64) for name in ("labels", "owners")}
             return {**floats, **numbers}, torch.zeros(0, dtype=torch.int64)
-        gone = ~torch.isin(tables["owners"], owners_of(state.request_ids))
-        if not bool(gone.any()):
-            return tables, torch.zeros(0, dtype=torch.int64)
-        left = {name: table[~gone] for name, table in tables.items()}
+        gone = self.gone(tables, state)
+        if not gone.numel():
+            return tables, gone
+        keep = torch.ones(len(tables["owners"]), dtype=torch.bool)
+        keep[gone] = False
+        left = {name: table[keep] for name, table in tables.items()}
         # what leaves may have halved the radius of what stays, or stood over it
-        return self.settled(left, rule), gone.nonzero().squeeze(1)
+        return self.settled(left, rule), gone
 
     def _start(self, request: EditRequest, rule: Mapping[str, Any], size: int) -> Tensor:
         generator = torch.Generator().manual_seed(int(owners_of([request.id])[0]) & (2**63 - 1))

@@ -41,6 +41,10 @@ class ModuleEditor(Editor):
         return tuple(module_number(layer) for layer in self.config.layers)
 
     @property
+    def mapped_layers(self) -> tuple[int, ...]:
+        return tuple(self.config.layers)
+
+    @property
     def layer(self) -> int:
         """The one layer that has the module."""
         return int(self.config.layers[0])
@@ -68,6 +72,13 @@ class StoreEditor(ModuleEditor):
         """The tables as they are now; None where nothing was edited yet."""
         packed = model.weight(self.layers[0])
         return unpack(packed).tensors if packed.numel() else None
+
+    @staticmethod
+    def gone(tables: Tables | None, state: LifelongState) -> Tensor:
+        """Numbers of the rows whose requests the state does not hold any more."""
+        if not tables:
+            return torch.zeros(0, dtype=torch.int64)
+        return (~torch.isin(tables["owners"], owners_of(state.request_ids))).nonzero().squeeze(1)
 
     @abstractmethod
     def settled(self, tables: Tables, rule: Mapping[str, Any]) -> Tables:

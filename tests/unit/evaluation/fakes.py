@@ -14,6 +14,7 @@ class FakeHit:
     id: int
     score: float
     statement: str
+    request_id: str = ""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ class Hit:
     score: float
     statement: str
     subject: str = "France"
+    request_id: str = ""
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from errata.editing.model.adapter import EditableModel
-from errata.editing.model.engine import LanguageEngine
+from errata.editing.model.engine import Answer, Continuation, LanguageEngine
 from errata.editing.request import EditRequest
 from errata.evaluation.arms import ArmEvaluator, Evaluation, base_weights_digest
 from errata.evaluation.caching import CachingEngine
 from errata.evaluation.matching import best_f1, contains
 from errata.evaluation.outcomes import ARMS, ProbeOutcome, arm_metrics
 from errata.evaluation.probes import probes_of, questions_of
+from errata.evaluation.question_times import query_seconds
 from errata.evaluation.reasoning import ReasoningMarks
 from tests.helpers.tiny import tiny_model
 from tests.unit.evaluation.fakes import FakeChoice, FakeHit, KeywordChooser
@@ -215,7 +216,7 @@ def test_the_model_is_left_as_it_was_found(model: EditableModel) -> None:
     before = {layer: model.parameter(layer).detach().clone() for layer in LAYERS}
     evaluator = ArmEvaluator(model, KeywordChooser(model.text))
     evaluator.evaluate(REQUESTS, base=base, edited=edited, hits=HITS)
-    evaluator.query_seconds(["Danielle speaks"], base=base, edited=edited, hits=HITS)
+    query_seconds(evaluator, ["Danielle speaks"], base=base, edited=edited, hits=HITS)
     assert all(torch.equal(model.parameter(layer), before[layer]) for layer in LAYERS)
 
     class Broken(KeywordChooser):
@@ -312,14 +313,14 @@ def test_query_seconds_times_each_arm_and_adds_the_search(model: EditableModel) 
     chooser = KeywordChooser(model.text)
     evaluator = ArmEvaluator(model, chooser, engine=engine)
     questions = questions_of(REQUESTS)[:2]
-    times = evaluator.query_seconds(questions, base=base, edited={}, hits=HITS, search_seconds=100.0)
+    times = query_seconds(evaluator, questions, base=base, edited={}, hits=HITS, search_seconds=100.0)
     assert set(times) == set(PLAIN_ARMS)
     assert 0 < times["base"] < 100 < times["memory"]
     assert len(chooser.asked) == 2 * 3  # two arms with memory, a warm-up and two questions each
     assert (engine.hits, engine.misses) == (0, 0)
-    assert set(evaluator.query_seconds(questions, base=base, edited={}, arms=("base",))) == {"base"}
+    assert set(query_seconds(evaluator, questions, base=base, edited={}, arms=("base",))) == {"base"}
     with pytest.raises(ValueError, match="at least one question"):
-        evaluator.query_seconds([], base=base, edited={})
+        query_seconds(evaluator, [], base=base, edited={})
 
 
 def test_exact_agreement_and_truth_against_plain_passes(model: EditableModel) -> None:
@@ -353,6 +354,46 @@ def test_exact_agreement_and_truth_against_plain_passes(model: EditableModel) ->
             assert result.arms["base"].agreement == 1.0
             seen.add(result.arms["edited"].agreement)
     assert len(seen) > 1  # the edited model differs here and agrees there
+
+
+class SaysTheTarget(LanguageEngine):
+    """Its likeliest tokens are always those of the target that it is given."""
+
+    def score_and_generate(self, rows: Any, **_: Any) -> list[tuple[Continuation, Answer]]:
+        return [
+            (Continuation((0.0,) * len(target), (True,) * len(target), tuple(target)), Answer("", ()))
+            for _, target in rows
+        ]
+
+
+class GivesTheFirst(KeywordChooser):
+    """Gives every question the same statement."""
+
+    def choose(self, questions: Any, hits: Any) -> Any:
+        return [FakeChoice(HITS["Danielle speaks"][1], "always") for _ in questions]
+
+
+class RoutesAll(NamesRouter):
+    def route(self, questions: Any) -> Any:
+        return [FakeChoice(HITS["Danielle speaks"][1], "named") for _ in questions]
+
+
+@pytest.mark.parametrize("answer", ["edited_memory", "memory", "edited"])
+@pytest.mark.parametrize("beside", [ARMS, ("base", "routed"), ("base", "edited", "routed")])
+def test_likeliest_tokens_are_compared_as_texts_where_an_arm_spells_its_target_otherwise(
+    model: EditableModel, answer: Any, beside: Any
+) -> None:
+    """After a template "Paris" begins without a space: other tokens, the same answer. The routed arm, whether it takes
+    a reply that another arm had or runs its own, is held to that as the memory arms are."""
+    base = weights(model, None)
+    chooser = GivesTheFirst(model.text, chat=True)
+    assert model.text.encode_target("Paris") != model.text.encode_prompt("Paris")
+    got = ArmEvaluator(model, chooser, engine=SaysTheTarget(model)).evaluate(
+        REQUESTS, base=base, edited=weights(model, 1), hits=HITS, router=RoutesAll(model, answer), arms=beside
+    )
+    figures = got.metrics()
+    assert {arm: figures[arm]["locality_tf"] for arm in beside} == dict.fromkeys(beside, 1.0)
+    assert {arm: figures[arm]["locality_match"] for arm in beside} == dict.fromkeys(beside, 1.0)
 
 
 def test_only_what_follows_the_reasoning_is_judged_and_compared(model: EditableModel) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from errata.evaluation.figures import FIGURES, MEASURED_BY, figure_rows, metric_rows
 from errata.evaluation.metrics import (
@@ -169,5 +171,15 @@ def test_a_sample_has_all_ages_in_it_and_hardly_changes_with_an_edit_less() -> N
 def test_interval_by_hand() -> None:
     # Wilson for 8 of 10: center (.8 + z^2/20) / (1 + z^2/10), as tabulated .4902 to .9433
     assert interval([1.0] * 8 + [0.0] * 2) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
-    assert interval([0.25, 0.75]) == pytest.approx((0.5 - 1.959964 * 0.25, 0.5 + 1.959964 * 0.25), abs=1e-6)
-    assert interval([1.0]) is None
+    # two shares whose variance, 1/16, is that of 8 questions of yes or no in place of 2: Wilson for 4 of 8
+    assert interval([0.25, 0.75]) == pytest.approx((0.2152161, 0.7847839), abs=1e-6)
+    # what is no share has the normal interval
+    assert interval([1.25, 1.75]) == pytest.approx((1.5 - 1.959964 * 0.25, 1.5 + 1.959964 * 0.25), abs=1e-6)
+    assert interval([1.0]) is None and interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
+
+
+@given(st.lists(st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1.0])), min_size=2, max_size=60))
+def test_interval_of_shares_holds_their_mean_and_stays_within_0_and_1(shares: list[float]) -> None:
+    low, high = interval(shares) or (1.0, 0.0)
+    mean = sum(shares) / len(shares)
+    assert 0 <= low <= mean + 1e-9 and mean - 1e-9 <= high <= 1

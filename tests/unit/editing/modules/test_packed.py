@@ -53,7 +53,7 @@ def test_bytes_that_are_no_module_are_refused(length: int) -> None:
 
 
 def test_a_kind_of_a_later_release_is_named() -> None:
-    with pytest.raises(DamagedFileError, match="kind 'oracle' is not known; known: codebook, gated, side"):
+    with pytest.raises(DamagedFileError, match="kind 'oracle' is not known; known: codebook, gated, pieces, side"):
         make_module(Content("oracle", 0, {}), torch.device("cpu"), torch.float32)
 
 

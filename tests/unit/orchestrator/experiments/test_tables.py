@@ -133,6 +133,30 @@ def test_models_data_and_lengths_have_tables_of_their_own(make_run):
     assert texts(comparison, "reliability", 1) == {"unedited": "0.0", "memit": "30.0"}
 
 
+def test_models_in_directories_are_called_by_the_last_part(make_run):
+    def run(name, place, digest):
+        return make_run(name, arms(), settings={"model.name": place}, model=ModelName(name=place, digest=digest))
+
+    runs = [run("a", "/srv/models/gemma", "11111111f"), run("b", "smollm2", "2"), run("c", "org/qwen", "3")]
+    titles = [block.title for block in compare(collect(runs)).blocks]
+    assert titles == ["gemma", "smollm2", "org/qwen"]
+    # the same model at another place is the same one, another model of that name is not
+    again = [*runs, run("d", "/mnt/gemma", "11111111f"), run("e", "/mnt/other/gemma", "22222222f")]
+    titles = [block.title for block in compare(collect(again), by=["model.name"]).blocks]
+    assert titles == ["gemma (11111111)", "smollm2", "org/qwen", "gemma (22222222)"]
+
+
+def test_recorded_intervals_of_shares_end_at_all_and_nothing(make_run):
+    spans = {"edited": {"reliability": (0.97, 1.01), "locality": (-0.02, 0.1), "fluency": (4.9, 5.3)}}
+    edited = {"reliability": 0.99, "locality": 0.04, "fluency": 5.1}
+    row = compare(collect([make_run("r", {"edited": edited}, intervals=spans)]), intervals=True).blocks[0].rows[0]
+    assert {key: row.figures[key].interval for key in edited} == {
+        "reliability": (0.97, 1.0),
+        "locality": (0.0, 0.1),
+        "fluency": (4.9, 5.3),
+    }
+
+
 def test_by_another_key(make_run):
     runs = [
         make_run(f"{editor}{size}", arms(), settings={"editor.type": editor, "batching.size": size})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from errata.orchestrator.experiments.collect import collect
 from errata.orchestrator.experiments.curves import panels_of, styles_of
 from errata.orchestrator.experiments.tables import compare
 from errata.orchestrator.experiments.write import render
+from tests.helpers.charts import charts_of
 
 from .conftest import fact, write_sweep_record
 
@@ -88,12 +88,11 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.outside: list[str] = []
         self.text = ""
-        self.charts: list[dict] = []
+        self.charts = charts_of(text)
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.charts += [json.loads(v) for k, v in attrs if k == "data-chart"]
         self.outside += [v for k, v in attrs if k in ("src", "href") and v]
 
     def handle_data(self, data):
@@ -121,16 +120,22 @@ def test_curves_hold_the_measured_points(sweep_directory):
     assert [0, 0.0] in {line["label"]: line["points"] for line in first["series"]}["MEMIT"]
 
 
-def test_a_method_has_one_color_alone_and_with_the_memory():
-    labels = ["unedited", "memory, k 1", "A", "A + memory", "B", "B + memory"]
-    assert list(styles_of(labels).values()) == ["c0", "c1", "c2", "c2 dashed", "c3", "c3 dashed"]
-    assert styles_of(["A", "A + memory", "A, routed"]) == {
-        "A": "c2",
-        "A + memory": "c2 dashed",
-        "A, routed": "c2 dotted",
+def test_methods_are_told_apart_by_color_and_mark_and_their_ways_by_dashes():
+    labels = ["unedited", "memory, k 1", "memory, k 2", "A", "A + memory", "A, routed", "B", "B + memory", "B, routed"]
+    assert styles_of(labels) == {
+        "unedited": "c0 ring",
+        "memory, k 1": "c1 dashed square",
+        "memory, k 2": "c1 dashed diamond",
+        "A": "c2 dot",
+        "A + memory": "c2 dashed dot",
+        "A, routed": "c2 dotted dot",
+        "B": "c3 square",
+        "B + memory": "c3 dashed square",
+        "B, routed": "c3 dotted square",
     }
-    many = styles_of([f"M{n}" for n in range(20)])
-    assert set(many.values()) == {f"c{n}" for n in range(2, 10)}  # never those of the unedited model and the memory
+    many = styles_of([f"M{n}" for n in range(40)])
+    assert {style.split()[0] for style in many.values()} == {f"c{n}" for n in range(2, 10)}  # not those of the others
+    assert len(set(many.values())) == 40
 
 
 def test_nothing_over_edits_means_no_curves(make_run):
