@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Query, Request
+from fastapi import Query
 
-from errata.evaluation.patience import Patience
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.service.access import Tokens
 from errata.orchestrator.service.asking import Asking
 from errata.orchestrator.service.core import ServiceCore
-from errata.orchestrator.service.errors import ServiceError, unavailable
 from errata.orchestrator.service.metrics import Metrics
 from errata.orchestrator.service.publishing import Publishing
 from errata.orchestrator.service.traces import Traces
@@ -25,7 +22,7 @@ from errata.orchestrator.service.traces import Traces
 T = TypeVar("T")
 Note = Annotated[str | None, Query(min_length=1, max_length=300, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 _LOOK_SECONDS = 0.2
-"""How often it is looked whether a client is still there, and whether the service ends."""
+"""How often it is looked whether the service ends."""
 
 
 @dataclass
@@ -69,38 +66,3 @@ async def until(core: ServiceCore, future: Future[T], seconds: float) -> T:
             return waited.result()
         if left <= 0 or core.stopping:
             raise TimeoutError
-
-
-class Waiter:
-    """A client that waits for an answer: gone as soon as its connection is, or the service has no time left."""
-
-    def __init__(self, core: ServiceCore, request: Request) -> None:
-        self._core, self._request = core, request
-        self._gone = threading.Event()
-        self.patience = Patience.within(core.config.answer_seconds, self._gone.is_set)
-
-    async def wait(self, future: Future[T] | asyncio.Future[T]) -> T:
-        """The answer, while the client is there.
-
-        Raises:
-            ServiceError: 504: it takes too long, 503: the service ends.
-        """
-        waited = asyncio.wrap_future(future) if isinstance(future, Future) else future
-        waited.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # whether it is heard or not
-        try:
-            while not (await asyncio.wait({waited}, timeout=_LOOK_SECONDS))[0]:
-                await self.check()
-            return waited.result()
-        except BaseException:
-            self._gone.set()
-            raise
-
-    async def check(self) -> None:
-        """Raise as `wait` where nobody is there any more, or nobody will be."""
-        if await self._request.is_disconnected():
-            raise ServiceError(400, "bad_request", "the client went away")
-        if self._core.cut_off:
-            raise unavailable("the service is ending")
-        if time.monotonic() > self.patience.until:
-            seconds = self._core.config.answer_seconds
-            raise ServiceError(504, "deadline", f"the answer was not finished within {seconds:g} seconds")

@@ -30,7 +30,7 @@ from errata.orchestrator.journal.rows import CommitData, JournalMeta, RequestOut
 from errata.orchestrator.publish.questions import Marks
 from errata.orchestrator.publish.registry import Registered
 from errata.orchestrator.publish.rollout import ServerResult, State
-from errata.orchestrator.run.batcher import plan_batch
+from errata.orchestrator.run.batches import plan_batch
 from errata.orchestrator.service.access import Tokens, load_tokens
 from errata.orchestrator.service.app import make_app
 from errata.orchestrator.service.asking import Asking, Bounds

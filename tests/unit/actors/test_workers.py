@@ -17,7 +17,6 @@ from errata.actors.workers.covariance import EstimateJob, UnitWorker
 from errata.actors.workers.editor import ContextSpec, EditorWorker
 from errata.actors.workers.evaluation import EvaluationSettings, EvaluationWorker
 from errata.actors.workers.model import VersionedModel, load_for
-from errata.actors.workers.retrieval import RetrievalWorker
 from errata.editing.checkpoint.load import load_model
 from errata.editing.covariance import KeyCovariance
 from errata.editing.editors import REGISTRY
@@ -32,6 +31,7 @@ from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import MemoryEntry
 from errata.retrieval.router import Findings
 from errata.retrieval.scr import ScrConfig
+from tests.helpers.memory import HeldMemory
 from tests.helpers.tiny import tiny_model
 
 MEMIT = REGISTRY["memit"][0](layers=(1, 2), cov_weight=1.0, values={"steps": 3})
@@ -136,8 +136,8 @@ def test_a_new_editor_that_replays_the_history_goes_on_bit_for_bit(spec, role, e
 
 
 @pytest.fixture
-def memory() -> RetrievalWorker:
-    return RetrievalWorker(HashEmbedderConfig(), IndexConfig())
+def memory() -> HeldMemory:
+    return HeldMemory(HashEmbedderConfig(), IndexConfig())
 
 
 def entries(*numbers: int) -> list[MemoryEntry]:
@@ -148,7 +148,7 @@ def test_adding_twice_changes_nothing_and_the_order_does_not_matter(memory):
     assert memory.add(entries(1, 2, 3)) == 3
     digest = memory.digest()
     assert memory.add(entries(2, 3)) == 3 and memory.digest() == digest
-    other = RetrievalWorker(HashEmbedderConfig(), IndexConfig())
+    other = HeldMemory(HashEmbedderConfig(), IndexConfig())
     other.add(entries(3))
     other.add(entries(1, 2))
     assert other.digest() == digest
