@@ -25,7 +25,7 @@ from starlette.exceptions import HTTPException
 
 from errata.editing.errors import UserError
 from errata.orchestrator.journal.connection import JournalBusyError
-from errata.orchestrator.journal.rows import RequestRow
+from errata.orchestrator.journal.rows import Accepted, RequestRow
 from errata.orchestrator.report import charts
 from errata.orchestrator.service import cloudevents
 from errata.orchestrator.service.access import LOCAL, Caller, Limits, Role, Tokens, needs
@@ -209,18 +209,22 @@ def _edit_routes(app: FastAPI, service: Service) -> None:
         body = await request.body()
         if cloudevents.is_event(request.headers):
             body = cloudevents.edits_of(request.headers, body)
+
+        def read() -> tuple[Submission, Future[list[Accepted]] | None]:
+            parsed = parse_edits(
+                body,
+                most=core.config.max_edits_per_request,
+                key=request.headers.get("idempotency-key"),
+                by=None if caller is LOCAL else caller.label,
+                now=datetime.now(UTC),
+            )
+            return parsed, core.accept(list(parsed.requests.values())) if parsed.requests else None
+
         # a megabyte of JSON takes a tenth of a second: the probes and everybody else must not wait for it
-        parsed = await run_in_threadpool(
-            parse_edits,
-            body,
-            most=core.config.max_edits_per_request,
-            key=request.headers.get("idempotency-key"),
-            by=None if caller is LOCAL else caller.label,
-            now=datetime.now(UTC),
-        )
+        parsed, answered = await run_in_threadpool(read)
         results = dict(parsed.problems)
-        if parsed.requests:
-            answers = await wait(core.accept(list(parsed.requests.values())))
+        if answered is not None:
+            answers = await wait(answered)
             service.metrics.accept.observe(time.perf_counter() - started)
             results |= {n: accepted_view(a) for n, a in zip(parsed.requests, answers, strict=True)}
         return _submitted([results[n] for n in sorted(results)], parsed)

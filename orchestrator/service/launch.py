@@ -100,7 +100,9 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
             may_publish=lambda: not publishing.busy,
         )
         reader = stack.enter_context(Journal.open(output / JOURNAL_FILE, read_only=True))
-        core = ServiceCore(pipeline, config.service, guard=attached.guard, closing=attached.close, admit=admission)
+        core = ServiceCore(
+            pipeline, config.service, guard=attached.guard, closing=attached.close, admit=admission, reader=reader
+        )
         stack.callback(core.stop)
         asking = Asking(
             lambda: core.live,

@@ -337,7 +337,7 @@ def running(
     with journal, Journal.open(path, read_only=True) as reader:
         pipeline, evaluators = FakePipeline(journal, size=size), FakeEvaluators()
         prepare(pipeline)
-        core = ServiceCore(pipeline, config, admit=admission or EditRequest.cleaned)
+        core = ServiceCore(pipeline, config, admit=admission or EditRequest.cleaned, reader=reader)
         bounds = admission and Bounds(admission.text, admission.capacity, config.max_question_tokens)
         memory, most = FakeMemory(reader), config.max_queries
         asking = Asking(lambda: core.live, memory, evaluators, k=3, arms=ARMS, limit=most, bounds=bounds)
