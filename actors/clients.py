@@ -34,6 +34,7 @@ from errata.editing.reverting import HistoryItem, RevertOrder
 from errata.editing.session import EditReceipt, Snapshot
 from errata.editing.verify import Outcome
 from errata.editing.wording import counted as counted_of
+from errata.retrieval.ike import Asked, DemonstrationPool, InContext
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import Hit, MemoryEntry
 from errata.retrieval.router import FittedRouter, RouterConfig, Routing
@@ -406,6 +407,9 @@ class RetrievalActor:
     def route(self, questions: Sequence[str], k: int) -> Routing:
         return self._worker.route(questions, k)
 
+    def in_context(self, pool: DemonstrationPool, asked: Sequence[Asked], without: Sequence[str]) -> InContext:
+        return self._worker.in_context(pool, asked, without)
+
     def resolved(self, turns: Sequence[str]) -> str:
         return self._worker.memory.resolved(turns)
 
@@ -473,6 +477,11 @@ class MemoryClient(RevivingClient):
         """The router in force and each question's candidates."""
         routing: Routing = self._call(lambda actor: actor.route.remote(list(questions), k))
         return routing
+
+    def in_context(self, pool: DemonstrationPool, asked: Sequence[Asked], without: Sequence[str]) -> InContext:
+        """Facts and demonstrations for questions of an evaluation."""
+        shown: InContext = self._call(lambda actor: actor.in_context.remote(pool, list(asked), list(without)))
+        return shown
 
     def resolved(self, turns: Sequence[str]) -> str:
         """The last turn of a conversation, with what it refers to."""

@@ -38,6 +38,7 @@ from errata.evaluation.free_text import FreeText
 from errata.evaluation.outcomes import Arm
 from errata.evaluation.patience import ENDLESS, Patience
 from errata.evaluation.sampling import SamplingConfig
+from errata.retrieval.ike import Asked, DemonstrationPool, InContext
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import Hit, MemoryEntry
 from errata.retrieval.router import FittedRouter, RouterConfig, Routing
@@ -207,6 +208,11 @@ class LocalMemory:
         """The router in force and each question's candidates."""
         with self._lock:
             return self._worker().route(questions, k)
+
+    def in_context(self, pool: DemonstrationPool, asked: Sequence[Asked], without: Sequence[str]) -> InContext:
+        """Facts and demonstrations for questions of an evaluation."""
+        with self._lock:
+            return self._worker().in_context(pool, asked, without)
 
     def resolved(self, turns: Sequence[str]) -> str:
         """The last turn of a conversation, with what it refers to."""

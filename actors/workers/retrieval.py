@@ -11,8 +11,9 @@ from typing import Any
 from errata.editing.errors import ErrataError
 from errata.retrieval.embedder import build_embedder
 from errata.retrieval.evidence import EvidenceFinder
+from errata.retrieval.ike import Asked, DemonstrationPool, InContext, NearestDemonstrations, Shown
 from errata.retrieval.index import IndexConfig
-from errata.retrieval.memory import FactMemory, MemoryEntry
+from errata.retrieval.memory import FactMemory, Hit, MemoryEntry
 from errata.retrieval.router import FittedRouter, RouterConfig, Routing
 from errata.retrieval.router_fit import router_for
 from errata.retrieval.vectors import KeptVectors
@@ -49,6 +50,7 @@ class RetrievalWorker:
         self._evidence = EvidenceFinder(self.memory)
         self._router_config = router_config or RouterConfig()
         self._router: FittedRouter | None = None
+        self._demonstrations: NearestDemonstrations | None = None
 
     def remove(self, ids: Sequence[int]) -> int:
         """Forget statements; one that is not there is passed over."""
@@ -94,6 +96,33 @@ class RetrievalWorker:
         distinct = list(dict.fromkeys(questions))
         candidates = self._evidence.candidates(distinct, self.memory.embedded(distinct), k) if distinct else []
         return Routing(self.router(), dict(zip(distinct, candidates, strict=True)))
+
+    def in_context(self, pool: DemonstrationPool, asked: Sequence[Asked], without: Sequence[str]) -> InContext:
+        """Facts and demonstrations for questions; none of these names a subject of ``without``."""
+        if not asked:
+            return InContext()
+        if self._demonstrations is None or self._demonstrations.pool != pool:
+            self._demonstrations = NearestDemonstrations(pool, self._embedder)
+        vectors = self.memory.embedded([one.question for one in asked])
+        found = self.memory.search_vectors(vectors, 1)
+        facts = [self.memory.history(one.fact_key) for one in asked]
+        right = [self.memory.hits(v, [kept[-1].id]) if kept else [] for v, kept in zip(vectors, facts, strict=True)]
+        wanted = [
+            (hits[0].statement, one.question)
+            for of in (found, right)
+            for hits, one in zip(of, asked, strict=True)
+            if hits
+        ]
+        distinct = list(dict.fromkeys(wanted))
+        chosen = dict(zip(distinct, self._demonstrations.nearest(distinct, without), strict=True))
+
+        def shown(hits: Sequence[Hit], one: Asked) -> Shown:
+            return Shown(hits[0], chosen[hits[0].statement, one.question])
+
+        return InContext(
+            {one.question: shown(hits, one) for hits, one in zip(found, asked, strict=True) if hits},
+            {(one.request_id, one.question): shown(hits, one) for hits, one in zip(right, asked, strict=True) if hits},
+        )
 
     def router(self) -> FittedRouter:
         """The router in force: what was set, else the configuration's, found or fitted when it is first needed."""

@@ -22,7 +22,7 @@ from errata.editing.closed import Closed
 from errata.editing.request import EditRequest
 from errata.editing.wording import counted
 from errata.evaluation.answering import ArmAnswer
-from errata.evaluation.outcomes import ARMS, Arm, Retrieved
+from errata.evaluation.outcomes import ARMS, AskedArm, Retrieved
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.rows import Accepted, EvaluationRow, RefreshRow, RequestRow, Version, shown_state
 from errata.orchestrator.service.asking import Answers
@@ -125,7 +125,7 @@ class QueryIn(StrictIn):
 
     question: Prompt | None = None
     questions: Annotated[list[Prompt], Field(min_length=1)] | None = None
-    arms: Annotated[list[Arm], Field(min_length=1, max_length=len(ARMS))] | None = None
+    arms: Annotated[list[AskedArm], Field(min_length=1, max_length=len(ARMS))] | None = None
     """All that the run evaluates, when absent."""
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
 

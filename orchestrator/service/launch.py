@@ -14,6 +14,7 @@ from typing import Any
 
 from errata.editing.errors import ErrataError, UserError
 from errata.editing.wording import counted, model_title
+from errata.evaluation.outcomes import ARMS
 from errata.orchestrator.config.loading import build_config, composed
 from errata.orchestrator.config.presets import find_config
 from errata.orchestrator.config.run import RunConfig
@@ -109,7 +110,7 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
             pipeline.memory,
             pipeline.evaluators,
             k=config.memory.scr.k,
-            arms=config.evaluation.arms,
+            arms=[arm for arm in ARMS if arm in config.evaluation.arms],
             limit=config.service.max_queries,
             bounds=Bounds(admission.text, admission.capacity, config.service.max_question_tokens),
         )
