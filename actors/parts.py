@@ -25,6 +25,7 @@ from errata.evaluation.outcomes import Arm
 from errata.evaluation.patience import ENDLESS, Patience
 from errata.evaluation.sampling import SamplingConfig
 from errata.evaluation.streaming import Opened, TextPiece
+from errata.retrieval.ike import Asked, DemonstrationPool, InContext
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import Hit, MemoryEntry
 from errata.retrieval.router import FittedRouter, RouterConfig, Routing
@@ -105,6 +106,9 @@ class MemoryPart(Protocol):
 
     def route(self, questions: Sequence[str], k: int) -> Routing:
         """The router in force and each question's candidates."""
+
+    def in_context(self, pool: DemonstrationPool, asked: Sequence[Asked], without: Sequence[str]) -> InContext:
+        """Facts and demonstrations for questions of an evaluation; none of these names a subject of ``without``."""
 
     def resolved(self, turns: Sequence[str]) -> str:
         """The last turn of a conversation, with what it refers to."""

@@ -19,12 +19,14 @@ from errata.editing.errors import UserError
 from errata.editing.model.capacity import Capacity
 from errata.editing.model.engine import Answer, Continuation
 from errata.editing.model.text import TextCodec
+from errata.editing.scripts import spans_of_words
 from errata.retrieval.choosing import (
     Candidate,
     Found,
     Row,
     ScoringEngine,
     explained_share,
+    nothing_asked,
     numbered_list,
     read_number,
     subject_of,
@@ -38,7 +40,6 @@ _ABOUT = (
     "Text: He sang for years. Freddie Mercury was born in\nSubject: Freddie Mercury\n\n"
     "Text: {question}\nSubject:"
 )
-_NO_QUESTION = "It is"
 _ASK = (
     "Statements:\n{statements}\n\nQuestion: {question}\n\n"
     "Which statement is about the same thing as the question and helps to answer it? "
@@ -63,6 +64,10 @@ _USED = (
     ("The capital of France is Berlin.", "In France, the seat of government is the city of", "Berlin."),
     ("Freddie Mercury was born in Sweden.", "He sang for years. The birthplace of Freddie Mercury is", "Sweden."),
 )
+
+
+def _words(text: str) -> set[str]:
+    return {text[start:stop].casefold() for start, stop in spans_of_words(text)}
 
 
 class ScrConfig(Closed):
@@ -277,14 +282,16 @@ class SelectiveReasoner:
         """Of each candidate its subject's score given the question, and given none; None: no room for the question."""
         rows: list[Row] = []
         fitting: list[bool] = []
-        alone = self.text.encode_prompt(_ABOUT.format(question=_NO_QUESTION))
         for question, statements in zip(questions, near, strict=True):
             # one prompt for all candidates of a question, so the engine reads it once
             prompt = self.text.encode_prompt(_ABOUT.format(question=question))
-            subjects = [self.text.encode_target(subject_of(hit)) for hit in statements]
-            longest = max(subjects, key=len)
+            subjects = [subject_of(hit) for hit in statements]
+            asked = [self._subject_ids(subject) for subject in subjects]
+            longest = max((before + ids for before, ids in asked), key=len)
             fitting.append(self.capacity.problem(self.text, [*prompt, *longest]) is None)
-            rows += [(context, subject) for subject in subjects for context in (prompt, alone)] if fitting[-1] else []
+            for subject, (before, ids) in zip(subjects, asked, strict=True) if fitting[-1] else ():
+                alone = self.text.encode_prompt(_ABOUT.format(question=nothing_asked(subject)))
+                rows += [(prompt + before, ids), (alone + before, ids)]
         distinct = list(dict.fromkeys((tuple(p), tuple(c)) for p, c in rows))
         scored = dict(zip(distinct, self.engine.score(distinct), strict=True))
         told = [scored[tuple(p), tuple(c)] for p, c in rows]
@@ -292,6 +299,15 @@ class SelectiveReasoner:
         return [
             [next(pairs) for _ in statements] if fits else None for statements, fits in zip(near, fitting, strict=True)
         ]
+
+    def _subject_ids(self, subject: str) -> tuple[list[int], list[int]]:
+        """Tokens of a subject behind "Subject:", and before them that of the space where it is one by itself.
+
+        The space tells nothing about the subject, and before a Chinese name it would: no English text leads to it.
+        """
+        ids = self.text.encode_value(subject)
+        first = 1 if len(ids) > 1 and self.text.decode(ids[:1]).isspace() else 0
+        return ids[:first], ids[first:]
 
     def _best(self, statements: Sequence[Found], pairs: Sequence[tuple[Continuation, Continuation]]) -> Choice:
         considered = []
@@ -345,10 +361,10 @@ class SelectiveReasoner:
     def _told(fact: str, row: Sequence[Found], considered: tuple[Candidate, ...]) -> Choice:
         if not fact or _PAPER_NONE in fact.casefold():
             return Choice(None, f"the model wrote {fact!r}", considered)
-        words = set(fact.casefold().split())
+        words = _words(fact)
 
         def shared(hit: Found) -> float:
-            own = set(hit.statement.casefold().split())
+            own = _words(hit.statement)
             return len(words & own) / max(1, len(words | own))
 
         hit = max(row, key=shared)  # of equally near ones the first, which is the most similar to the question

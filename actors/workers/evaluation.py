@@ -104,6 +104,7 @@ class EvaluationWorker:
             arms=self._settings.arms,
             base_digest=self._versioned.model.digest,
             router=self._bound(hits),
+            in_context=hits.shown if isinstance(hits, Findings) else None,
         )
 
     def _bound(self, hits: Hits) -> BoundRouter | None:
@@ -124,6 +125,7 @@ class EvaluationWorker:
             arms=self._settings.arms,
             search_seconds=search_seconds,
             router=self._bound(hits),
+            in_context=hits.shown if isinstance(hits, Findings) else None,
         )
 
     def perplexity(self, text: str | Sequence[str], weights: Mapping[int, Tensor]) -> float:

@@ -99,11 +99,21 @@ class TextCodec:
             UserError: nothing is left of the text after tokenization.
         """
         text = text.strip()
-        begun = space_before(text) + text
+        return self._continuation(space_before(text) + text)
+
+    def encode_value(self, text: str) -> list[int]:
+        """Tokens of ``text`` as what stands behind a colon and a space (``Subject: 法国``), in every script.
+
+        Raises:
+            UserError: nothing is left of the text after tokenization.
+        """
+        return self._continuation(" " + text.strip())
+
+    def _continuation(self, begun: str) -> list[int]:
         anchor, whole = self._anchor, self._encode(_ANCHOR + begun)
         ids = whole[len(anchor) :] if whole[: len(anchor)] == anchor else self._encode(begun)
         if not ids:
-            raise UserError(f"target {text!r} has no tokens; it must be text the tokenizer knows")
+            raise UserError(f"target {begun.strip()!r} has no tokens; it must be text the tokenizer knows")
         return ids
 
     def encode_with_subject(self, prefix: str, template: str, subject: str) -> tuple[list[int], int]:

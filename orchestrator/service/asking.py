@@ -15,7 +15,7 @@ from errata.editing.model.streaming import Sampling
 from errata.editing.model.text import TextCodec
 from errata.editing.wording import counted
 from errata.evaluation.answering import ArmAnswer, Question
-from errata.evaluation.outcomes import MEMORY_ARMS, Arm
+from errata.evaluation.outcomes import MEMORY_ARMS, Arm, AskedArm
 from errata.evaluation.patience import ENDLESS, Patience
 from errata.evaluation.streaming import Opened, TextPiece
 from errata.orchestrator.journal.rows import Version
@@ -28,7 +28,7 @@ _LETTERS_PER_TOKEN: Final = 32
 
 
 class Finder(Protocol):
-    """The memory, as `errata.actors.retrieval.MemoryClient` is."""
+    """The memory, as `errata.actors.clients.MemoryClient` is."""
 
     def search(self, questions: Sequence[str], k: int) -> Sequence[Sequence[Any]]: ...
 
@@ -157,7 +157,7 @@ class Asking:
         evaluators: Answerer,
         *,
         k: int,
-        arms: Sequence[Arm],
+        arms: Sequence[AskedArm],
         limit: int,
         bounds: Bounds | None = None,
     ) -> None:

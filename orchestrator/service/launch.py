@@ -14,6 +14,7 @@ from typing import Any
 
 from errata.editing.errors import ErrataError, UserError
 from errata.editing.wording import counted, model_title
+from errata.evaluation.outcomes import ARMS
 from errata.orchestrator.config.loading import build_config, composed
 from errata.orchestrator.config.presets import find_config
 from errata.orchestrator.config.run import RunConfig
@@ -23,9 +24,9 @@ from errata.orchestrator.run.assembly import make_pipeline
 from errata.orchestrator.run.attached import attach
 from errata.orchestrator.run.opening import check_run, open_run
 from errata.orchestrator.run.outputs import errata_version
+from errata.orchestrator.service.access import Tokens, watched_tokens
 from errata.orchestrator.service.app import make_app
 from errata.orchestrator.service.asking import Asking, Bounds
-from errata.orchestrator.service.auth import Tokens, watched_tokens
 from errata.orchestrator.service.calls import Service
 from errata.orchestrator.service.connections import ConnectionGuard, protocol
 from errata.orchestrator.service.core import ServiceCore
@@ -109,7 +110,7 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
             pipeline.memory,
             pipeline.evaluators,
             k=config.memory.scr.k,
-            arms=config.evaluation.arms,
+            arms=[arm for arm in ARMS if arm in config.evaluation.arms],
             limit=config.service.max_queries,
             bounds=Bounds(admission.text, admission.capacity, config.service.max_question_tokens),
         )

@@ -8,8 +8,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from errata.orchestrator.service.completions import ChatIn, TextIn
-from errata.orchestrator.service.models import (
+from errata.orchestrator.service.bodies import (
     EditIn,
     EditsIn,
     EvaluationIn,
@@ -17,6 +16,7 @@ from errata.orchestrator.service.models import (
     QueryIn,
     ReasonIn,
 )
+from errata.orchestrator.service.completions import ChatIn, TextIn
 
 _REF = "#/components/schemas/{model}"
 _BODIES: tuple[type[BaseModel], ...] = (

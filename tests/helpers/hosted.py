@@ -21,7 +21,7 @@ from errata.editing.errors import ErrataError
 from errata.orchestrator.journal.records import now
 from errata.orchestrator.journal.rows import Version
 from errata.orchestrator.progress import configure_logging
-from errata.orchestrator.run.batcher import Batcher
+from errata.orchestrator.run.batches import Batcher
 from errata.orchestrator.service import launch
 from tests.helpers.service import FakePipeline, running
 

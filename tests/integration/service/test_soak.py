@@ -212,9 +212,9 @@ def test_the_weights_are_those_that_the_journal_rebuilds_from_the_base(soak: Soa
 
 
 def test_the_memory_holds_the_applied_edits_that_were_not_taken_back_or_overwritten(soak: Soak) -> None:
-    from errata.actors.workers.retrieval import RetrievalWorker
     from errata.retrieval.embedder import HashEmbedderConfig
     from errata.retrieval.index import IndexConfig
+    from tests.helpers.memory import HeldMemory
 
     newest: dict[str, RequestRow] = {}
     for row in sorted(soak.rows.values(), key=lambda row: (row.applied_in or 0, row.seq)):
@@ -222,7 +222,7 @@ def test_the_memory_holds_the_applied_edits_that_were_not_taken_back_or_overwrit
             newest[row.fact_key] = row
     standing = {row.id for row in newest.values() if row.state != "reverted"}
     assert standing == {row.id for row in soak.rows.values() if row.state == "applied"}
-    memory = RetrievalWorker(HashEmbedderConfig(), IndexConfig())
+    memory = HeldMemory(HashEmbedderConfig(), IndexConfig())
     with Journal.open(soak.run / "journal.sqlite", read_only=True) as journal:
         assert memory.add(memory_entries(journal)) == len(standing) == soak.held["statements"]
     assert memory.digest() == soak.held["memory"]

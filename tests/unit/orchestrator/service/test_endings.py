@@ -15,7 +15,7 @@ import httpx
 import pytest
 import uvicorn
 
-from errata.orchestrator.run.batcher import Batcher
+from errata.orchestrator.run.batches import Batcher
 from errata.orchestrator.service.server import BACKLOG, Quiet, Server
 from tests.helpers.routes import CALLS, routes_of
 from tests.helpers.service import Running, edit, running
