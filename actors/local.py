@@ -171,7 +171,7 @@ class LocalMemory:
 
     def add(self, entries: Sequence[MemoryEntry]) -> int:
         """Add statements; a memory that is not made yet will find them in the journal."""
-        return 0 if self._made is None else self._made.add(entries)
+        return 0 if self._made is None else self._made.memory.learn(entries)
 
     def remove(self, ids: Sequence[int]) -> int:
         """Forget statements; a memory that is not made yet never has them."""
@@ -193,7 +193,7 @@ class LocalMemory:
     def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
         """The k nearest active statements of each question, best first."""
         with self._lock:
-            return self._worker().search(questions, k)
+            return self._worker().memory.search(questions, k)
 
     def search_seconds(self, questions: Sequence[str], k: int) -> float:
         """Mean wall seconds of embedding and searching one question alone."""
@@ -202,7 +202,7 @@ class LocalMemory:
 
     def digest(self) -> str:
         """Digest of the active content."""
-        return self._worker().digest()
+        return self._worker().memory.digest
 
     def route(self, questions: Sequence[str], k: int) -> Routing:
         """The router in force and each question's candidates."""
@@ -217,7 +217,7 @@ class LocalMemory:
     def resolved(self, turns: Sequence[str]) -> str:
         """The last turn of a conversation, with what it refers to."""
         with self._lock:
-            return self._worker().resolved(turns)
+            return self._worker().memory.resolved(turns)
 
     def router(self) -> FittedRouter:
         """The router in force."""

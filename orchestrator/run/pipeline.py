@@ -51,8 +51,7 @@ from errata.orchestrator.journal.rows import RequestRow, Version
 from errata.orchestrator.measuring.measurer import Measurement, Measurer
 from errata.orchestrator.measuring.timeline import Timeline
 from errata.orchestrator.progress import Display
-from errata.orchestrator.run.attempts import Attempts
-from errata.orchestrator.run.batcher import Batcher, BatchPlan
+from errata.orchestrator.run.batches import Attempts, Batcher, BatchPlan
 from errata.orchestrator.run.repairing import REPAIR, Repairs
 from errata.orchestrator.run.reverting import commit_revert, forgotten
 from errata.orchestrator.run.updating import set_late_aside, settle_retractions

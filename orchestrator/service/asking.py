@@ -28,7 +28,7 @@ _LETTERS_PER_TOKEN: Final = 32
 
 
 class Finder(Protocol):
-    """The memory, as `errata.actors.retrieval.MemoryClient` is."""
+    """The memory, as `errata.actors.clients.MemoryClient` is."""
 
     def search(self, questions: Sequence[str], k: int) -> Sequence[Sequence[Any]]: ...
 

@@ -24,9 +24,9 @@ from errata.orchestrator.run.assembly import make_pipeline
 from errata.orchestrator.run.attached import attach
 from errata.orchestrator.run.opening import check_run, open_run
 from errata.orchestrator.run.outputs import errata_version
+from errata.orchestrator.service.access import Tokens, watched_tokens
 from errata.orchestrator.service.app import make_app
 from errata.orchestrator.service.asking import Asking, Bounds
-from errata.orchestrator.service.auth import Tokens, watched_tokens
 from errata.orchestrator.service.calls import Service
 from errata.orchestrator.service.connections import ConnectionGuard, protocol
 from errata.orchestrator.service.core import ServiceCore

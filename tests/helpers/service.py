@@ -30,14 +30,14 @@ from errata.orchestrator.journal.rows import CommitData, JournalMeta, RequestOut
 from errata.orchestrator.publish.questions import Marks
 from errata.orchestrator.publish.registry import Registered
 from errata.orchestrator.publish.rollout import ServerResult, State
-from errata.orchestrator.run.batcher import plan_batch
+from errata.orchestrator.run.batches import plan_batch
+from errata.orchestrator.service.access import Tokens, load_tokens
 from errata.orchestrator.service.app import make_app
 from errata.orchestrator.service.asking import Asking, Bounds
-from errata.orchestrator.service.auth import Tokens, load_tokens
+from errata.orchestrator.service.bodies import PublicationIn
 from errata.orchestrator.service.calls import Service
 from errata.orchestrator.service.core import ServiceCore
 from errata.orchestrator.service.metrics import Metrics
-from errata.orchestrator.service.models import PublicationIn
 from errata.orchestrator.service.publishing import Publishing
 from errata.retrieval.router import FittedRouter
 from errata.retrieval.router_fit import shipped

@@ -17,7 +17,6 @@ from errata.actors.workers.covariance import EstimateJob, UnitWorker
 from errata.actors.workers.editor import ContextSpec, EditorWorker
 from errata.actors.workers.evaluation import EvaluationSettings, EvaluationWorker
 from errata.actors.workers.model import VersionedModel, load_for
-from errata.actors.workers.retrieval import RetrievalWorker
 from errata.editing.checkpoint.load import load_model
 from errata.editing.covariance import KeyCovariance
 from errata.editing.editors import REGISTRY
@@ -33,6 +32,7 @@ from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import MemoryEntry
 from errata.retrieval.router import Findings
 from errata.retrieval.scr import ScrConfig
+from tests.helpers.memory import HeldMemory
 from tests.helpers.tiny import tiny_model
 
 MEMIT = REGISTRY["memit"][0](layers=(1, 2), cov_weight=1.0, values={"steps": 3})
@@ -137,8 +137,8 @@ def test_a_new_editor_that_replays_the_history_goes_on_bit_for_bit(spec, role, e
 
 
 @pytest.fixture
-def memory() -> RetrievalWorker:
-    return RetrievalWorker(HashEmbedderConfig(), IndexConfig())
+def memory() -> HeldMemory:
+    return HeldMemory(HashEmbedderConfig(), IndexConfig())
 
 
 def entries(*numbers: int) -> list[MemoryEntry]:
@@ -149,7 +149,7 @@ def test_adding_twice_changes_nothing_and_the_order_does_not_matter(memory):
     assert memory.add(entries(1, 2, 3)) == 3
     digest = memory.digest()
     assert memory.add(entries(2, 3)) == 3 and memory.digest() == digest
-    other = RetrievalWorker(HashEmbedderConfig(), IndexConfig())
+    other = HeldMemory(HashEmbedderConfig(), IndexConfig())
     other.add(entries(3))
     other.add(entries(1, 2))
     assert other.digest() == digest
@@ -296,7 +296,7 @@ def test_a_question_goes_to_a_worker_that_is_at_no_part_of_an_evaluation():
 
 
 def test_in_context_a_question_is_shown_the_nearest_fact_and_the_oracle_its_own() -> None:
-    worker = RetrievalWorker(HashEmbedderConfig(), IndexConfig())
+    worker = HeldMemory(HashEmbedderConfig(), IndexConfig())
     worker.add([MemoryEntry.of(ask(number), number) for number in (1, 2)])
     split = [ask(number, "Oslo") for number in (1, 7, 8)]
     pool = DemonstrationPool.of(split, IkeConfig(demonstrations="a training split", k=4, shares=None))
