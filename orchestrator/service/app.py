@@ -234,7 +234,12 @@ def _edit_routes(app: FastAPI, service: Service) -> None:
         """One edit and everything that happened to it."""
         return edit_story(service.reader, _row(service, id))
 
-    @app.delete("/v1/edits/{id:path}", tags=["edits"], response_model=None)
+    @app.delete(
+        "/v1/edits/{id:path}",
+        tags=["edits"],
+        response_model=None,
+        responses={202: {"description": "It is promised, and goes on."}},
+    )
     async def take_back(
         id: str,
         reason: Note = None,
