@@ -37,7 +37,7 @@ from errata.editing.wording import counted as counted_of
 from errata.retrieval.ike import Asked, DemonstrationPool, InContext
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import Hit, MemoryEntry
-from errata.retrieval.router import FittedRouter, RouterConfig, Routing
+from errata.retrieval.router import Findings, FittedRouter, RouterConfig, Routing
 
 logger = logging.getLogger(__name__)
 
@@ -407,6 +407,9 @@ class RetrievalActor:
     def route(self, questions: Sequence[str], k: int) -> Routing:
         return self._worker.route(questions, k)
 
+    def among(self, questions: Sequence[str], entries: Sequence[MemoryEntry], k: int) -> Findings:
+        return self._worker.among(questions, entries, k)
+
     def in_context(self, pool: DemonstrationPool, asked: Sequence[Asked], without: Sequence[str]) -> InContext:
         return self._worker.in_context(pool, asked, without)
 
@@ -477,6 +480,11 @@ class MemoryClient(RevivingClient):
         """The router in force and each question's candidates."""
         routing: Routing = self._call(lambda actor: actor.route.remote(list(questions), k))
         return routing
+
+    def among(self, questions: Sequence[str], entries: Sequence[MemoryEntry], k: int) -> Findings:
+        """What a memory of these statements alone finds."""
+        found: Findings = self._call(lambda actor: actor.among.remote(list(questions), list(entries), k))
+        return found
 
     def in_context(self, pool: DemonstrationPool, asked: Sequence[Asked], without: Sequence[str]) -> InContext:
         """Facts and demonstrations for questions of an evaluation."""

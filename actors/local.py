@@ -41,7 +41,7 @@ from errata.evaluation.sampling import SamplingConfig
 from errata.retrieval.ike import Asked, DemonstrationPool, InContext
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import Hit, MemoryEntry
-from errata.retrieval.router import FittedRouter, RouterConfig, Routing
+from errata.retrieval.router import Findings, FittedRouter, RouterConfig, Routing
 
 
 class SharedModel:
@@ -208,6 +208,11 @@ class LocalMemory:
         """The router in force and each question's candidates."""
         with self._lock:
             return self._worker().route(questions, k)
+
+    def among(self, questions: Sequence[str], entries: Sequence[MemoryEntry], k: int) -> Findings:
+        """What a memory of these statements alone finds."""
+        with self._lock:
+            return self._worker().among(questions, entries, k)
 
     def in_context(self, pool: DemonstrationPool, asked: Sequence[Asked], without: Sequence[str]) -> InContext:
         """Facts and demonstrations for questions of an evaluation."""

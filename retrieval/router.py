@@ -158,6 +158,8 @@ class Routing:
 
     fitted: FittedRouter
     candidates: Mapping[str, Sequence[Candidate]] = field(default_factory=dict)
+    answer: Answering | None = None
+    """What answers a question in scope, where it is not as configured: the weights hold what holds now."""
 
 
 class Findings(dict[str, Sequence[Hit]]):

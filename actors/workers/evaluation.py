@@ -109,7 +109,9 @@ class EvaluationWorker:
 
     def _bound(self, hits: Hits) -> BoundRouter | None:
         routing = hits.routing if isinstance(hits, Findings) else None
-        return None if routing is None else BoundRouter(routing, self._reasoner, self._settings.routed)
+        return (
+            None if routing is None else BoundRouter(routing, self._reasoner, routing.answer or self._settings.routed)
+        )
 
     def query_seconds(
         self, questions: Sequence[str], weights: Mapping[int, Tensor], hits: Hits, search_seconds: float

@@ -14,7 +14,7 @@ from errata.retrieval.evidence import EvidenceFinder
 from errata.retrieval.ike import Asked, DemonstrationPool, InContext, NearestDemonstrations, Shown
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import FactMemory, Hit, MemoryEntry
-from errata.retrieval.router import FittedRouter, RouterConfig, Routing
+from errata.retrieval.router import Findings, FittedRouter, RouterConfig, Routing
 from errata.retrieval.router_fit import router_for
 from errata.retrieval.vectors import KeptVectors
 
@@ -96,6 +96,20 @@ class RetrievalWorker:
         distinct = list(dict.fromkeys(questions))
         candidates = self._evidence.candidates(distinct, self.memory.embedded(distinct), k) if distinct else []
         return Routing(self.router(), dict(zip(distinct, candidates, strict=True)))
+
+    def among(self, questions: Sequence[str], entries: Sequence[MemoryEntry], k: int) -> Findings:
+        """What a memory that holds these statements alone finds: the nearest of each question, and its candidates for
+        the router in force. At most one of each fact."""
+        distinct = list(dict.fromkeys(questions))
+        held = FactMemory(self._embedder)
+        known = [entry for entry in entries if (own := self.memory.get(entry.id)) and own.statement == entry.statement]
+        held.add(known, self.memory.vectors([entry.id for entry in known]))
+        held.add([entry for entry in entries if entry not in known])
+        vectors = self.memory.embedded(distinct)
+        hits = held.search_vectors(vectors, k) if distinct else []
+        candidates = EvidenceFinder(held).candidates(distinct, vectors, k) if distinct else []
+        routing = Routing(self.router(), dict(zip(distinct, candidates, strict=True)), answer="memory")
+        return Findings(dict(zip(distinct, hits, strict=True)), routing)
 
     def in_context(self, pool: DemonstrationPool, asked: Sequence[Asked], without: Sequence[str]) -> InContext:
         """Facts and demonstrations for questions; none of these names a subject of ``without``."""

@@ -234,6 +234,22 @@ class JournalReader(VersionReader):
         )
         return [Fate(row["state"], row["sequence"], row["reason"], time_of(row["at"])) for row in rows]
 
+    def fates_of(self, numbers: Iterable[int]) -> dict[int, list[Fate]]:
+        """Everything that happened to some requests, by their numbers, oldest first."""
+        wanted = list(dict.fromkeys(numbers))
+        found: dict[int, list[Fate]] = {}
+        for at in range(0, len(wanted), _AT_ONCE):
+            part = wanted[at : at + _AT_ONCE]
+            places = ", ".join("?" * len(part))
+            for row in self._rows(f"SELECT * FROM fates WHERE seq IN ({places}) ORDER BY number", *part):
+                told = Fate(row["state"], row["sequence"], row["reason"], time_of(row["at"]))
+                found.setdefault(row["seq"], []).append(told)
+        return found
+
+    def taken_out_after(self, sequence: int) -> list[RequestRow]:
+        """Requests that were in the weights and were reverted by a commit after ``sequence``, by number."""
+        return self._requests("WHERE state = 'reverted' AND applied_in IS NOT NULL AND ended_in > ?", (sequence,))
+
     def counts(self) -> Counts:
         """How much of everything there is."""
         kept = self.counters()

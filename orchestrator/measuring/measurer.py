@@ -14,6 +14,7 @@ from errata.actors.parts import EvaluationPart, MemoryPart
 from errata.actors.workers.evaluation import Hits
 from errata.editing.errors import UserError
 from errata.editing.request import EditRequest
+from errata.editing.texts import read_text
 from errata.evaluation.arms import Evaluation
 from errata.evaluation.judge import ContainsJudgeConfig, Judge, JudgeConfig, LlmJudgeConfig, build_judge
 from errata.evaluation.judged import judged
@@ -227,10 +228,7 @@ def read_held_out(path: str | None) -> str | None:
     """
     if path is None:
         return None
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"evaluation.held_out {path!r} cannot be read: {type(error).__name__}") from error
+    text = read_text(Path(path), "evaluation.held_out")
     if not text.strip():
         raise UserError(f"evaluation.held_out {path!r} holds no text")
     return text

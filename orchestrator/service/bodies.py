@@ -19,10 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from pydantic_core import ErrorDetails, from_json
 
 from errata.editing.closed import Closed
-from errata.editing.request import EditRequest
+from errata.editing.request import EditRequest, EventTime
 from errata.editing.wording import counted
 from errata.evaluation.answering import ArmAnswer
 from errata.evaluation.outcomes import ARMS, AskedArm, Retrieved
+from errata.orchestrator.history.past import Moment
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.rows import Accepted, EvaluationRow, RefreshRow, RequestRow, Version, shown_state
 from errata.orchestrator.service.asking import Answers
@@ -89,6 +90,8 @@ class EditIn(StrictIn):
     neighborhood: Annotated[list[NeighborhoodIn], Field(max_length=32)] = []
     portability: Annotated[list[PortabilityIn], Field(max_length=32)] = []
     provenance: ProvenanceIn | None = None
+    event_at: EventTime | None = None
+    """When the fact became true (without a zone UTC); of one fact the newest by this time holds."""
 
     @field_validator("id")
     @classmethod
@@ -128,6 +131,10 @@ class QueryIn(StrictIn):
     arms: Annotated[list[AskedArm], Field(min_length=1, max_length=len(ARMS))] | None = None
     """All that the run evaluates, when absent."""
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
+    as_of: EventTime | None = None
+    """Answer with what was true at this time (without a zone UTC): by the arms without edited weights."""
+    as_known_at: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """Answer with what was known in this version (`v12`, digits of a digest, a tag): by the same arms."""
 
     @model_validator(mode="after")
     def _one_form(self) -> QueryIn:
@@ -436,11 +443,19 @@ def answers_view(answers: Answers, questions: list[str]) -> dict[str, Any]:
         "sequence": answers.version.sequence,
         "edits": answers.version.edits,
         "seconds": round(answers.seconds, 4),
+        **_moment(answers.moment),
         "answers": [
             {"question": question, "arms": {arm: _answer(reply, answers.edits) for arm, reply in by_arm.items()}}
             for question, by_arm in zip(questions, answers.answers, strict=True)
         ],
     }
+
+
+def _moment(moment: Moment | None) -> dict[str, Any]:
+    if moment is None:
+        return {}
+    as_of = None if moment.as_of is None else moment.as_of.isoformat()
+    return {"as_of": as_of, "as_known_at": None if moment.known is None else f"v{moment.known.sequence}"}
 
 
 def _answer(reply: ArmAnswer, edits: Mapping[int, str]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from errata.orchestrator.service.calls import Service
 from errata.orchestrator.service.connections import ConnectionGuard, protocol
 from errata.orchestrator.service.core import ServiceCore
 from errata.orchestrator.service.metrics import Metrics
+from errata.orchestrator.service.past import Past
 from errata.orchestrator.service.publishing import publishing_of
 from errata.orchestrator.service.traces import Traces
 from errata.orchestrator.sources import Pump
@@ -113,6 +114,7 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
             arms=[arm for arm in ARMS if arm in config.evaluation.arms],
             limit=config.service.max_queries,
             bounds=Bounds(admission.text, admission.capacity, config.service.max_question_tokens),
+            past=Past(reader, pipeline.memory, config.memory.scr.k, config.memory.statement),
         )
         stack.callback(asking.close)
         pump = None

@@ -18,6 +18,7 @@ from errata.evaluation.answering import Question
 from errata.evaluation.outcomes import Arm
 from errata.evaluation.patience import Patience
 from errata.evaluation.streaming import TextPiece
+from errata.orchestrator.history.past import Moment
 from errata.orchestrator.service import openai
 from errata.orchestrator.service.access import Caller, Role, needs
 from errata.orchestrator.service.asking import Answers, Speaking
@@ -26,6 +27,7 @@ from errata.orchestrator.service.calls import Service
 from errata.orchestrator.service.completions import ChatIn, TextIn
 from errata.orchestrator.service.core import ServiceCore
 from errata.orchestrator.service.errors import ServiceError, unavailable
+from errata.orchestrator.service.past import arms_then
 from errata.orchestrator.service.schema import takes
 
 T = TypeVar("T")
@@ -40,11 +42,17 @@ def question_routes(app: FastAPI, service: Service) -> None:
     core, asking = service.core, service.asking
     read = needs(service.tokens, Role.read)
 
-    async def ask(request: Request, questions: Sequence[Question], arms: Sequence[Arm], limit: int | None) -> Answers:
+    async def ask(
+        request: Request,
+        questions: Sequence[Question],
+        arms: Sequence[Arm],
+        limit: int | None,
+        moment: Moment | None = None,
+    ) -> Answers:
         started = time.perf_counter()
         await run_in_threadpool(asking.check, questions)
         waiter = Waiter(core, request)
-        answers = await waiter.wait(asking.submit(questions, arms, limit, waiter.patience))
+        answers = await waiter.wait(asking.submit(questions, arms, limit, waiter.patience, moment))
         service.metrics.query.observe(time.perf_counter() - started)
         return answers
 
@@ -60,9 +68,14 @@ def question_routes(app: FastAPI, service: Service) -> None:
         strange = [arm for arm in arms if arm not in asking.arms]
         if strange:
             raise ServiceError(422, "invalid", f"this run has no arm {strange[0]!r}; it has: {', '.join(asking.arms)}")
+        moment = None
+        if asking.past is not None and (wanted.as_of is not None or wanted.as_known_at is not None):
+            moment = await run_in_threadpool(asking.past.moment, wanted.as_of, wanted.as_known_at)
+            arms = arms_then(wanted.arms, asking.arms)
         limit = _bounded(core, wanted.max_new_tokens)
         started = time.perf_counter()
-        view = answers_view(await ask(request, [Question(text) for text in wanted.asked], arms, limit), wanted.asked)
+        questions = [Question(text) for text in wanted.asked]
+        view = answers_view(await ask(request, questions, arms, limit, moment), wanted.asked)
         if service.traces is not None and service.traces.chosen():
             await run_in_threadpool(service.traces.keep, view, time.perf_counter() - started)
         return view
