@@ -64,7 +64,7 @@ def test_a_line_that_pins_nothing_is_an_error(supply: ModuleType, files: tuple[P
 
 @pytest.mark.slow
 def test_lock_and_hashes_name_the_same(supply: ModuleType) -> None:
-    """Among the slow ones, so that a dependency may come first and its digests, by ``make hashes``, before a release."""
+    """Among the slow ones: a dependency may come first, its digests (``make hashes``) before a release."""
     assert supply.problems() == []
 
 
