@@ -21,8 +21,8 @@ QUICK: Mapping[str, str | tuple[str, ...]] = {
     "errata log RUN": "errata log runs/demo",
     "errata log runs/demo": SAME,
     "errata log -n 20": SAME,
-    "errata show EDIT": "errata show munro",
-    "errata show qs-0001 runs/demo": "errata show munro runs/demo",
+    "errata show EDIT": "errata show qs-0001",
+    "errata show qs-0001 runs/demo": SAME,
     "errata show VERSION": "errata show v3",
     "errata show head": SAME,
     "errata diff V1 V2": "errata diff v1 v3",
@@ -48,11 +48,11 @@ QUICK: Mapping[str, str | tuple[str, ...]] = {
         "errata geometry v5 head --run runs/demo --layers 0,1,2 --text news.txt --documents 2000 --json"
     ),
     # changing it
-    "errata revert EDIT": "errata revert munro",
-    "errata revert EDIT --reason TEXT": "errata revert munro --reason wrong",
-    "errata revert qs-0001 runs/demo --reason it is not so": "errata revert munro runs/demo --reason 'it is not so'",
+    "errata revert EDIT": "errata revert qs-0001",
+    "errata revert EDIT --reason TEXT": "errata revert qs-0001 --reason wrong",
+    "errata revert qs-0001 runs/demo --reason it is not so": "errata revert qs-0001 runs/demo --reason 'it is not so'",
     "errata revert fact-17 fact-18 --run quickstart --reason the source was wrong": (
-        "errata revert munro angola --run quickstart --reason 'the source was wrong'"
+        "errata revert fact-17 fact-18 --run quickstart --reason 'the source was wrong'"
     ),
     "errata withdraw EDIT --reason TEXT": "errata withdraw later --reason wrong",
     "errata withdraw EDIT --run RUN --reason …": "errata withdraw later --run runs/demo --reason wrong",
@@ -61,8 +61,10 @@ QUICK: Mapping[str, str | tuple[str, ...]] = {
     "errata tag release-3 v120": "errata tag release-3 v3",
     "errata compact --days 30 --dry-run": SAME,
     "errata compact --days 30": SAME,
-    "errata erase edit-17 edit-40 --dry-run": "errata erase munro angola --dry-run",
-    "errata erase edit-17 edit-40 --reason request 2026-113": "errata erase munro angola --reason 'request 2026-113'",
+    "errata erase edit-17 edit-40 --dry-run": SAME,
+    "errata erase edit-17 edit-40 --reason request 2026-113": (
+        "errata erase edit-17 edit-40 --reason 'request 2026-113'"
+    ),
     # covariances
     "errata covariance show FILE": "errata covariance show a.safetensors",
     "errata covariance compare A B C --output PAGE": (
@@ -225,11 +227,11 @@ NOT_RUN: tuple[tuple[str, str, str], ...] = (
     (r"ray stop", "none", "what contributors are told not to do: it ends other people's processes"),
     (r"mlflow .*", "mlflow", "tests/integration/tracking serves a registered version in this way"),
     (r"curl localhost:5000/invocations .*", "none", "tests/integration/tracking asks a served version in this way"),
-    (r"python docs/configuration_page.py", "shell", ""),
+    (r"python docs/configuration_page.py", "page", "run in the test's own process"),
     (r"python requirements/make_lock.py", "none", "asks the package registry for every package's newest version"),
     (r"python -m docs.pictures|python -m tests\..*", "module", "rewrites pictures or golden traces of the checkout"),
     (r"python -m benchmarks\.\w+.*", "benchmark", "minutes to hours: its own parser reads the words"),
-    (r"errata preserve .*--tasks (mmlu|rte|uncertainty).*", "parse",
+    (r"errata preserve .*--tasks (rte,sst2,nq_open,samsum|mmlu,gsm8k,\S+ --data .*|uncertainty( .*)?)", "parse",
      "wants benchmark files from the Hub: tests/integration/preservation runs every task on files like them"),
     (r"errata publish v40 .*", "parse", "wants vLLM servers: tests/model/test_publish_vllm.py and its stand-in"),
     (r"errata judge --run runs/demo --url .*", "parse", "wants a judge's endpoint: test_judging.py has one"),

@@ -17,21 +17,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from errata import Editor
 from errata.editing.covariance import KeyCovariance
-from errata.orchestrator.config.presets import find_config
+from errata.editing.request import EditRequest
+from errata.orchestrator.journal import JOURNAL_FILE, Journal
 from tests.helpers.command import Command, in_process
 from tests.helpers.gguf_file import write_gguf
 from tests.helpers.hub import TOKEN, stand_in_hub
 from tests.helpers.k8s.objects import KUBECTL
 from tests.helpers.page_commands import LONG, NOT_RUN, QUICK, REDIS, SERVED, decision, typed
 from tests.helpers.pages import PAGES, ROOT, Shown, commands_of
-from tests.helpers.small_run import SmallRun, make_run
 from tests.helpers.tiny import save_tiny
 
 NO_COMMANDS = {"errata version 1"}
@@ -73,7 +75,7 @@ def test_what_is_typed_has_every_option_that_is_shown(text: str) -> None:
 
 
 def test_a_command_that_nobody_has_decided_is_found() -> None:
-    assert decision("errata preserve v0 --tasks mmlu,never --new", True) == ("", "")
+    assert decision("errata preserve v0 --tasks never --new", True) == ("", "")
     assert decision("errata log runs/other --new", False) == ("", "")
     assert decision("errata log", False)[0] == "mentioned" and decision("errata log", True) == ("", "")
 
@@ -81,13 +83,39 @@ def test_a_command_that_nobody_has_decided_is_found() -> None:
 # ---------------------------------------------------------------- run here, on a tiny run
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A run with the ids of the pages, one edit a batch, one edit waiting; and its model."""
+
+    directory: Path
+    model: Path
+
+
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
-    return make_run(tmp_path_factory.mktemp("small"))
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    root = tmp_path_factory.mktemp("small")
+    kept = Kept(root / "run", save_tiny(root / "model", layers=3))
+    settings = {
+        "name": "demo",
+        "covariance": {"tokens": 200, "max_new_tokens": 16},
+        "editor": {"cov_weight": 2.0, "values": {"lr": 0.3, "steps": 5, "clamp": 2.0, "weight_decay": 0.0}},
+        "contexts": {"count": 1, "length": 3},
+        "verify": {"corrections": 0},
+    }
+    facts = {"qs-0001": "France", "fact-17": "Rome", "fact-18": "Angola", "edit-17": "Alice Munro", "edit-40": "Italy"}
+    with Editor.from_pretrained(
+        kept.model, journal=kept.directory, method="memit", layers=[0, 1], settings=settings, progress=False
+    ) as editor:
+        for name, subject in facts.items():
+            (done,) = editor.edit([EditRequest(id=name, subject=subject, prompt="{} lies in", target_new="Canada")])
+            assert done.state == "applied"
+    with Journal.open(kept.directory / JOURNAL_FILE) as journal:
+        journal.accept([EditRequest(id="later", subject="Thierry Henry", prompt="{} plays", target_new="football")])
+    return kept
 
 
 @pytest.fixture
-def place(kept: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def place(kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory with runs and files of the names that the pages have; its own home, and a hub on this machine."""
     here = tmp_path / "newcomer"
     for name in ("quickstart", "demo"):
@@ -95,19 +123,20 @@ def place(kept: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
         time.sleep(0.01)  # demo is the one that was written to last
         (here / "runs" / name / "journal.sqlite").touch()
     monkeypatch.chdir(here)
-    probes = [{"prompt": "Rome lies in", "answer": "Canada"}]
+    probes = [{"prompt": "Rome lies in"}]
     (here / "probe.json").write_text(json.dumps(probes))
     (here / "sentinels.jsonl").write_text(json.dumps(probes[0]) + "\n")
-    (here / "news.txt").write_text("The capital of France is Paris. Rome lies in Italy.\n\n" * 40)
+    places = ("France", "Rome", "Italy", "Angola", "Canada", "Africa", "Paris", "the sea")
+    (here / "news.txt").write_text("\n\n".join(f"{a} lies in {b}, and not in {a}." for a in places for b in places))
     (here / "docs").mkdir()
     monkeypatch.setenv("D", str(here))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("COLUMNS", "200")
     yield here
 
 
-def files_for(words: list[str], kept: SmallRun, place: Path) -> None:
+def files_for(words: list[str], kept: Kept, place: Path) -> None:
     """The files that a command names, where they are costly to make."""
     if "model" in words:
         save_tiny(place / "model")
@@ -124,7 +153,7 @@ def files_for(words: list[str], kept: SmallRun, place: Path) -> None:
 @pytest.mark.parametrize("text", sorted(QUICK))
 def test_a_command_of_the_pages_runs(
     text: str,
-    kept: SmallRun,
+    kept: Kept,
     place: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -139,7 +168,12 @@ def test_a_command_of_the_pages_runs(
             monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
             monkeypatch.setenv("HF_TOKEN", TOKEN)
             monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-            monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # read at import, in this process
+            # read at import, in this process
+            monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+            monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+            template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+            monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+            monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", hub.endpoint)
             code, out, err = errata(*words[1:])
             shutil.rmtree(tmp_path / "hub")
         assert code == 0, f"{words}: exit code {code}\n{out}\n{err}"
@@ -209,7 +243,8 @@ def test_kubectl_takes_the_verb_and_its_options(text: str, tmp_path: Path) -> No
     outer, _, inner = text.partition(" -- ")
     words = re.sub(r"^k ", "kubectl -n errata ", outer).split()[1:]
     verbs = [word for word in words if word not in ("-n", "errata")]
-    said = run(str(KUBECTL), *words, "--help", cwd=tmp_path)
+    given = [*words, "."] if words[-1:] == ["-k"] else words
+    said = run(str(KUBECTL), *given, "--help", cwd=tmp_path)
     assert not verbs or ("Usage:" in said and f"kubectl {verbs[0]}" in said)
     if inner:
         assert decision(inner, False)[0] or inner.split()[1] in ("doctor", "log")
@@ -260,13 +295,19 @@ def test_the_extras_exist(text: str) -> None:
 @pytest.mark.parametrize("text", those("shell"))
 def test_a_line_of_shell_runs_as_it_stands(text: str, tmp_path: Path) -> None:
     first, *rest = text.split()
-    if first == "python":
-        page = run(sys.executable, str(ROOT / rest[0]), *rest[1:], cwd=tmp_path)
-        assert page == (ROOT / "docs" / "configuration.md").read_text()
-    elif shutil.which(first) is None:
+    if shutil.which(first) is None:
         pytest.skip(f"{first} is not installed here")
     else:
         assert re.fullmatch(r"[0-9a-f]{32,}\n", run(first, *rest, cwd=tmp_path))
+
+
+@pytest.mark.parametrize("text", those("page"))
+def test_the_page_that_a_program_writes_is_written(
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / text.split()[1]), run_name="__main__")
+    assert capsys.readouterr().out == (ROOT / "docs" / "configuration.md").read_text()
 
 
 @pytest.mark.parametrize("text", those("paths"))
@@ -275,16 +316,18 @@ def test_the_tests_that_are_named_are_there(text: str) -> None:
         assert "/" not in word or (ROOT / word).exists()
 
 
+@pytest.mark.slow  # MLflow's command line takes half a minute to import
 @pytest.mark.parametrize("text", those("mlflow"))
 def test_mlflow_takes_the_options(text: str) -> None:
     from mlflow.cli import cli
 
-    command: Any = cli
     words = text.split()[1:]
-    while words and hasattr(command, "commands") and words[0] in command.commands:
-        command = command.commands[words.pop(0)]
+    with cli.make_context("mlflow", list(words)) as outer:
+        name, command, rest = cli.resolve_command(outer, words)
+    while hasattr(command, "commands"):
+        name, command, rest = command.resolve_command(outer, rest)
     known = {name for param in command.params for name in param.opts}
-    assert {word for word in words if word.startswith("-")} <= known
+    assert {word for word in rest if word.startswith("-")} <= known, name
 
 
 @pytest.mark.parametrize("text", those("module"))
@@ -319,10 +362,3 @@ def test_a_benchmark_reads_its_words(text: str, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(sys, "argv", [module, *(stand_ins.get(word, word) for word in rest)])
     with pytest.raises(Read):
         runpy.run_module(module, run_name="__main__", alter_sys=False)
-
-
-def test_every_configuration_that_the_pages_run_is_shipped() -> None:
-    for text in (*QUICK, *LONG, *SERVED):
-        words = text.split()
-        if words[1] in ("run", "serve", "sweep") and re.fullmatch(r"[a-z/.-]+", words[2]) and words[2] != "config.yaml":
-            assert find_config(words[2]).is_file()
