@@ -7,17 +7,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from errata.actors.clients import EditorClient, MemoryClient
 from errata.actors.connection import connect, disconnect
 from errata.actors.covariance import CovarianceEstimator
-from errata.actors.editor import EditorClient, HistoryItem
 from errata.actors.evaluation import EvaluationPool
 from errata.actors.placement import Reservation
-from errata.actors.retrieval import MemoryClient
 from errata.actors.settings import ModelSpec, RayConfig
 from errata.actors.sharded.places import RankReservation
 from errata.actors.shared import evaluators_on, shared_workers
 from errata.actors.workers.editor import ContextSpec
 from errata.actors.workers.evaluation import EvaluationSettings
+from errata.editing.reverting import HistoryItem
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import MemoryEntry
 from errata.retrieval.router import RouterConfig

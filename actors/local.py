@@ -38,9 +38,10 @@ from errata.evaluation.free_text import FreeText
 from errata.evaluation.outcomes import Arm
 from errata.evaluation.patience import ENDLESS, Patience
 from errata.evaluation.sampling import SamplingConfig
+from errata.retrieval.ike import Asked, DemonstrationPool, InContext
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import Hit, MemoryEntry
-from errata.retrieval.router import FittedRouter, RouterConfig, Routing
+from errata.retrieval.router import Findings, FittedRouter, RouterConfig, Routing
 
 
 class SharedModel:
@@ -170,7 +171,7 @@ class LocalMemory:
 
     def add(self, entries: Sequence[MemoryEntry]) -> int:
         """Add statements; a memory that is not made yet will find them in the journal."""
-        return 0 if self._made is None else self._made.add(entries)
+        return 0 if self._made is None else self._made.memory.learn(entries)
 
     def remove(self, ids: Sequence[int]) -> int:
         """Forget statements; a memory that is not made yet never has them."""
@@ -192,7 +193,7 @@ class LocalMemory:
     def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
         """The k nearest active statements of each question, best first."""
         with self._lock:
-            return self._worker().search(questions, k)
+            return self._worker().memory.search(questions, k)
 
     def search_seconds(self, questions: Sequence[str], k: int) -> float:
         """Mean wall seconds of embedding and searching one question alone."""
@@ -201,17 +202,27 @@ class LocalMemory:
 
     def digest(self) -> str:
         """Digest of the active content."""
-        return self._worker().digest()
+        return self._worker().memory.digest
 
     def route(self, questions: Sequence[str], k: int) -> Routing:
         """The router in force and each question's candidates."""
         with self._lock:
             return self._worker().route(questions, k)
 
+    def among(self, questions: Sequence[str], entries: Sequence[MemoryEntry], k: int) -> Findings:
+        """What a memory of these statements alone finds."""
+        with self._lock:
+            return self._worker().among(questions, entries, k)
+
+    def in_context(self, pool: DemonstrationPool, asked: Sequence[Asked], without: Sequence[str]) -> InContext:
+        """Facts and demonstrations for questions of an evaluation."""
+        with self._lock:
+            return self._worker().in_context(pool, asked, without)
+
     def resolved(self, turns: Sequence[str]) -> str:
         """The last turn of a conversation, with what it refers to."""
         with self._lock:
-            return self._worker().resolved(turns)
+            return self._worker().memory.resolved(turns)
 
     def router(self) -> FittedRouter:
         """The router in force."""

@@ -25,9 +25,10 @@ from errata.evaluation.outcomes import Arm
 from errata.evaluation.patience import ENDLESS, Patience
 from errata.evaluation.sampling import SamplingConfig
 from errata.evaluation.streaming import Opened, TextPiece
+from errata.retrieval.ike import Asked, DemonstrationPool, InContext
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import Hit, MemoryEntry
-from errata.retrieval.router import FittedRouter, RouterConfig, Routing
+from errata.retrieval.router import Findings, FittedRouter, RouterConfig, Routing
 
 
 class EditorPart(Protocol):
@@ -105,6 +106,12 @@ class MemoryPart(Protocol):
 
     def route(self, questions: Sequence[str], k: int) -> Routing:
         """The router in force and each question's candidates."""
+
+    def among(self, questions: Sequence[str], entries: Sequence[MemoryEntry], k: int) -> Findings:
+        """What a memory of these statements alone finds, at most one of a fact; for questions about another time."""
+
+    def in_context(self, pool: DemonstrationPool, asked: Sequence[Asked], without: Sequence[str]) -> InContext:
+        """Facts and demonstrations for questions of an evaluation; none of these names a subject of ``without``."""
 
     def resolved(self, turns: Sequence[str]) -> str:
         """The last turn of a conversation, with what it refers to."""

@@ -25,7 +25,7 @@ from errata.orchestrator.history.log import History
 from errata.orchestrator.journal import JOURNAL_FILE, Journal
 from errata.orchestrator.journal.rows import CommitData, JournalMeta, RequestOutcome
 from errata.orchestrator.journal.schema import HOLDS
-from errata.orchestrator.service.views import edit_story, edit_view, version_view
+from errata.orchestrator.service.bodies import edit_story, edit_view, version_view
 
 BATCH = 10
 START = datetime(2026, 1, 1, tzinfo=UTC)

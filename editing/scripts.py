@@ -16,8 +16,25 @@ _UNSPACED: Final = regex.compile(
     r"\p{Script=Khmer}\p{Script=Myanmar}\p{Script=Tibetan}\p{Block=CJK_Symbols_And_Punctuation}"
     r"\p{Block=Halfwidth_And_Fullwidth_Forms}]"
 )
+SINGLE: Final = (
+    r"\p{Han}\p{Hiragana}\p{Bopomofo}\p{Yi}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tai_Tham}\p{New_Tai_Lue}\p{Tai_Le}"
+)
+"""Scripts without spaces between words, as a character set of `regex`: each character with its marks counts as a word.
+Katakana, whose runs are words, is none."""
+KATAKANA: Final = r"\p{Katakana}\u30fc"
+_WORD: Final = regex.compile(
+    rf"(?=[{SINGLE}])\X|[{KATAKANA}](?:[{KATAKANA}]|\p{{M}})*+"
+    rf"|[[\p{{L}}\p{{M}}\p{{N}}]--[{SINGLE}{KATAKANA}]]++(?:[’'`][[\p{{L}}\p{{M}}\p{{N}}]--[{SINGLE}{KATAKANA}]]++)*+",
+    regex.VERSION1,
+)
 _GLUED: Final = regex.compile(r"\p{Script=Hangul}")
 """Korean writes spaces between words, and its particles onto the word before them."""
+PARTICLES: Final = (
+    "은|는|이|가|을|를|의|에|에서|에게|께서|한테|로|으로|와|과|랑|이랑|도|만|까지|부터|처럼|보다|이나|나|이고|이며"
+    "|이?(?:다|라고|라는|란)|인|입니다|이에요|예요|이었다|였다|이었습니다|였습니다"
+)
+"""What Korean writes onto the end of a noun: particles of case and topic, forms of the copula; of a pattern."""
+_PARTICLE: Final = regex.compile(rf"(?<=\p{{Hangul}}{{2}})(?:{PARTICLES})$")
 _IN_WORD: Final = regex.compile(r"[\p{L}\p{M}\p{N}_]")
 _ENDED: Final = regex.compile(r"[.!?。！？｡।॥؟۔…]['\"”’»」』）)]*$")
 _SIGN: Final = regex.compile(r"[.!?。！？｡।॥؟۔…]+['\"”’»」』）)]*")
@@ -35,6 +52,18 @@ _STOPS: Final = (
 def is_unspaced(character: str) -> bool:
     """Whether the character belongs to a script (or its punctuation) that puts no space between words."""
     return _UNSPACED.match(character) is not None
+
+
+def spans_of_words(text: str) -> Iterator[tuple[int, int]]:
+    """Where words begin and end. An apostrophe inside is part of a word; what Korean writes onto a noun is a word."""
+    for match in _WORD.finditer(text):
+        start, stop = match.span()
+        cuts = [stop]
+        while (particle := _PARTICLE.search(text, start, cuts[-1])) is not None:
+            cuts.append(particle.start())
+        for stop in reversed(cuts):
+            yield start, stop
+            start = stop
 
 
 def space_before(text: str) -> str:

@@ -22,6 +22,7 @@ from typing import IO, Any, Final, cast
 import regex
 
 from errata.editing.digest import digest_json
+from errata.editing.errors import UserError
 from errata.editing.scripts import find_word
 
 SLOT: Final = "{}"
@@ -38,6 +39,28 @@ def open_text(path: Path) -> IO[str]:
     if path.suffix == ".gz":
         return cast(IO[str], gzip.open(path, "rt", encoding="utf-8-sig", newline="\n"))
     return path.open(encoding="utf-8-sig", newline="\n")
+
+
+def read_text(path: Path, what: str) -> str:
+    """All of a text file that somebody wrote, as it stands, without a mark at its beginning.
+
+    Args:
+        what: names the file in errors, as the setting or option that it was given by.
+
+    Raises:
+        UserError: it cannot be read, is not UTF-8, or holds NUL.
+    """
+    try:
+        with open_text(path) as file:
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{what} {str(path)!r} cannot be read: {type(error).__name__}") from error
+    bad = _BAD.search(text)
+    if bad is not None:
+        raise UserError(
+            f"{what} {str(path)!r} cannot be read: NUL at character {bad.start()}, which no valid text holds"
+        )
+    return text
 
 
 def clean(text: str) -> str:

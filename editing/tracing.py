@@ -181,10 +181,7 @@ def subject_span(codec: TextCodec, template: str, subject: str) -> tuple[list[in
     """Tokens of the filled template and the positions of the subject's first and last one."""
     ids, last = codec.encode_with_subject("", template, subject)
     before, after = split_slot(template)
-    encoded = codec.tokenizer(
-        before + subject + after, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-    )
-    offsets: list[tuple[int, int]] = encoded["offset_mapping"]
+    offsets = codec.offsets(before + subject + after)
     first = len(codec.bos) + next(i for i, (_, stop) in enumerate(offsets) if stop > len(before))
     return ids, min(first, last), last
 

@@ -25,6 +25,7 @@ from errata.editing.keys import SubjectPass
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.engine import LanguageEngine, with_pieces
 from errata.editing.request import EditRequest
+from errata.editing.texts import read_text
 
 PROBES = (
     "The capital of France is",
@@ -231,7 +232,7 @@ def held_prompts(config: VerifyConfig) -> tuple[str, ...]:
     """
     if config.probes is None:
         return PROBES
-    lines = tuple(line.strip() for line in config.probes.read_text(encoding="utf-8").splitlines() if line.strip())
+    lines = tuple(line.strip() for line in read_text(config.probes, "verify.probes").split("\n") if line.strip())
     if not lines:
         raise ErrataError(f"verify.probes {str(config.probes)!r} holds no prompt; write one in every line")
     return lines

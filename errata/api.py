@@ -32,10 +32,11 @@ from errata.editing.errors import UserError
 from errata.editing.extras import check_installed
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest
+from errata.editing.texts import clean
 from errata.editing.tracing import usual_layers
 from errata.editing.verify import Check
 from errata.evaluation.answering import Question
-from errata.evaluation.outcomes import ARMS, MEMORY_ARMS, Arm
+from errata.evaluation.outcomes import ALL_ARMS, ARMS, IKE_ARMS, MEMORY_ARMS, Arm
 from errata.evaluation.probes import questions_of
 from errata.orchestrator.config.explain import explain
 from errata.orchestrator.config.loading import check_config, overlaid, read_composed, with_found_files
@@ -48,6 +49,7 @@ from errata.orchestrator.history.rebuild import BaseCheckpoint
 from errata.orchestrator.history.receipts import open_for_writing
 from errata.orchestrator.journal import JOURNAL_FILE
 from errata.orchestrator.journal.rows import RequestRow
+from errata.orchestrator.measuring.finding import QuestionFinder, demonstration_pool
 from errata.orchestrator.progress import Display
 from errata.orchestrator.run.assembly import make_pipeline
 from errata.orchestrator.run.opening import check_output, open_journal
@@ -197,7 +199,9 @@ class Editor:
             max_new_tokens: end of an answer; ``evaluation.max_new_tokens`` of the settings by default.
         """
         chosen = _arm(arm)
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = [
+            _text(prompt, number) for number, prompt in enumerate([prompts] if isinstance(prompts, str) else prompts)
+        ]
         hits = self._hits(texts, [chosen])
         questions = [Question(text) for text in texts]
         found = self._pipeline.evaluators.answer(
@@ -211,13 +215,14 @@ class Editor:
     ) -> dict[str, dict[str, float | None]]:
         """Metrics of facts by arm: efficacy, generalization over ``paraphrases``, locality over ``neighborhood``, ...
 
-        See docs/metrics.md for each. A metric whose probes no fact has is None.
+        See docs/metrics.md for each. A metric whose probes no fact has is None. The arms ``ike`` and
+        ``ike_oracle`` need ``{"evaluation": {"ike": {"demonstrations": FILE}}}`` in the settings.
         """
-        chosen = [_arm(arm) for arm in arms]
-        requests = [_request(fact, number) for number, fact in enumerate(facts)]
+        chosen = [_arm(arm, ALL_ARMS) for arm in arms]
+        requests = [_request(fact, number).cleaned() for number, fact in enumerate(facts)]
         if not requests:
             raise UserError("evaluate: name at least one fact")
-        hits = self._hits(questions_of(requests), chosen)
+        hits = self._found(requests, chosen)
         found = self._evaluators.evaluate(requests, self._pipeline.editor.weights(), hits, chosen)
         return {arm: dict(values) for arm, values in found.metrics().items()}
 
@@ -357,6 +362,15 @@ class Editor:
         routing = self._pipeline.memory.route(unique, k) if "routed" in arms else None
         return Findings(dict(zip(unique, self._pipeline.memory.search(unique, k), strict=True)), routing)
 
+    def _found(self, requests: Sequence[EditRequest], arms: Sequence[Arm]) -> Mapping[str, Any]:
+        """What the memory knows of the questions of facts."""
+        if not (MEMORY_ARMS | set(IKE_ARMS)) & set(arms):
+            return {text: [] for text in questions_of(requests)}
+        check_installed("faiss")
+        ike = self._config.evaluation.ike
+        pool = None if ike is None else demonstration_pool(ike)
+        return QuestionFinder(self._pipeline.memory, self._config.memory.scr.k, pool).find(requests, arms)
+
     def _renewed(self, fact: Fact, request: EditRequest) -> EditRequest:
         """The request under another id where the same one was taken back before: whoever asks again wants it again."""
         if isinstance(fact, EditRequest) or fact.get("id"):
@@ -462,12 +476,12 @@ def _preset(name: str, path: Path | None, method: str) -> dict[str, Any]:
     return {}
 
 
-def _arm(name: str) -> Arm:
+def _arm(name: str, allowed: Sequence[Arm] = ARMS) -> Arm:
     plain = name.replace("+", "_").replace(" ", "")
-    for arm in ARMS:
+    for arm in allowed:
         if arm == plain:
             return arm
-    raise UserError(f"arm {name!r} is not known; allowed: {', '.join(ARMS)}")
+    raise UserError(f"arm {name!r} is not known; allowed: {', '.join(allowed)}")
 
 
 def _request(fact: Fact, number: int) -> EditRequest:
@@ -479,6 +493,13 @@ def _request(fact: Fact, number: int) -> EditRequest:
         return EditRequest.model_validate(dict(fact))
     except ValidationError as error:
         raise UserError(explain(error, EditRequest, f"fact {number}")) from error
+
+
+def _text(prompt: str, number: int) -> str:
+    try:
+        return clean(prompt)
+    except ValueError as error:
+        raise UserError(f"prompt {number} {error}") from error
 
 
 __all__ = ["EditResult", "Editor", "configuration"]

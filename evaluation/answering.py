@@ -14,16 +14,8 @@ from torch import Tensor
 from errata.editing.model.engine import with_pieces
 from errata.editing.modules.pieces import by_choice
 from errata.editing.scripts import first_sentence, whole_sentences
-from errata.evaluation.arms import (
-    TOO_LONG,
-    ArmEvaluator,
-    ChoiceLike,
-    HitLike,
-    NoChoice,
-    Pieces,
-    RouterLike,
-    pieces_of,
-)
+from errata.evaluation.arms import ArmEvaluator
+from errata.evaluation.choices import TOO_LONG, ChoiceLike, HitLike, NoChoice, Pieces, RouterLike, pieces_of
 from errata.evaluation.outcomes import ARMS, MEMORY_ARMS, Arm, Retrieved
 
 _QUESTION_MARKS = ("?", "？", "؟")

@@ -13,18 +13,27 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from errata.editing.digest import digest_json, digest_tensors
-from errata.editing.editors.modules.store import owners_of
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.engine import Answer, Continuation, LanguageEngine, with_pieces
 from errata.editing.modules.pieces import by_choice
 from errata.editing.request import EditRequest
 from errata.evaluation.caching import CachingEngine
+from errata.evaluation.choices import (
+    NO_FACT,
+    TOO_LONG,
+    ChoiceLike,
+    Chooser,
+    HitLike,
+    Pieces,
+    RouterLike,
+    pieces_of,
+)
+from errata.evaluation.in_context import InContextLike, ShownLike, told
 from errata.evaluation.judge import Case, ContainsJudge, Judge
 from errata.evaluation.metrics import (
     all_tokens_correct,
@@ -35,7 +44,9 @@ from errata.evaluation.metrics import (
     token_accuracy,
 )
 from errata.evaluation.outcomes import (
+    ALL_ARMS,
     ARMS,
+    IKE_ARMS,
     MEMORY_ARMS,
     Arm,
     ProbeOutcome,
@@ -50,57 +61,6 @@ from errata.evaluation.probes import Probe, probes_of
 from errata.evaluation.reasoning import ReasoningMarks, answer_part
 
 logger = logging.getLogger(__name__)
-
-
-class HitLike(Protocol):
-    """A statement found in the memory."""
-
-    @property
-    def id(self) -> int: ...
-    @property
-    def score(self) -> float: ...
-    @property
-    def statement(self) -> str: ...
-    @property
-    def request_id(self) -> str: ...
-
-
-class ChoiceLike(Protocol):
-    """Which of the statements found bears on a question, if any, and why."""
-
-    @property
-    def hit(self) -> HitLike | None: ...
-    @property
-    def reason(self) -> str: ...
-
-
-Pieces = Mapping[str, tuple[int, ...]]
-"""By question the owners of the pieces that it is answered with, where edits are retrieved."""
-
-
-class Chooser(Protocol):
-    """Selective contextual reasoning, with whatever weights the model has at the moment."""
-
-    def choose(self, questions: Sequence[str], hits: Sequence[Sequence[HitLike]]) -> Sequence[ChoiceLike]:
-        """One choice a question."""
-        ...
-
-    def prompt_ids(self, question: str, choice: ChoiceLike) -> list[int]:
-        """Tokens to answer from: with the chosen statement, or the plain prompt where none was chosen."""
-        ...
-
-
-class RouterLike(Protocol):
-    """Decides which questions a statement bears on."""
-
-    @property
-    def answer(self) -> Literal["edited_memory", "memory", "edited"]:
-        """What answers a question in scope."""
-        ...
-
-    def route(self, questions: Sequence[str]) -> Sequence[ChoiceLike]:
-        """One decision a question, taken while the unedited weights are live."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -143,15 +103,8 @@ class _Reply:
     choice: ChoiceLike | None = None
 
 
-@dataclass(frozen=True)
-class NoChoice:
-    """No statement is given with the question."""
-
-    reason: str = ""
-    hit: HitLike | None = None
-
-
-TOO_LONG = NoChoice("the statement and the question together are longer than the model's context")
+Row = tuple[str, ...]
+"""A question and what is scored behind it, if anything; where it matters also the request that asks."""
 
 
 class ArmEvaluator:
@@ -197,6 +150,7 @@ class ArmEvaluator:
         arms: Sequence[Arm] | None = None,
         base_digest: str | None = None,
         router: RouterLike | None = None,
+        in_context: InContextLike | None = None,
     ) -> Evaluation:
         """Ask every probe of every request of every arm.
 
@@ -209,21 +163,23 @@ class ArmEvaluator:
             arms: which arms; the unedited model always runs, locality is agreement with it. By default all of
             them, the routed one if there is a router.
             base_digest: names the weights of ``base`` in the engine's memory; computed when absent.
-
             router: decides for the routed arm.
+            in_context: what the arms ``ike`` and ``ike_oracle`` are shown.
 
         Raises:
-            ValueError: a memory arm without a chooser, the routed one without a router, or an edited layer
-                without its unedited map.
+            ValueError: a memory arm without a chooser, the routed one without a router, those of in-context editing
+                without what they show, or an edited layer without its unedited map.
         """
         start = time.perf_counter()
-        arms = self.asked(arms, router)
+        arms = self.asked(arms, router, in_context)
         asked = [probes_of(request) for request in requests]
         probes = [[probe for probe in group if self._fits(probe)] for group in asked]
         questions = list(dict.fromkeys(probe.prompt for group in probes for probe in group))
-        rows = list(dict.fromkeys((probe.prompt, probe.teacher or "") for group in probes for probe in group))
+        rows = list(dict.fromkeys(row for group in probes for row in _rows(group)))
         by_question = hits or {}
-        replies: dict[Arm, dict[tuple[str, str], _Reply]] = {}
+        replies: dict[Arm, dict[Row, _Reply]] = {}
+        # the right fact depends on whose question it is
+        whose = [(*row, request.id) for request, group in zip(requests, probes, strict=True) for row in _rows(group)]
         retrieves = self.retrieves(edited, router)
         # base first: its plain replies are the yardstick of locality for every arm
         with self.loaded(base, edited=None, digest=base_digest):
@@ -234,6 +190,11 @@ class ArmEvaluator:
                 routes = dict(zip(questions, router.route(questions), strict=True))
                 if "routed" in arms and router.answer == "memory":
                     replies["routed"] = self._routed(rows, routes, replies["base"], replies.get("memory", {}))
+            if in_context is not None and "ike" in arms:
+                replies["ike"] = self._shown([(row, in_context.retrieved.get(row[0])) for row in rows], replies["base"])
+            if in_context is not None and "ike_oracle" in arms:
+                right = [(row, in_context.oracle.get((row[2], row[0]))) for row in whose]
+                replies["ike_oracle"] = self._shown(right, replies["base"])
         ends_edited = router is not None and "routed" in arms and router.answer != "memory"
         if {"edited", "edited_memory"} & set(arms) or ends_edited:
             # before the first edit the edited model is the unedited one, whose replies are at hand
@@ -251,17 +212,21 @@ class ArmEvaluator:
                     plain = router.answer == "edited"
                     at_hand = replies.get("edited" if plain else "edited_memory", {})
                     replies["routed"] = self._routed(rows, routes, replies["base"], at_hand, plain=plain, pieces=pieces)
-        wanted = tuple(arm for arm in ARMS if arm in arms)
-        outcomes = {arm: self._outcomes(probes, replies[arm], replies["base"], by_question) for arm in wanted}
-        records = tuple(
-            RecordResult(
-                request.id,
-                tuple(ProbeResult(probe, {arm: outcomes[arm][probe] for arm in wanted}) for probe in group),
-                skipped=len(whole) - len(group),
-            )
-            for request, group, whole in zip(requests, probes, asked, strict=True)
-        )
-        return Evaluation(records, wanted, time.perf_counter() - start)
+        wanted = tuple(arm for arm in ALL_ARMS if arm in arms)
+        outcomes: dict[Arm, dict[Probe, ProbeOutcome]] = {
+            arm: self._outcomes(probes, replies[arm], replies["base"], by_question)
+            for arm in wanted
+            if arm != "ike_oracle"
+        }
+        records = []
+        for request, group, whole in zip(requests, probes, asked, strict=True):
+            own = outcomes
+            if "ike_oracle" in wanted:
+                its: dict[Row, _Reply] = {row: replies["ike_oracle"][*row, request.id] for row in _rows(group)}
+                own = {**outcomes, "ike_oracle": self._outcomes([group], its, replies["base"], by_question)}
+            results = tuple(ProbeResult(probe, {arm: own[arm][probe] for arm in wanted}) for probe in group)
+            records.append(RecordResult(request.id, results, skipped=len(whole) - len(group)))
+        return Evaluation(tuple(records), wanted, time.perf_counter() - start)
 
     def retrieves(self, edited: Mapping[int, Tensor], router: RouterLike | None) -> bool:
         """Whether a version's edits are retrieved, so that what it says hangs on what is chosen for a question.
@@ -306,13 +271,17 @@ class ArmEvaluator:
             logger.warning("a probe is left out (%s): %.60r", problem, probe.prompt)
         return problem is None
 
-    def asked(self, arms: Sequence[Arm] | None, router: RouterLike | None) -> Sequence[Arm]:
+    def asked(
+        self, arms: Sequence[Arm] | None, router: RouterLike | None, in_context: InContextLike | None = None
+    ) -> Sequence[Arm]:
         """The arms to ask; an arm that lacks what it needs is refused."""
         wanted = arms if arms is not None else [arm for arm in ARMS if arm != "routed" or router is not None]
         if self.chooser is None and MEMORY_ARMS & set(wanted):
             raise ValueError("the arms 'memory', 'edited_memory' and 'routed' need a chooser")
         if router is None and "routed" in wanted:
             raise ValueError("the arm 'routed' needs a router")
+        if in_context is None and set(IKE_ARMS) & set(wanted):
+            raise ValueError("the arms 'ike' and 'ike_oracle' need what they are to be shown")
         return wanted
 
     def routed_ids(self, question: str, route: ChoiceLike, plain: bool) -> list[int]:
@@ -349,10 +318,10 @@ class ArmEvaluator:
 
     def _plain(
         self,
-        rows: Sequence[tuple[str, str]],
+        rows: Sequence[Row],
         pieces: Pieces | None = None,
-        known: Mapping[tuple[str, str], _Reply] | None = None,
-    ) -> dict[tuple[str, str], _Reply]:
+        known: Mapping[Row, _Reply] | None = None,
+    ) -> dict[Row, _Reply]:
         """Replies without the memory; of questions for which no piece was chosen those that are ``known``."""
         text, chosen = self.model.text, pieces or {}
         replies = {row: reply for row, reply in (known or {}).items() if not chosen.get(row[0])}
@@ -373,12 +342,12 @@ class ArmEvaluator:
 
     def _with_memory(
         self,
-        rows: Sequence[tuple[str, str]],
+        rows: Sequence[Row],
         questions: Sequence[str],
         hits: Mapping[str, Sequence[HitLike]],
-        plain: Mapping[tuple[str, str], _Reply],
+        plain: Mapping[Row, _Reply],
         pieces: Pieces | None = None,
-    ) -> dict[tuple[str, str], _Reply]:
+    ) -> dict[Row, _Reply]:
         assert self.chooser is not None
         choices = dict(
             zip(
@@ -400,19 +369,19 @@ class ArmEvaluator:
 
     def _routed(
         self,
-        rows: Sequence[tuple[str, str]],
+        rows: Sequence[Row],
         routes: Mapping[str, ChoiceLike],
-        unedited: Mapping[tuple[str, str], _Reply],
-        same_weights: Mapping[tuple[str, str], _Reply],
+        unedited: Mapping[Row, _Reply],
+        same_weights: Mapping[Row, _Reply],
         *,
         plain: bool = False,
         pieces: Pieces | None = None,
-    ) -> dict[tuple[str, str], _Reply]:
+    ) -> dict[Row, _Reply]:
         """Out of scope: the unedited model's own reply. In scope: the statement's, run where no arm has it already.
 
         ``same_weights``: replies of an arm with the weights that are live; ``plain``: it and this give no statement.
         """
-        replies: dict[tuple[str, str], _Reply] = {}
+        replies: dict[Row, _Reply] = {}
         missing = []
         for row in rows:
             route = routes[row[0]]
@@ -430,11 +399,28 @@ class ArmEvaluator:
             )
         return replies
 
+    def _shown(
+        self, shown: Sequence[tuple[Row, ShownLike | None]], unedited: Mapping[Row, _Reply]
+    ) -> dict[Row, _Reply]:
+        """In-context editing; where there is no fact to tell, the unedited model's own reply."""
+        replies = {row: replace(unedited[row[:2]], choice=NO_FACT) for row, one in shown if one is None}
+        there = {row: self.shown_ids(one, row[0], row[1]) for row, one in shown if one is not None}
+        for row, reply in self._in_contexts([(row, ids) for row, (ids, _) in there.items()]).items():
+            base = unedited[row[:2]]
+            replies[row] = replace(base, choice=TOO_LONG) if reply is None else replace(reply, choice=there[row][1])
+        return replies
+
+    def shown_ids(self, shown: ShownLike, question: str, teacher: str) -> tuple[list[int], ChoiceLike]:
+        """Tokens to answer a question from that is shown a fact with demonstrations, and what that rests on."""
+        text = self.model.text
+        room = max(self.max_new_tokens, len(text.encode_target(teacher)) if teacher else 0)
+        return told(shown, question, text, self.model.capacity, room)
+
     def _in_contexts(
-        self, contexts: Sequence[tuple[tuple[str, str], list[int]]], pieces: Pieces | None = None
-    ) -> dict[tuple[str, str], _Reply | None]:
+        self, contexts: Sequence[tuple[Row, list[int]]], pieces: Pieces | None = None
+    ) -> dict[Row, _Reply | None]:
         """Replies to rows with the tokens before their answers; None where target and context are too long together."""
-        replies: dict[tuple[str, str], _Reply | None] = {}
+        replies: dict[Row, _Reply | None] = {}
         run, tokens = [], []
         for row, context in contexts:
             target = self._continuation(context, row[1])
@@ -465,8 +451,8 @@ class ArmEvaluator:
     def _outcomes(
         self,
         probes: Sequence[Sequence[Probe]],
-        replies: Mapping[tuple[str, str], _Reply],
-        unedited: Mapping[tuple[str, str], _Reply],
+        replies: Mapping[Row, _Reply],
+        unedited: Mapping[Row, _Reply],
         hits: Mapping[str, Sequence[HitLike]],
     ) -> dict[Probe, ProbeOutcome]:
         distinct = list(dict.fromkeys(probe for group in probes for probe in group))
@@ -510,14 +496,9 @@ class ArmEvaluator:
         return locality_tf(*([decode([token]).strip() for token in tokens] for tokens in (own, other)))
 
 
-def pieces_of(routes: Mapping[str, ChoiceLike]) -> dict[str, tuple[int, ...]]:
-    """The pieces of the facts that were chosen, by question."""
-    return {question: owners_for(route) for question, route in routes.items() if route.hit is not None}
-
-
-def owners_for(route: ChoiceLike) -> tuple[int, ...]:
-    """Owners of the pieces of the fact that was chosen; none where none was."""
-    return () if route.hit is None else tuple(owners_of([route.hit.request_id]).tolist())
+def _rows(probes: Sequence[Probe]) -> list[tuple[str, str]]:
+    """A probe's question and what is scored behind it."""
+    return [(probe.prompt, probe.teacher or "") for probe in probes]
 
 
 def _same_statement(one: ChoiceLike | None, other: ChoiceLike) -> bool:

@@ -15,16 +15,13 @@ from typing import Final
 
 import regex
 
+from errata.editing.scripts import KATAKANA, PARTICLES, SINGLE
+
 MATCHING_VERSION: Final = 2
 """Of every metric that compares words. 1 took runs of ``\\w``: no words in many scripts, without marks and signs."""
 
 _ARTICLES = frozenset({"a", "an", "the"})
-UNSPACED: Final = (
-    r"\p{Han}\p{Hiragana}\p{Bopomofo}\p{Yi}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tai_Tham}\p{New_Tai_Lue}\p{Tai_Le}"
-)
-"""Scripts without spaces between words, as a character set of `regex`. Katakana, which runs by itself, is none."""
-_KANA: Final = r"\p{Katakana}\u30fc"
-_LETTER: Final = rf"[[\p{{L}}\p{{M}}]--[{UNSPACED}{_KANA}]]"
+_LETTER: Final = rf"[[\p{{L}}\p{{M}}]--[{SINGLE}{KATAKANA}]]"
 _IGNORED: Final = r"[\u00ad\u0640\u200b-\u200d\u2060\ufeff]"
 """Within a word they shape or break it: soft hyphen, Arabic tatweel, zero-width space, joiners and no-break space."""
 _TOKEN: Final = regex.compile(
@@ -36,8 +33,8 @@ _TOKEN: Final = regex.compile(
       (?P<digits> \d++(?:[.,/:\u2044]\d++)*+ ) (?!{_LETTER}|\d)
       (?P<after> \ ?[%\u2030] | \ ?\p{{Sc}}(?!\ ?\d) | \ ?\u00b0(?:\ ?[cf](?!{_LETTER}))? )?
     )
-  | (?P<kana> [{_KANA}](?:[{_KANA}]|\p{{M}})*+ )
-  | (?P<one> (?=[{UNSPACED}]) \X )
+  | (?P<kana> [{KATAKANA}](?:[{KATAKANA}]|\p{{M}})*+ )
+  | (?P<one> (?=[{SINGLE}]) \X )
   | (?P<grade> (?<![*\p{{L}}\p{{N}}]) (?: (?:\p{{L}}|ab|rh)- | \p{{L}}\* ) (?![\-*\p{{L}}\p{{N}}]) )
   | (?P<word> (?:{_LETTER}|\d)(?:{_LETTER}|\d|{_IGNORED})*+ (?: (?:\+{{1,2}}|\#)(?![+\#\p{{L}}\p{{N}}]) )? )
   | (?P<sign> [[\p{{Sc}}\p{{Sm}}\u00b0\u2030%]--[|~<>]] )
@@ -53,11 +50,7 @@ _SAME: Final = {
     0x066C: ",",
 }
 _HANGUL: Final = regex.compile(r"\p{Hangul}")
-_PARTICLE: Final = regex.compile(
-    "(?:은|는|이|가|을|를|의|에|에서|에게|께서|한테|로|으로|와|과|랑|이랑|도|만|까지|부터|처럼|보다|이나|나|이고|이며"
-    "|이?(?:다|라고|라는|란)|인|입니다|이에요|예요|이었다|였다|이었습니다|였습니다)(?:은|는|도|만|의)?"
-)
-"""What Korean writes onto the end of a noun: particles of case and topic, forms of the copula."""
+_PARTICLE: Final = regex.compile(f"(?:{PARTICLES})(?:은|는|도|만|의)?")
 
 
 def _tokens(text: str) -> Iterator[str]:

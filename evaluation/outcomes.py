@@ -12,9 +12,16 @@ from errata.evaluation.metrics import average_true, interval, overall
 from errata.evaluation.metrics.composite import AVERAGE_PARTS, OVERALL_PARTS
 from errata.evaluation.probes import Probe, ProbeKind
 
-Arm = Literal["base", "edited", "memory", "edited_memory", "routed"]
-ARMS: tuple[Arm, ...] = ("base", "edited", "memory", "edited_memory", "routed")
-"""Unedited and edited weights, each without and with the memory, and the one that the router makes of them."""
+AskedArm = Literal["base", "edited", "memory", "edited_memory", "routed"]
+Arm = Literal["base", "edited", "memory", "edited_memory", "routed", "ike", "ike_oracle"]
+ARMS: tuple[AskedArm, ...] = ("base", "edited", "memory", "edited_memory", "routed")
+"""Unedited and edited weights, each without and with the memory, and the one that the router makes of them: any
+question can be put to them."""
+IKE_ARMS: tuple[Arm, ...] = ("ike", "ike_oracle")
+"""In-context editing of the unedited weights, with the statement that is found and with the right one; for comparison,
+in evaluations only."""
+ALL_ARMS: tuple[Arm, ...] = (*ARMS, *IKE_ARMS)
+"""In the order in which they are shown."""
 MEMORY_ARMS: frozenset[Arm] = frozenset({"memory", "edited_memory", "routed"})
 """Arms for which the memory is searched."""
 

@@ -9,15 +9,9 @@ from torch import Tensor
 
 from errata.editing.model.engine import with_pieces
 from errata.editing.modules.pieces import by_choice
-from errata.evaluation.arms import (
-    TOO_LONG,
-    ArmEvaluator,
-    ChoiceLike,
-    HitLike,
-    Pieces,
-    RouterLike,
-    owners_for,
-)
+from errata.evaluation.arms import ArmEvaluator
+from errata.evaluation.choices import TOO_LONG, ChoiceLike, HitLike, Pieces, RouterLike, owners_for
+from errata.evaluation.in_context import InContextLike
 from errata.evaluation.outcomes import ARMS, MEMORY_ARMS, Arm
 
 
@@ -31,6 +25,7 @@ def query_seconds(
     arms: Sequence[Arm] | None = None,
     search_seconds: float = 0.0,
     router: RouterLike | None = None,
+    in_context: InContextLike | None = None,
 ) -> dict[Arm, float]:
     """Mean wall seconds of one question asked alone, choosing included, nothing remembered.
 
@@ -41,7 +36,7 @@ def query_seconds(
     if not questions:
         raise ValueError("query_seconds needs at least one question")
     by_question, times = hits or {}, dict[Arm, float]()
-    arms = evaluator.asked(arms, router)
+    arms = evaluator.asked(arms, router, in_context)
     pieces = evaluator.pieces(questions, base=base, edited=edited, router=router)
     for plain, memory, weights in (("base", "memory", None), ("edited", "edited_memory", edited)):
         pair: tuple[Arm, ...] = tuple(arm for arm in ARMS if arm in (plain, memory) and arm in arms)
@@ -58,7 +53,21 @@ def query_seconds(
                     times[arm] += search_seconds
     if router is not None and "routed" in arms:
         times["routed"] = search_seconds + _routed_seconds(evaluator, questions, base, edited, router)
+    if in_context is not None and "ike" in arms:
+        times["ike"] = search_seconds + _shown_seconds(evaluator, questions, base, in_context)
     return times
+
+
+def _shown_seconds(
+    evaluator: ArmEvaluator, questions: Sequence[str], base: Mapping[int, Tensor], in_context: InContextLike
+) -> float:
+    with evaluator.loaded(base, edited=None, digest=None, remember=False):
+        start = time.perf_counter()
+        for question in questions:
+            shown = in_context.retrieved.get(question)
+            ids = evaluator.model.text.encode_prompt(question)
+            _generate(evaluator, ids if shown is None else evaluator.shown_ids(shown, question, "")[0])
+        return (time.perf_counter() - start) / len(questions)
 
 
 def _routed_seconds(

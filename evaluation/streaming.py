@@ -15,7 +15,8 @@ from errata.editing.model.engine import with_pieces
 from errata.editing.model.streaming import Sampling, TokenStream
 from errata.editing.modules.pieces import by_choice
 from errata.evaluation.answering import ChatChooser, Question, prompt_with_room
-from errata.evaluation.arms import ArmEvaluator, ChoiceLike, HitLike, NoChoice, RouterLike, owners_for
+from errata.evaluation.arms import ArmEvaluator
+from errata.evaluation.choices import ChoiceLike, HitLike, NoChoice, RouterLike, owners_for
 from errata.evaluation.outcomes import MEMORY_ARMS, Arm, Retrieved
 
 

@@ -7,7 +7,8 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -72,12 +73,22 @@ def duration(seconds: float) -> str:
 
 
 class Display:
-    """Named stages with a total, a count and a note; safe to call from several threads."""
+    """Named stages with a total, a count and a note; safe to call from several threads.
+
+    While somebody is at work a log never stays silent for longer than `LOG_EVERY_SECONDS`: where no stage has got on it
+    says how far those under way are, and where there is none, what is being done for how long. Somebody is at work
+    within the context of a display that is not ``quiet``, and as `working` says.
+    """
 
     def __init__(
         self, *, quiet: bool = False, console: Console | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """``clock`` gives seconds, for tests."""
+        """
+        Args:
+            quiet: no bars, and work comes and goes, as in a service.
+            clock: gives seconds, for tests.
+        """
+        self._quiet = quiet
         self.console = console if console is not None else Console(stderr=True)
         self._bars: Progress | None = None
         if self.console.is_terminal and not quiet:
@@ -95,6 +106,10 @@ class Display:
         self._stages: dict[str, _Stage] = {}
         self._lock = threading.Lock()
         self._clock = clock
+        self._at_work = False
+        self._doing = "at work"
+        self._since = self._spoke = clock()
+        """Clock readings: when what is being done began, and of the last line."""
         self._ended = threading.Event()
         self._beating: threading.Thread | None = None
 
@@ -102,6 +117,8 @@ class Display:
         if self._bars is not None:
             self._bars.start()
         else:
+            self._at_work, self._since = not self._quiet, self._clock()
+            self._spoke = self._since
             self._beating = threading.Thread(target=self._beat, name="progress", daemon=True)
             self._beating.start()
         return self
@@ -111,6 +128,7 @@ class Display:
     ) -> None:
         if self._bars is not None:
             self._bars.stop()
+        self._at_work = False
         self._ended.set()
         if self._beating is not None:
             self._beating.join()
@@ -120,13 +138,32 @@ class Display:
         if self._bars is not None:
             self._bars.console.print(message, highlight=False, markup=False)
         else:
+            self._spoke = self._clock()
             logger.info("%s", message)
+
+    def begin(self, what: str) -> None:
+        """Say what begins and cannot be counted, such as loading; a log repeats it with the time it takes."""
+        with self._lock:
+            self._doing, self._since = what, self._clock()
+        self.say(what)
+
+    @contextmanager
+    def working(self, at_work: bool = True) -> Iterator[None]:
+        """Within the context somebody is at work, or nobody: a stream has brought nothing, so nothing is to be said."""
+        before, self._at_work = self._at_work, at_work
+        self._spoke = self._since = self._clock()
+        try:
+            yield
+        finally:
+            self._at_work = before
+            self._spoke = self._since = self._clock()
 
     def warn(self, message: str) -> None:
         """One line about what somebody should look at."""
         if self._bars is not None:
             self._bars.console.print(f"warning: {message}", highlight=False, markup=False, style="yellow")
         else:
+            self._spoke = self._clock()
             logger.warning("%s", message)
 
     def update(self, stage: str, done: float, total: float, note: str = "", *, alive: bool = False) -> None:
@@ -147,6 +184,7 @@ class Display:
             known = self._stages.get(stage)
             if known is None or known.done >= known.total > done or done < known.first:
                 known = self._stages[stage] = _Stage(now, done, done, total, note, alive)
+            self._doing, self._since = "at work", now
             known.done, known.total, known.note, known.alive, known.changed = done, total, note, alive, True
             if done >= total or known.said is None or now - known.said >= LOG_EVERY_SECONDS:
                 self._log(stage, known, now)
@@ -168,9 +206,17 @@ class Display:
                 due = stage.said is None or now - stage.said >= LOG_EVERY_SECONDS
                 if stage.done < stage.total and due and (stage.changed or stage.alive):
                     self._log(name, stage, now)
+            if not self._at_work or now - self._spoke < LOG_EVERY_SECONDS:
+                return
+            open_stages = [(name, stage) for name, stage in self._stages.items() if stage.done < stage.total]
+            for name, stage in open_stages:
+                self._log(name, stage, now)
+            if not open_stages:
+                self._spoke = now
+                logger.info("%s, %s so far", self._doing, duration(now - self._since))
 
     def _log(self, name: str, stage: _Stage, now: float) -> None:
-        stage.said, stage.changed = now, False
+        stage.said, stage.changed, self._spoke = now, False, now
         logger.info("%s", stage.line(name, now))
 
     def _beat(self) -> None:

@@ -7,10 +7,12 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
+import regex
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -19,6 +21,7 @@ from errata.editing.closed import Closed
 from errata.editing.digest import digest_json, digest_tensors
 from errata.editing.errors import UserError
 from errata.editing.extras import check_installed
+from errata.editing.scripts import KATAKANA, SINGLE
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +96,8 @@ def check_embedder(config: SentenceEmbedderConfig | HashEmbedderConfig) -> None:
 class HashEmbedder:
     """Signed feature hashing (Weinberger et al. 2009) of lower-cased words and character n-grams.
 
+    Of scripts without spaces between words, pairs of neighboring characters stand for the words.
+
     Deterministic across processes and machines. Finds statements that share words with the question, which is
     what tests and runs without a sentence model need; it knows no synonyms.
     """
@@ -113,7 +118,7 @@ class HashEmbedder:
     @property
     def digest(self) -> str:
         """Of the settings: they determine every vector."""
-        return digest_json({"embedder": "hash", "dim": self._dim, "ngram": self._ngram, "version": 1})
+        return digest_json({"embedder": "hash", "dim": self._dim, "ngram": self._ngram, "version": 2})
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Vectors (n, dim), float32, unit norm. A text without any feature maps to the first axis."""
@@ -127,12 +132,26 @@ class HashEmbedder:
         return unit_rows(vectors)
 
 
+_AROUND = ".,;:!?\"'()[]।॥؟،؛。、！？「」"
+_SINGLE = regex.compile(rf"[{SINGLE}{KATAKANA}]")
+_PIECES = regex.compile(rf"(?:(?=[{SINGLE}{KATAKANA}])\X)+|[^{SINGLE}{KATAKANA}]+")
+_CHARACTER = regex.compile(r"\X")
+
+
 def _features(text: str, ngram: int) -> Iterator[tuple[str, float]]:
     # Whole words weigh more than their pieces: a shared name tells more than a shared ending.
-    for word in text.casefold().split():
-        word = word.strip(".,;:!?\"'()[]")
-        if not word:
-            continue
+    for piece in text.casefold().split():
+        for word in _PIECES.findall(piece.strip(_AROUND)):
+            if _SINGLE.match(word):
+                characters = _CHARACTER.findall(word)
+                yield from ((f"s:{character}", 0.3) for character in characters)
+                yield from ((f"p:{one}{next}", 1.0) for one, next in pairwise(characters))
+            else:
+                yield from _features_of_word(word, ngram)
+
+
+def _features_of_word(word: str, ngram: int) -> Iterator[tuple[str, float]]:
+    if word := word.strip(_AROUND):
         yield f"w:{word}", 1.0
         padded = f"^{word}$"
         for start in range(len(padded) - ngram + 1):

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,8 @@ Vectors = NDArray[np.float32]
 # Candidates beyond k, scored again in float64 with the float32 vectors: the result then does not depend on
 # whether the query came alone, in a batch, or after a rebuild.
 _SLACK = 8
+_MOST_QUESTIONS = 20_000
+"""Questions whose vectors are kept: the same ones are asked at every evaluation."""
 
 
 class MemoryEntry(Closed):
@@ -80,13 +83,26 @@ class Hit:
     fact_key: str
 
 
+class Embeds(Protocol):
+    """What of `errata.retrieval.embedder.Embedder` statements need."""
+
+    def embed(self, texts: Sequence[str]) -> Vectors: ...
+
+
 class FactMemory:
-    """Statements behind an embedder and a vector index. Not thread-safe: one owner."""
+    """Statements behind an embedder and a vector index. Not thread-safe: one owner.
+
+    Attributes:
+        statements: embeds the statements that are learned: the embedder, or what keeps its vectors
+            (`errata.retrieval.vectors.KeptVectors`).
+    """
 
     def __init__(self, embedder: Embedder, config: IndexConfig | None = None) -> None:
         self.embedder = embedder
+        self.statements: Embeds = embedder
         self._index = VectorIndex(embedder.dim, config)
         self._subjects = SubjectIndex()
+        self._question_vectors: dict[str, Vectors] = {}
         self._clear()
 
     def _clear(self) -> None:
@@ -189,6 +205,18 @@ class FactMemory:
             insort(self._chains.setdefault(entry.fact_key, []), entry.id)
         return self._sync_index(before)[0]
 
+    def learn(self, entries: Sequence[MemoryEntry]) -> int:
+        """Add statements that are not there yet; returns how many are active.
+
+        What a newer statement of the same fact has superseded is dropped: a revert takes the fact back with all its
+        values, so nothing would ever ask for it, and a memory of updates would grow for ever.
+        """
+        new = [entry for entry in entries if self.get(entry.id) is None]
+        self.add(new, self.statements.embed([entry.statement for entry in new]))
+        facts = dict.fromkeys(entry.fact_key for entry in new)
+        self.remove([entry.id for fact in facts for entry in self.history(fact)[:-1]])
+        return len(self)
+
     def remove(self, ids: Iterable[int], *, missing_ok: bool = False) -> list[int]:
         """Drop entries as if they had never been added: an entry they superseded is active again.
 
@@ -265,7 +293,18 @@ class FactMemory:
 
     def search(self, queries: Sequence[str], k: int = 3) -> list[list[Hit]]:
         """The ``k`` active entries nearest to each text, best first (equal scores: the newer first)."""
-        return self.search_vectors(self.embedder.embed(queries), k)
+        return self.search_vectors(self.embedded(queries), k)
+
+    def embedded(self, queries: Sequence[str]) -> Vectors:
+        """Vectors (n, dim) of texts that are searched for; each text is embedded once, and kept."""
+        if len(self._question_vectors) > _MOST_QUESTIONS:  # a service is asked new ones for months
+            self._question_vectors.clear()
+        unknown = [query for query in dict.fromkeys(queries) if query not in self._question_vectors]
+        if unknown:
+            self._question_vectors.update(zip(unknown, self.embedder.embed(unknown), strict=True))
+        if not queries:
+            return np.empty((0, self.embedder.dim), dtype=np.float32)
+        return np.stack([self._question_vectors[query] for query in queries])
 
     def search_vectors(self, queries: Vectors, k: int = 3) -> list[list[Hit]]:
         """As :meth:`search`, for embedded queries (n, dim) of unit norm.

@@ -7,16 +7,20 @@ that names no subject is as a rule about none of them.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-_WORD = re.compile(r"[^\W_]+(?:[’'`][^\W_]+)*", re.UNICODE)
-_POSSESSIVE = re.compile(r"[’'`]s?$")
+import regex
+
+from errata.editing.scripts import spans_of_words
+
+_POSSESSIVE = regex.compile(r"[’'`]s?$")
 _STRAIGHT = str.maketrans("’‘`", "'''")
-_ENDS = ".!?\n"
+_MARKS = regex.compile(r"[[\p{M}&&[\p{Inherited}\p{Hebrew}\p{Arabic}]]--[\u3099\u309a]]", regex.VERSION1)
+"""Accents and points that one may leave out; vowel signs, tones and the strokes that make が of か tell words apart."""
+_ENDS = ".!?。！？।॥؟۔\n"
 _OF = frozenset({"of", "de", "di", "von"})
 _NO_NAMES = frozenset(
     ("a", "an", "and", "as", "at", "but", "by", "for", "from", "he", "her", "his", "if", "in", "is", "it", "its", "of",
@@ -58,19 +62,15 @@ class Mention:
 
 
 def words_of(text: str) -> list[Word]:
-    """The words of a text; case, accents and a possessive ending are folded away."""
-    words = []
-    for match in _WORD.finditer(text):
-        folded = fold(_POSSESSIVE.sub("", match[0]))
-        if folded:
-            words.append(Word(folded, match.start(), match.end()))
-    return words
+    """The words of a text by the rules of its script; case, accents and a possessive ending are folded away."""
+    spans = ((fold(_POSSESSIVE.sub("", text[start:stop])), start, stop) for start, stop in spans_of_words(text))
+    return [Word(*span) for span in spans if span[0]]
 
 
 def fold(word: str) -> str:
     """One word without case and accents, its apostrophes straight."""
     plain = unicodedata.normalize("NFKD", word.casefold().translate(_STRAIGHT))
-    return "".join(c for c in plain if not unicodedata.combining(c))
+    return unicodedata.normalize("NFC", _MARKS.sub("", plain))
 
 
 def shared_letters(subject: str, text_words: frozenset[str]) -> float:
@@ -97,10 +97,10 @@ def sentence_around(text: str, start: int, stop: int) -> tuple[int, int]:
 
 
 def _sentence_ends(text: str) -> Iterator[int]:
-    for match in re.finditer(r"[.!?]+[\"”’)]*\s+|\n+", text):
+    for match in regex.finditer(r"[.!?।॥؟۔]+[\"”’)]*\s+|[。！？｡]+[\"”’」』）)]*|\n+", text):
         if "." in match[0] and "\n" not in match[0]:
             head, tail = text[: match.start()], text[match.end() :]
-            last = re.search(r"\w+$", head)
+            last = regex.search(r"[\w\p{M}]+$", head)
             if (last and len(last[0]) == 1) or (tail and tail[0].islower()):
                 continue
         yield match.end()

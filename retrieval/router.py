@@ -24,6 +24,7 @@ from errata.editing.closed import Closed
 from errata.editing.digest import digest_json
 from errata.editing.errors import UserError
 from errata.retrieval.evidence import Candidate
+from errata.retrieval.ike import InContext
 from errata.retrieval.memory import Hit
 
 Features = NDArray[np.float64]
@@ -157,14 +158,22 @@ class Routing:
 
     fitted: FittedRouter
     candidates: Mapping[str, Sequence[Candidate]] = field(default_factory=dict)
+    answer: Answering | None = None
+    """What answers a question in scope, where it is not as configured: the weights hold what holds now."""
 
 
 class Findings(dict[str, Sequence[Hit]]):
-    """Per question the nearest statements, best first, and beside them what routing needs."""
+    """Per question the nearest statements, best first, and beside them what routing and in-context editing need."""
 
-    def __init__(self, hits: Mapping[str, Sequence[Hit]] | None = None, routing: Routing | None = None) -> None:
+    def __init__(
+        self,
+        hits: Mapping[str, Sequence[Hit]] | None = None,
+        routing: Routing | None = None,
+        shown: InContext | None = None,
+    ) -> None:
         super().__init__(hits or {})
         self.routing = routing
+        self.shown = shown
 
 
 class Router:

@@ -19,6 +19,7 @@ from errata.editing.errors import UserError
 from errata.editing.model.capacity import Capacity
 from errata.editing.model.engine import Answer, Continuation
 from errata.editing.model.text import TextCodec
+from errata.editing.scripts import spans_of_words
 from errata.retrieval.choosing import (
     Candidate,
     Found,
@@ -63,6 +64,10 @@ _USED = (
     ("The capital of France is Berlin.", "In France, the seat of government is the city of", "Berlin."),
     ("Freddie Mercury was born in Sweden.", "He sang for years. The birthplace of Freddie Mercury is", "Sweden."),
 )
+
+
+def _words(text: str) -> set[str]:
+    return {text[start:stop].casefold() for start, stop in spans_of_words(text)}
 
 
 class ScrConfig(Closed):
@@ -281,10 +286,11 @@ class SelectiveReasoner:
         for question, statements in zip(questions, near, strict=True):
             # one prompt for all candidates of a question, so the engine reads it once
             prompt = self.text.encode_prompt(_ABOUT.format(question=question))
-            subjects = [self.text.encode_target(subject_of(hit)) for hit in statements]
-            longest = max(subjects, key=len)
+            subjects = [self._subject_ids(subject_of(hit)) for hit in statements]
+            longest = max((before + subject for before, subject in subjects), key=len)
             fitting.append(self.capacity.problem(self.text, [*prompt, *longest]) is None)
-            rows += [(context, subject) for subject in subjects for context in (prompt, alone)] if fitting[-1] else []
+            if fitting[-1]:
+                rows += [(said + before, subject) for before, subject in subjects for said in (prompt, alone)]
         distinct = list(dict.fromkeys((tuple(p), tuple(c)) for p, c in rows))
         scored = dict(zip(distinct, self.engine.score(distinct), strict=True))
         told = [scored[tuple(p), tuple(c)] for p, c in rows]
@@ -292,6 +298,15 @@ class SelectiveReasoner:
         return [
             [next(pairs) for _ in statements] if fits else None for statements, fits in zip(near, fitting, strict=True)
         ]
+
+    def _subject_ids(self, subject: str) -> tuple[list[int], list[int]]:
+        """Tokens of a subject behind "Subject:", and before them that of the space where it is one by itself.
+
+        The space tells nothing about the subject, and before a Chinese name it would: no English text leads to it.
+        """
+        ids = self.text.encode_value(subject)
+        first = 1 if len(ids) > 1 and self.text.decode(ids[:1]).isspace() else 0
+        return ids[:first], ids[first:]
 
     def _best(self, statements: Sequence[Found], pairs: Sequence[tuple[Continuation, Continuation]]) -> Choice:
         considered = []
@@ -345,10 +360,10 @@ class SelectiveReasoner:
     def _told(fact: str, row: Sequence[Found], considered: tuple[Candidate, ...]) -> Choice:
         if not fact or _PAPER_NONE in fact.casefold():
             return Choice(None, f"the model wrote {fact!r}", considered)
-        words = set(fact.casefold().split())
+        words = _words(fact)
 
         def shared(hit: Found) -> float:
-            own = set(hit.statement.casefold().split())
+            own = _words(hit.statement)
             return len(words & own) / max(1, len(words | own))
 
         hit = max(row, key=shared)  # of equally near ones the first, which is the most similar to the question

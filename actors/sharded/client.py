@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from errata.actors.reviving import RevivingClient
+from errata.actors.clients import RevivingClient
 from errata.actors.runtime import make_actor
 from errata.actors.settings import ModelSpec, RayConfig, RoleConfig
 from errata.actors.sharded.worker import ModelActor

@@ -104,11 +104,14 @@ class EvaluationWorker:
             arms=self._settings.arms,
             base_digest=self._versioned.model.digest,
             router=self._bound(hits),
+            in_context=hits.shown if isinstance(hits, Findings) else None,
         )
 
     def _bound(self, hits: Hits) -> BoundRouter | None:
         routing = hits.routing if isinstance(hits, Findings) else None
-        return None if routing is None else BoundRouter(routing, self._reasoner, self._settings.routed)
+        return (
+            None if routing is None else BoundRouter(routing, self._reasoner, routing.answer or self._settings.routed)
+        )
 
     def query_seconds(
         self, questions: Sequence[str], weights: Mapping[int, Tensor], hits: Hits, search_seconds: float
@@ -124,6 +127,7 @@ class EvaluationWorker:
             arms=self._settings.arms,
             search_seconds=search_seconds,
             router=self._bound(hits),
+            in_context=hits.shown if isinstance(hits, Findings) else None,
         )
 
     def perplexity(self, text: str | Sequence[str], weights: Mapping[int, Tensor]) -> float:

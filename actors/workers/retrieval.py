@@ -11,9 +11,10 @@ from typing import Any
 from errata.editing.errors import ErrataError
 from errata.retrieval.embedder import build_embedder
 from errata.retrieval.evidence import EvidenceFinder
+from errata.retrieval.ike import Asked, DemonstrationPool, InContext, NearestDemonstrations, Shown
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import FactMemory, Hit, MemoryEntry
-from errata.retrieval.router import FittedRouter, RouterConfig, Routing
+from errata.retrieval.router import Findings, FittedRouter, RouterConfig, Routing
 from errata.retrieval.router_fit import router_for
 from errata.retrieval.vectors import KeptVectors
 
@@ -21,12 +22,14 @@ logger = logging.getLogger(__name__)
 
 Mark = tuple[int, str]
 """Number and digest of the version that a memory is of."""
-_MOST_QUESTIONS = 20_000
-"""Questions whose vectors are kept."""
 
 
 class RetrievalWorker:
-    """A `FactMemory` with its embedder. Plain class; `RetrievalActor` is its shell."""
+    """A `FactMemory` with its embedder, filled and saved, and its router. Plain class; `RetrievalActor` is its shell.
+
+    Attributes:
+        memory: learns and is searched; what takes more than the memory goes through the worker.
+    """
 
     def __init__(
         self,
@@ -40,37 +43,25 @@ class RetrievalWorker:
         self._embedder = build_embedder(embedder_config)
         self._state = None if kept_in is None else kept_in / "state"
         self._mark: Mark | None = None
-        self._memory = self._saved(index_config) or FactMemory(self._embedder, index_config)
-        self._statements = KeptVectors(self._embedder, kept_in) if kept_in is not None else None
-        self._questions: dict[str, Any] = {}
-        self._evidence = EvidenceFinder(self._memory)
+        self.memory = self._saved(index_config) or FactMemory(self._embedder, index_config)
+        self._statements = None if kept_in is None else KeptVectors(self._embedder, kept_in)
+        if self._statements is not None:
+            self.memory.statements = self._statements
+        self._evidence = EvidenceFinder(self.memory)
         self._router_config = router_config or RouterConfig()
         self._router: FittedRouter | None = None
-
-    def add(self, entries: Sequence[MemoryEntry]) -> int:
-        """Add statements that are not there yet; returns how many are active.
-
-        What a newer statement of the same fact has superseded is dropped: a revert takes the fact back with all its
-        values, so nothing would ever ask for it, and a memory of updates would grow for ever.
-        """
-        new = [entry for entry in entries if self._memory.get(entry.id) is None]
-        embed = self._embedder.embed if self._statements is None else self._statements.embed
-        self._memory.add(new, embed([entry.statement for entry in new]))
-        facts = dict.fromkeys(entry.fact_key for entry in new)
-        old = [entry.id for fact in facts for entry in self._memory.history(fact)[:-1]]
-        self._memory.remove(old)
-        return len(self._memory)
+        self._demonstrations: NearestDemonstrations | None = None
 
     def remove(self, ids: Sequence[int]) -> int:
         """Forget statements; one that is not there is passed over."""
-        self._memory.remove(ids, missing_ok=True)
-        return len(self._memory)
+        self.memory.remove(ids, missing_ok=True)
+        return len(self.memory)
 
     def sync(self, entries: Sequence[MemoryEntry]) -> int:
         """Hold these statements and no others; what is held already is not embedded again. Returns how many."""
         wanted = {entry.id: entry for entry in entries}
-        self._memory.remove([held.id for held in self._memory.entries() if wanted.get(held.id) != held])
-        return self.add(list(entries))
+        self.memory.remove([held.id for held in self.memory.entries() if wanted.get(held.id) != held])
+        return self.memory.learn(entries)
 
     def mark(self) -> Mark | None:
         """Which version the memory that was found saved is of; None where it began empty."""
@@ -81,7 +72,7 @@ class RetrievalWorker:
         if self._state is None:
             return
         try:
-            self._memory.save(self._state, {"sequence": mark[0], "version": mark[1]})
+            self.memory.save(self._state, {"sequence": mark[0], "version": mark[1]})
         except OSError as error:  # a convenience: without it a restart fills the memory from the journal
             logger.warning("the memory could not be saved: %s", error)
             return
@@ -100,45 +91,64 @@ class RetrievalWorker:
             return None
         return memory
 
-    def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
-        """The k nearest active statements of each question, best first. Questions are embedded once."""
-        return self._memory.search_vectors(self._embedded(questions), k) if questions else []
-
     def route(self, questions: Sequence[str], k: int) -> Routing:
         """The router in force and each question's candidates, the ``k`` nearest and those that it names."""
         distinct = list(dict.fromkeys(questions))
-        candidates = self._evidence.candidates(distinct, self._embedded(distinct), k) if distinct else []
+        candidates = self._evidence.candidates(distinct, self.memory.embedded(distinct), k) if distinct else []
         return Routing(self.router(), dict(zip(distinct, candidates, strict=True)))
 
-    def resolved(self, turns: Sequence[str]) -> str:
-        """The last turn of a conversation, with what it refers to."""
-        return self._memory.resolved(turns)
+    def among(self, questions: Sequence[str], entries: Sequence[MemoryEntry], k: int) -> Findings:
+        """What a memory that holds these statements alone finds: the nearest of each question, and its candidates for
+        the router in force. At most one of each fact."""
+        distinct = list(dict.fromkeys(questions))
+        held = FactMemory(self._embedder)
+        known = [entry for entry in entries if (own := self.memory.get(entry.id)) and own.statement == entry.statement]
+        held.add(known, self.memory.vectors([entry.id for entry in known]))
+        held.add([entry for entry in entries if entry not in known])
+        vectors = self.memory.embedded(distinct)
+        hits = held.search_vectors(vectors, k) if distinct else []
+        candidates = EvidenceFinder(held).candidates(distinct, vectors, k) if distinct else []
+        routing = Routing(self.router(), dict(zip(distinct, candidates, strict=True)), answer="memory")
+        return Findings(dict(zip(distinct, hits, strict=True)), routing)
+
+    def in_context(self, pool: DemonstrationPool, asked: Sequence[Asked], without: Sequence[str]) -> InContext:
+        """Facts and demonstrations for questions; none of these names a subject of ``without``."""
+        if not asked:
+            return InContext()
+        if self._demonstrations is None or self._demonstrations.pool != pool:
+            self._demonstrations = NearestDemonstrations(pool, self._embedder)
+        vectors = self.memory.embedded([one.question for one in asked])
+        found = self.memory.search_vectors(vectors, 1)
+        facts = [self.memory.history(one.fact_key) for one in asked]
+        right = [self.memory.hits(v, [kept[-1].id]) if kept else [] for v, kept in zip(vectors, facts, strict=True)]
+        wanted = [
+            (hits[0].statement, one.question)
+            for of in (found, right)
+            for hits, one in zip(of, asked, strict=True)
+            if hits
+        ]
+        distinct = list(dict.fromkeys(wanted))
+        chosen = dict(zip(distinct, self._demonstrations.nearest(distinct, without), strict=True))
+
+        def shown(hits: Sequence[Hit], one: Asked) -> Shown:
+            return Shown(hits[0], chosen[hits[0].statement, one.question])
+
+        return InContext(
+            {one.question: shown(hits, one) for hits, one in zip(found, asked, strict=True) if hits},
+            {(one.request_id, one.question): shown(hits, one) for hits, one in zip(right, asked, strict=True) if hits},
+        )
 
     def router(self) -> FittedRouter:
         """The router in force: what was set, else the configuration's, found or fitted when it is first needed."""
         if self._router is None:
-            self._router = router_for(self._router_config, self._memory)
+            self._router = router_for(self._router_config, self.memory)
         return self._router
-
-    def _embedded(self, questions: Sequence[str]) -> Any:
-        """Vectors (n, dim) of at least one question; each is embedded once."""
-        if len(self._questions) > _MOST_QUESTIONS:  # a service is asked new ones for months
-            self._questions.clear()
-        unknown = [q for q in dict.fromkeys(questions) if q not in self._questions]
-        if unknown:
-            self._questions.update(zip(unknown, self._embedder.embed(unknown), strict=True))
-        import numpy as np
-
-        return np.stack([self._questions[q] for q in questions])
 
     def search_seconds(self, questions: Sequence[str], k: int) -> float:
         """Mean wall seconds of embedding and searching one question alone, after one to warm up."""
-        self._memory.search(questions[:1], k)
+        search = self.memory.search_vectors
+        search(self._embedder.embed(questions[:1]), k)
         started = time.perf_counter()
         for question in questions:
-            self._memory.search([question], k)
+            search(self._embedder.embed([question]), k)
         return (time.perf_counter() - started) / max(1, len(questions))
-
-    def digest(self) -> str:
-        """Digest of the active content."""
-        return self._memory.digest

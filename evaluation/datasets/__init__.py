@@ -8,6 +8,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from errata.editing.errors import UserError
+from errata.evaluation.datasets.at_scale import ULTRAEDITBENCH, WIKIBIGEDIT
 from errata.evaluation.datasets.conceptedit import CONCEPTEDIT_INTER, CONCEPTEDIT_INTRA
 from errata.evaluation.datasets.counterfact import COUNTERFACT, COUNTERFACT_DISTRACTING, COUNTERFACT_EASYEDIT
 from errata.evaluation.datasets.elken import ELKEN
@@ -53,6 +54,8 @@ DATASETS: Mapping[str, Loader] = {
         S2RKE,
         LOCOMO,
         CONFLICTEDIT,
+        WIKIBIGEDIT,
+        ULTRAEDITBENCH,
         OWN,  # last: its two required fields occur in other schemas too
     )
 }

@@ -8,11 +8,11 @@ from math import log, log2, sqrt
 
 import regex
 
-from errata.evaluation.matching import UNSPACED
+from errata.editing.scripts import SINGLE
 from errata.evaluation.metrics.card import metric
 
-_WORD = regex.compile(rf"(?=[{UNSPACED}])\X|[[\w\p{{M}}]--[{UNSPACED}]]+|[^\w\s]", regex.VERSION1)
-_TERM = regex.compile(rf"(?=[{UNSPACED}])\X|[[\w\p{{M}}]--[{UNSPACED}]]{{2,}}", regex.VERSION1)
+_WORD = regex.compile(rf"(?=[{SINGLE}])\X|[[\w\p{{M}}]--[{SINGLE}]]+|[^\w\s]", regex.VERSION1)
+_TERM = regex.compile(rf"(?=[{SINGLE}])\X|[[\w\p{{M}}]--[{SINGLE}]]{{2,}}", regex.VERSION1)
 _WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 
 

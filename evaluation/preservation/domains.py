@@ -9,6 +9,7 @@ from typing import Any
 
 from errata.editing.digest import digest_json
 from errata.editing.errors import UserError
+from errata.editing.texts import read_text
 from errata.evaluation.perplexity import WINDOW, windows_of
 from errata.evaluation.preservation.battery import Item, Outcomes
 from errata.evaluation.sampling import SamplingEngine
@@ -24,10 +25,7 @@ def read_domains(given: Mapping[str, Path]) -> dict[str, list[str]]:
     """
     domains = {}
     for name, path in given.items():
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"text {str(path)!r} of domain {name!r} cannot be read ({type(error).__name__})") from error
+        text = read_text(path, f"text of domain {name!r}")
         domains[name] = [part for part in text.split(_PARAGRAPHS) if part.strip()]
         if not domains[name]:
             raise UserError(f"text {str(path)!r} of domain {name!r} holds no text")

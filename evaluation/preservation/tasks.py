@@ -7,7 +7,6 @@ data sets are published; what differs from the hub's layout is rewritten on the 
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 import yaml
 
 from errata.editing.errors import UserError
+from errata.editing.texts import open_text
 
 Raw = dict[str, Any]
 
@@ -158,7 +158,7 @@ def _find(data: Path, relative: str) -> Path | None:
 
 
 def _documents(path: Path, rewrite: Callable[[Raw], Raw] | None) -> Iterator[Raw]:
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+    with open_text(path) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue

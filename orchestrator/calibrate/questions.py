@@ -11,6 +11,7 @@ from pathlib import Path
 
 from errata.editing.model.engine import LanguageEngine
 from errata.editing.request import EditRequest
+from errata.editing.texts import clean_all, read_text
 from errata.editing.tracing import TracePrompt
 from errata.orchestrator.config.presets import configs_root
 
@@ -60,7 +61,7 @@ def questions_path() -> Path:
 
 def read_questions(path: Path | None = None) -> list[Question]:
     """All questions, relations in turns, in an order that says nothing about them: the first few are of many kinds."""
-    relations = json.loads((path or questions_path()).read_text(encoding="utf-8"))["relations"]
+    relations = clean_all(json.loads(read_text(path or questions_path(), "questions")))["relations"]
     by_relation = []
     for name, relation in relations.items():
         questions = [

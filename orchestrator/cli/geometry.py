@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from errata.editing.errors import UserError
+from errata.editing.texts import read_text
 
 
 def register(app: typer.Typer) -> None:
@@ -108,10 +109,7 @@ def _layers(given: str | None, base: Any) -> list[int]:
 
 def _documents(model: Any, path: Path, count: int, tokens: int) -> list[list[int]]:
     """Paragraphs of a text as tokens, those of at least eight."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--text {str(path)!r} cannot be read: {type(error).__name__}") from error
+    text = read_text(path, "--text")
     documents = []
     for paragraph in text.split("\n"):
         ids = model.text.encode_prompt(paragraph.strip())[:tokens] if paragraph.strip() else []

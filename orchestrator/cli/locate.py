@@ -12,6 +12,7 @@ import typer
 import yaml
 
 from errata.editing.errors import UserError
+from errata.editing.texts import clean_all, read_text
 from errata.editing.wording import counted
 from errata.orchestrator.cli.options import Overrides, Verbose
 
@@ -162,8 +163,8 @@ def _known_facts(path: Path) -> list[TracePrompt] | None:
     from errata.editing.tracing import TracePrompt
 
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError):
+        records = clean_all(json.loads(read_text(path, "--data")))
+    except ValueError:
         return None  # JSON Lines, or malformed: reading it as a stream says where
     keys = ("subject", "attribute", "template")
     if (

@@ -133,7 +133,7 @@ arrange(app)
 
 
 def _print_result(output: Path) -> None:
-    from errata.evaluation.outcomes import ARMS
+    from errata.evaluation.outcomes import ALL_ARMS
     from errata.orchestrator.journal import JOURNAL_FILE, Journal
     from errata.orchestrator.report.summary import read_summary
 
@@ -143,7 +143,7 @@ def _print_result(output: Path) -> None:
         title=f"{counted(summary.edits_applied, 'edit')}, {counted(summary.refreshes, 'refresh')}, "
         f"version {summary.version[:12]}"
     )
-    arms = [arm for arm in ARMS if arm in summary.arms]
+    arms = [arm for arm in ALL_ARMS if arm in summary.arms]
     table.add_column("")
     for arm in arms:
         table.add_column(arm.replace("_", " + "), justify="right")

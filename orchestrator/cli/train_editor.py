@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from errata.editing.errors import UserError
+from errata.editing.texts import read_text
 
 train_editor = typer.Typer(help="Train what an editor needs before it can edit.", no_args_is_help=True)
 
@@ -55,11 +56,11 @@ def mend(
         chosen = tuple(sorted({int(layer) for layer in layers.split(",")}))
     except ValueError as error:
         raise UserError(f"--layers {layers!r}: want numbers with commas between them, such as 27,28,29") from error
-    found = [r.request for r in open_dataset(records, limit=limit) if isinstance(r, ValidRecord)]
+    found = [r.request.cleaned() for r in open_dataset(records, limit=limit) if isinstance(r, ValidRecord)]
     if without is not None:
         found = without_subjects(found, [r.request for r in open_dataset(without) if isinstance(r, ValidRecord)])
     source = text or configs_root() / "text" / "heldout.txt"
-    texts = [line.strip() for line in source.read_text(encoding="utf-8").splitlines() if len(line.split()) > 8]
+    texts = [line.strip() for line in read_text(source, "--text").split("\n") if len(line.split()) > 8]
     settings = MendTrainingConfig(rank=rank, lr=lr, edit_lr=edit_lr, lr_lr=lr_lr, seed=seed)
     editor = MendConfig.model_validate({"layers": chosen, "maps": tuple(maps.split(","))})
     trainer = MendTrainer(load_model(model), editor, settings, found, texts)

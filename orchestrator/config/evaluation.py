@@ -11,10 +11,11 @@ from errata.editing.closed import Closed
 from errata.editing.errors import UserError
 from errata.editing.estimation.corpus import CorpusConfig, CorpusReader
 from errata.evaluation.judge import ContainsJudgeConfig, JudgeConfig
-from errata.evaluation.outcomes import ARMS, Arm
+from errata.evaluation.outcomes import ARMS, IKE_ARMS, Arm
 from errata.evaluation.reasoning import ReasoningMarks
 from errata.orchestrator.config.presets import find_data
 from errata.retrieval.embedder import EmbedderConfig, SentenceEmbedderConfig
+from errata.retrieval.ike import IkeConfig
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.scr import ScrConfig
 from errata.retrieval.statements import StatementConfig
@@ -92,7 +93,8 @@ class EvaluationConfig(Closed):
     sample: int = Field(24, ge=1)
     """Facts of a timeline point: the same ones each time, from the first points' edits."""
     arms: tuple[Arm, ...] = ARMS
-    """Ways of knowing that are asked; ``base`` is always among them."""
+    """Ways of knowing that are asked; ``base`` is always among them. `ike` and `ike_oracle`, in-context editing for
+    comparison, are asked only where they are named."""
     max_new_tokens: int = Field(12, ge=1)
     """Length at which a generated answer ends."""
     stop_at_newline: bool = True
@@ -105,6 +107,8 @@ class EvaluationConfig(Closed):
     answer. Reasoning takes ``stop_at_newline: false`` and a long ``max_new_tokens``."""
     final: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
     """Facts asked about at the end: all, or at most so many, spread evenly over their ages."""
+    ike: IkeConfig | None = None
+    """What the arms `ike` and `ike_oracle` demonstrate with; null where they are not asked."""
     free_text: FreeTextConfig | None = None
     """Measure free continuations at the end; null for none."""
     held_out: str | None = "configs/text/heldout.txt"
@@ -129,4 +133,11 @@ class EvaluationConfig(Closed):
     def _has_base(self) -> EvaluationConfig:
         if "base" not in self.arms:
             raise ValueError(f"arms must include 'base', against which locality is measured; got {list(self.arms)}")
+        return self
+
+    @model_validator(mode="after")
+    def _ike_has_demonstrations(self) -> EvaluationConfig:
+        asked = [arm for arm in self.arms if arm in IKE_ARMS]
+        if asked and self.ike is None:
+            raise ValueError(f"arms {asked} need ike.demonstrations, records of a training split")
         return self

@@ -151,6 +151,10 @@ def with_found_files(config: RunConfig, source: Path | None = None) -> RunConfig
         named = {key: path for key in ("openings", "references") if (path := getattr(free, key)) is not None}
         free = free.model_copy(update={key: find_data(path, beside) for key, path in named.items()})
         update["evaluation"] = evaluation.model_copy(update={"free_text": free})
+    if (ike := config.evaluation.ike) is not None:
+        evaluation = update.get("evaluation", config.evaluation)
+        ike = ike.model_copy(update={"demonstrations": find_data(ike.demonstrations, beside)})
+        update["evaluation"] = evaluation.model_copy(update={"ike": ike})
     if config.covariance.corpus is not None:
         text = config.covariance.corpus
         text = text.model_copy(update={"path": find_data(text.path, beside)})

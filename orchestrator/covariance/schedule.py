@@ -77,6 +77,7 @@ class Refreshing:
             covariance = KeyCovariance.identity(self._editor.map_widths())
         else:
             place = self._covariance.store
+            self._display.begin("obtaining the first covariance")
             obtained = obtain(
                 self._covariance,
                 self._layers,

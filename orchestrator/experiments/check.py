@@ -9,7 +9,7 @@ from errata.orchestrator.experiments.collect import Run
 
 _FREE = ("evaluation.arms", "evaluation.every", "evaluation.sample", "evaluation.latency_questions")
 """Settings of the evaluation that change no figure of the end."""
-_BESIDE = ("evaluation.held_out", "evaluation.texts", "evaluation.final", "evaluation.free_text")
+_BESIDE = ("evaluation.held_out", "evaluation.texts", "evaluation.final", "evaluation.free_text", "evaluation.ike")
 """Settings that decide single columns, or which of the facts are asked: worth a note."""
 _ENDPOINT = "evaluation.judge.endpoint."
 _SINCE: Mapping[str, object] = {
@@ -17,6 +17,7 @@ _SINCE: Mapping[str, object] = {
     "evaluation.reasoning": None,
     "evaluation.final": "all",
     "evaluation.free_text": None,
+    "evaluation.ike": None,
 }
 """What runs of older releases, which do not name these, were measured with."""
 

@@ -23,8 +23,13 @@ _NO_MATTER = ("name", "ray", "tracking", "covariance.store", "evaluation.latency
 """Settings that change no figure."""
 _PATHS = ("stream.path", "evaluation.held_out", "covariance.corpus.path")
 _MODEL = "model.name"
-_FIRST = (_MODEL, "editor.type", "covariance.source", "covariance.seed_mode", "batching.size", "stream.limit")
+_FIRST = (_MODEL, "editor.type", "editor.regime", "covariance.source", "covariance.seed_mode", "batching.size")
 """Keys that say most, so that they and not others name a difference."""
+_SECTIONS = (
+    *("model", "editor", "covariance", "contexts", "batching", "verify", "refresh", "repair", "memory", "router"),
+    *("seed", "schedule", "stream", "evaluation"),
+)
+"""Sections by how much they say of a method: a run's length and what was measured name a difference last."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def collect(paths: Sequence[Path]) -> Collection:
             plain = True
     if not runs:
         raise UserError(f"{', '.join(map(str, paths))}: no run has finished")
-    runs = _titled(runs)
+    runs = _titled(_completed(runs))
     if plain or not axes:
         axes = differing_keys([run.settings for run in runs])
         runs = [_placed(run, axes) for run in runs]
@@ -159,13 +164,22 @@ def differing_keys(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     says nothing new (an editor's own parameters follow from its type)."""
     keys = {key for one in settings for key in one if matters(key)}
     varying = [key for key in keys if len({_plain(one, key) for one in settings}) > 1]
-    order = sorted(varying, key=lambda key: (_FIRST.index(key) if key in _FIRST else len(_FIRST), key))
+    order = sorted(varying, key=_rank)
     kept: list[str] = []
     for key in order:
         told = {tuple(_plain(one, k) for k in kept) for one in settings}
         if len({tuple(_plain(one, k) for k in [*kept, key]) for one in settings}) > len(told):
             kept.append(key)
     return kept
+
+
+def _rank(key: str) -> tuple[int, int, str]:
+    section = key.partition(".")[0]
+    return (
+        _FIRST.index(key) if key in _FIRST else len(_FIRST),
+        _SECTIONS.index(section) if section in _SECTIONS else len(_SECTIONS),
+        key,
+    )
 
 
 def changed_by(axis: str, runs: Iterable[Run]) -> set[str]:
@@ -192,6 +206,22 @@ def changed_by(axis: str, runs: Iterable[Run]) -> set[str]:
         if all(len(seen) == 1 for seen in values.values()) and len(set().union(*values.values())) > 1:
             keys.add(key)
     return keys
+
+
+def _completed(runs: Sequence[Run]) -> list[Run]:
+    """The runs with the defaults of settings that other releases' runs say and they do not: before there was such a
+    setting, a run did as its default has it."""
+    said = {key for run in runs for key in run.settings}
+    if all(said <= set(run.settings) for run in runs):
+        return list(runs)
+    # it knows every editor, and so needs torch, which a comparison of runs of one kind does without
+    from errata.orchestrator.config.defaults import defaults_of
+
+    done = []
+    for run in runs:
+        usual = flat(defaults_of(run.settings.get("editor.type")))
+        done.append(replace(run, settings={**{k: v for k, v in usual.items() if k in said}, **run.settings}))
+    return done
 
 
 def _titled(runs: Sequence[Run]) -> list[Run]:

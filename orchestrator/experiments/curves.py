@@ -14,8 +14,13 @@ from errata.orchestrator.report.charts import MARKS, SHARE, Form, Series, line_c
 from errata.orchestrator.report.summary import TimelinePoint
 
 STYLES = 10
-"""Colors of the page: one for the unedited model, one for the memory alone, the others for methods in turn."""
-_ALONE = {"unedited": ("c0", "", "ring"), "memory": ("c1", "dashed", "square")}
+"""Colors of the page: one for each way that needs no editor, the others for methods in turn."""
+_ALONE = {
+    "unedited": ("c0", "", "ring"),
+    "memory": ("c1", "dashed", "square"),
+    "IKE": ("ike", "dashed", "diamond"),
+    "IKE oracle": ("ike_oracle", "dotted", "diamond"),
+}
 _LOOKS = {WAYS["edited_memory"]: "dashed", WAYS["routed"]: "dotted"}
 """How a line of a method is told from the method's own, by the end of its label: by its dashes, whereas methods
 are told apart by color and mark."""

@@ -23,6 +23,8 @@ _NOT_ANSWERS = ("evaluation.arms", "evaluation.every", "evaluation.sample")
 _DEPENDS: dict[Arm, tuple[str, ...]] = {
     "base": ("model.", "stream.", "evaluation."),
     "memory": ("model.", "stream.", "evaluation.", "memory."),
+    "ike": ("model.", "stream.", "evaluation.", "memory."),
+    "ike_oracle": ("model.", "stream.", "evaluation.", "memory."),
 }
 """What the figures of the arms without edited weights can depend on."""
 
@@ -87,6 +89,8 @@ COLUMNS = (
     Column("query_seconds", "s/query", higher=False, share=False, meaning="seconds of one question asked alone"),
 )
 _TEXT = "perplexity:"
+UNEDITED: Final[Mapping[Arm, str]] = {"base": "unedited", "memory": "memory", "ike": "IKE", "ike_oracle": "IKE oracle"}
+"""Arms that need no editor, with what a row's label says."""
 WAYS: Final[Mapping[Arm, str]] = {"edited": "", "edited_memory": " + memory", "routed": ", routed"}
 """Arms that need an editor, with what a row's label says behind the method."""
 _AVERAGE_OF = ("reliability", "generalization_gen", "locality", "portability")
@@ -307,7 +311,7 @@ def _settled(mismatches: Iterable[Mismatch], title: str, anyway: bool) -> list[s
 def _rows(runs: Sequence[Run], free: Sequence[str], changes: Mapping[str, set[str]], intervals: bool) -> Iterable[Row]:
     """Rows by arm and label: first what needs no editor, then every method, alone, with the memory and routed."""
     rows: dict[tuple[Arm, str], list[Run]] = {}
-    for arm in ("base", "memory"):
+    for arm in UNEDITED:
         axes = [axis for axis in free if _reaches(arm, changes[axis])]
         for run in runs:
             if arm in run.summary.arms:
@@ -330,8 +334,7 @@ def _label(arm: Arm, run: Run, axes: Sequence[str]) -> str:
     said = title_of({axis: run.coordinates[axis] for axis in axes if axis in run.coordinates})
     if arm == "edited":
         return said or run.summary.editor
-    name = "unedited" if arm == "base" else "memory"
-    return f"{name}, {said}" if said else name
+    return f"{UNEDITED[arm]}, {said}" if said else UNEDITED[arm]
 
 
 def _figures(runs: Sequence[Run], arm: Arm, intervals: bool) -> dict[str, Figure | None]:

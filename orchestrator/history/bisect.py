@@ -19,6 +19,7 @@ from errata.editing.closed import Closed
 from errata.editing.errors import UserError
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.engine import LanguageEngine
+from errata.editing.texts import clean_all, read_text
 from errata.evaluation.matching import contains, exact_match
 from errata.orchestrator.history.gaps import Gaps
 from errata.orchestrator.history.modules import changed
@@ -35,7 +36,7 @@ class RegressionProbe(Closed):
     """
 
     prompt: str = Field(min_length=1)
-    """Continued as it stands."""
+    """Continued as it stands, without white space at its ends."""
     expected: tuple[str, ...] = ()
     """Any of these must be in the answer; one text or a list."""
     expected_not: tuple[str, ...] = ()
@@ -93,14 +94,15 @@ def read_probes(path: Path) -> list[RegressionProbe]:
     Raises:
         UserError: the file is not there, is neither, is empty, or a probe does not fit; the message says where.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"probe file {str(path)!r} cannot be read ({type(error).__name__})") from error
+    text = read_text(Path(path), "probe file")
     probes = []
     for where, record in _records(text, str(path)):
         try:
-            probes.append(RegressionProbe.model_validate(record))
+            kept = clean_all(record)
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from error
+        try:
+            probes.append(RegressionProbe.model_validate(kept))
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"]) or "probe"
@@ -115,7 +117,7 @@ def _records(text: str, path: str) -> Iterator[tuple[str, Any]]:
     try:
         whole = json.loads(text)
     except ValueError:
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 try:
                     yield f"{path}:{number}", json.loads(line)

@@ -220,8 +220,14 @@ def commit_data(
         reason=reason,
         sweeps=max(1, len(receipt.sweeps)),
         figures=figures if repair is None else {**(figures or {}), **repair},
+        recomputed=recomputed_by(receipt),
         parts=parts or VersionParts(),
     )
+
+
+def recomputed_by(receipt: EditReceipt) -> tuple[int, ...]:
+    """The batches that a receipt's commit computed again, as the journal's table of them has it."""
+    return (0,) if receipt.whole else tuple(sorted({part.sequence for part in receipt.parts}))
 
 
 def history(
@@ -299,30 +305,41 @@ def old_keys(journal: JournalReader, store: ArtifactStore, names: Iterable[str],
     Raises:
         DamagedFileError, FileNotFoundError: a receipt is damaged or gone.
     """
-    places: dict[int, list[str]] = {}
+    left: dict[str, list[int]] = {}
     for name in names:
-        wrote = [f.sequence for f in journal.fates(name) if f.state == "applied" and f.sequence is not None]
-        wrote = [sequence for sequence in wrote if sequence < before]
-        if wrote:
-            places.setdefault(wrote[-1], []).append(name)
-    by_request: dict[str, dict[int, Tensor]] = {}
+        wrote = journal.written_in(name, before)
+        if wrote is not None:
+            left[name] = [*journal.recomputed(wrote, before), wrote]
+    found: dict[str, dict[int, Tensor]] = {}
     gaps = Gaps.of(journal)
-    for sequence, members in sorted(places.items()):
-        missing = set(members)
-        for other in (*reversed(journal.reverts(sequence, before)), sequence):
-            if not missing:
-                break
-            keys = gaps.receipt(journal.version(other).keys)
-            if keys is None or (other != sequence and gaps.lacks(other) and not store.contains("keys", keys)):
-                continue  # nothing of it is left
-            metadata, tensors = read_receipt_file(store.get("keys", keys))
-            held = json.loads(metadata["request_ids"])
-            columns = {int(n.split(".")[1]): t for n, t in tensors.items() if n.startswith("keys.")}
-            for name in missing.intersection(held):
-                column = held.index(name)
-                by_request[name] = {layer: matrix[:, column].clone() for layer, matrix in columns.items()}
-                missing.discard(name)
-    return by_request
+    while left:  # a receipt is read once for all whose keys it may hold
+        sequence = max(places[0] for places in left.values())
+        members = [name for name, places in left.items() if places[0] == sequence]
+        held = _stored_keys(journal, store, gaps, sequence)
+        for name in members:
+            if name in held:
+                found[name] = {layer: key.clone() for layer, key in held[name].items()}
+            left[name] = [] if name in held else left[name][1:]
+        left = {name: places for name, places in left.items() if places}
+    return found
+
+
+def _stored_keys(
+    journal: JournalReader, store: ArtifactStore, gaps: Gaps, sequence: int
+) -> dict[str, dict[int, Tensor]]:
+    """Keys (d_in,) by request and layer as a commit's receipt has them; none where an erasure or a compaction left
+    nothing of it."""
+    version = journal.version(sequence)
+    keys = gaps.receipt(version.keys)
+    again = version.kind in ("revert", "erase")
+    if keys is None or (again and gaps.lacks(sequence) and not store.contains("keys", keys)):
+        return {}
+    metadata, tensors = read_receipt_file(store.get("keys", keys))
+    columns = {int(name.split(".")[1]): matrix for name, matrix in tensors.items() if name.startswith("keys.")}
+    return {
+        name: {layer: matrix[:, column] for layer, matrix in columns.items()}
+        for column, name in enumerate(json.loads(metadata["request_ids"]))
+    }
 
 
 def load_covariance(store: ArtifactStore, digest: str) -> KeyCovariance:

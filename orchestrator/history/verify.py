@@ -21,7 +21,7 @@ from errata.orchestrator.history.gaps import Gaps, load_floor
 from errata.orchestrator.history.log import History
 from errata.orchestrator.history.modules import changed
 from errata.orchestrator.history.rebuild import BaseCheckpoint, advance, edited_layers, load_delta, weights_digest
-from errata.orchestrator.history.receipts import load_receipt, open_store
+from errata.orchestrator.history.receipts import load_receipt, open_store, read_receipt_file
 from errata.orchestrator.history.snapshots import snapshots, superfluous
 from errata.orchestrator.journal import JOURNAL_FILE, Journal
 from errata.orchestrator.journal.artifacts import DIGEST, KINDS, ArtifactStore
@@ -144,6 +144,7 @@ def verify(run: Path, base: BaseCheckpoint | None, progress: Progress = _silent)
                 _check_versions(history, report)
             with _told_in(report, "commits"):
                 _check_commits(history, store, report, progress)
+                _check_recomputed(journal, store, report)
         with _told_in(report, "files"):
             _check_files(journal, store, report)
         if base is not None:
@@ -299,6 +300,26 @@ def _check_commits(history: History, store: ArtifactStore, report: Report, progr
         if receipt.delta is not None:
             _compare_norms(where, "change", version.delta_norms, receipt.delta.norms(), report)
         progress("commits", version.sequence, len(history.versions) - 1)
+
+
+def _check_recomputed(journal: JournalReader, store: ArtifactStore, report: Report) -> None:
+    """What is looked up as computed again by a commit is what its receipt has, as far as one is left."""
+    gaps = Gaps.of(journal)
+    for version in journal.versions():
+        said = journal.recomputed_in(version.sequence)
+        keys = gaps.receipt(version.keys)
+        if version.kind not in ("revert", "erase") or said == {0} or keys is None or not store.contains("keys", keys):
+            continue
+        try:
+            metadata, _ = read_receipt_file(store.get("keys", keys))
+            parts = {int(part["sequence"]) for part in json.loads(metadata.get("parts", "[]"))}
+            whole = json.loads(metadata.get("whole", "false"))
+        except (DamagedFileError, FileNotFoundError, ValueError, KeyError, TypeError):
+            continue  # told already
+        if said != ({0} if whole else parts):
+            report.add(
+                f"v{version.sequence}", f"computed the batches {sorted(parts)} again, the journal says {sorted(said)}"
+            )
 
 
 def _compare_norms(

@@ -93,6 +93,12 @@ _QUERIES: Final[tuple[tuple[str, str, str], ...]] = (
         " WHERE sequence IS NOT NULL AND sequence NOT IN (SELECT sequence FROM commits)",
     ),
     (
+        "batch",
+        "is said to be computed again by v{1}, which took nothing out of it",
+        "SELECT batch, sequence FROM recomputed WHERE batch >= sequence OR batch < 0"
+        " OR sequence NOT IN (SELECT sequence FROM batches WHERE kind IN ('revert', 'erase'))",
+    ),
+    (
         "counter",
         "is {1}, there are {2}",
         "SELECT k.name, COALESCE(c.value, 0), k.found FROM (SELECT 'state.' || state AS name, COUNT(*) AS found"

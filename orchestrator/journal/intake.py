@@ -16,6 +16,7 @@ from errata.editing.model.capacity import Capacity
 from errata.editing.model.text import TextCodec
 from errata.editing.request import EditRequest, Retraction
 from errata.orchestrator.journal.journal import Journal
+from errata.orchestrator.journal.reading import JournalReader
 from errata.orchestrator.journal.rows import Accepted, payload_digest
 
 Admit = Callable[[EditRequest], EditRequest]
@@ -54,29 +55,41 @@ class Admission:
 
 
 class Intake:
-    """A journal's side of `errata.orchestrator.sources.base.TakesRequests`, behind the gate."""
+    """A journal's side of `errata.orchestrator.sources.base.TakesRequests`, behind the gate.
 
-    def __init__(self, journal: Journal, admit: Admit = EditRequest.cleaned) -> None:
-        self._journal, self._admit = journal, admit
+    Args:
+        reader: another connection to the same journal, which never waits for one that writes; the journal itself
+            where there is none. Then `gate` may be asked by many threads at once.
+    """
+
+    def __init__(
+        self, journal: Journal, admit: Admit = EditRequest.cleaned, *, reader: JournalReader | None = None
+    ) -> None:
+        self._journal, self._admit, self._reader = journal, admit, reader or journal
 
     def accept(self, requests: Sequence[EditRequest | Retraction]) -> list[Accepted]:
         """As `Journal.accept`; a request that the gate refuses has its reason in the answer, and is ``invalid``."""
-        answers: dict[int, Accepted] = {}
-        taken: dict[int, EditRequest] = {}
-        for place, request in enumerate(requests):
-            if isinstance(request, Retraction):
-                continue
-            try:
-                taken[place] = self._known(request) or self._admit(request)
-            except (UserError, UnicodeError) as error:
-                answers[place] = Accepted(request.id, None, refused=str(error), invalid=True)
-        answers |= dict(zip(taken, self._journal.accept(list(taken.values())), strict=True))
-        answers |= {n: self._journal.retract(r) for n, r in enumerate(requests) if isinstance(r, Retraction)}
-        return [answers[place] for place in range(len(requests))]
+        return self.take([r if isinstance(r, Retraction) else self.gate(r) for r in requests])
+
+    def gate(self, request: EditRequest) -> EditRequest | Accepted:
+        """The request as it is to be taken, or the answer to one that is not; nothing is written."""
+        try:
+            return self._known(request) or self._admit(request)
+        except (UserError, UnicodeError) as error:
+            return Accepted(request.id, None, refused=str(error), invalid=True)
+
+    def take(self, judged: Sequence[EditRequest | Retraction | Accepted]) -> list[Accepted]:
+        """Write what the gate let through, in one transaction; an answer to each, in order."""
+        answers = {place: item for place, item in enumerate(judged) if isinstance(item, Accepted)}
+        taken = {place: item for place, item in enumerate(judged) if isinstance(item, EditRequest)}
+        if taken:
+            answers |= dict(zip(taken, self._journal.accept(list(taken.values())), strict=True))
+        answers |= {n: self._journal.retract(item) for n, item in enumerate(judged) if isinstance(item, Retraction)}
+        return [answers[place] for place in range(len(judged))]
 
     def _known(self, request: EditRequest) -> EditRequest | None:
         """The request as the journal has it, where it was taken in before the gate was what it is."""
-        digest = self._journal.payload_digest(request.id)
+        digest = self._reader.payload_digest(request.id)
         if digest is None:
             return None
         return next((form for form in request.spellings() if payload_digest(form) == digest), None)

@@ -346,6 +346,8 @@ class Journal(JournalErasing):
                 " WHERE sequence = ?",
                 (data.sequence,),
             )
+            rows = [(batch, data.sequence) for batch in data.recomputed]
+            connection.executemany("INSERT INTO recomputed VALUES (?, ?)", rows)
             append_link(connection, "commit", data.sequence)
             reach("commit_in_transaction")
         self._hash = hash_

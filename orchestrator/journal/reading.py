@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import threading
 from collections.abc import Collection, Iterable
 from datetime import datetime
 from random import Random
 from typing import Any
 
-from errata.editing.errors import UserError
 from errata.orchestrator.journal.rows import (
     STATES,
     AttemptRow,
@@ -19,40 +17,28 @@ from errata.orchestrator.journal.rows import (
     EvaluationRow,
     EventRow,
     Fate,
-    JournalMeta,
     MarkRow,
     RefreshRow,
     RequestRow,
     RequestState,
     RetractionRow,
     SwapRow,
-    Version,
-    VersionParts,
-    version_digest,
 )
 from errata.orchestrator.journal.searching import where
+from errata.orchestrator.journal.versions import AFTER, VersionReader, time_of
 
-_NEWEST = 2**62
-"""More than any sequence number."""
-_AFTER = "\U0010ffff"
-"""Behind any text that goes on."""
 _REDACTED = '{"redacted":'
 """How the data of an event begins that an erasure has emptied: such events are not told of."""
 _AT_ONCE = 500
 """Values looked up by one query."""
 
 
-class JournalReader:
+class JournalReader(VersionReader):
     """The queries of a journal. Safe to use from several threads.
 
     Raises:
         UserError: the file has the tables but no run was begun in it.
     """
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        self._thread_lock = threading.RLock()
-        self.meta = _read_meta(connection)
 
     # ---------------------------------------------------------------- requests
 
@@ -72,7 +58,7 @@ class JournalReader:
     def oldest_waiting(self) -> tuple[int, datetime] | None:
         """Number and time of acceptance of the request that has waited longest, or None."""
         rows = self._rows("SELECT seq, accepted_at FROM requests WHERE state = 'accepted' ORDER BY seq LIMIT 1")
-        return (int(rows[0]["seq"]), _time(rows[0]["accepted_at"])) if rows else None
+        return (int(rows[0]["seq"]), time_of(rows[0]["accepted_at"])) if rows else None
 
     def requests(self, state: RequestState | None = None) -> list[RequestRow]:
         """All requests, or those in one state, in the order of acceptance."""
@@ -91,25 +77,30 @@ class JournalReader:
         """Requests by their ids, in the order of acceptance; an id that is not there is left out."""
         return self._requests_by("id", names)
 
-    def requests_of_facts(self, fact_keys: Iterable[str]) -> list[RequestRow]:
-        """Every request about some facts, in the order of acceptance."""
-        return self._requests_by("fact_key", fact_keys)
+    def requests_of_facts(self, fact_keys: Iterable[str], state: RequestState | None = None) -> list[RequestRow]:
+        """Every request about some facts, or those in one state, in the order of acceptance."""
+        return self._requests_by("fact_key", fact_keys, state)
 
     def requests_applied_in(self, sequences: Iterable[int]) -> list[RequestRow]:
         """Requests that some commits wrote into the weights, in the order of acceptance."""
         return self._requests_by("applied_in", sequences)
 
-    def _requests_by(self, column: str, wanted: Iterable[str | int]) -> list[RequestRow]:
+    def _requests_by(
+        self, column: str, wanted: Iterable[str | int], state: RequestState | None = None
+    ) -> list[RequestRow]:
         values = list(dict.fromkeys(wanted))
         rows: list[RequestRow] = []
         for at in range(0, len(values), _AT_ONCE):
             part = values[at : at + _AT_ONCE]
-            rows += self._requests(f"WHERE {column} IN ({', '.join('?' * len(part))})", tuple(part))
+            clause = f"WHERE {column} IN ({', '.join('?' * len(part))})"
+            if state is not None:
+                clause, part = f"{clause} AND state = ?", [*part, state]
+            rows += self._requests(clause, tuple(part))
         return sorted(rows, key=lambda row: row.seq)
 
     def requests_starting(self, prefix: str, limit: int = 20) -> list[RequestRow]:
         """Requests whose id starts so."""
-        return self._requests("WHERE id >= ? AND id < ?", (prefix, prefix + _AFTER), limit)
+        return self._requests("WHERE id >= ? AND id < ?", (prefix, prefix + AFTER), limit)
 
     def applied_after(self, sequence: int) -> list[RequestRow]:
         """Requests that commits after one of that number have written and that are applied now."""
@@ -232,7 +223,7 @@ class JournalReader:
         fates = self._rows("SELECT * FROM fates WHERE sequence > ? AND sequence <= ? ORDER BY number", after, upto)
         rows = {row.seq: row for row in self._requests_by("seq", [fate["seq"] for fate in fates])}
         return [
-            (Fate(fate["state"], fate["sequence"], fate["reason"], _time(fate["at"])), rows[fate["seq"]])
+            (Fate(fate["state"], fate["sequence"], fate["reason"], time_of(fate["at"])), rows[fate["seq"]])
             for fate in fates
         ]
 
@@ -241,7 +232,23 @@ class JournalReader:
         rows = self._rows(
             "SELECT f.* FROM fates f JOIN requests r ON r.seq = f.seq WHERE r.id = ? ORDER BY f.number", name
         )
-        return [Fate(row["state"], row["sequence"], row["reason"], _time(row["at"])) for row in rows]
+        return [Fate(row["state"], row["sequence"], row["reason"], time_of(row["at"])) for row in rows]
+
+    def fates_of(self, numbers: Iterable[int]) -> dict[int, list[Fate]]:
+        """Everything that happened to some requests, by their numbers, oldest first."""
+        wanted = list(dict.fromkeys(numbers))
+        found: dict[int, list[Fate]] = {}
+        for at in range(0, len(wanted), _AT_ONCE):
+            part = wanted[at : at + _AT_ONCE]
+            places = ", ".join("?" * len(part))
+            for row in self._rows(f"SELECT * FROM fates WHERE seq IN ({places}) ORDER BY number", *part):
+                told = Fate(row["state"], row["sequence"], row["reason"], time_of(row["at"]))
+                found.setdefault(row["seq"], []).append(told)
+        return found
+
+    def taken_out_after(self, sequence: int) -> list[RequestRow]:
+        """Requests that were in the weights and were reverted by a commit after ``sequence``, by number."""
+        return self._requests("WHERE state = 'reverted' AND applied_in IS NOT NULL AND ended_in > ?", (sequence,))
 
     def counts(self) -> Counts:
         """How much of everything there is."""
@@ -267,8 +274,8 @@ class JournalReader:
                 number=row["number"],
                 sequence=row["sequence"],
                 request_ids=tuple(json.loads(row["request_ids"])),
-                started_at=_time(row["started_at"]),
-                ended_at=None if row["ended_at"] is None else _time(row["ended_at"]),
+                started_at=time_of(row["started_at"]),
+                ended_at=None if row["ended_at"] is None else time_of(row["ended_at"]),
                 outcome=row["outcome"],
                 reason=row["reason"],
             )
@@ -294,8 +301,8 @@ class JournalReader:
                 number=row["number"],
                 id=row["id"],
                 retracts=row["retracts"],
-                event_at=None if row["event_at"] is None else _time(row["event_at"]),
-                accepted_at=_time(row["accepted_at"]),
+                event_at=None if row["event_at"] is None else time_of(row["event_at"]),
+                accepted_at=time_of(row["accepted_at"]),
                 state=row["state"],
                 sequence=row["sequence"],
                 reason=row["reason"],
@@ -315,104 +322,9 @@ class JournalReader:
     def marks(self) -> list[MarkRow]:
         """Versions of which something was dropped, oldest first."""
         return [
-            MarkRow(row["sequence"], row["state"], row["reason"], _time(row["at"]))
+            MarkRow(row["sequence"], row["state"], row["reason"], time_of(row["at"]))
             for row in self._rows("SELECT * FROM marks ORDER BY sequence")
         ]
-
-    # ---------------------------------------------------------------- versions
-
-    def base(self) -> Version:
-        """``v0``, the unedited model."""
-        digest = version_digest(self.meta.base_digest)
-        return Version(0, digest, None, 0, kind="base", at=self.meta.created_at)
-
-    def head(self) -> Version:
-        """The newest version; before the first commit, the base with sequence 0."""
-        newest = self._commits("WHERE c.sequence = (SELECT MAX(sequence) FROM commits)")
-        return newest[0] if newest else self.base()
-
-    def next_sequence(self) -> int:
-        """Number of the next batch: 1 for the first, without gaps."""
-        return self.head().sequence + 1
-
-    def version(self, sequence: int) -> Version:
-        """One version by its number; 0 is the base.
-
-        Raises:
-            UserError: there is none of that number.
-        """
-        if sequence == 0:
-            return self.base()
-        commits = self._commits("WHERE c.sequence = ?", sequence)
-        if not commits:
-            raise UserError(f"there is no version v{sequence}; the newest is v{self.head().sequence}")
-        return commits[0]
-
-    def versions_between(self, after: int, upto: int | None = None) -> list[Version]:
-        """Commits ``after + 1`` to ``upto`` (the newest by default), in order."""
-        return self._commits("WHERE c.sequence > ? AND c.sequence <= ?", after, upto if upto is not None else _NEWEST)
-
-    def reverts(self, after: int, before: int) -> list[int]:
-        """Numbers of the commits between two, both left out, that took something out of the weights."""
-        rows = self._rows(
-            "SELECT sequence FROM batches WHERE kind IN ('revert', 'erase') AND sequence > ? AND sequence < ?"
-            " ORDER BY sequence",
-            after,
-            before,
-        )
-        return [row["sequence"] for row in rows]
-
-    def versions(self) -> list[Version]:
-        """The base and every commit, in order."""
-        return [self.base(), *self._commits("")]
-
-    def version_page(self, limit: int, *, before: int | None = None) -> list[Version]:
-        """The newest commits, newest first; those before sequence number ``before``. The base is not among them."""
-        bound = "" if before is None else f"AND c.sequence < {int(before)}"
-        newest = f"SELECT c.sequence FROM commits c WHERE 1 {bound} ORDER BY c.sequence DESC LIMIT {int(limit)}"
-        return self._commits(f"WHERE c.sequence IN ({newest})")[::-1]
-
-    def find_version(self, name: str) -> Version:
-        """The version called ``head``, ``v<sequence>`` or by a prefix (four digits or more) of its digest.
-
-        Raises:
-            UserError: there is none of that name, or several.
-        """
-        if name == "head":
-            return self.head()
-        if name[:1] == "v" and name[1:].isdecimal():
-            return self.version(int(name[1:]))
-        matches = self.versions_starting(name) if len(name) >= 4 else []
-        if not matches:
-            raise UserError(f"there is no version {name!r}: give head, v<number> or four or more digits of a digest")
-        if len(matches) > 1:
-            raise UserError(f"{len(matches)} versions start with {name!r}: give more digits")
-        return matches[0]
-
-    def versions_starting(self, prefix: str, limit: int = 20) -> list[Version]:
-        """Versions whose digest starts so, the first of those with the same digest: what applied nothing keeps the
-        digest of its parent."""
-        rows = self._rows(
-            "SELECT MIN(sequence) AS sequence FROM commits WHERE version >= ? AND version < ? GROUP BY version LIMIT ?",
-            prefix,
-            prefix + _AFTER,
-            limit,
-        )
-        base = self.base()
-        matches = [] if not base.digest.startswith(prefix) else [base]
-        return matches + [version for row in rows if (version := self.version(row["sequence"])).digest != base.digest]
-
-    def sequences_of(self, digest: str) -> list[int]:
-        """Numbers of the commits of a version with this digest, in order; 0 stands for the base."""
-        rows = self._rows("SELECT sequence FROM commits WHERE version = ? ORDER BY sequence", digest)
-        return ([0] if digest == self.base().digest else []) + [row["sequence"] for row in rows]
-
-    def first_reaching(self, edits: int) -> int | None:
-        """Number of the first commit after which so many edits were applied; None if there are not so many yet."""
-        if edits <= 0:
-            return 0
-        rows = self._rows("SELECT MIN(sequence) AS sequence FROM commits WHERE edits >= ?", edits)
-        return None if rows[0]["sequence"] is None else int(rows[0]["sequence"])
 
     # ---------------------------------------------------------------- covariances, refreshes, the rest
 
@@ -426,7 +338,7 @@ class JournalReader:
                 layers=tuple(json.loads(row["layers"])),
                 from_version=row["from_version"],
                 path=row["path"],
-                at=_time(row["at"]),
+                at=time_of(row["at"]),
             )
             for row in self._rows("SELECT * FROM covariances ORDER BY at, digest")
         ]
@@ -434,7 +346,7 @@ class JournalReader:
     def swaps(self) -> list[SwapRow]:
         """Which covariance was in force from when on, oldest first."""
         rows = self._rows("SELECT * FROM swaps ORDER BY after_sequence")
-        return [SwapRow(row["after_sequence"], row["covariance"], row["edits"], _time(row["at"])) for row in rows]
+        return [SwapRow(row["after_sequence"], row["covariance"], row["edits"], time_of(row["at"])) for row in rows]
 
     def covariance_for(self, sequence: int) -> str | None:
         """Digest of the covariance in force for a batch; None before the first swap."""
@@ -451,7 +363,7 @@ class JournalReader:
                 reason=row["reason"],
                 covariance=row["covariance"],
                 seconds=row["seconds"],
-                at=_time(row["at"]),
+                at=time_of(row["at"]),
             )
             for row in self._rows("SELECT * FROM refreshes ORDER BY triggered_at")
         ]
@@ -478,7 +390,7 @@ class JournalReader:
                 edits=row["edits"],
                 kind=row["kind"],
                 metrics=json.loads(row["metrics"]),
-                at=_time(row["at"]),
+                at=time_of(row["at"]),
             )
             for row in self._rows(f"SELECT * FROM evaluations {where}", *values)
         ]
@@ -491,7 +403,7 @@ class JournalReader:
         given = [(text, value) for text, value in where if value is not None]
         text = " AND ".join(text for text, _ in given) or "1"
         return [
-            EventRow(row["number"], row["kind"], json.loads(row["data"]), _time(row["at"]))
+            EventRow(row["number"], row["kind"], json.loads(row["data"]), time_of(row["at"]))
             for row in self._rows(
                 f"SELECT * FROM events WHERE {text} AND data NOT LIKE ? ORDER BY number DESC LIMIT ?",
                 *(value for _, value in given),
@@ -503,16 +415,12 @@ class JournalReader:
     def events(self, kind: str | None = None) -> list[EventRow]:
         """Events, or those of one kind, oldest first."""
         return [
-            EventRow(row["number"], row["kind"], json.loads(row["data"]), _time(row["at"]))
+            EventRow(row["number"], row["kind"], json.loads(row["data"]), time_of(row["at"]))
             for row in self._of("events", "kind", kind)
             if not row["data"].startswith(_REDACTED)
         ]
 
     # ---------------------------------------------------------------- inside
-
-    def _rows(self, query: str, *values: object) -> list[sqlite3.Row]:
-        with self._thread_lock:
-            return self._connection.execute(query, values).fetchall()
 
     def _of(self, table: str, column: str, value: object) -> list[sqlite3.Row]:
         """Rows of a table by number: those with a value, found by its index, or all where it is None."""
@@ -531,7 +439,7 @@ class JournalReader:
                 state=row["state"],
                 payload=json.loads(row["payload"]),
                 fact_key=row["fact_key"],
-                accepted_at=_time(row["accepted_at"]),
+                accepted_at=time_of(row["accepted_at"]),
                 reason=row["reason"],
                 applied_in=row["applied_in"],
                 ended_in=row["ended_in"],
@@ -539,58 +447,8 @@ class JournalReader:
                 result=None if row["result"] is None else json.loads(row["result"]),
                 outcome=row["outcome"],
                 figures=None if row["figures"] is None else json.loads(row["figures"]),
-                event_at=None if row["event_at"] is None else _time(row["event_at"]),
-                erased_at=None if row["erased_at"] is None else _time(row["erased_at"]),
+                event_at=None if row["event_at"] is None else time_of(row["event_at"]),
+                erased_at=None if row["erased_at"] is None else time_of(row["erased_at"]),
             )
             for row in self._rows(query, *values, -1 if limit is None else limit)
         ]
-
-    def _commits(self, where: str, *values: object) -> list[Version]:
-        return [
-            Version(
-                sequence=row["sequence"],
-                digest=row["version"],
-                parent=row["parent"],
-                edits=row["edits"],
-                kind=row["kind"],
-                delta=row["delta"],
-                keys=row["keys"],
-                contexts=row["contexts"],
-                covariance=row["covariance"],
-                norms=_by_layer(row["norms"]),
-                delta_norms=_by_layer(row["delta_norms"]),
-                seconds=row["seconds"],
-                request_ids=tuple(json.loads(row["request_ids"])),
-                at=_time(row["at"]),
-                sweeps=row["sweeps"],
-                parts=VersionParts.load(json.loads(row["parts"])),
-                figures=None if row["figures"] is None else json.loads(row["figures"]),
-            )
-            for row in self._rows(
-                "SELECT c.*, b.kind, b.request_ids FROM commits c JOIN batches b ON b.sequence = c.sequence"
-                f" {where} ORDER BY c.sequence",
-                *values,
-            )
-        ]
-
-
-def _read_meta(connection: sqlite3.Connection) -> JournalMeta:
-    row = connection.execute("SELECT * FROM meta").fetchone()
-    if row is None:
-        raise UserError("the journal is empty: no run was begun in it")
-    return JournalMeta(
-        run_id=row["run_id"],
-        base_digest=row["base_digest"],
-        editor_digest=row["editor_digest"],
-        config=json.loads(row["config"]),
-        errata_version=row["errata_version"],
-        created_at=_time(row["created_at"]),
-    )
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)
-
-
-def _by_layer(text: str) -> dict[int, Any]:
-    return {int(layer): value for layer, value in json.loads(text).items()}

@@ -227,6 +227,8 @@ class CommitData:
     none: a revert takes older values of the fact out of the weights as well."""
     reason: str | None = None
     """For kind ``revert``: why, and who asked."""
+    recomputed: tuple[int, ...] = ()
+    """Batches that the commit computed again without what it takes out; 0 for everything from a batch on."""
     sweeps: int = 1
     """Times the batch's residuals were written: the first write and its corrections."""
     parts: VersionParts = VersionParts()

@@ -2,7 +2,7 @@
 
 ``PRAGMA user_version`` holds the number of migrations a file has been through. A migration is never edited
 once journals of a release made by it exist: a change of the schema is one more entry at the end of ``MIGRATIONS``.
-What the tables of schema 2 are for is settled in docs/decisions/0009-commit-format.md.
+What the tables of schemas 2 and 3 are for is settled in docs/decisions/0009-commit-format.md.
 """
 
 from __future__ import annotations
@@ -223,6 +223,18 @@ CREATE TRIGGER outcomes_counted AFTER UPDATE OF outcome ON requests WHEN OLD.out
 END;
 """
 
+V3: Final = """
+CREATE TABLE recomputed (
+    batch       INTEGER NOT NULL,
+    sequence    INTEGER NOT NULL,
+    PRIMARY KEY (batch, sequence)
+) WITHOUT ROWID;
+CREATE INDEX recomputed_by_commit ON recomputed (sequence);
+INSERT INTO recomputed SELECT 0, sequence FROM batches WHERE kind IN ('revert', 'erase');
+"""
+"""Which commits computed a batch again, without what they took out. Batch 0 stands for whichever it was: of commits of
+before this table, and of those that computed everything from a batch on."""
+
 HOLDS: Final = """
 SELECT c.sequence, SUM(COALESCE(s.step, 0)) OVER (ORDER BY c.sequence) AS holds FROM commits c LEFT JOIN (
     SELECT sequence, SUM((state = 'applied') - (before IS 'applied')) AS step FROM (
@@ -247,7 +259,7 @@ def _fill_2(connection: sqlite3.Connection) -> None:
     chain_existing(connection)
 
 
-MIGRATIONS: Final[tuple[Migration, ...]] = (Migration(V1), Migration(V2, _fill_2))
+MIGRATIONS: Final[tuple[Migration, ...]] = (Migration(V1), Migration(V2, _fill_2), Migration(V3))
 
 
 def schema_version(connection: sqlite3.Connection) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from errata.evaluation.judge import Agreement, Case, ContainsJudge, Judge, agreement
-from errata.evaluation.outcomes import ARMS, Arm
+from errata.evaluation.outcomes import ALL_ARMS, Arm
 from errata.orchestrator.report.summary import FactRecord
 
 KINDS = {"reliability": "edit", "generalization_gen": "paraphrase", "portability": "portability"}
@@ -59,7 +59,7 @@ def judge_again(facts: Iterable[FactRecord], judge: Judge) -> Judgment:
     figures = []
     ours: list[bool] = []
     strings: list[bool] = []
-    for arm in ARMS:
+    for arm in ALL_ARMS:
         for metric, kind in KINDS.items():
             groups = [
                 [(p.prompt, p.arms[arm].answer, p.expected) for p in r.probes if p.kind == kind and arm in p.arms]

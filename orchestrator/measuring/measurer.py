@@ -14,15 +14,16 @@ from errata.actors.parts import EvaluationPart, MemoryPart
 from errata.actors.workers.evaluation import Hits
 from errata.editing.errors import UserError
 from errata.editing.request import EditRequest
+from errata.editing.texts import read_text
 from errata.evaluation.arms import Evaluation
 from errata.evaluation.judge import ContainsJudgeConfig, Judge, JudgeConfig, LlmJudgeConfig, build_judge
 from errata.evaluation.judged import judged
 from errata.evaluation.outcomes import Arm
 from errata.evaluation.probes import questions_of
 from errata.orchestrator.config.evaluation import EvaluationConfig, MemoryConfig
+from errata.orchestrator.measuring.finding import QuestionFinder, demonstration_pool
 from errata.orchestrator.measuring.free import FreeTexts, with_edit_score
 from errata.orchestrator.measuring.texts import read_texts
-from errata.retrieval.memory import Hit
 from errata.retrieval.router import Findings
 
 logger = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ class Measurer:
         self._text = read_held_out(config.held_out)
         self._texts = read_texts(config.texts)
         self._free = None if config.free_text is None else FreeTexts(config.free_text)
+        self._finder = QuestionFinder(memory, mem.scr.k, None if config.ike is None else demonstration_pool(config.ike))
         self._judge = run_judge(config.judge, judgments)
         self._base = base
         self._base_perplexity: Future[float | None] | None = None
@@ -146,8 +148,7 @@ class Measurer:
             wanted: asked now and then whether it is to go on; the future holds AbandonedError where it is not.
         """
         questions = questions_of(requests)
-        near = self._memory.search(questions, self._mem.scr.k) if remembered else [[] for _ in questions]
-        hits = self._findings(questions, near, remembered)
+        hits = self._finder.find(requests, self._config.arms, remembered=remembered)
 
         def work() -> Measurement:
             started = time.perf_counter()
@@ -172,21 +173,15 @@ class Measurer:
 
         return self._thread.submit(work)
 
-    def _findings(self, questions: Sequence[str], hits: Sequence[Sequence[Hit]], remembered: bool) -> Hits:
-        """What was found per question, with what the router needs where its arm is asked."""
-        routing = None
-        if "routed" in self._config.arms:
-            routing = self._memory.route(questions if remembered else [], self._mem.scr.k)
-        return Findings(dict(zip(questions, hits, strict=True)), routing)
-
     def _latency(self, questions: Sequence[str], weights: Any, hits: Hits) -> dict[Arm, float]:
         count = self._config.latency_questions
         if not count:
             return {}
         chosen = list(questions[:: max(1, len(questions) // count)][:count])
         search = self._memory.search_seconds(chosen, self._mem.scr.k)
-        routing = hits.routing if isinstance(hits, Findings) else None
-        return self._pool.query_seconds(chosen, weights, Findings({q: hits[q] for q in chosen}, routing), search)
+        routing, shown = (hits.routing, hits.shown) if isinstance(hits, Findings) else (None, None)
+        few = Findings({q: hits[q] for q in chosen}, routing, shown)
+        return self._pool.query_seconds(chosen, weights, few, search)
 
     def close(self) -> None:
         """Drop what has not begun and give up what has; returns when the thread is done with the journal."""
@@ -205,6 +200,8 @@ def check_evaluation(config: EvaluationConfig) -> None:
     run_judge(config.judge)
     if config.free_text is not None:
         FreeTexts(config.free_text)
+    if config.ike is not None:
+        demonstration_pool(config.ike)
 
 
 def run_judge(config: JudgeConfig, judgments: Path | None = None) -> Judge | None:
@@ -231,10 +228,7 @@ def read_held_out(path: str | None) -> str | None:
     """
     if path is None:
         return None
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"evaluation.held_out {path!r} cannot be read: {type(error).__name__}") from error
+    text = read_text(Path(path), "evaluation.held_out")
     if not text.strip():
         raise UserError(f"evaluation.held_out {path!r} holds no text")
     return text

@@ -169,7 +169,9 @@ def _edited(base: Mapping[int, Tensor], directory: Path) -> dict[int, Tensor]:
 def _statements(path: Path) -> list[MemoryEntry] | None:
     if not path.exists():
         return None
-    return [MemoryEntry.model_validate(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        MemoryEntry.model_validate(json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line
+    ]
 
 
 def _prompts(given: Any) -> list[str]:

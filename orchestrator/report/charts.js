@@ -4,7 +4,8 @@ const Charts = (() => {
   const HEIGHT = 214, GAP = 14;
   const LOOKS = {
     base: ["base", [5, 4], "ring"], edited: ["edited", [], "dot"], memory: ["memory", [9, 4], "square"],
-    edited_memory: ["edited_memory", [12, 3, 2, 3], "diamond"], routed: ["routed", [2, 3], "triangle"], count: ["count", [], "dot"],
+    edited_memory: ["edited_memory", [12, 3, 2, 3], "diamond"], routed: ["routed", [2, 3], "triangle"],
+    ike: ["ike", [9, 4], "diamond"], ike_oracle: ["ike_oracle", [2, 3], "diamond"], count: ["count", [], "dot"],
   };
   const DASHES = { dashed: [7, 4], dotted: [2, 4] };
   const MARKS = ["dot", "square", "diamond", "triangle", "ring"];

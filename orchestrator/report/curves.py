@@ -22,7 +22,7 @@ from errata.orchestrator.report.formats import (
 from errata.orchestrator.report.wording import ARM_LABELS, GENERATED, TEACHER_FORCED, Metric
 
 # the dashed base on top: it hides nothing beneath it
-DRAW_ORDER = ("memory", "edited", "edited_memory", "routed", "base")
+DRAW_ORDER = ("ike", "ike_oracle", "memory", "edited", "edited_memory", "routed", "base")
 TOLERATED = 0.10  # relative change of held-out perplexity that counts as an intact model
 MOST_SHADES = 5  # the style sheet knows so many looks for the lines of the matrices
 MOST_LAYERS = 8  # more lines than this cannot be labeled at their ends

@@ -34,12 +34,15 @@ ARM_LABELS = (
     ArmLabel("edited", "Edited", "Edited", "updates written into the weights"),
     ArmLabel("memory", "Memory", "Memory", "untouched weights, updates retrieved"),
     ArmLabel("edited_memory", "Edited + memory", "Both", "edited weights, updates retrieved"),
+    ArmLabel("ike", "IKE", "IKE", "untouched weights, demonstrations and the nearest update before the question"),
+    ArmLabel("ike_oracle", "IKE, oracle", "IKE*", "the same with the right update given"),
 )
+_ALWAYS = ("base", "edited", "memory", "edited_memory")
 
 
 def shown(asked: Container[str]) -> tuple[ArmLabel, ...]:
-    """The arms of a run, of which ``asked`` are the keys: runs of before have no routed one."""
-    return tuple(arm for arm in ARM_LABELS if arm.key != "routed" or arm.key in asked)
+    """The arms of a run, of which ``asked`` are the keys: those that came later, or are named, only where they were."""
+    return tuple(arm for arm in ARM_LABELS if arm.key in _ALWAYS or arm.key in asked)
 
 
 GENERATED = (

@@ -99,7 +99,8 @@ class RunLoop:
                     continue
                 if ended:
                     break
-                woken.wait(_IDLE_SECONDS)
+                with self._display.working(False):
+                    woken.wait(_IDLE_SECONDS)
                 woken.clear()
         finally:
             if pump is not None:

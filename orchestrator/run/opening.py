@@ -290,6 +290,7 @@ def open_run(checked: Checked, display: Display, *, completed: Status, patience:
             status = "KILLED"
             raise
         finally:
+            display.begin("sending what is left to the tracking store")
             if not tracker.close(timeout=patience, status=status):
                 display.say("tracking: the store did not take everything; the rest is kept and sent on --resume")
 

@@ -51,8 +51,7 @@ from errata.orchestrator.journal.rows import RequestRow, Version
 from errata.orchestrator.measuring.measurer import Measurement, Measurer
 from errata.orchestrator.measuring.timeline import Timeline
 from errata.orchestrator.progress import Display
-from errata.orchestrator.run.attempts import Attempts
-from errata.orchestrator.run.batcher import Batcher, BatchPlan
+from errata.orchestrator.run.batches import Attempts, Batcher, BatchPlan
 from errata.orchestrator.run.repairing import REPAIR, Repairs
 from errata.orchestrator.run.reverting import commit_revert, forgotten
 from errata.orchestrator.run.updating import set_late_aside, settle_retractions
@@ -191,11 +190,13 @@ class Pipeline:
 
     def start(self) -> None:
         """Obtain the first covariance, fix the context prefixes, and bring editor and memory to the journal's head."""
-        self.refreshing.first()
-        contexts = json.dumps(self.editor.contexts()).encode()
-        self._contexts_digest = self.store.put_bytes("contexts", contexts, suffix=".json")
-        with self._past.restoring():
-            self._restore()
+        with self._display.working():
+            self.refreshing.first()
+            self._display.begin("loading the editor")
+            contexts = json.dumps(self.editor.contexts()).encode()
+            self._contexts_digest = self.store.put_bytes("contexts", contexts, suffix=".json")
+            with self._past.restoring():
+                self._restore()
         if self._retries:
             # what a batch had in hand and left waiting was weak there
             given = [name for row in self.journal.attempts() if row.outcome == "committed" for name in row.request_ids]
@@ -419,7 +420,8 @@ class Pipeline:
         batch = plan.batch(self.journal.next_sequence())
         reach("after_batch_planned")
         batch = self._with_old_keys(batch)
-        receipt = self._attempts.apply(batch)
+        with self._display.working():
+            receipt = self._attempts.apply(batch)
         if receipt is None:
             return None
         reach("after_batch_applied")

@@ -169,13 +169,17 @@ def contributions(journal: JournalReader, store: ArtifactStore, batches: Sequenc
         if delta is None:
             raise DamagedFileError(f"v{batch} has no delta, yet edits were applied by it")
         deltas[batch] = delta
-    for sequence in journal.reverts(min(batches), journal.head().sequence + 1):
-        if gaps.lacks(sequence):
-            continue  # what it touched was refused before
-        receipt = load_receipt(store, journal.version(sequence), gaps)
-        for batch in deltas:
-            if batch < sequence:
-                deltas[batch] = contribution(receipt, batch) or deltas[batch]
+    again: dict[int, EditReceipt] = {}
+    for batch in batches:
+        for sequence in journal.recomputed(batch):
+            if gaps.lacks(sequence):
+                continue  # what it touched was refused before
+            if sequence not in again:
+                again[sequence] = load_receipt(store, journal.version(sequence), gaps)
+            part = contribution(again[sequence], batch)
+            if part is not None:
+                deltas[batch] = part
+                break
     return deltas
 
 

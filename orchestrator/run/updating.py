@@ -57,7 +57,7 @@ def set_late_aside(journal: Journal, rows: Sequence[RequestRow]) -> int:
         How many.
     """
     keys = {row.fact_key for row in rows if row.fact_key is not None}
-    held = {row.fact_key: row for row in journal.requests_of_facts(keys) if row.state == "applied"}
+    held = {row.fact_key: row for row in journal.requests_of_facts(keys, "applied")}
     taken_back: dict[str | None, list[tuple[RequestRow, RetractionRow]]] = {}
     for end in journal.retractions_of(keys):
         told = journal.request(end.retracts)

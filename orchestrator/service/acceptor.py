@@ -1,7 +1,9 @@
 """Taking edits in: many clients share one transaction, and nobody is answered before it is on the disk.
 
-The cost of an acceptance is one synchronized write, a few milliseconds whatever it carries. So while one transaction
-is being written the next clients gather, and go into the following one together.
+Each client's thread sends its own edits through the gate. One thread writes: a synchronized write costs a few
+milliseconds whatever it carries, so while one transaction is being written the next clients gather, and go into the
+following one together. A transaction is short: of a long list a part goes into each, beside what others hand in, so
+that one edit does not wait for another client's thousand.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -19,19 +22,33 @@ from errata.editing.request import EditRequest
 from errata.editing.wording import counted
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.intake import Admit, Intake
+from errata.orchestrator.journal.reading import JournalReader
 from errata.orchestrator.journal.rows import Accepted
 from errata.orchestrator.service.errors import ServiceError, busy, unavailable
 
 logger = logging.getLogger(__name__)
 
-_MOST_TOGETHER: Final = 2000
-"""Requests of one transaction: it holds the journal for as long as it takes."""
+_TOGETHER: Final = 100
+"""Requests of one transaction, which holds the journal for some 25 ms then."""
+_SHARE: Final = 25
+"""Of them of one submission, while others wait beside it."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Item:
-    requests: list[EditRequest]
+    judged: list[EditRequest | Accepted]
+    """As the gate left them: a request, or the answer to one that it refused."""
     answer: Future[list[Accepted]] = field(default_factory=Future)
+    written: list[Accepted] = field(default_factory=list)
+    """Answers so far, in order."""
+
+    @property
+    def requests(self) -> list[EditRequest]:
+        return [request for request in self.judged if isinstance(request, EditRequest)]
+
+    @property
+    def left(self) -> int:
+        return len(self.judged) - len(self.written)
 
 
 class Acceptor:
@@ -44,7 +61,8 @@ class Acceptor:
         max_queued: submissions that may wait for their transaction.
         retry_after: seconds after which a refused client may find room, as things are.
         accepted: called after every transaction.
-        admit: the gate; see `errata.orchestrator.journal.intake`.
+        admit: the gate; see `errata.orchestrator.journal.intake`. Asked by the threads that submit.
+        reader: another connection to the journal, for what those threads look up.
     """
 
     def __init__(
@@ -57,14 +75,19 @@ class Acceptor:
         retry_after: Callable[[], float] = lambda: 1.0,
         accepted: Callable[[], None] = lambda: None,
         admit: Admit = EditRequest.cleaned,
+        reader: JournalReader | None = None,
     ) -> None:
+        self._reader = reader or journal
         self._journal, self._max_waiting, self._max_bytes = journal, max_waiting, max_waiting_bytes
         self._bytes = journal.waiting_bytes()
         """Of what waits, at most: what was written since the last look is still among it."""
         self._looked_at = time.monotonic()
-        self._intake = Intake(journal, admit)
+        self._intake = Intake(journal, admit, reader=reader)
         self._retry_after, self._accepted = retry_after, accepted
-        self._queue: queue.Queue[_Item | None] = queue.Queue(max_queued)
+        self._max_queued = max_queued
+        self._queue: queue.Queue[_Item | None] = queue.Queue()
+        self._going: deque[_Item] = deque()
+        """Submissions for which there is room, a part of which may be written."""
         self._gate = threading.Lock()
         self._closed = False
         self.transactions = 0
@@ -79,22 +102,33 @@ class Acceptor:
             ServiceError: 429 when too many submissions wait, 503 while the service ends. The future holds a 429 when
                 too many edits wait to be written, and a 503 when the journal could not be written.
         """
-        item = _Item(list(requests))
+        self._check_open()
+        if len(requests) > self._max_waiting - self._reader.waiting():
+            self._check_hopeless(requests)
+        item = _Item([self._intake.gate(request) for request in requests])
         # from here on it cannot be canceled: whoever stops waiting does not undo what is being written
         item.answer.set_running_or_notify_cancel()
         with self._gate:
-            if self._closed:
-                raise unavailable("the service is ending; nothing was taken")
-            try:
-                self._queue.put_nowait(item)
-            except queue.Full:
-                raise busy("too many submissions wait for the journal", retry_after=1.0) from None
+            self._check_open()
+            self._queue.put_nowait(item)
         return item.answer
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise unavailable("the service is ending; nothing was taken")
+        if self.depth >= self._max_queued:
+            raise busy("too many submissions wait for the journal", retry_after=1.0)
+
+    def _check_hopeless(self, requests: Sequence[EditRequest]) -> None:
+        """Before the gate, which costs a millisecond for two edits: whoever finds no room is not to cost that."""
+        new = sum(self._reader.payload_digest(request.id) is None for request in requests)
+        if new > self._max_waiting - self._reader.waiting():
+            raise self._full(new)
 
     @property
     def depth(self) -> int:
         """Submissions that wait for their transaction."""
-        return self._queue.qsize()
+        return self._queue.qsize() + len(self._going)
 
     @property
     def waiting_bytes(self) -> int:
@@ -113,49 +147,70 @@ class Acceptor:
 
     def _work(self) -> None:
         more = True
-        while more:
-            items, more = self._gather()
-            if items:
-                self._write(items)
-
-    def _gather(self) -> tuple[list[_Item], bool]:
-        item = self._queue.get()
-        items: list[_Item] = []
-        size = 0
-        while item is not None:
-            items.append(item)
-            size += len(item.requests)
-            if size >= _MOST_TOGETHER:
-                return items, True
+        while more or self._going:
+            items: list[_Item] = []
+            if more:
+                items, more = self._gather(wait=not self._going)
             try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
-                return items, True
-        return items, False
-
-    def _write(self, items: list[_Item]) -> None:
-        try:
-            fitting = self._fitting(items)
-            if not fitting:
-                return
-            started = time.perf_counter()
-            answers = iter(self._intake.accept([request for item in fitting for request in item.requests]))
-            self.write_seconds += time.perf_counter() - started
-            self.transactions += 1
-        except Exception as error:
-            # nothing of a failed transaction was taken; the clients may try again under the same ids
-            logger.exception("the journal could not take %d submissions", len(items))
-            for item in items:
-                if not item.answer.done():
+                self._going.extend(self._fitting(items))
+                self._write()
+            except Exception as error:
+                # nothing of a failed transaction was taken, of a long list what went before it: the clients may try
+                # again under the same ids
+                failed = {item for item in (*items, *self._going) if not item.answer.done()}
+                logger.exception("the journal could not take %s", counted(len(failed), "submission"))
+                self._going.clear()
+                for item in failed:
                     item.answer.set_exception(unavailable(f"the journal cannot be written: {type(error).__name__}"))
+
+    def _gather(self, *, wait: bool) -> tuple[list[_Item], bool]:
+        """What was submitted since, and whether more may come."""
+        items: list[_Item] = []
+        try:
+            while True:
+                item = self._queue.get(block=wait and not items)
+                if item is None:
+                    return items, False
+                items.append(item)
+        except queue.Empty:
+            return items, True
+
+    def _write(self) -> None:
+        """One transaction: a share of every submission, in turn, then more of the first as far as there is room."""
+        parts: list[tuple[_Item, int]] = []
+        room = _TOGETHER
+        for item in self._going:
+            part = min(item.left, _SHARE, room)
+            parts.append((item, part))
+            room -= part
+            if room <= 0:
+                break
+        for place, (item, part) in enumerate(parts):
+            more = min(item.left - part, room)
+            parts[place] = item, part + more
+            room -= more
+        if not parts:
             return
-        for item in fitting:
-            item.answer.set_result([next(answers) for _ in item.requests])
+        started = time.perf_counter()
+        answers = iter(
+            self._intake.take([one for item, part in parts for one in item.judged[len(item.written) :][:part]])
+        )
+        self.write_seconds += time.perf_counter() - started
+        self.transactions += 1
+        for item, part in parts:
+            self._going.popleft()
+            item.written += [next(answers) for _ in range(part)]
+            if item.left:
+                self._going.append(item)
+            else:
+                item.answer.set_result(item.written)
         self._accepted()
 
     def _fitting(self, items: list[_Item]) -> list[_Item]:
         """The submissions for which there is room; those that only repeat what is known always fit."""
-        room = self._max_waiting - self._journal.waiting()
+        if not items:
+            return []
+        room = self._max_waiting - self._journal.waiting() - sum(item.left for item in self._going)
         fitting = []
         for item in items:
             size, weight = len(item.requests), sum(map(_bytes_of, item.requests))

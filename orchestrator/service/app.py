@@ -25,28 +25,34 @@ from starlette.exceptions import HTTPException
 
 from errata.editing.errors import UserError
 from errata.orchestrator.journal.connection import JournalBusyError
-from errata.orchestrator.journal.rows import RequestRow
+from errata.orchestrator.journal.rows import Accepted, RequestRow
 from errata.orchestrator.report import charts
 from errata.orchestrator.service import cloudevents
-from errata.orchestrator.service.auth import Caller, Role, Tokens
-from errata.orchestrator.service.calls import LOCAL, Note, Service, needs, until, wait
-from errata.orchestrator.service.connections import Buckets
-from errata.orchestrator.service.errors import ServiceError, conflict, not_found, printable, unavailable
-from errata.orchestrator.service.limits import Limits
-from errata.orchestrator.service.looking import Before, Limit, looking_routes
-from errata.orchestrator.service.models import EditIn, EditsIn, EvaluationIn, PublicationIn, ReasonIn
-from errata.orchestrator.service.parsing import Submission, body_as, invalid, parse_edits
-from errata.orchestrator.service.publishing import Publishing, publications_view
-from errata.orchestrator.service.questions import question_routes
-from errata.orchestrator.service.schema import describe, takes
-from errata.orchestrator.service.views import (
+from errata.orchestrator.service.access import LOCAL, Caller, Limits, Role, Tokens, needs
+from errata.orchestrator.service.bodies import (
+    EditIn,
+    EditsIn,
+    EvaluationIn,
+    PublicationIn,
+    ReasonIn,
+    Submission,
     accepted_view,
+    body_as,
     edit_story,
     edit_view,
     evaluation_view,
+    invalid,
+    parse_edits,
     time_text,
     version_view,
 )
+from errata.orchestrator.service.calls import Note, Service, until, wait
+from errata.orchestrator.service.connections import Buckets
+from errata.orchestrator.service.errors import ServiceError, conflict, not_found, printable, unavailable
+from errata.orchestrator.service.looking import Before, Limit, looking_routes
+from errata.orchestrator.service.publishing import Publishing, publications_view
+from errata.orchestrator.service.questions import question_routes
+from errata.orchestrator.service.schema import describe, takes
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +68,7 @@ def make_app(service: Service) -> FastAPI:
     app.state.service = service
     _errors(app)
     _open_routes(app, service)
-    looking_routes(app, service, needs(service, Role.read))
+    looking_routes(app, service, needs(service.tokens, Role.read))
     _edit_routes(app, service)
     _history_routes(app, service)
     question_routes(app, service)
@@ -171,7 +177,7 @@ def _open_routes(app: FastAPI, service: Service) -> None:
             app.get(f"/page/{path.name}", include_in_schema=False)(page(path, _KINDS[path.suffix]))
 
     nobody = Depends(lambda: None)
-    reader = nobody if core.config.open_metrics else needs(service, Role.read)
+    reader = nobody if core.config.open_metrics else needs(service.tokens, Role.read)
 
     @app.get("/metrics", tags=["operating"], dependencies=[reader], response_class=Response)
     def metrics() -> Response:
@@ -184,7 +190,7 @@ def _open_routes(app: FastAPI, service: Service) -> None:
 
 def _edit_routes(app: FastAPI, service: Service) -> None:
     core = service.core
-    read, write = needs(service, Role.read), needs(service, Role.write)
+    read, write = needs(service.tokens, Role.read), needs(service.tokens, Role.write)
 
     @app.post(
         "/v1/edits",
@@ -203,18 +209,22 @@ def _edit_routes(app: FastAPI, service: Service) -> None:
         body = await request.body()
         if cloudevents.is_event(request.headers):
             body = cloudevents.edits_of(request.headers, body)
+
+        def read() -> tuple[Submission, Future[list[Accepted]] | None]:
+            parsed = parse_edits(
+                body,
+                most=core.config.max_edits_per_request,
+                key=request.headers.get("idempotency-key"),
+                by=None if caller is LOCAL else caller.label,
+                now=datetime.now(UTC),
+            )
+            return parsed, core.accept(list(parsed.requests.values())) if parsed.requests else None
+
         # a megabyte of JSON takes a tenth of a second: the probes and everybody else must not wait for it
-        parsed = await run_in_threadpool(
-            parse_edits,
-            body,
-            most=core.config.max_edits_per_request,
-            key=request.headers.get("idempotency-key"),
-            by=None if caller is LOCAL else caller.label,
-            now=datetime.now(UTC),
-        )
+        parsed, answered = await run_in_threadpool(read)
         results = dict(parsed.problems)
-        if parsed.requests:
-            answers = await wait(core.accept(list(parsed.requests.values())))
+        if answered is not None:
+            answers = await wait(answered)
             service.metrics.accept.observe(time.perf_counter() - started)
             results |= {n: accepted_view(a) for n, a in zip(parsed.requests, answers, strict=True)}
         return _submitted([results[n] for n in sorted(results)], parsed)
@@ -224,7 +234,12 @@ def _edit_routes(app: FastAPI, service: Service) -> None:
         """One edit and everything that happened to it."""
         return edit_story(service.reader, _row(service, id))
 
-    @app.delete("/v1/edits/{id:path}", tags=["edits"], response_model=None)
+    @app.delete(
+        "/v1/edits/{id:path}",
+        tags=["edits"],
+        response_model=None,
+        responses={202: {"description": "It is promised, and goes on."}},
+    )
     async def take_back(
         id: str,
         reason: Note = None,
@@ -265,7 +280,7 @@ def _submitted(results: Sequence[dict[str, Any]], submission: Submission) -> Res
 
 def _history_routes(app: FastAPI, service: Service) -> None:
     core = service.core
-    read, write = needs(service, Role.read), needs(service, Role.write)
+    read, write = needs(service.tokens, Role.read), needs(service.tokens, Role.write)
 
     @app.get("/v1/versions", tags=["versions"])
     def versions(limit: Limit = 50, before: Before = None, _: Caller = read) -> Any:
@@ -313,7 +328,7 @@ def _history_routes(app: FastAPI, service: Service) -> None:
 
 def _publication_routes(app: FastAPI, service: Service) -> None:
     core = service.core
-    read, admin = needs(service, Role.read), needs(service, Role.admin)
+    read, admin = needs(service.tokens, Role.read), needs(service.tokens, Role.admin)
 
     def there() -> Publishing:
         if service.publishing is None:
@@ -359,7 +374,7 @@ def _publication_routes(app: FastAPI, service: Service) -> None:
 
 def _operating_routes(app: FastAPI, service: Service) -> None:
     core = service.core
-    read, admin = needs(service, Role.read), needs(service, Role.admin)
+    read, admin = needs(service.tokens, Role.read), needs(service.tokens, Role.admin)
 
     @app.get("/v1/status", tags=["operating"])
     def status(caller: Caller = read) -> Any:

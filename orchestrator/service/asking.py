@@ -15,12 +15,14 @@ from errata.editing.model.streaming import Sampling
 from errata.editing.model.text import TextCodec
 from errata.editing.wording import counted
 from errata.evaluation.answering import ArmAnswer, Question
-from errata.evaluation.outcomes import MEMORY_ARMS, Arm
+from errata.evaluation.outcomes import MEMORY_ARMS, Arm, AskedArm
 from errata.evaluation.patience import ENDLESS, Patience
 from errata.evaluation.streaming import Opened, TextPiece
+from errata.orchestrator.history.past import Moment
 from errata.orchestrator.journal.rows import Version
 from errata.orchestrator.service.core import Live
 from errata.orchestrator.service.errors import ServiceError, busy, unavailable
+from errata.orchestrator.service.past import Past
 from errata.retrieval.router import Findings, FittedRouter, Routing
 
 _LETTERS_PER_TOKEN: Final = 32
@@ -28,7 +30,7 @@ _LETTERS_PER_TOKEN: Final = 32
 
 
 class Finder(Protocol):
-    """The memory, as `errata.actors.retrieval.MemoryClient` is."""
+    """The memory, as `errata.actors.clients.MemoryClient` is."""
 
     def search(self, questions: Sequence[str], k: int) -> Sequence[Sequence[Any]]: ...
 
@@ -86,6 +88,8 @@ class Answers:
     edits: Mapping[int, str]
     """Ids of the edits whose statements were found, by the number of the statement."""
     seconds: float
+    moment: Moment | None = None
+    """The time that they are about, where it is not now."""
 
 
 class Bounds:
@@ -157,11 +161,13 @@ class Asking:
         evaluators: Answerer,
         *,
         k: int,
-        arms: Sequence[Arm],
+        arms: Sequence[AskedArm],
         limit: int,
         bounds: Bounds | None = None,
+        past: Past | None = None,
     ) -> None:
-        self._bounds = bounds
+        """``past`` finds what questions about another time rest on; None where none are taken."""
+        self._bounds, self.past = bounds, past
         self._live, self._memory, self._evaluators, self._k = live, memory, evaluators, k
         self.arms = tuple(arms)
         self._room = threading.Semaphore(limit)
@@ -183,8 +189,9 @@ class Asking:
         arms: Sequence[Arm],
         max_new_tokens: int | None,
         patience: Patience = ENDLESS,
+        moment: Moment | None = None,
     ) -> Future[Answers]:
-        """Ask in the background, for as long as ``patience`` lasts.
+        """Ask in the background, for as long as ``patience`` lasts; about ``moment``, or now.
 
         Raises:
             ServiceError: 429 when too many questions are under way, 503 before the first version is there.
@@ -193,7 +200,9 @@ class Asking:
         if not self._room.acquire(blocking=False):
             raise busy("too many questions are under way", retry_after=2)
         try:
-            future = self._threads.submit(self._ask, live, list(questions), tuple(arms), max_new_tokens, patience)
+            future = self._threads.submit(
+                self._ask, live, list(questions), tuple(arms), max_new_tokens, patience, moment
+            )
         except RuntimeError:  # the pool has been shut down
             self._room.release()
             raise unavailable("the service is ending") from None
@@ -271,19 +280,37 @@ class Asking:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _ask(
-        self, live: Live, questions: list[Question], arms: tuple[Arm, ...], limit: int | None, patience: Patience
+        self,
+        live: Live,
+        questions: list[Question],
+        arms: tuple[Arm, ...],
+        limit: int | None,
+        patience: Patience,
+        moment: Moment | None,
     ) -> Answers:
         started = time.perf_counter()
         texts = list(dict.fromkeys(question.text for question in questions))
         try:
-            near = self._memory.search(texts, self._k) if MEMORY_ARMS & set(arms) else [[] for _ in texts]
-            routing = self._memory.route(texts, self._k) if "routed" in arms else None
-            hits = Findings(dict(zip(texts, near, strict=True)), routing)
+            hits, edits = self._found(texts, arms, moment)
             answers = self._evaluators.answer(questions, live.weights, hits, arms, limit, patience=patience)
         except ErrataError as error:
             raise _no_answer(error) from error
+        return Answers(live.version, answers, edits, time.perf_counter() - started, moment)
+
+    def _found(
+        self, texts: Sequence[str], arms: Sequence[Arm], moment: Moment | None
+    ) -> tuple[Findings, Mapping[int, str]]:
+        """What the memory finds, and the edits of the statements found."""
+        if moment is not None and self.past is not None:
+            return (
+                self.past.find(texts, moment)
+                if {"memory", "routed"} & set(arms)
+                else (Findings({text: [] for text in texts}), {})
+            )
+        near = self._memory.search(texts, self._k) if MEMORY_ARMS & set(arms) else [[] for _ in texts]
+        routing = self._memory.route(texts, self._k) if "routed" in arms else None
         edits = {hit.id: hit.request_id for row in near for hit in row}
-        return Answers(live.version, answers, edits, time.perf_counter() - started)
+        return Findings(dict(zip(texts, near, strict=True)), routing), edits
 
 
 def _no_answer(error: ErrataError, what: str = "the question could not be answered") -> ServiceError:

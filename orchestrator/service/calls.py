@@ -1,33 +1,28 @@
-"""What the routes share: the service behind them, who may call, and how a call waits."""
+"""What the routes share: the service behind them, and how a call waits."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Query, Request
+from fastapi import Query
 
-from errata.evaluation.patience import Patience
 from errata.orchestrator.journal import Journal
+from errata.orchestrator.service.access import Tokens
 from errata.orchestrator.service.asking import Asking
-from errata.orchestrator.service.auth import Caller, Role, Tokens
 from errata.orchestrator.service.core import ServiceCore
-from errata.orchestrator.service.errors import ServiceError, unavailable
 from errata.orchestrator.service.metrics import Metrics
 from errata.orchestrator.service.publishing import Publishing
 from errata.orchestrator.service.traces import Traces
 
 T = TypeVar("T")
 Note = Annotated[str | None, Query(min_length=1, max_length=300, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
-LOCAL = Caller(Role.admin, "local")
-"""Who calls where there are no tokens."""
 _LOOK_SECONDS = 0.2
-"""How often it is looked whether a client is still there, and whether the service ends."""
+"""How often it is looked whether the service ends."""
 
 
 @dataclass
@@ -53,43 +48,6 @@ class Service:
     started: float = field(default_factory=time.time)
 
 
-def check_parameters(request: Request) -> None:
-    """Refuse a parameter that the route does not have: misspelled, it would silently not filter.
-
-    Raises:
-        ServiceError: 400; it names what is allowed.
-    """
-    route = request.scope.get("route")
-    dependant = getattr(route, "dependant", None)
-    if dependant is None or not request.query_params:
-        return
-    known = sorted({field.alias for field in dependant.query_params})
-    for name in request.query_params:
-        if name not in known:
-            allowed = ", ".join(known) or "none"
-            raise ServiceError(400, "bad_request", f"there is no parameter {name[:80]!r} here; allowed: {allowed}")
-
-
-def needs(service: Service, role: Role) -> Any:
-    """A dependency that lets callers of a role, or a higher one, through."""
-
-    def check(request: Request) -> Caller:
-        if not service.tokens:
-            check_parameters(request)
-            return LOCAL
-        caller = service.tokens.caller(request.headers.get("authorization"))
-        if caller is None:
-            raise ServiceError(
-                401, "unauthorized", "a valid bearer token is needed", headers={"WWW-Authenticate": "Bearer"}
-            )
-        if caller.role < role:
-            raise ServiceError(403, "forbidden", f"this needs the role {role.name}; the token has {caller.role.name}")
-        check_parameters(request)
-        return caller
-
-    return Depends(check)
-
-
 async def wait(future: Future[T]) -> T:
     return await asyncio.shield(asyncio.wrap_future(future))
 
@@ -108,38 +66,3 @@ async def until(core: ServiceCore, future: Future[T], seconds: float) -> T:
             return waited.result()
         if left <= 0 or core.stopping:
             raise TimeoutError
-
-
-class Waiter:
-    """A client that waits for an answer: gone as soon as its connection is, or the service has no time left."""
-
-    def __init__(self, core: ServiceCore, request: Request) -> None:
-        self._core, self._request = core, request
-        self._gone = threading.Event()
-        self.patience = Patience.within(core.config.answer_seconds, self._gone.is_set)
-
-    async def wait(self, future: Future[T] | asyncio.Future[T]) -> T:
-        """The answer, while the client is there.
-
-        Raises:
-            ServiceError: 504: it takes too long, 503: the service ends.
-        """
-        waited = asyncio.wrap_future(future) if isinstance(future, Future) else future
-        waited.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # whether it is heard or not
-        try:
-            while not (await asyncio.wait({waited}, timeout=_LOOK_SECONDS))[0]:
-                await self.check()
-            return waited.result()
-        except BaseException:
-            self._gone.set()
-            raise
-
-    async def check(self) -> None:
-        """Raise as `wait` where nobody is there any more, or nobody will be."""
-        if await self._request.is_disconnected():
-            raise ServiceError(400, "bad_request", "the client went away")
-        if self._core.cut_off:
-            raise unavailable("the service is ending")
-        if time.monotonic() > self.patience.until:
-            seconds = self._core.config.answer_seconds
-            raise ServiceError(504, "deadline", f"the answer was not finished within {seconds:g} seconds")

@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from errata.orchestrator.service.bodies import ID_PATTERN
 from errata.orchestrator.service.errors import ServiceError, printable
-from errata.orchestrator.service.models import ID_PATTERN
 
 STRUCTURED: Final = "application/cloudevents+json"
 BATCH: Final = "application/cloudevents-batch+json"

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Final
 from pydantic import Field, model_validator
 
 from errata.editing.model.streaming import Sampling
+from errata.orchestrator.service.bodies import Note, Prompt, StrictIn, TextTurn
 from errata.orchestrator.service.errors import ServiceError
-from errata.orchestrator.service.models import Note, Prompt, StrictIn, TextTurn
 
 Tokens = Annotated[int, Field(ge=1)]
 Stop = Annotated[str, Field(min_length=1, max_length=200)]

@@ -14,6 +14,7 @@ from typing import Any
 
 from errata.editing.errors import ErrataError, UserError
 from errata.editing.wording import counted, model_title
+from errata.evaluation.outcomes import ARMS
 from errata.orchestrator.config.loading import build_config, composed
 from errata.orchestrator.config.presets import find_config
 from errata.orchestrator.config.run import RunConfig
@@ -23,13 +24,14 @@ from errata.orchestrator.run.assembly import make_pipeline
 from errata.orchestrator.run.attached import attach
 from errata.orchestrator.run.opening import check_run, open_run
 from errata.orchestrator.run.outputs import errata_version
+from errata.orchestrator.service.access import Tokens, watched_tokens
 from errata.orchestrator.service.app import make_app
 from errata.orchestrator.service.asking import Asking, Bounds
-from errata.orchestrator.service.auth import Tokens, watched_tokens
 from errata.orchestrator.service.calls import Service
 from errata.orchestrator.service.connections import ConnectionGuard, protocol
 from errata.orchestrator.service.core import ServiceCore
 from errata.orchestrator.service.metrics import Metrics
+from errata.orchestrator.service.past import Past
 from errata.orchestrator.service.publishing import publishing_of
 from errata.orchestrator.service.traces import Traces
 from errata.orchestrator.sources import Pump
@@ -100,16 +102,19 @@ def serve_until_stopped(config: RunConfig, output: Path, *, host: str, port: int
             may_publish=lambda: not publishing.busy,
         )
         reader = stack.enter_context(Journal.open(output / JOURNAL_FILE, read_only=True))
-        core = ServiceCore(pipeline, config.service, guard=attached.guard, closing=attached.close, admit=admission)
+        core = ServiceCore(
+            pipeline, config.service, guard=attached.guard, closing=attached.close, admit=admission, reader=reader
+        )
         stack.callback(core.stop)
         asking = Asking(
             lambda: core.live,
             pipeline.memory,
             pipeline.evaluators,
             k=config.memory.scr.k,
-            arms=config.evaluation.arms,
+            arms=[arm for arm in ARMS if arm in config.evaluation.arms],
             limit=config.service.max_queries,
             bounds=Bounds(admission.text, admission.capacity, config.service.max_question_tokens),
+            past=Past(reader, pipeline.memory, config.memory.scr.k, config.memory.statement),
         )
         stack.callback(asking.close)
         pump = None

@@ -9,9 +9,9 @@ from fastapi import FastAPI, Query
 
 from errata.orchestrator.guard.guard import EVENT as GUARD_EVENT
 from errata.orchestrator.journal.rows import Outcome, ShownState, stored_state
+from errata.orchestrator.service.bodies import edit_view, refresh_view, time_text
 from errata.orchestrator.service.calls import Note, Service
 from errata.orchestrator.service.errors import ServiceError, unavailable
-from errata.orchestrator.service.views import edit_view, refresh_view, time_text
 
 Limit = Annotated[int, Query(ge=1, le=500, description="Most rows.")]
 Before = Annotated[

@@ -17,9 +17,9 @@ from errata.evaluation.answering import Question
 from errata.evaluation.outcomes import Arm
 from errata.evaluation.streaming import TextPiece
 from errata.orchestrator.service.asking import Speaking
+from errata.orchestrator.service.bodies import statement_view
 from errata.orchestrator.service.completions import ChatIn, TextIn
 from errata.orchestrator.service.errors import ServiceError, printable
-from errata.orchestrator.service.views import statement_view
 
 _OWNER: Final = "errata"
 MODELS: Final[dict[str, Arm]] = {

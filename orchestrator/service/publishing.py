@@ -21,9 +21,8 @@ from errata.orchestrator.journal.rows import Version
 from errata.orchestrator.publish.publisher import publish_to_servers
 from errata.orchestrator.publish.registry import Registered, register_version
 from errata.orchestrator.publish.rollout import EVENT, ServerResult, last_served
+from errata.orchestrator.service.bodies import PublicationIn, time_text
 from errata.orchestrator.service.errors import ServiceError, busy, conflict, unavailable
-from errata.orchestrator.service.models import PublicationIn
-from errata.orchestrator.service.views import time_text
 
 logger = logging.getLogger(__name__)
 

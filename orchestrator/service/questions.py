@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -15,33 +16,43 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from errata.editing.wording import counted
 from errata.evaluation.answering import Question
 from errata.evaluation.outcomes import Arm
+from errata.evaluation.patience import Patience
 from errata.evaluation.streaming import TextPiece
+from errata.orchestrator.history.past import Moment
 from errata.orchestrator.service import openai
+from errata.orchestrator.service.access import Caller, Role, needs
 from errata.orchestrator.service.asking import Answers, Speaking
-from errata.orchestrator.service.auth import Caller, Role
-from errata.orchestrator.service.calls import Service, Waiter, needs
+from errata.orchestrator.service.bodies import QueryIn, answers_view, body_as
+from errata.orchestrator.service.calls import Service
 from errata.orchestrator.service.completions import ChatIn, TextIn
 from errata.orchestrator.service.core import ServiceCore
-from errata.orchestrator.service.errors import ServiceError
-from errata.orchestrator.service.models import QueryIn
-from errata.orchestrator.service.parsing import body_as
+from errata.orchestrator.service.errors import ServiceError, unavailable
+from errata.orchestrator.service.past import arms_then
 from errata.orchestrator.service.schema import takes
-from errata.orchestrator.service.views import answers_view
 
+T = TypeVar("T")
 _TOKENS_AT_ONCE = 8
 """Of an answer that is not streamed: whether the client is still there is looked at between them."""
+_LOOK_SECONDS = 0.2
+"""How often it is looked whether a client is still there, and whether the service ends."""
 
 
 def question_routes(app: FastAPI, service: Service) -> None:
     """Add the routes to the application."""
     core, asking = service.core, service.asking
-    read = needs(service, Role.read)
+    read = needs(service.tokens, Role.read)
 
-    async def ask(request: Request, questions: Sequence[Question], arms: Sequence[Arm], limit: int | None) -> Answers:
+    async def ask(
+        request: Request,
+        questions: Sequence[Question],
+        arms: Sequence[Arm],
+        limit: int | None,
+        moment: Moment | None = None,
+    ) -> Answers:
         started = time.perf_counter()
         await run_in_threadpool(asking.check, questions)
         waiter = Waiter(core, request)
-        answers = await waiter.wait(asking.submit(questions, arms, limit, waiter.patience))
+        answers = await waiter.wait(asking.submit(questions, arms, limit, waiter.patience, moment))
         service.metrics.query.observe(time.perf_counter() - started)
         return answers
 
@@ -57,9 +68,14 @@ def question_routes(app: FastAPI, service: Service) -> None:
         strange = [arm for arm in arms if arm not in asking.arms]
         if strange:
             raise ServiceError(422, "invalid", f"this run has no arm {strange[0]!r}; it has: {', '.join(asking.arms)}")
+        moment = None
+        if asking.past is not None and (wanted.as_of is not None or wanted.as_known_at is not None):
+            moment = await run_in_threadpool(asking.past.moment, wanted.as_of, wanted.as_known_at)
+            arms = arms_then(wanted.arms, asking.arms)
         limit = _bounded(core, wanted.max_new_tokens)
         started = time.perf_counter()
-        view = answers_view(await ask(request, [Question(text) for text in wanted.asked], arms, limit), wanted.asked)
+        questions = [Question(text) for text in wanted.asked]
+        view = answers_view(await ask(request, questions, arms, limit, moment), wanted.asked)
         if service.traces is not None and service.traces.chosen():
             await run_in_threadpool(service.traces.keep, view, time.perf_counter() - started)
         return view
@@ -126,6 +142,41 @@ def question_routes(app: FastAPI, service: Service) -> None:
                     return
         finally:
             said.close()
+
+
+class Waiter:
+    """A client that waits for an answer: gone as soon as its connection is, or the service has no time left."""
+
+    def __init__(self, core: ServiceCore, request: Request) -> None:
+        self._core, self._request = core, request
+        self._gone = threading.Event()
+        self.patience = Patience.within(core.config.answer_seconds, self._gone.is_set)
+
+    async def wait(self, future: Future[T] | asyncio.Future[T]) -> T:
+        """The answer, while the client is there.
+
+        Raises:
+            ServiceError: 504: it takes too long, 503: the service ends.
+        """
+        waited = asyncio.wrap_future(future) if isinstance(future, Future) else future
+        waited.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # whether it is heard or not
+        try:
+            while not (await asyncio.wait({waited}, timeout=_LOOK_SECONDS))[0]:
+                await self.check()
+            return waited.result()
+        except BaseException:
+            self._gone.set()
+            raise
+
+    async def check(self) -> None:
+        """Raise as `wait` where nobody is there any more, or nobody will be."""
+        if await self._request.is_disconnected():
+            raise ServiceError(400, "bad_request", "the client went away")
+        if self._core.cut_off:
+            raise unavailable("the service is ending")
+        if time.monotonic() > self.patience.until:
+            seconds = self._core.config.answer_seconds
+            raise ServiceError(504, "deadline", f"the answer was not finished within {seconds:g} seconds")
 
 
 def _close_unheard(future: Future[Speaking]) -> None:

@@ -8,8 +8,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from errata.orchestrator.service.completions import ChatIn, TextIn
-from errata.orchestrator.service.models import (
+from errata.orchestrator.service.bodies import (
     EditIn,
     EditsIn,
     EvaluationIn,
@@ -17,6 +16,7 @@ from errata.orchestrator.service.models import (
     QueryIn,
     ReasonIn,
 )
+from errata.orchestrator.service.completions import ChatIn, TextIn
 
 _REF = "#/components/schemas/{model}"
 _BODIES: tuple[type[BaseModel], ...] = (
@@ -66,12 +66,14 @@ def describe(app: FastAPI) -> None:
 
 def _finish(path: str, operation: dict[str, Any]) -> None:
     answer = {"content": {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}}
-    codes = {"400": "Not readable."}
+    codes = {"400": "Not readable.", "408": "The body did not come in time.", "421": "Not a name of this service."}
     if path.startswith("/v1") or path == "/metrics":
         operation["security"] = [{"token": []}]
         codes |= {"401": "No token, or one that is not known.", "403": "The token's role does not allow it."}
         codes |= {"404": "It is not there.", "409": "It does not fit what is there.", "422": "It does not fit."}
         codes |= {"413": "Too large.", "415": "No JSON.", "429": "Busy; Retry-After says when to come back."}
+    if "questions" in operation.get("tags", ()) and "requestBody" in operation:
+        codes |= {"504": "The answer took longer than service.answer_seconds."}
     codes |= {"503": "Starting, ending or broken."}
     for code, text in codes.items():
         operation["responses"][code] = {"description": text, **answer}

@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from errata.evaluation.outcomes import ARMS
+from errata.evaluation.outcomes import ALL_ARMS
 
 TIMELINE: Final = "timeline"
 """Kind of evaluation whose curves stand under the arm alone."""
 
-_ARM: Final = "|".join(sorted(ARMS, key=len, reverse=True))
+_ARM: Final = "|".join(sorted(ALL_ARMS, key=len, reverse=True))
 _OLD_ARM: Final = re.compile(rf"(?:(?P<kind>\w+)\.)?(?P<arm>{_ARM})\.(?P<figure>.+)")
 _OLD_NORM: Final = re.compile(r"norm\.layer(\d+)")
 _OLD: Final = {

@@ -2,7 +2,8 @@
 
     python -m tests.helpers.hosted DIRECTORY '{"batch_seconds": 0, "hold_questions": false, "service": {...}}'
 
-Prints its address and serves until SIGTERM. ``clock`` in the directory holds seconds by which its wall clock is off.
+Prints its address and serves until SIGTERM. ``clock`` in the directory holds seconds by which its wall clock is off;
+``writing`` is there once a batch is under way.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from errata.editing.errors import ErrataError
 from errata.orchestrator.journal.records import now
 from errata.orchestrator.journal.rows import Version
 from errata.orchestrator.progress import configure_logging
-from errata.orchestrator.run.batcher import Batcher
+from errata.orchestrator.run.batches import Batcher
 from errata.orchestrator.service import launch
 from tests.helpers.service import FakePipeline, running
 
@@ -46,6 +47,7 @@ def main(directory: Path, wanted: dict[str, object]) -> None:
             if not batcher.due(len(rows), ended=ended, oldest=oldest, now=clock()):
                 return None
             until = time.monotonic() + seconds
+            (directory / "writing").touch()
             while time.monotonic() < until:  # as an editor that can be ended, and not otherwise hurried
                 if pipeline.given_up:
                     raise ErrataError("the editor was ended")

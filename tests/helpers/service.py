@@ -15,6 +15,7 @@ from typing import Any
 
 from fastapi.testclient import TestClient
 
+from errata.actors.workers.retrieval import RetrievalWorker
 from errata.editing.errors import AbandonedError, ErrataError, UserError
 from errata.editing.model.streaming import Sampling
 from errata.editing.request import EditRequest
@@ -30,16 +31,20 @@ from errata.orchestrator.journal.rows import CommitData, JournalMeta, RequestOut
 from errata.orchestrator.publish.questions import Marks
 from errata.orchestrator.publish.registry import Registered
 from errata.orchestrator.publish.rollout import ServerResult, State
-from errata.orchestrator.run.batcher import plan_batch
+from errata.orchestrator.run.batches import plan_batch
+from errata.orchestrator.service.access import Tokens, load_tokens
 from errata.orchestrator.service.app import make_app
 from errata.orchestrator.service.asking import Asking, Bounds
-from errata.orchestrator.service.auth import Tokens, load_tokens
+from errata.orchestrator.service.bodies import PublicationIn
 from errata.orchestrator.service.calls import Service
 from errata.orchestrator.service.core import ServiceCore
 from errata.orchestrator.service.metrics import Metrics
-from errata.orchestrator.service.models import PublicationIn
+from errata.orchestrator.service.past import Past
 from errata.orchestrator.service.publishing import Publishing
-from errata.retrieval.router import FittedRouter
+from errata.retrieval.embedder import HashEmbedderConfig
+from errata.retrieval.index import IndexConfig
+from errata.retrieval.memory import MemoryEntry
+from errata.retrieval.router import Findings, FittedRouter
 from errata.retrieval.router_fit import shipped
 
 SERVERS = ("vllm=http://127.0.0.1:1", "vllm=http://127.0.0.1:2")
@@ -192,6 +197,10 @@ class FakeMemory:
             fitted=SimpleNamespace(digest="r" * 64), candidates=dict(zip(questions, rows, strict=True))
         )
 
+    def among(self, questions: Sequence[str], entries: Sequence[MemoryEntry], k: int) -> Findings:
+        worker = RetrievalWorker(HashEmbedderConfig(), IndexConfig())
+        return worker.among(questions, entries, k)
+
     def resolved(self, turns: Sequence[str]) -> str:
         return turns[-1]
 
@@ -337,10 +346,11 @@ def running(
     with journal, Journal.open(path, read_only=True) as reader:
         pipeline, evaluators = FakePipeline(journal, size=size), FakeEvaluators()
         prepare(pipeline)
-        core = ServiceCore(pipeline, config, admit=admission or EditRequest.cleaned)
+        core = ServiceCore(pipeline, config, admit=admission or EditRequest.cleaned, reader=reader)
         bounds = admission and Bounds(admission.text, admission.capacity, config.max_question_tokens)
         memory, most = FakeMemory(reader), config.max_queries
-        asking = Asking(lambda: core.live, memory, evaluators, k=3, arms=ARMS, limit=most, bounds=bounds)
+        past = Past(reader, memory, 3, None)
+        asking = Asking(lambda: core.live, memory, evaluators, k=3, arms=ARMS, limit=most, bounds=bounds, past=past)
         servers = FakeServers()
         publishing = Publishing(PublishConfig(to=SERVERS), servers.roll, servers.register)
         service = Service(

@@ -27,7 +27,6 @@ from errata.actors.settings import ModelSpec, RayConfig
 from errata.actors.workers.covariance import Estimate, EstimateJob, UnitWorker
 from errata.actors.workers.editor import ContextSpec, EditorWorker
 from errata.actors.workers.evaluation import EvaluationSettings, EvaluationWorker
-from errata.actors.workers.retrieval import RetrievalWorker
 from errata.editing.checkpoint.load import checkpoint_digest
 from errata.editing.covariance import KeyCovariance
 from errata.editing.errors import ErrataError
@@ -43,6 +42,7 @@ from errata.orchestrator.run.assembly import make_pipeline
 from errata.orchestrator.run.launch import run_experiment
 from errata.orchestrator.run.pipeline import Pipeline
 from errata.orchestrator.tracking.tracker import NullTracker
+from tests.helpers.memory import HeldMemory
 
 Weights = dict[int, torch.Tensor]
 
@@ -222,7 +222,7 @@ class PlainEditor:
         pass
 
 
-class PlainMemory(RetrievalWorker):
+class PlainMemory(HeldMemory):
     """`MemoryClient` without an actor."""
 
     def __init__(self, embedder: Any, index: Any, entries: Callable[[], Sequence[Any]], router: Any = None) -> None:

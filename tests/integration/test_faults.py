@@ -16,10 +16,9 @@ import pytest
 import ray
 import torch
 
+from errata.actors.clients import EditorClient, MemoryClient
 from errata.actors.covariance import CovarianceEstimator
-from errata.actors.editor import EditorClient
 from errata.actors.evaluation import EvaluationPool
-from errata.actors.retrieval import MemoryClient
 from errata.actors.settings import ModelSpec, RayConfig
 from errata.actors.workers.covariance import Estimate, EstimateJob
 from errata.actors.workers.editor import ContextSpec

@@ -11,8 +11,8 @@ import pytest
 import ray
 import torch
 
-import errata.actors.editor as actors_editor
-from errata.actors.editor import EditorClient
+import errata.actors.clients as actors_clients
+from errata.actors.clients import EditorClient
 from errata.actors.settings import ModelSpec, RayConfig
 from errata.actors.workers.editor import ContextSpec
 from errata.editing.checkpoint.load import load_model
@@ -21,7 +21,7 @@ from errata.editing.editors import REGISTRY
 from errata.editing.request import EditBatch, EditRequest
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.rows import CommitData, JournalMeta, RequestOutcome
-from errata.orchestrator.run.attempts import Attempts
+from errata.orchestrator.run.batches import Attempts
 
 pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(900)]
 
@@ -54,14 +54,14 @@ def armed(poison: str) -> Callable[[Any], None]:
 @pytest.fixture(autouse=True)
 def _mortal_editors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every editor that is made dies of one edit."""
-    make = actors_editor.make_actor
+    make = actors_clients.make_actor
 
     def armed_actor(*given: Any) -> Any:
         actor = make(*given)
         ray.get(actor.__ray_call__.remote(armed(POISON)))
         return actor
 
-    monkeypatch.setattr(actors_editor, "make_actor", armed_actor)
+    monkeypatch.setattr(actors_clients, "make_actor", armed_actor)
 
 
 def test_it_is_set_aside_the_others_are_written_and_a_restart_runs_on(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import re
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +24,7 @@ from errata.orchestrator.publish.registry import register_version
 from errata.orchestrator.publish.rollout import EVENT
 from errata.retrieval.embedder import HashEmbedder
 from errata.retrieval.router_fit import shipped
+from tests.helpers.registered import loaded, serving
 from tests.helpers.small_run import LAYERS, SmallRun, make_run
 from tests.helpers.tiny import save_tiny
 
@@ -106,15 +102,6 @@ def test_a_registry_that_does_not_answer_is_one_line(run: SmallRun) -> None:
         assert len(journal.events(EVENT)) == before
 
 
-def loaded(registry: str, form: str, **options: Any) -> Any:
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(registry)
-    try:
-        return mlflow.pyfunc.load_model(f"models:/errata@{form}", **options)
-    finally:
-        mlflow.set_tracking_uri(before)
-
-
 def greedy(directory: Path, weights: dict[int, Any], prompt: str, tokens: int) -> str:
     """What transformers alone says with a version's matrices put in place."""
     import torch
@@ -131,7 +118,7 @@ def greedy(directory: Path, weights: dict[int, Any], prompt: str, tokens: int) -
 
 @pytest.mark.parametrize("form", ["delta", "lora", "full"])
 def test_what_is_registered_loads_and_answers_as_the_version_does(run: SmallRun, registered: str, form: str) -> None:
-    model = loaded(registered, form)
+    model = loaded(registered, f"models:/errata@{form}")
     said = model.predict(PROMPTS, params={"max_new_tokens": 2})
     wanted = [greedy(run.model, run.weights[6], prompt, 2) for prompt in PROMPTS]
     # the arms cut white space at the ends of an answer, as transformers' pipeline does not
@@ -142,7 +129,7 @@ def test_what_is_registered_loads_and_answers_as_the_version_does(run: SmallRun,
 
 
 def test_a_routed_model_names_the_edit_that_its_answer_rests_on(registered: str) -> None:
-    model = loaded(registered, "routed")
+    model = loaded(registered, "models:/errata@routed")
     rows = model.predict([*PROMPTS, "Once upon a time, long ago,"])
     assert [row["edit"] for row in rows[:3]] == ["lyon", "munro", "rome"]
     assert rows[0]["statement"] == "The capital of France is Lyon."
@@ -181,35 +168,9 @@ def test_the_base_may_lie_elsewhere_but_must_be_the_same(run: SmallRun, tmp_path
 
 
 def test_mlflow_serves_what_is_registered(registered: str, tmp_path: Path) -> None:
-    script = tmp_path / "bin" / "uvicorn"  # which MLflow runs by its name
-    script.parent.mkdir()
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m uvicorn "$@"\n')
-    script.chmod(0o755)
-    environment = {
-        **os.environ,
-        "PATH": f"{script.parent}:{os.environ['PATH']}",
-        "MLFLOW_TRACKING_URI": registered,
-        "UVICORN_PORT": "0",  # MLflow passes no port 0 on; the server binds a free one by itself
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/errata@delta"]
-    log = tmp_path / "log.txt"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [*command, "--env-manager", "local", "-w", "1", "-p", "0"],
-            env=environment,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        deadline = time.monotonic() + 240
-        while (found := re.search(r"running on (http://[\w.:]+)", log.read_text())) is None:
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-            time.sleep(0.2)
-        body = {"inputs": PROMPTS, "params": {"max_new_tokens": 2}}
-        answer = httpx.post(f"{found[1]}/invocations", json=body, timeout=120)
-        assert answer.status_code == 200, answer.text
-        assert answer.json() == {"predictions": loaded(registered, "delta").predict(PROMPTS, params=body["params"])}
-    finally:
-        process.terminate()
-        process.wait(60)
+    body = {"inputs": PROMPTS, "params": {"max_new_tokens": 2}}
+    with serving(registered, "models:/errata@delta", tmp_path) as address:
+        answer = httpx.post(f"{address}/invocations", json=body, timeout=120)
+    assert answer.status_code == 200, answer.text
+    wanted = loaded(registered, "models:/errata@delta").predict(PROMPTS, params=body["params"])
+    assert answer.json() == {"predictions": wanted}

@@ -144,6 +144,32 @@ def test_metrics_by_arm_and_a_memory_that_is_made_when_it_is_asked(checkpoint: P
         assert found["edited"]["generalization"] is not None
         assert set(found) == {"base", "edited", "edited_memory"}
         assert isinstance(one.ask("The capital of France is", arm="memory"), str)
+        # what is evaluated comes through the gate too: a probe with the slot is the probe with the subject in it
+        spelled = {**FACTS[0], "paraphrases": ["People say that the capital of France is"]}
+        slotted = {**spelled, "paraphrases": ["\ufeffPeople say that the capital of {} is "]}
+        assert one.evaluate([slotted], arms=["base"]) == one.evaluate([spelled], arms=["base"])
+        assert one.ask("The capital of France is ") == one.ask("The capital of France is")
+        for bad in ("a\0", "a\ud800"):
+            with pytest.raises(UserError, match="prompt 0 holds"):
+                one.ask(bad)
+            with pytest.raises(UserError, match=r"paraphrases\.0: holds"):
+                one.evaluate([{**spelled, "paraphrases": [bad]}])
+
+
+def test_in_context_editing_is_asked_where_it_is_told_what_to_demonstrate_with(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    split = [{"subject": name, "prompt": "{} was born in", "target_new": "Rome"} for name in ("Ann Lee", "Bo Dahl")]
+    (tmp_path / "split.jsonl").write_text("".join(json.dumps(record) + "\n" for record in split))
+    told = {"evaluation": {"ike": {"demonstrations": str(tmp_path / "split.jsonl"), "k": 2}}}
+    with editor(checkpoint, settings=SETTINGS | told) as one:
+        one.edit(FACTS[:1])
+        fact = {**FACTS[0], "neighborhood": [{"prompt": "The capital of Spain is", "answer": "Madrid"}]}
+        found = one.evaluate([fact], arms=["base", "ike", "ike_oracle"])
+        # a random model knows nothing, yet says something else behind demonstrations
+        assert {arm: values["locality"] for arm, values in found.items()} == {"base": 1, "ike": 0, "ike_oracle": 0}
+    with editor(checkpoint) as one, pytest.raises(UserError, match=r"ike.*demonstrations"):
+        one.evaluate(FACTS[:1], arms=["base", "ike"])
 
 
 def test_without_a_look_at_the_batch_an_edit_is_judged_when_it_is_told(checkpoint: Path) -> None:

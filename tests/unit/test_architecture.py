@@ -223,10 +223,10 @@ def test_few_files_lie_in_orchestrator_itself_and_every_room_is_described() -> N
 
 
 def test_the_components_of_a_run_see_their_sections_and_not_the_whole_configuration() -> None:
-    """Those that may see it compose it, check it, cut it up, or write it down."""
+    """Those that may see it compose it, check it, cut it up, complete it, or write it down."""
     may = {
         *(f"cli/{name}.py" for name in ("covariance", "locate")),
-        *(f"config/{name}.py" for name in ("loading", "run")),
+        *(f"config/{name}.py" for name in ("defaults", "loading", "run")),
         "doctor.py",
         *(f"experiments/{name}.py" for name in ("config", "plan")),
         *(f"run/{name}.py" for name in ("assembly", "described", "launch", "offline", "opening", "outputs")),

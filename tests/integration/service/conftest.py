@@ -73,6 +73,8 @@ class Services:
         data["editor"] = {**data["editor"], "values": values}
         self.config.write_text(yaml.safe_dump(data))
         self.started: list[Served] = []
+        self.program: tuple[str, ...] = ("errata.orchestrator.cli",)
+        """Module that is run, and what it is given before the command."""
 
     def start(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Served:
         port = free_port()
@@ -80,7 +82,7 @@ class Services:
         command = [
             sys.executable,
             "-m",
-            "errata.orchestrator.cli",
+            *self.program,
             "serve",
             str(self.config),
             "--output",

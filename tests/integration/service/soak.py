@@ -169,19 +169,28 @@ class Killer(threading.Thread):
 class Attacker(threading.Thread):
     """Does what hostile clients and clumsy neighbors do, one thing after the other; what it got is in `counts`."""
 
-    def __init__(self, host: Host, journal: Path, *, seconds: float, seed: int = 7) -> None:
+    def __init__(self, host: Host, journal: Path, clock: Path, *, seconds: float, seed: int = 7) -> None:
+        """``clock``: the file that says by how much the service's clock is off."""
         super().__init__(name="attacker", daemon=True)
-        self._host, self._journal, self._until = host, journal, time.monotonic() + seconds
+        self._host, self._journal, self._clock = host, journal, clock
+        self._until = time.monotonic() + seconds
         self._dice = random.Random(seed)
         self._client = httpx.Client(base_url=host.url, timeout=20)
         self.counts: Counter[str] = Counter()
         self.error: BaseException | None = None
+        self._round: list[Callable[[], None]] = []
 
     def run(self) -> None:
-        doings = (self._idle, self._half, self._leave, self._large, self._lock, self._evaluate, self._random)
+        doings = [
+            self._idle, self._half, self._leave, self._large, self._lock, self._evaluate, self._random, self._jump,
+            self._poison,
+        ]  # fmt: skip
         try:
             while time.monotonic() < self._until:
-                doing = self._dice.choice(doings)
+                # in rounds, so that a short soak has some of each
+                if not self._round:
+                    self._round = self._dice.sample(doings, len(doings))
+                doing = self._round.pop()
                 with contextlib.suppress(httpx.TransportError, OSError):  # the service may be dead at the moment
                     doing()
                     self.counts[doing.__name__.strip("_")] += 1
@@ -232,6 +241,18 @@ class Attacker(threading.Thread):
             self.counts["lock not had"] += 1
         finally:
             other.close()
+
+    def _jump(self) -> None:
+        """The wall clock is set, by an hour or a day, back or forward, or right again."""
+        self._clock.write_text(str(self._dice.choice((-86400, -3600, 0, 3600, 86400))))
+
+    def _poison(self) -> None:
+        """Edits that the model has no room for, or that are none; beside them one that would do is not handed in."""
+        far = {"subject": "Rome", "prompt": "{} lies in", "target_new": "Rome " * 5000}
+        wrong = {"subject": "Rome", "prompt": "no slot", "target_new": "Rome"}
+        for poison in (far, wrong, far | {"target_new": "\0"}, [far, wrong] * 20):
+            answer = self._heard(self._client.post("/v1/edits", json=poison))
+            assert answer.status_code != 202 or answer.json()["accepted"] == 0, answer.text[:300]
 
     def _evaluate(self) -> None:
         asked = self._heard(self._client.post("/v1/evaluations", json={"sample": 4}))
@@ -293,6 +314,10 @@ class HttpClient(Producer):
 
     def turn(self) -> None:
         body = [self.new() for _ in range(self.dice.randint(1, 12))]
+        if self.dice.random() < 0.05:
+            # it costs the editor as much as a whole batch does
+            body[-1]["target_new"] = " ".join(self.dice.choices(PLACES, k=40))
+            self.counts["edits with forty words"] += 1
         repeated = self.again() if self.dice.random() < 0.2 else None
         answer = self.insist("POST", "/v1/edits", json=body + ([repeated] if repeated else []))
         assert answer.status_code == 202, answer.text

@@ -8,77 +8,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
 import sqlite3
-import subprocess
-import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from errata.orchestrator.journal import Journal
 from tests.helpers.service import edit
+from tests.integration.service.hosting import Hosted, hosted, until
 
-ROOT = Path(__file__).parents[3]
 JSON_TYPE = {"Content-Type": "application/json"}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-
-@dataclass
-class Hosted:
-    """The process, and where it listens."""
-
-    process: subprocess.Popen[bytes]
-    url: str
-    log: Path
-    directory: Path
-
-    @property
-    def address(self) -> tuple[str, int]:
-        host, port = self.url.removeprefix("http://").split(":")
-        return host, int(port)
-
-    def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=120)
-
-
-@contextmanager
-def hosted(directory: Path, **wanted: Any) -> Iterator[Hosted]:
-    log = directory / "log.txt"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.hosted", str(directory), json.dumps(wanted)],
-            stdout=subprocess.PIPE,
-            stderr=out,
-            cwd=ROOT,
-            start_new_session=True,
-        )
-    try:
-        assert process.stdout is not None
-        url = process.stdout.readline().decode().strip()
-        assert url, log.read_text()
-        found = Hosted(process, url, log, directory)
-        until(lambda: httpx.get(f"{url}/readyz", timeout=60).status_code == 200)
-        yield found
-    finally:
-        process.kill()
-        process.wait()
-
-
-def until(true: Callable[[], bool], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def sockets(served: Hosted, count: int) -> list[socket.socket]:
@@ -150,66 +95,6 @@ def test_heads_and_bodies_that_never_end_are_given_up(tmp_path: Path) -> None:
         assert ended
         with served.client() as client:
             until(lambda: client.get("/healthz").status_code == 200)
-
-
-def test_sigterm_with_every_route_in_flight(tmp_path: Path) -> None:
-    """Whoever waits is answered within 20 s, a long batch is given up after ``end_seconds``, and nothing is a 500."""
-    service = {"end_seconds": 15, "revert_wait_seconds": 300, "answer_seconds": 300}
-    with hosted(tmp_path, batch_seconds=300, hold_questions=True, service=service) as served:
-        with Journal.open(tmp_path / "journal.sqlite", read_only=True) as reader, served.client() as client:
-            assert client.post("/v1/edits", json=[edit(1), edit(2)]).status_code == 202
-            until(lambda: reader.waiting() == 2)
-            time.sleep(0.5)  # the batch begins when its oldest edit is 0.2 s old
-            calls: dict[str, tuple[str, str, Any]] = {
-                "edits": ("POST", "/v1/edits", [edit(n) for n in range(10, 400)]),
-                "revert": ("DELETE", "/v1/edits/edit-1", None),
-                "evaluation": ("POST", "/v1/evaluations", {}),
-                "refresh": ("POST", "/v1/refresh", {}),
-                "inspection": ("GET", "/v1/inspection", None),
-                "query": ("POST", "/v1/query", {"question": "Where?"}),
-                "chat": ("POST", "/v1/chat/completions", _chat()),
-                "stream": ("POST", "/v1/chat/completions", {**_chat(), "stream": True}),
-                "completion": ("POST", "/v1/completions", {"model": "errata-edited", "prompt": "Rome is"}),
-                "publication": ("POST", "/v1/publications", {}),
-                "status": ("GET", "/v1/status", None),
-                "metrics": ("GET", "/metrics", None),
-                "versions": ("GET", "/v1/versions", None),
-            }
-            answers: dict[str, int] = {}
-
-            def call(name: str, method: str, path: str, body: Any) -> None:
-                with served.client() as own:
-                    answers[name] = own.request(method, path, json=body).status_code
-
-            threads = [threading.Thread(target=call, args=(name, *what)) for name, what in calls.items()]
-            for thread in threads:
-                thread.start()
-            until(lambda: {"status", "metrics", "versions", "edits"} <= set(answers))
-            until(lambda: _commands(client) >= 3)
-            told = time.monotonic()
-            served.process.send_signal(signal.SIGTERM)
-            for thread in threads:
-                thread.join(60)
-            answered = time.monotonic() - told
-            code = served.process.wait(120)
-            ended = time.monotonic() - told
-        print(f"\nafter SIGTERM: all answered after {answered:.1f} s, ended after {ended:.1f} s with {code}: {answers}")
-        assert set(answers) == set(calls), "everybody was answered"
-        assert all(status in (200, 202, 409, 503) for status in answers.values()), answers
-        assert answers["revert"] == 202 and answers["query"] == 503 and answers["chat"] == 503
-        assert answered < 40 and ended < 60 and code == 0, served.log.read_text()[-3000:]
-        assert "Traceback" not in served.log.read_text(), served.log.read_text()[-3000:]
-        with Journal.open(tmp_path / "journal.sqlite", read_only=True) as journal:
-            assert journal.waiting() == 392 and journal.head().sequence == 0, "what waits stays, nothing half-written"
-
-
-def _chat() -> dict[str, Any]:
-    return {"model": "errata-edited", "messages": [{"role": "user", "content": "Where does Rome lie?"}]}
-
-
-def _commands(client: httpx.Client) -> float:
-    lines = client.get("/metrics").text.splitlines()
-    return float(next(line for line in lines if line.startswith("errata_queue_commands ")).split()[1])
 
 
 def test_a_journal_held_for_ninety_seconds(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from errata.orchestrator.service.models import EditIn
+from errata.orchestrator.service.bodies import EditIn
 from tests.helpers.service import Running, running
 
 schemathesis = pytest.importorskip("schemathesis", reason="the fuzz test needs schemathesis")

@@ -15,7 +15,6 @@ import torch
 
 from errata.actors.settings import ModelSpec, RoleConfig
 from errata.actors.workers.evaluation import EvaluationSettings, EvaluationWorker
-from errata.actors.workers.retrieval import RetrievalWorker
 from errata.evaluation.outcomes import ARMS
 from errata.orchestrator.service.core import Live
 from errata.retrieval.embedder import HashEmbedderConfig
@@ -23,6 +22,7 @@ from errata.retrieval.evidence import entries_of
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.scr import ScrConfig
 from tests.helpers.browser import listening
+from tests.helpers.memory import HeldMemory
 from tests.helpers.service import Running, running
 
 LAYER = 1
@@ -35,7 +35,7 @@ class Local:
 
     def __init__(self, checkpoint: Path) -> None:
         self._lock = threading.Lock()
-        self.memory = RetrievalWorker(HashEmbedderConfig(), IndexConfig())
+        self.memory = HeldMemory(HashEmbedderConfig(), IndexConfig())
         self.memory.add(entries_of([("Alice Munro", "tongue", STATEMENT)], 1))
         settings = EvaluationSettings(ScrConfig(), ARMS, stop_at_newline=False)
         self.worker = EvaluationWorker(ModelSpec(name=str(checkpoint)), RoleConfig(), settings)

@@ -1,6 +1,6 @@
 """A soak: a Redis stream and two HTTP clients feed a service at full speed while its actors, its process and its whole
-process tree are killed at random, it is told to end, and clients and neighbors do what harms. At the end journal,
-weights, memory and what clients were told agree exactly.
+process tree are killed at random, it is told to end, its clock is set, and clients and neighbors do what harms. At the
+end journal, weights, memory and what clients were told agree exactly.
 
 Ten minutes; ``ERRATA_SOAK_SECONDS`` changes that. One story for all tests of this file, whose counts are printed.
 """
@@ -94,13 +94,15 @@ def soak(services: Services, tiny_checkpoint: Path, tmp_path_factory: pytest.Tem
     url, redis = start_redis(tmp_path_factory.mktemp("redis"))
     try:
         write_config(services, tiny_checkpoint, url)
+        clock = services.output.parent / "clock"
+        services.program = ("tests.helpers.shifted", str(clock))
         host = Host(services)
         host.start()
         stream = RedisProducer("redis", 1, url)
         clients = [HttpClient(f"http{number}", 2 + number, host.url) for number in range(2)]
         producers: list[Producer] = [stream, *clients]
         killer = Killer(host, seconds=SECONDS, every_service=max(20.0, SECONDS / 8))
-        attacker = Attacker(host, services.output / "journal.sqlite", seconds=SECONDS)
+        attacker = Attacker(host, services.output / "journal.sqlite", clock, seconds=SECONDS)
         for thread in (*producers, killer, attacker):
             thread.start()
         killer.join()
@@ -185,6 +187,14 @@ def test_everything_was_killed_again_and_again(soak: Soak) -> None:
             assert soak.host.kills[kind] >= 2, kind
 
 
+def test_every_kind_of_attack_was_tried(soak: Soak) -> None:
+    kinds = ("idle", "half", "leave", "large", "lock", "evaluate", "random", "jump", "poison")
+    if SECONDS >= 300:
+        for kind in kinds:
+            assert soak.attacker.counts[kind] >= 2, kind
+    assert sum(soak.attacker.counts[kind] for kind in kinds) > 5
+
+
 def test_every_commit_is_of_known_edits_and_the_number_of_edits_adds_up(soak: Soak) -> None:
     named: Counter[str] = Counter()
     for version in soak.versions[1:]:
@@ -202,9 +212,9 @@ def test_the_weights_are_those_that_the_journal_rebuilds_from_the_base(soak: Soa
 
 
 def test_the_memory_holds_the_applied_edits_that_were_not_taken_back_or_overwritten(soak: Soak) -> None:
-    from errata.actors.workers.retrieval import RetrievalWorker
     from errata.retrieval.embedder import HashEmbedderConfig
     from errata.retrieval.index import IndexConfig
+    from tests.helpers.memory import HeldMemory
 
     newest: dict[str, RequestRow] = {}
     for row in sorted(soak.rows.values(), key=lambda row: (row.applied_in or 0, row.seq)):
@@ -212,7 +222,7 @@ def test_the_memory_holds_the_applied_edits_that_were_not_taken_back_or_overwrit
             newest[row.fact_key] = row
     standing = {row.id for row in newest.values() if row.state != "reverted"}
     assert standing == {row.id for row in soak.rows.values() if row.state == "applied"}
-    memory = RetrievalWorker(HashEmbedderConfig(), IndexConfig())
+    memory = HeldMemory(HashEmbedderConfig(), IndexConfig())
     with Journal.open(soak.run / "journal.sqlite", read_only=True) as journal:
         assert memory.add(memory_entries(journal)) == len(standing) == soak.held["statements"]
     assert memory.digest() == soak.held["memory"]

@@ -16,7 +16,7 @@ import ray
 import torch
 from typer.testing import CliRunner
 
-from errata.actors.editor import EditorClient
+from errata.actors.clients import EditorClient
 from errata.actors.settings import ModelSpec, ParallelConfig, RayConfig, RoleConfig
 from errata.actors.workers.editor import ContextSpec
 from errata.editing.checkpoint.load import load_model

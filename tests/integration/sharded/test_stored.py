@@ -9,7 +9,7 @@ import pytest
 import ray
 import torch
 
-from errata.actors.editor import EditorClient
+from errata.actors.clients import EditorClient
 from errata.actors.settings import ModelSpec, ParallelConfig, RayConfig, RoleConfig
 from errata.actors.sharded import stored as storing
 from errata.actors.sharded.stored import StoredCovariance, stored

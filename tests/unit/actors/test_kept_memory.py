@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from errata.actors.workers import retrieval
-from errata.actors.workers.retrieval import RetrievalWorker
 from errata.retrieval.embedder import HashEmbedder
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import MemoryEntry
+from tests.helpers.memory import HeldMemory
 
 
 class CountingEmbedder(HashEmbedder):
@@ -51,8 +51,8 @@ def entry(number: int, fact: int | None = None) -> MemoryEntry:
     )
 
 
-def worker(directory: Path) -> RetrievalWorker:
-    return RetrievalWorker(None, IndexConfig(), directory)
+def worker(directory: Path) -> HeldMemory:
+    return HeldMemory(None, IndexConfig(), directory)
 
 
 def test_a_saved_memory_is_found_again_and_what_came_since_is_embedded_once(
@@ -115,7 +115,7 @@ def test_vectors_stay_in_the_file(tmp_path: Path, made: list[CountingEmbedder]) 
     first.add([entry(number) for number in range(1, 11)])
     first.save((3, "three"))
     again = worker(tmp_path)
-    assert isinstance(again._memory._rows._mapped, np.memmap)
+    assert isinstance(again.memory._rows._mapped, np.memmap)
     again.add([entry(11)])
     again.remove([2])
-    assert isinstance(again._memory._rows._mapped, np.memmap)
+    assert isinstance(again.memory._rows._mapped, np.memmap)

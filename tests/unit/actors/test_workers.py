@@ -17,7 +17,6 @@ from errata.actors.workers.covariance import EstimateJob, UnitWorker
 from errata.actors.workers.editor import ContextSpec, EditorWorker
 from errata.actors.workers.evaluation import EvaluationSettings, EvaluationWorker
 from errata.actors.workers.model import VersionedModel, load_for
-from errata.actors.workers.retrieval import RetrievalWorker
 from errata.editing.checkpoint.load import load_model
 from errata.editing.covariance import KeyCovariance
 from errata.editing.editors import REGISTRY
@@ -28,10 +27,12 @@ from errata.editing.session import EditReceipt
 from errata.evaluation.outcomes import ARMS
 from errata.evaluation.probes import questions_of
 from errata.retrieval.embedder import HashEmbedderConfig
+from errata.retrieval.ike import Asked, DemonstrationPool, IkeConfig
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import MemoryEntry
 from errata.retrieval.router import Findings
 from errata.retrieval.scr import ScrConfig
+from tests.helpers.memory import HeldMemory
 from tests.helpers.tiny import tiny_model
 
 MEMIT = REGISTRY["memit"][0](layers=(1, 2), cov_weight=1.0, values={"steps": 3})
@@ -136,8 +137,8 @@ def test_a_new_editor_that_replays_the_history_goes_on_bit_for_bit(spec, role, e
 
 
 @pytest.fixture
-def memory() -> RetrievalWorker:
-    return RetrievalWorker(HashEmbedderConfig(), IndexConfig())
+def memory() -> HeldMemory:
+    return HeldMemory(HashEmbedderConfig(), IndexConfig())
 
 
 def entries(*numbers: int) -> list[MemoryEntry]:
@@ -148,7 +149,7 @@ def test_adding_twice_changes_nothing_and_the_order_does_not_matter(memory):
     assert memory.add(entries(1, 2, 3)) == 3
     digest = memory.digest()
     assert memory.add(entries(2, 3)) == 3 and memory.digest() == digest
-    other = RetrievalWorker(HashEmbedderConfig(), IndexConfig())
+    other = HeldMemory(HashEmbedderConfig(), IndexConfig())
     other.add(entries(3))
     other.add(entries(1, 2))
     assert other.digest() == digest
@@ -289,3 +290,29 @@ def test_a_question_goes_to_a_worker_that_is_at_no_part_of_an_evaluation():
     assert [free_slot(turn, 3, {1}) for turn in range(3)] == [0, 2, 2]
     assert [free_slot(turn, 3, {0, 1, 2}) for turn in range(4)] == [0, 1, 2, 0], "all are busy"
     assert free_slot(5, 1, {0}) == 0
+
+
+# ---------------------------------------------------------------- in-context editing
+
+
+def test_in_context_a_question_is_shown_the_nearest_fact_and_the_oracle_its_own() -> None:
+    worker = HeldMemory(HashEmbedderConfig(), IndexConfig())
+    worker.add([MemoryEntry.of(ask(number), number) for number in (1, 2)])
+    split = [ask(number, "Oslo") for number in (1, 7, 8)]
+    pool = DemonstrationPool.of(split, IkeConfig(demonstrations="a training split", k=4, shares=None))
+    # asked of the second fact, in the words of the first: the memory finds the first, the oracle knows better
+    asked = [
+        Asked(ask(2).id, ask(2).fact_key, "Alice Munro 1 works in"),
+        Asked("elsewhere", "a fact that the memory does not hold", "Alice Munro 2 works in"),
+    ]
+    found = worker.in_context(pool, asked, ["Alice Munro 1", "Alice Munro 2"])
+    assert {q: shown.hit.request_id for q, shown in found.retrieved.items()} == {
+        "Alice Munro 1 works in": "r1",
+        "Alice Munro 2 works in": "r2",
+    }
+    assert {key: shown.hit.request_id for key, shown in found.oracle.items()} == {
+        ("r2", "Alice Munro 1 works in"): "r2"
+    }
+    for shown in (*found.retrieved.values(), *found.oracle.values()):
+        assert len(shown.demonstrations) == 4 and not any("Munro 1 " in text for text in shown.demonstrations)
+    assert worker.in_context(pool, [], []).retrieved == {}

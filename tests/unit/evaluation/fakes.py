@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from errata.editing.model.text import TextCodec
-from errata.evaluation.arms import ChoiceLike, HitLike
+from errata.evaluation.choices import ChoiceLike, HitLike
 
 
 @dataclass(frozen=True)

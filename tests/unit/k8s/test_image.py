@@ -108,3 +108,20 @@ def test_the_rules_of_a_token_stand_wherever_tokens_are_set():
     places = ("docs/kubernetes.md", "docs/compose.md", "docs/service.md", "k8s/overlays/mine/settings.yaml")
     for place in (*places, "k8s/helm/errata/values.yaml"):
         assert rule in " ".join((ROOT / place).read_text().split()), place
+
+
+_WITHOUT = {"errata": "its digest is known once it is pushed", "vllm/vllm-openai": "it is set by whoever serves"}
+
+
+def test_images_of_others_are_named_by_their_digests() -> None:
+    named: dict[str, set[str]] = {}
+    for path in [*K8S.rglob("*.yaml"), ROOT / "Containerfile"]:
+        for image in re.findall(r"(?m)^\s*(?:- )?(?:image: |ARG PYTHON_IMAGE=)(\S+)", path.read_text()):
+            if image.startswith(("{", "&", "*", '"')):
+                continue
+            named.setdefault(re.split("[:@]", image)[0], set()).add(image)
+    assert {"errata", "redis", "postgres", "python", "prom/prometheus", "grafana/grafana"} <= set(named)
+    for name, images in named.items():
+        if name not in _WITHOUT:
+            assert all(re.search(r"@sha256:[0-9a-f]{64}$", image) for image in images), images
+            assert len({image.partition("@")[2] for image in images}) == 1, f"{name}: two images: {images}"

@@ -49,6 +49,47 @@ def test_a_run_is_given_bare_or_as_an_option(run: str, arguments: list[str]) -> 
     assert said(command, f"--run={run}", *rest) == option
 
 
+def needed(command: typer.core.TyperCommand) -> list[str]:
+    """Words that a command will not do without."""
+    words: list[str] = []
+    for param in command.params:
+        if param.required:
+            words += (
+                ["word"]
+                if param.param_type_name == "argument"
+                else [param.opts[0], "delta" if "--format" in param.opts else "word"]
+            )
+    return words
+
+
+def commands_on_a_run() -> dict[str, typer.core.TyperCommand]:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    return {name: c for name, c in commands.items() if any("--run" in param.opts for param in c.params)}
+
+
+@pytest.mark.parametrize("name", commands_on_a_run())
+def test_each_command_on_a_run_takes_it_both_ways(name: str, run: str) -> None:
+    """Nothing is carried out: the words are read, and come to the same."""
+    command = commands_on_a_run()[name]
+    rest = needed(command)
+
+    def read(*words: str) -> dict[str, object]:
+        return command.make_context(name, list(words)).params
+
+    option = read(*rest, "--run", run)
+    assert str(option["run"]) == run
+    assert read(*rest, run) == read(run, *rest) == read(f"--run={run}", *rest) == option
+    assert read(*rest)["run"] is None, "without it the run that was written last is meant"
+
+
+def test_every_command_on_a_run_is_looked_at() -> None:
+    names = set(commands_on_a_run())
+    assert names == {
+        *("log", "show", "diff", "waiting", "verify", "bisect", "revert", "withdraw", "snapshot", "tag", "compact"),
+        *("erase", "migrate", "gc", "checkout", "export", "publish", "judge", "preserve", "geometry"),
+    }
+
+
 def test_a_version_is_no_run_and_a_wrong_run_is_named(
     run: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from errata.actors.nodes import NodeFacts, unplaceable
@@ -105,6 +107,36 @@ def test_weights_that_are_cut_off_are_named(tmp_path):
     (model / "model.safetensors").unlink()
     with pytest.raises(UserError, match="holds no"):
         doctor.weight_bytes(model)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "lacks 'lm_head.weight'",
+        "NaN or infinite numbers in 'lm_head.weight'",
+        "Git LFS pointer",
+        "quantized (gptq)",
+        "only there as pytorch_model.bin",
+    ],
+)
+def test_what_a_run_would_refuse_of_a_checkpoint_is_refused_here(fault, tmp_path):
+    config = load_config(str(_config(tmp_path)))
+    model, file = tmp_path / "model", tmp_path / "model" / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
+    if fault.startswith("lacks"):
+        save_file({name: t for name, t in tensors.items() if name != "lm_head.weight"}, file, metadata={"format": "pt"})
+    elif fault.startswith("NaN"):
+        tensors["lm_head.weight"][0, 0] = float("nan")
+        save_file(tensors, file, metadata={"format": "pt"})
+    elif fault.startswith("Git"):
+        file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 538090408\n")
+    elif fault.startswith("quantized"):
+        plain = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**plain, "quantization_config": {"quant_method": "gptq"}}))
+    else:
+        file.rename(model / "pytorch_model.bin")
+    with pytest.raises(UserError, match=re.escape(fault)):
+        doctor.model(config)
 
 
 def test_where_the_model_is_staged_and_whether_there_is_room_is_said(tmp_path, monkeypatch):

@@ -100,6 +100,49 @@ def test_a_stage_in_which_nothing_is_counted_for_long_is_not_silent_if_it_is_at_
         assert caplog.records[1].message == "final evaluation: 0 of 130, 20 s so far"
 
 
+def silences(caplog: pytest.LogCaptureFixture, clock: Clock, shown: Display, seconds: int) -> list[str]:
+    """What a log says while seconds pass in which nothing is counted."""
+    before = len(caplog.records)
+    for _ in range(seconds):
+        clock.now += 1
+        shown.speak()
+    return [record.message for record in caplog.records[before:]]
+
+
+def test_who_is_at_work_is_never_silent_for_more_than_twenty_seconds(caplog, monkeypatch):
+    """A model that loads counts nothing, a batch takes a minute, and the last figures are sent to a slow store."""
+    monkeypatch.setattr("errata.orchestrator.progress._BEAT_SECONDS", 1e6)
+    clock = Clock()
+    shown = logged(clock)
+    with caplog.at_level(logging.INFO), shown:
+        assert silences(caplog, clock, shown, 45) == ["at work, 20 s so far", "at work, 40 s so far"]
+        shown.begin("loading the editor")
+        assert silences(caplog, clock, shown, 60) == [f"loading the editor, {t} s so far" for t in (20, 40)] + [
+            "loading the editor, 1 min 0 s so far"
+        ]
+        shown.update("edits", 10, 40)
+        clock.now += 10
+        shown.update("edits", 20, 40)
+        said = silences(caplog, clock, shown, 40)
+        assert said == ["edits: 20 of 40, 30/min, 40 s left", "edits: 20 of 40, 15/min, 1 min 20 s left"]
+        with shown.working(False):
+            assert silences(caplog, clock, shown, 60) == [], "an endless stream brings nothing"
+        shown.update("edits", 40, 40)
+        assert silences(caplog, clock, shown, 25) == ["at work, 20 s so far"]
+    assert silences(caplog, clock, shown, 60) == [], "it has ended"
+
+
+def test_a_service_speaks_while_it_writes_and_not_while_it_waits(caplog, monkeypatch):
+    monkeypatch.setattr("errata.orchestrator.progress._BEAT_SECONDS", 1e6)
+    clock = Clock()
+    shown = Display(quiet=True, console=Console(file=io.StringIO(), force_terminal=False), clock=clock)
+    with caplog.at_level(logging.INFO), shown:
+        assert silences(caplog, clock, shown, 60) == []
+        with shown.working():
+            assert silences(caplog, clock, shown, 25) == ["at work, 20 s so far"]
+        assert silences(caplog, clock, shown, 60) == []
+
+
 def test_a_resumed_stage_counts_its_rate_from_where_it_began(caplog):
     clock = Clock()
     shown = logged(clock)

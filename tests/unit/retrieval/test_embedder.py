@@ -42,6 +42,21 @@ def test_hash_similarity_follows_shared_words():
     assert near @ query > 0.4 > far @ query
 
 
+@pytest.mark.parametrize(
+    ("statement", "question", "other"),
+    [
+        ("法国的首都是里昂。", "法国的首都城市是", "鲁迅出生在"),
+        ("鲁迅出生在广州。", "鲁迅的出生地是", "德国的首都是"),
+        ("夏目漱石が生まれた町は大阪。", "夏目漱石の出身地は", "自由の女神がある町は"),
+        ("エッフェル塔がある町はローマ。", "エッフェル塔の所在地は", "太宰治が生まれた県は"),
+        ("หอไอเฟลตั้งอยู่ในเมืองโรม", "เมืองที่หอไอเฟลตั้งอยู่คือ", "เมืองหลวงของญี่ปุ่นคือ"),
+    ],
+)
+def test_hash_similarity_without_spaces_between_words(statement, question, other):
+    kept, asked, apart = HashEmbedder().embed([statement, question, other])
+    assert kept @ asked > 0.25 and kept @ asked > kept @ apart + 0.1
+
+
 def test_digest_names_the_settings():
     assert HashEmbedder(dim=64).digest == HashEmbedder(dim=64).digest
     assert len({HashEmbedder(dim=64).digest, HashEmbedder(dim=65).digest, HashEmbedder(dim=64, ngram=3).digest}) == 3

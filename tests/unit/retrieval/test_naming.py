@@ -56,6 +56,47 @@ def test_a_subject_inside_a_longer_name_is_told_apart(text, subject, extended):
     assert text[mention.start : mention.stop] == subject
 
 
+@pytest.mark.parametrize(
+    ("text", "subject"),
+    [
+        ("法国的首都是", "法国"),
+        ("夏目漱石の出身地は", "夏目漱石"),
+        ("世界一のエッフェル塔がある町は", "エッフェル塔"),
+        ("เมืองหลวงของประเทศไทยคือ", "ประเทศไทย"),
+        ("पूरे भारत की राजधानी", "भारत"),
+        ("عاصمة فَرَنسا هي", "فرنسا"),  # points may be left out
+        ("파리에서는 무엇을 말합니까", "파리"),
+        ("고양이는 무엇을 먹습니까", "고양이"),
+        ("Zoe\u0301 lives in", "Zo\u00e9"),
+    ],
+)
+def test_a_subject_is_named_by_the_words_of_its_script(text, subject):
+    mention = mention_of(text, subject)
+    assert mention is not None and text[mention.start : mention.stop] in (subject, "فَرَنسا", "Zoe\u0301")
+
+
+@pytest.mark.parametrize(
+    ("text", "subject"),
+    [("德国的首都", "法国"), ("मार यहाँ", "मोर"), ("バリ島", "パリ"), ("ประเทศลาว", "ประเทศไทย"), ("국가는", "가")],
+)
+def test_letters_that_differ_by_a_mark_and_parts_of_words_name_nobody(text, subject):
+    assert mention_of(text, subject) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "subject", "sentence"),
+    [
+        ("巴黎很大。法国的首都是哪里？", "法国", "法国的首都是哪里？"),
+        ("यह बड़ा है। भारत कहाँ है?", "भारत", "भारत कहाँ है?"),
+        ("أين هي؟ فرنسا بلد.", "فرنسا", "فرنسا بلد."),
+    ],
+)
+def test_sentences_end_as_their_script_ends_them(text, subject, sentence):
+    mention = mention_of(text, subject)
+    begin, end = sentence_around(text, mention.start, mention.stop)
+    assert text[begin:end].strip() == sentence
+
+
 def test_a_common_word_that_is_also_a_title_is_seen_as_written_small():
     assert mention_of("a loan to help him buy a camera", "Help!").lowered
     assert not mention_of("The album Help! was recorded in", "Help!").lowered

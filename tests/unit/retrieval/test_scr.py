@@ -96,6 +96,19 @@ def test_a_statement_without_a_known_subject_is_scored_whole(text):
     assert isinstance(choice.hit, Bare)
 
 
+@pytest.mark.parametrize("subject", ["Rome", "法国", "ประเทศไทย"])
+def test_a_subject_is_scored_as_it_stands_behind_the_colon_of_the_worked_examples(text, subject):
+    """Without the space after "Subject:" a model gives every Chinese or Thai name little, named or not; a space that is
+    a token by itself is not scored: no English text leads to it, any Chinese question does."""
+    engine = CopyingEngine(text)
+    SelectiveReasoner(engine, text).choose([f"{subject}?"], [[hit(1, subject)]])
+    assert engine.scored and all(
+        text.decode([*prompt, *continuation]).endswith(f"\nSubject: {subject}")
+        and not text.decode(continuation[:1]).isspace()
+        for prompt, continuation in engine.scored
+    )
+
+
 @pytest.mark.parametrize(
     "said, index",
     [

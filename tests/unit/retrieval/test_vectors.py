@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from errata.actors.workers.retrieval import RetrievalWorker
 from errata.retrieval.embedder import HashEmbedder, HashEmbedderConfig, Vectors
 from errata.retrieval.index import IndexConfig
 from errata.retrieval.memory import MemoryEntry
 from errata.retrieval.vectors import KeptVectors
+from tests.helpers.memory import HeldMemory
 
 TEXTS = [f"Statement number {number} about city {number % 7}." for number in range(40)]
 
@@ -106,13 +106,13 @@ def test_a_memory_that_is_filled_again_embeds_nothing(tmp_path: Path, monkeypatc
         MemoryEntry(id=n + 1, request_id=f"r{n}", subject=f"S{n}", fact_key=f"k{n % 30}", statement=text)
         for n, text in enumerate(TEXTS)
     ]
-    first = RetrievalWorker(HashEmbedderConfig(dim=16), IndexConfig(), tmp_path)
+    first = HeldMemory(HashEmbedderConfig(dim=16), IndexConfig(), tmp_path)
     first.add(entries[:20])
     first.add(entries)
     wanted = first.search(TEXTS, 3)
     asked: list[str] = []
     embed = HashEmbedder.embed
     monkeypatch.setattr(HashEmbedder, "embed", lambda self, texts: asked.extend(texts) or embed(self, texts))
-    again = RetrievalWorker(HashEmbedderConfig(dim=16), IndexConfig(), tmp_path)
+    again = HeldMemory(HashEmbedderConfig(dim=16), IndexConfig(), tmp_path)
     assert again.add(entries) == 30 and asked == []
     assert again.digest() == first.digest() and again.search(TEXTS, 3) == wanted

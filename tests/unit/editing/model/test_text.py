@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
@@ -109,8 +111,8 @@ def test_targets_continue_a_prompt(codec: TextCodec, target: str) -> None:
 
 
 def test_a_target_without_tokens_is_refused() -> None:
-    codec = TextCodec(tiny_tokenizer())
-    codec.tokenizer = lambda text, **_: {"input_ids": [7]}  # a tokenizer that knows one word
+    only_a = Tokenizer(models.BPE({"a": 0, "<e>": 1}, []))  # it drops what it does not know
+    codec = TextCodec(PreTrainedTokenizerFast(tokenizer_object=only_a, eos_token="<e>"))
     with pytest.raises(UserError, match="target '☃' has no tokens"):
         codec.encode_target("☃")
 
@@ -149,3 +151,51 @@ def test_a_slow_tokenizer_is_refused() -> None:
 def test_decode_leaves_special_tokens_out() -> None:
     codec = TextCodec(with_bos())
     assert codec.decode([*codec.encode_prompt("Rome lies"), codec.tokenizer.eos_token_id]) == "Rome lies"
+
+
+_MIXED = st.lists(st.sampled_from(["Rome", " ", "<s>", "<|end|>", "東京", "👩‍🚀", "\n", "é", "a"]) | _TEXT, max_size=6)
+
+
+@settings(max_examples=150, deadline=None)
+@given(parts=_MIXED, bos=st.booleans())
+def test_tokens_are_those_of_the_librarys_own_call(parts: list[str], bos: bool) -> None:
+    codec, text = _BOS if bos else _PLAIN, "".join(parts)
+    for as_text, ours in ((True, codec.encode_prompt(text)[len(codec.bos) :]), (False, codec.encode_marked(text))):
+        theirs = codec.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=as_text, return_offsets_mapping=True
+        )
+        assert ours == theirs["input_ids"]
+        if as_text:
+            assert codec.offsets(text) == [tuple(pair) for pair in theirs["offset_mapping"]]
+
+
+def test_a_tokenizer_that_was_told_to_cut_and_to_pad_does_neither() -> None:
+    tokenizer = tiny_tokenizer()
+    text = "Rome lies in Italy, and Paris does not."
+    whole = TextCodec(tiny_tokenizer()).encode_prompt(text)
+    codec = TextCodec(tokenizer)
+    tokenizer.backend_tokenizer.enable_truncation(3)
+    tokenizer.backend_tokenizer.enable_padding(length=200)
+    assert codec.encode_prompt(text) == whole
+
+
+def test_threads_that_read_marked_texts_do_not_turn_what_others_wrote_into_control_tokens() -> None:
+    codec = TextCodec(with_bos())
+    text = "<s>Rome<s>"
+    wanted = {"text": codec.encode_prompt(text), "marked": codec.encode_marked(text)}
+    assert wanted["text"] != codec.bos + wanted["marked"]
+    together, wrong = threading.Barrier(4), []
+
+    def read(kind: str) -> None:
+        together.wait()
+        for _ in range(2000):
+            found = codec.encode_prompt(text) if kind == "text" else codec.encode_marked(text)
+            if found != wanted[kind]:
+                wrong.append((kind, found))
+
+    threads = [threading.Thread(target=read, args=(kind,)) for kind in ("text", "marked") * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

@@ -211,6 +211,59 @@ def test_differing_keys_are_the_fewest_that_tell_the_runs_apart():
 
 
 @pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"editor.regime": "retrieved", "stream.limit": 12}, ["editor.regime"]),
+        ({"model.name": "other", "stream.limit": 12}, ["model.name"]),
+        ({"editor.tau": 0.2, "stream.limit": 12, "evaluation.every": None}, ["editor.tau"]),
+        ({"covariance.tokens": 9, "evaluation.sample": 3, "stream.limit": 12}, ["covariance.tokens"]),
+        ({"router.max_false_alarms": 0.1, "contexts.count": 1}, ["contexts.count"]),
+        ({"stream.limit": 12, "evaluation.every": None}, ["stream.limit"]),
+    ],
+)
+def test_what_says_most_of_a_method_names_the_difference_and_a_length_comes_last(changes, named):
+    usual = {
+        "model.name": "m",
+        "editor.type": "alphaedit",
+        "editor.regime": "accumulated",
+        "editor.tau": 0.1,
+        "covariance.tokens": 7,
+        "contexts.count": 5,
+        "router.max_false_alarms": 0.02,
+        "stream.limit": 102,
+        "evaluation.every": 51,
+        "evaluation.sample": 12,
+    }
+    assert differing_keys([usual, {**usual, **changes}]) == named
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "before"),
+    [
+        ("editor.regime", "retrieved", "accumulated"),
+        ("editor.units", "relative", "absolute"),
+        ("batching.distinct_subjects", True, "false"),
+        ("memory.scr.chooser", "none", "likelihood"),
+        ("refresh.mode", "mixture", "replace"),
+    ],
+)
+def test_a_run_of_before_a_setting_has_its_default(make_run, key, value, before):
+    old = make_run("old", arms(edited=0.4), facts=(fact(1), fact(2)))
+    new = make_run("new", arms(edited=0.6), settings={key: value})
+    collection = collect([old, new])
+    assert collection.axes == (key,)
+    labels = [run.coordinates[key] for run in collection.runs]
+    assert labels[0] == before and labels[1] in (str(value), str(value).lower())
+
+
+def test_runs_that_say_the_same_settings_are_left_as_they_are(make_run):
+    first, second = make_run("a", arms(), settings={"seed": 0}), make_run("b", arms(), settings={"seed": 1})
+    assert [dict(run.settings) for run in collect([first, second]).runs] == [
+        dict(read_run(path).settings) for path in (first, second)
+    ]
+
+
+@pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"facts": [fact(1, "{} lies in"), fact(2)]}, "edit 'f1' was asked about in other words"),

@@ -158,6 +158,9 @@ def test_probe_files_in_three_layouts(tmp_path: Path) -> None:
         (tmp_path / "p").write_text(text)
         first, second = read_probes(tmp_path / "p")
         assert first.expected == ("b",) and second.expected_not == ("d", "e") and second.id == "second"
+    # a mark at the beginning is none of its text, and U+2028 ends no line
+    (tmp_path / "p").write_text('\ufeff{"prompt": " a\u2028b "}\n{"prompt": "c"}\n', encoding="utf-8")
+    assert [probe.prompt for probe in read_probes(tmp_path / "p")] == ["a\u2028b", "c"]
     (tmp_path / "p").write_text(json.dumps(one))
     assert len(read_probes(tmp_path / "p")) == 1
 
@@ -169,10 +172,16 @@ def test_probe_files_in_three_layouts(tmp_path: Path) -> None:
         ('{"prompt": "a"}\n{"promt": "b"}', r"p:2: prompt: Field required.*keys prompt, expected"),
         ('[{"prompt": "a"}, {"prompt": "b", "expect": "c"}]', r"p: probe 2: expect: Extra inputs"),
         ('{"prompt": "", "expected": "c"}', r"p: prompt: String should have at least 1"),
+        ('{"prompt": "a\\u0000"}', r"p: prompt: holds NUL at character 1"),
+        (
+            '[{"prompt": "a"}, {"prompt": "b", "expected": ["\\ud800"]}]',
+            r"probe 2: expected.0: holds half of a surrogate",
+        ),
+        ("\x00", r"NUL at character 0"),
         ("3", r"p: probe: Input should be"),
         ("[]", r"holds no probe"),
         ("", r"holds no probe"),
-        (None, r"cannot be read \(FileNotFoundError\)"),
+        (None, r"cannot be read: FileNotFoundError"),
     ],
 )
 def test_a_bad_probe_file_is_one_line_that_says_where(tmp_path: Path, text: str | None, words: str) -> None:

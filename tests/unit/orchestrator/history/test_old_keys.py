@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from errata.editing.session import EditReceipt, EditSession
 from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.history.receipts import commit_data, history, old_keys, open_store, store_receipt
 from errata.orchestrator.history.snapshots import newest_snapshot, store_snapshot
+from errata.orchestrator.history.verify import verify
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.rows import CovarianceRow, JournalMeta
@@ -142,3 +144,86 @@ def test_reverts_and_later_updates_find_the_keys_that_were_computed_again(tmp_pa
     keys = torch.stack([found[name][1] for name in state.request_ids], dim=1).double()
     gram = state.systems[1].form.current_gram()  # type: ignore[union-attr]
     torch.testing.assert_close(gram, keys @ keys.T, rtol=1e-12, atol=1e-12)
+
+
+def counted_reads(monkeypatch: pytest.MonkeyPatch, life: Life) -> list[str]:
+    """The receipts that are read from here on, by digest."""
+    read: list[str] = []
+    get = life.store.get
+
+    def noted(kind: str, digest: str) -> Path:
+        if kind == "keys":
+            read.append(digest)
+        return get(kind, digest)
+
+    monkeypatch.setattr(life.store, "get", noted)
+    return read
+
+
+def test_what_leaves_is_read_from_as_few_receipts_however_many_reverts_came_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life = Life(tmp_path)
+    for start in range(0, 80, 10):
+        life.edit([request(i, i) for i in range(start, start + 10)])
+    for fact in (12, 23, 34, 45):
+        life.take_out(f"r{fact}")
+    read = counted_reads(monkeypatch, life)
+    before = life.journal.next_sequence()
+    # of a batch that no revert touched, of one that the first of four did, and both of one batch
+    for names, expected in ((["r1"], 1), (["r13"], 1), (["r1", "r2"], 1), (["r1", "r13", "r24"], 3)):
+        read.clear()
+        found = old_keys(life.journal, life.store, names, before=before)
+        assert set(found) == set(names) and len(read) == expected
+    read.clear()
+    life.take_out("r14")  # its batch, and the revert that computed that again
+    recomputed = life.journal.recomputed(2)
+    assert recomputed == [13, 9] and life.journal.recomputed(2, before=13) == [9]
+    mine = {life.journal.version(sequence).keys for sequence in recomputed[1:]}
+    others = {life.journal.version(sequence).keys for sequence in (10, 11, 12)}
+    assert mine <= set(read) and not others & set(read)
+
+
+def test_a_journal_of_before_the_table_finds_the_same_keys(tmp_path: Path) -> None:
+    life = Life(tmp_path)
+    for start in range(0, 60, 10):
+        life.edit([request(i, i) for i in range(start, start + 10)])
+    life.take_out("r13", "r52")
+    life.take_out("r24")
+    before = life.journal.next_sequence()
+    names = [name for name in life.session.state.request_ids]
+    listed = old_keys(life.journal, life.store, names, before=before)
+    with life.journal._transaction() as connection:
+        connection.execute("DELETE FROM recomputed")
+        connection.execute("INSERT INTO recomputed VALUES (0, 7), (0, 8)")
+    found = old_keys(life.journal, life.store, names, before=before)
+    assert found.keys() == listed.keys() == set(names)
+    assert all(torch.equal(found[name][1], listed[name][1]) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        ("DELETE FROM recomputed WHERE batch = 3", r"v7: computed the batches [2, 3] again, the journal says [2]"),
+        ("INSERT INTO recomputed VALUES (4, 7)", r"v7: computed the batches [2, 3] again, the journal says [2, 3, 4]"),
+        ("UPDATE recomputed SET sequence = 6", r"batch 2: is said to be computed again by v6, which took nothing"),
+    ],
+)
+def test_verify_sees_a_table_of_computed_batches_that_the_receipts_do_not_bear_out(
+    tmp_path: Path, statement: str, words: str
+) -> None:
+    life = Life(tmp_path)
+    for start in range(0, 60, 10):
+        life.edit([request(i, i) for i in range(start, start + 10)])
+    life.take_out("r13", "r24")
+    life.journal.close()
+
+    def said() -> str:
+        return "\n".join(f"{problem.where}: {problem.what}" for problem in verify(tmp_path, None).problems)
+
+    assert "computed" not in said()
+    connection = sqlite3.connect(tmp_path / "journal.sqlite")
+    with connection:
+        connection.execute(statement)
+    connection.close()
+    assert words in said()

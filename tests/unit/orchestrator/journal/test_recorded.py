@@ -10,20 +10,25 @@ import pytest
 from errata.orchestrator.history.log import History, RequestStory
 from errata.orchestrator.history.snapshots import snapshots
 from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.chain import check_chain
+from errata.orchestrator.journal.derived import check_derived
 from errata.orchestrator.journal.rows import version_digest
 from errata.orchestrator.journal.schema import MIGRATIONS, schema_of
 from errata.orchestrator.run.reverting import gone
 
-RECORDED = Path(__file__).parents[3] / "assets" / "journals" / "reverts.sql"
+JOURNALS = Path(__file__).parents[3] / "assets" / "journals"
+
+
+def restored(name: str, path: Path) -> Path:
+    connection = sqlite3.connect(path)
+    connection.executescript((JOURNALS / name).read_text(encoding="utf-8"))
+    connection.close()
+    return path
 
 
 @pytest.fixture
 def recorded(tmp_path: Path) -> Path:
-    path = tmp_path / "journal.sqlite"
-    connection = sqlite3.connect(path)
-    connection.executescript(RECORDED.read_text(encoding="utf-8"))
-    connection.close()
-    return path
+    return restored("reverts.sql", tmp_path / "journal.sqlite")
 
 
 def test_it_reads_as_it_was_written(recorded: Path) -> None:
@@ -50,3 +55,27 @@ def test_it_is_migrated_and_goes_on(recorded: Path) -> None:
         assert journal.next_sequence() == 6
         assert journal.record_event("later", {"is": "read"}) > 0
     assert schema_of(recorded) == len(MIGRATIONS)
+
+
+@pytest.mark.parametrize(("name", "reverts"), [("reverts.sql", [4]), ("v2.sql", [6, 4])])
+def test_what_reverts_of_before_computed_again_is_not_known_and_may_be_every_batch(
+    name: str, reverts: list[int], tmp_path: Path
+) -> None:
+    path = restored(name, tmp_path / "journal.sqlite")
+    had = schema_of(path)
+    with Journal.open(path) as journal:
+        for batch in (1, 2, 3):
+            assert journal.recomputed(batch) == reverts and journal.recomputed(batch, before=5) == [4]
+        assert journal.recomputed(5) == [sequence for sequence in reverts if sequence > 5]
+    connection = sqlite3.connect(path)
+    assert had < len(MIGRATIONS) and not list(check_chain(connection)) and not list(check_derived(connection))
+
+
+def test_a_commit_that_is_said_to_be_computed_again_by_an_edit_is_told(tmp_path: Path) -> None:
+    path = restored("v2.sql", tmp_path / "journal.sqlite")
+    with Journal.open(path):
+        pass
+    connection = sqlite3.connect(path)
+    connection.execute("INSERT INTO recomputed VALUES (1, 3)")
+    (told,) = check_derived(connection)
+    assert str(told.where) == "batch 1" and "v3, which took nothing out of it" in told.what

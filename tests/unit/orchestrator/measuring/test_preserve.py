@@ -174,7 +174,7 @@ def test_uncertainty_and_a_version_named_twice(run: SmallRun, tmp_path: Path) ->
     [
         (("--tasks", " , "), "names no task"),
         (("--tasks", "perplexity", "--text", "news"), "--text 'news' is not of the form NAME=VALUE"),
-        (("--tasks", "perplexity", "--text", "news=gone.txt"), "'news' cannot be read"),
+        (("--tasks", "perplexity", "--text", "news=gone.txt"), "'news' 'gone.txt' cannot be read"),
         (("--tasks", "fluency", "--fewshot", "gsm8k=many"), "want a number of examples"),
         (("--tasks", "uncertainty", "--rephrase-url", "http://model/v1"), "needs --rephrase-model"),
         (("--tasks", "uncertainty", "--rephrase-url", "model", "--rephrase-model", "m"), "must begin with http"),

@@ -13,7 +13,7 @@ from errata.editing.request import EditBatch, EditRequest
 from errata.editing.session import EditReceipt, RequestResult
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.rows import JournalMeta
-from errata.orchestrator.run.attempts import Attempts
+from errata.orchestrator.run.batches import Attempts
 
 REQUESTS = [EditRequest(id=f"r{i}", subject=f"Place {i}", prompt="{} lies in", target_new="Rome") for i in range(8)]
 

@@ -497,3 +497,48 @@ def test_a_share_of_the_questions_becomes_traces(tmp_path):
     assert trace["outputs"]["answers"][0]["edited"] == "edited says Place 1 lies in"
     assert [child["name"] for child in trace["children"]] == ["edited", "routed"]
     assert trace["children"][1]["outputs"][0]["chosen"]["edit"] == "edit-1"
+
+
+# ---------------------------------------------------------------- another time
+
+
+def told(number: int, city: str, day: int) -> dict[str, Any]:
+    at = f"2026-03-{day:02d}T00:00:00Z"
+    return {"id": f"t{number}", "subject": "Alice Munro", "prompt": "{} works in", "target_new": city, "event_at": at}
+
+
+def test_a_question_about_another_time_is_answered_with_what_held_then(tmp_path: Path) -> None:
+    with running(tmp_path, size=1) as service:
+        client, asked = service.client, {"question": "Alice Munro works in", "arms": ["base", "memory", "routed"]}
+        for number, (city, day) in enumerate([("Paris", 1), ("Oslo", 9)]):
+            assert client.post("/v1/edits", json={"edits": [told(number, city, day)]}).status_code == 202
+            deadline = time.monotonic() + 60
+            while service.journal.head().sequence <= number:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+
+        def cities(**moment: str) -> list[str]:
+            reply = client.post("/v1/query", json={**asked, **moment})
+            assert reply.status_code == 200, reply.text
+            view = reply.json()
+            arms = view["answers"][0]["arms"]
+            assert view["as_of"] == moment.get("as_of") or moment.get("as_of", "").startswith(view["as_of"][:10])
+            return [statement["statement"].split()[-1] for statement in arms["memory"]["retrieved"]]
+
+        assert cities(as_of="2026-03-05T00:00:00Z") == ["Paris."]
+        assert cities(as_of="2026-03-05T00:00:00") == ["Paris."]
+        assert cities(as_known_at="v1") == ["Paris."] and cities(as_known_at="head") == ["Oslo."]
+        assert cities(as_of="2026-02-01T00:00:00Z") == []
+        assert cities(as_of="2026-03-20T00:00:00Z", as_known_at="v1") == ["Paris."]
+        plain = client.post("/v1/query", json=asked).json()
+        assert "as_of" not in plain
+
+        refused = client.post("/v1/query", json={**asked, "arms": ["edited"], "as_of": "2026-03-05T00:00:00Z"})
+        assert refused.status_code == 422
+        assert "arm 'edited' speaks with weights" in refused.json()["error"]["message"]
+        assert "base, memory, routed" in refused.json()["error"]["message"]
+        assert client.post("/v1/query", json={**asked, "as_known_at": "v99"}).status_code == 404
+        assert client.post("/v1/query", json={**asked, "as_of": "yesterday"}).status_code == 422
+        # without arms: those that need no weights of then
+        reply = client.post("/v1/query", json={"question": asked["question"], "as_known_at": "v1"}).json()
+        assert set(reply["answers"][0]["arms"]) == {"base", "memory", "routed"} and reply["as_known_at"] == "v1"

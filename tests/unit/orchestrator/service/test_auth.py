@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from errata.editing.errors import UserError
-from errata.orchestrator.service.auth import Role, Tokens, WatchedTokens, load_tokens, watched_tokens
+from errata.orchestrator.service.access import Role, Tokens, WatchedTokens, load_tokens, watched_tokens
 
 ONE, TWO = "first-token-0123456789", "second-token-012345678"
 

@@ -202,7 +202,7 @@ def test_clients_that_come_together_share_transactions_and_each_gets_its_own_ans
             return real(requests)  # type: ignore[arg-type]
 
         run.journal.accept = slowly  # type: ignore[assignment,method-assign]
-        from errata.orchestrator.service.models import EditIn
+        from errata.orchestrator.service.bodies import EditIn
 
         futures = [run.core.accept([EditIn(**edit(n)).request()]) for n in range(clients)]
         held.set()

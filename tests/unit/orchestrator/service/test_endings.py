@@ -15,8 +15,9 @@ import httpx
 import pytest
 import uvicorn
 
-from errata.orchestrator.run.batcher import Batcher
+from errata.orchestrator.run.batches import Batcher
 from errata.orchestrator.service.server import BACKLOG, Quiet, Server
+from tests.helpers.routes import CALLS, routes_of
 from tests.helpers.service import Running, edit, running
 
 CHAT = {"model": "errata-edited", "messages": [{"role": "user", "content": "Where does Rome lie?"}]}
@@ -274,3 +275,9 @@ def test_failures_to_take_connections_in_are_said_at_a_rate(caplog: pytest.LogCa
             quiet(None, context)  # type: ignore[arg-type]
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 3 and quiet.failures == 2500 and "2001 times" in said[-1]
+
+
+def test_every_route_has_a_call_with_which_the_end_is_tried(tmp_path: Path) -> None:
+    """`tests/integration/service/test_end_of_every_route.py` sends them; a new route needs one."""
+    with running(tmp_path, start=False) as run:
+        assert routes_of(run.client.app) == set(CALLS)  # type: ignore[arg-type]

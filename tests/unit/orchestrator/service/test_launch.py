@@ -10,7 +10,7 @@ import pytest
 from errata.editing.errors import UserError
 from errata.orchestrator.config.loading import load_config
 from errata.orchestrator.progress import Display
-from errata.orchestrator.service.auth import Tokens, load_tokens
+from errata.orchestrator.service.access import Tokens, load_tokens
 from errata.orchestrator.service.launch import check_host, listen, serve, service_config
 
 MINIMAL = """

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from errata.orchestrator.service.access import Limits
 from errata.orchestrator.service.connections import Buckets
-from errata.orchestrator.service.limits import Limits
 
 
 class Call:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errata.editing.request import EditRequest
-from errata.orchestrator.run.batcher import Batcher, plan_batch
+from errata.orchestrator.run.batches import Batcher, plan_batch
 
 
 def ask(name: str, subject: str, relation: str = "capital") -> EditRequest:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import ray.exceptions
 
-from errata.actors import reviving
-from errata.actors.reviving import RevivingClient
+from errata.actors import clients
+from errata.actors.clients import RevivingClient
 from errata.actors.settings import RayConfig
 from errata.editing.errors import ErrataError, UserError
 
@@ -61,7 +61,7 @@ class Client(RevivingClient):
 
 @pytest.fixture(autouse=True)
 def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reviving, "kill", lambda actor: None)
+    monkeypatch.setattr(clients, "kill", lambda actor: None)
 
 
 def test_who_dies_is_made_again_brought_back_and_asked_anew() -> None:
