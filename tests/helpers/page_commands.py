@@ -195,13 +195,15 @@ LONG: Mapping[str, str | tuple[str, ...]] = {
 }
 """Run one after the other on the demo model, in a directory that is no checkout, each in a process of its own."""
 
+_ASK = "curl -s localhost:8080/v1/query -H Content-Type: application/json -d "
 SERVED: tuple[str, ...] = (
     "errata serve CONFIG",
     "errata serve service --output runs/live",
     "errata serve service --output runs/service",
-    'curl -s localhost:8080/v1/edits -H Content-Type: application/json -d {"subject": "France", "prompt": '
-    '"The capital of {} is", "target_new": "Lyon", "provenance": {"why": "ticket 7"}}',
-    'curl -s localhost:8080/v1/query -H Content-Type: application/json -d {"question": "The capital of France is"}',
+    "curl -s localhost:8080/v1/edits -H Content-Type: application/json -d "
+    '{"subject": "France", "prompt": "The capital of {} is", "target_new": "Lyon", "provenance": {"why": "ticket 7"}}',
+    _ASK + '{"question": "The capital of France is"}',
+    _ASK + '{"question": "Alice Munro works in", "as_of": "2026-03-05T00:00:00Z", "as_known_at": "v40"}',
 )
 """Run together: a service on the demo model, and what is asked of it."""
 
@@ -241,6 +243,10 @@ NOT_RUN: tuple[tuple[str, str, str], ...] = (
      "never ends: tests/integration/test_endless_streams.py follows a file"),
 )  # fmt: skip
 """(pattern of the whole command, the check that is made instead, why it is not run); `shell` is run as it stands."""
+
+
+ON_SHORT = _SHORT
+"""Options that make a run on the demo model a matter of a minute or two."""
 
 
 def typed(shown: str, said: str | tuple[str, ...]) -> list[list[str]]:
