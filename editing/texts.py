@@ -126,6 +126,14 @@ def fill(template: str, subject: str) -> str:
     return before + subject + after
 
 
+def spelled_out(template: str, subject: str) -> str:
+    """A prompt as a reader is shown it: filled, or as it stands where no slot of it can be."""
+    try:
+        return fill(template, subject)
+    except ValueError:
+        return template
+
+
 def fill_probe(prompt: str, subject: str) -> str:
     """A probe with its slot filled; one that names the subject itself keeps its braces, which are text then."""
     if len(slots(prompt)) != 1 or find_word(prompt, subject) >= 0:

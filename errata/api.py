@@ -32,6 +32,7 @@ from errata.editing.errors import UserError
 from errata.editing.extras import check_installed
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest
+from errata.editing.texts import clean
 from errata.editing.tracing import usual_layers
 from errata.editing.verify import Check
 from errata.evaluation.answering import Question
@@ -198,7 +199,9 @@ class Editor:
             max_new_tokens: end of an answer; ``evaluation.max_new_tokens`` of the settings by default.
         """
         chosen = _arm(arm)
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = [
+            _text(prompt, number) for number, prompt in enumerate([prompts] if isinstance(prompts, str) else prompts)
+        ]
         hits = self._hits(texts, [chosen])
         questions = [Question(text) for text in texts]
         found = self._pipeline.evaluators.answer(
@@ -216,7 +219,7 @@ class Editor:
         ``ike_oracle`` need ``{"evaluation": {"ike": {"demonstrations": FILE}}}`` in the settings.
         """
         chosen = [_arm(arm, ALL_ARMS) for arm in arms]
-        requests = [_request(fact, number) for number, fact in enumerate(facts)]
+        requests = [_request(fact, number).cleaned() for number, fact in enumerate(facts)]
         if not requests:
             raise UserError("evaluate: name at least one fact")
         hits = self._found(requests, chosen)
@@ -490,6 +493,13 @@ def _request(fact: Fact, number: int) -> EditRequest:
         return EditRequest.model_validate(dict(fact))
     except ValidationError as error:
         raise UserError(explain(error, EditRequest, f"fact {number}")) from error
+
+
+def _text(prompt: str, number: int) -> str:
+    try:
+        return clean(prompt)
+    except ValueError as error:
+        raise UserError(f"prompt {number} {error}") from error
 
 
 __all__ = ["EditResult", "Editor", "configuration"]

@@ -20,6 +20,7 @@ from pydantic import Field
 from errata.editing.closed import Closed
 from errata.editing.errors import ErrataError
 from errata.editing.request import EditRequest
+from errata.editing.scripts import find_word
 from errata.evaluation.endpoint import ChatEndpoint, Messages
 from errata.evaluation.metrics.card import metric
 from errata.evaluation.sampling import SamplingConfig, SamplingEngine, seed_of
@@ -194,7 +195,8 @@ def _strings(reply: str) -> list[str]:
 
 def _keeps_to(request: EditRequest, text: str) -> bool:
     folded = text.casefold()
-    return request.subject.casefold() in folded and request.target_new.casefold() not in folded
+    named, told = (find_word(folded, word.casefold()) >= 0 for word in (request.subject, request.target_new))
+    return named and not told
 
 
 # --- measuring ---

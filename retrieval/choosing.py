@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import regex
-
 from errata.editing.model.engine import Answer, Continuation
 
 Row = tuple[Sequence[int], Sequence[int]]
@@ -68,28 +66,11 @@ def explained_share(given: Continuation, alone: Continuation) -> float:
     return 1.0 - sum(given.logprobs) / before if before < 0 else 0.0
 
 
-def nothing_asked(subject: str) -> str:
-    """A beginning that is about nothing, in the script of the subject: in English text any foreign name is a surprise,
-    which every question in its language would explain."""
-    letter = next((character for character in subject if character.isalpha()), "")
-    return next((text for letters, text in _NOTHING if letters.match(letter)), "It is")
-
-
 def numbered_list(statements: Sequence[str]) -> str:
     """The statements as lines ``1. ...``."""
     return "\n".join(f"{number}. {statement}" for number, statement in enumerate(statements, start=1))
 
 
-_NOTHING = tuple(
-    (regex.compile(rf"\p{{{script}}}"), text)
-    for script, text in {
-        "Han": "这是", "Hiragana": "これは", "Katakana": "これは", "Hangul": "이것은", "Thai": "นี่คือ", "Lao": "ນີ້ແມ່ນ",
-        "Khmer": "នេះគឺ", "Myanmar": "ဒါက", "Devanagari": "यह", "Bengali": "এটি", "Tamil": "இது", "Telugu": "ఇది",
-        "Gujarati": "આ", "Arabic": "هذا هو", "Hebrew": "זה", "Cyrillic": "Это", "Greek": "Αυτό είναι",
-        "Georgian": "ეს არის", "Armenian": "Սա",
-    }.items()
-)  # fmt: skip
-"""What "It is" says, by script."""
 _NUMBER = re.compile(r"(?<![\w.])(\d{1,3})(?![\w])")
 _NONE = re.compile(r"\b(none|no (?:statement|fact|one)|neither|0)\b", re.IGNORECASE)
 

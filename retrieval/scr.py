@@ -26,7 +26,6 @@ from errata.retrieval.choosing import (
     Row,
     ScoringEngine,
     explained_share,
-    nothing_asked,
     numbered_list,
     read_number,
     subject_of,
@@ -40,6 +39,7 @@ _ABOUT = (
     "Text: He sang for years. Freddie Mercury was born in\nSubject: Freddie Mercury\n\n"
     "Text: {question}\nSubject:"
 )
+_NO_QUESTION = "It is"
 _ASK = (
     "Statements:\n{statements}\n\nQuestion: {question}\n\n"
     "Which statement is about the same thing as the question and helps to answer it? "
@@ -282,16 +282,15 @@ class SelectiveReasoner:
         """Of each candidate its subject's score given the question, and given none; None: no room for the question."""
         rows: list[Row] = []
         fitting: list[bool] = []
+        alone = self.text.encode_prompt(_ABOUT.format(question=_NO_QUESTION))
         for question, statements in zip(questions, near, strict=True):
             # one prompt for all candidates of a question, so the engine reads it once
             prompt = self.text.encode_prompt(_ABOUT.format(question=question))
-            subjects = [subject_of(hit) for hit in statements]
-            asked = [self._subject_ids(subject) for subject in subjects]
-            longest = max((before + ids for before, ids in asked), key=len)
+            subjects = [self._subject_ids(subject_of(hit)) for hit in statements]
+            longest = max((before + subject for before, subject in subjects), key=len)
             fitting.append(self.capacity.problem(self.text, [*prompt, *longest]) is None)
-            for subject, (before, ids) in zip(subjects, asked, strict=True) if fitting[-1] else ():
-                alone = self.text.encode_prompt(_ABOUT.format(question=nothing_asked(subject)))
-                rows += [(prompt + before, ids), (alone + before, ids)]
+            if fitting[-1]:
+                rows += [(said + before, subject) for before, subject in subjects for said in (prompt, alone)]
         distinct = list(dict.fromkeys((tuple(p), tuple(c)) for p, c in rows))
         scored = dict(zip(distinct, self.engine.score(distinct), strict=True))
         told = [scored[tuple(p), tuple(c)] for p, c in rows]

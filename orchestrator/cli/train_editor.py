@@ -57,7 +57,7 @@ def mend(
         chosen = tuple(sorted({int(layer) for layer in layers.split(",")}))
     except ValueError as error:
         raise UserError(f"--layers {layers!r}: want numbers with commas between them, such as 27,28,29") from error
-    found = [r.request for r in open_dataset(records, limit=limit) if isinstance(r, ValidRecord)]
+    found = [r.request.cleaned() for r in open_dataset(records, limit=limit) if isinstance(r, ValidRecord)]
     if without is not None:
         found = without_subjects(found, [r.request for r in open_dataset(without) if isinstance(r, ValidRecord)])
     source = text or configs_root() / "text" / "heldout.txt"

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from errata.editing.errors import UserError
+from errata.editing.texts import spelled_out
 from errata.orchestrator.history.events import EventEntry, event_entries
 from errata.orchestrator.journal import JOURNAL_FILE
 from errata.orchestrator.journal.reading import JournalReader
 from errata.orchestrator.journal.rows import Fate, RefreshRow, RequestRow, RequestState, Version
 
 RUNS: Final = Path("runs")
-_SLOT: Final = "{}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Fact:
         return cls(
             id=row.id,
             subject=text["subject"],
-            prompt=text["prompt"].replace(_SLOT, text["subject"]),
+            prompt=spelled_out(text["prompt"], text["subject"]),
             target=text["target_new"],
             state=row.state,
             fact_key=row.fact_key,

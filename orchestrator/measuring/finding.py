@@ -22,7 +22,7 @@ def demonstration_pool(config: IkeConfig) -> DemonstrationPool:
         UserError: the file is not there, is no data set, or no record of it gives one.
     """
     records = open_dataset(config.demonstrations, config.schema_, limit=config.records)
-    requests = [record.request for record in records if isinstance(record, ValidRecord)]
+    requests = [record.request.cleaned() for record in records if isinstance(record, ValidRecord)]
     pool = DemonstrationPool.of(requests, config)
     if not pool.demonstrations:
         raise UserError(f"evaluation.ike.demonstrations {config.demonstrations!r} holds no record to demonstrate with")

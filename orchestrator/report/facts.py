@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from errata.editing.scripts import first_sentence
+from errata.editing.texts import spelled_out
 from errata.evaluation.outcomes import MEMORY_ARMS
 from errata.orchestrator.report.formats import DASH, fixed, mapping, number, percent, sequence
 from errata.orchestrator.report.wording import ARM_LABELS, KIND_SHORT, KINDS, shown
@@ -84,7 +85,7 @@ def fact_view(fact: Mapping[str, Any]) -> FactView:
     return FactView(
         name=_text(fact.get("id")),
         position=_text(fact.get("sequence")),
-        prompt=_text(fact.get("prompt")).replace("{}", subject),
+        prompt=spelled_out(_text(fact.get("prompt")), subject),
         old=_text(fact.get("target_true")),
         new=_text(fact.get("target_new")),
         relation=_text(fact.get("relation")),

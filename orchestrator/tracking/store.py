@@ -19,6 +19,8 @@ from errata.orchestrator.tracking.spool import TOGETHER, Entry
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_TABLES_TAG: Final = "mlflow.loggedArtifacts"
+
 RUN_TAG: Final = "errata.run"
 """Tag by which a run is found again, whatever happened between making it and noting its id."""
 
@@ -127,6 +129,11 @@ class MlflowStore:
                 _log_table(client, run_id, first.key, self._directory / str(first.value))
             else:
                 _log_trace(self.uri, client.get_run(run_id).info.experiment_id, json.loads(str(first.value)))
+        except ModuleNotFoundError as error:
+            if self.run_id is None:
+                raise
+            # a smaller client than MLflow's whole: what it cannot send does not hold up the rest
+            raise RefusedError(f"it needs {error.name}, which is not installed") from error
         except MlflowException as error:
             if self._deleted():
                 raise RunDeletedError(
@@ -250,15 +257,22 @@ def _log_input(client: MlflowClient, run_id: str, told: Mapping[str, Any]) -> No
 
 
 def _log_table(client: MlflowClient, run_id: str, name: str, path: Path) -> None:
-    """A table that the page shows; again, it replaces the one that is there, to which MLflow would append."""
+    """A table that the page shows; again, it replaces the one that is there, to which MLflow would append. Without
+    pandas, which MLflow's small client does not bring, the file and its tag are written as `log_table` writes them."""
     if not path.exists():
         raise RefusedError(f"table {path} is gone")
     table = json.loads(path.read_text(encoding="utf-8"))
+    rows = [list(row) for row in zip(*table.values(), strict=True)]
+    split = {"columns": list(table), "data": rows}
     if any(item.path == name for item in client.list_artifacts(run_id)):
-        rows = [list(row) for row in zip(*table.values(), strict=True)]
-        client.log_dict(run_id, {"columns": list(table), "data": rows}, name)
-    else:
+        client.log_dict(run_id, split, name)
+        return
+    try:
         client.log_table(run_id, table, name)
+    except ModuleNotFoundError:
+        client.log_dict(run_id, split, name)
+        listed = json.loads(client.get_run(run_id).data.tags.get(_TABLES_TAG, "[]"))
+        client.set_tag(run_id, _TABLES_TAG, json.dumps([*listed, {"path": name, "type": "table"}]))
 
 
 def _log_trace(uri: str, experiment_id: str, told: Mapping[str, Any]) -> None:

@@ -82,6 +82,13 @@ def test_they_go_through_edit_memory_and_evaluation(qwen: EditableModel, request
     hits = dict(zip(questions, memory.search(questions, 3), strict=True))
     assert [hits[request.text][0].request_id for request in requests] == [request.id for request in requests]
     reasoner = SelectiveReasoner(LanguageEngine(qwen), qwen.text, capacity=qwen.capacity)
+    asked = [prompt for request in requests for prompt in (request.text, *request.paraphrases)]
+    chosen = reasoner.choose(asked, memory.search(asked, 3))
+    wanted = [request.id for request in requests for _ in (request.text, *request.paraphrases)]
+    assert [choice.hit and choice.hit.request_id for choice in chosen] == wanted
+    near = [neighbor.prompt for request in requests for neighbor in request.neighborhood]
+    wrong = [choice for choice in reasoner.choose(near, memory.search(near, 3)) if choice.hit is not None]
+    assert len(wrong) <= 2  # German and French capital in Chinese, Japanese and Thai one in Thai
     evaluator = ArmEvaluator(qwen, reasoner, max_new_tokens=4)
     asked: tuple[Arm, ...] = ("base", "edited", "memory", "edited_memory")
     found = evaluator.evaluate(requests, base=session.base, edited=session.weights(), hits=hits, arms=asked)

@@ -144,6 +144,16 @@ def test_metrics_by_arm_and_a_memory_that_is_made_when_it_is_asked(checkpoint: P
         assert found["edited"]["generalization"] is not None
         assert set(found) == {"base", "edited", "edited_memory"}
         assert isinstance(one.ask("The capital of France is", arm="memory"), str)
+        # what is evaluated comes through the gate too: a probe with the slot is the probe with the subject in it
+        spelled = {**FACTS[0], "paraphrases": ["People say that the capital of France is"]}
+        slotted = {**spelled, "paraphrases": ["\ufeffPeople say that the capital of {} is "]}
+        assert one.evaluate([slotted], arms=["base"]) == one.evaluate([spelled], arms=["base"])
+        assert one.ask("The capital of France is ") == one.ask("The capital of France is")
+        for bad in ("a\0", "a\ud800"):
+            with pytest.raises(UserError, match="prompt 0 holds"):
+                one.ask(bad)
+            with pytest.raises(UserError, match=r"paraphrases\.0: holds"):
+                one.evaluate([{**spelled, "paraphrases": [bad]}])
 
 
 def test_in_context_editing_is_asked_where_it_is_told_what_to_demonstrate_with(

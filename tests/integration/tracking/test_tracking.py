@@ -7,6 +7,7 @@ import logging
 import shutil
 import socket
 import sqlite3
+import sys
 import threading
 from pathlib import Path
 
@@ -409,6 +410,37 @@ def test_data_tables_traces_and_the_machine_arrive(tmp_path, template):
     (trace,) = client.search_traces(locations=[found.info.experiment_id])
     assert trace.info.execution_duration == 500 and trace.info.tags["v"] == "3"
     assert [span.name for span in trace.data.spans] == ["query", "routed"]
+
+
+def test_without_pandas_a_table_is_the_same_and_holds_nothing_up(tmp_path, uri, monkeypatch):
+    from mlflow import MlflowClient
+
+    tracker = Tracker(tmp_path / "out", run_key="r1", uri=uri)
+    (tmp_path / "out" / "facts.json").write_text(json.dumps({"prompt": ["a", "b"], "right": [True, False]}))
+    monkeypatch.setitem(sys.modules, "pandas", None)  # as where MLflow's small client is installed
+    tracker.log_table(tmp_path / "out" / "facts.json", "facts.json")
+    tracker.log_metrics({"x": 1.0}, 1)
+    assert tracker.close(timeout=60) and tracker.run_id is not None
+    monkeypatch.undo()
+    found = MlflowClient(uri).get_run(tracker.run_id)
+    assert found.data.metrics == {"x": 1.0}
+    assert json.loads(found.data.tags["mlflow.loggedArtifacts"]) == [{"path": "facts.json", "type": "table"}]
+    table = MlflowClient(uri).download_artifacts(tracker.run_id, "facts.json")
+    assert json.loads(Path(table).read_text()) == {"columns": ["prompt", "right"], "data": [["a", True], ["b", False]]}
+
+
+def test_what_a_smaller_client_cannot_send_does_not_hold_up_the_rest(tmp_path, uri, monkeypatch, caplog):
+    def lacking(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'x'", name="x")
+
+    monkeypatch.setattr("errata.orchestrator.tracking.store._log_input", lacking)
+    tracker = Tracker(tmp_path / "out", run_key="r1", uri=uri)
+    tracker.log_input(TrackedData("stream", "d" * 64, "local", {"uri": "s"}, {"records": 2}, "edits"))
+    tracker.log_metrics({"x": 1.0}, 1)
+    with caplog.at_level(logging.WARNING, logger="errata.orchestrator.tracking.tracker"):
+        assert tracker.close(timeout=60)
+    assert "it needs x, which is not installed" in caplog.text
+    assert points(tmp_path / "store.db")["x"] == [(1, 1.0, 0)]
 
 
 @pytest.mark.parametrize(

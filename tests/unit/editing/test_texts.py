@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from errata.editing.errors import UserError
-from errata.editing.texts import read_text
+from errata.editing.texts import read_text, spelled_out
 from errata.editing.verify import VerifyConfig, held_prompts
 from errata.evaluation.preservation.domains import read_domains
 from errata.orchestrator.history.bisect import read_probes
@@ -39,3 +39,11 @@ def test_a_mark_at_the_beginning_is_none_of_the_text(tmp_path: Path) -> None:
     assert read_text(tmp_path / "t", "x") == "Where is Rome?\u2028Here.\nWho?\n"
     assert READERS["verify.probes"](tmp_path / "t") == ("Where is Rome?\u2028Here.", "Who?")
     assert READERS["evaluation.held_out"](tmp_path / "t").startswith("Where")
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [("{} is", "Rome is"), ("{{}} of {} is", "{{}} of Rome is"), ("{} and {}", "{} and {}"), ("no slot", "no slot")],
+)
+def test_a_reader_is_shown_the_subject_in_its_slot_and_braces_that_are_text(template: str, said: str) -> None:
+    assert spelled_out(template, "Rome") == said

@@ -158,6 +158,8 @@ def test_the_type_decides_which_settings_there_are():
         ("editor.layers=[2, 3]", ("editor", "layers"), [2, 3]),
         ("stream.path=a=b.jsonl", ("stream", "path"), "a=b.jsonl"),
         ("memory.scr.k = 5", ("memory", "scr", "k"), 5),
+        ("stream.path=a #b.jsonl", ("stream", "path"), "a #b.jsonl"),
+        ("name=#1", ("name",), "#1"),
         ("tracking.uri=", ("tracking", "uri"), ""),
         ("covariance.tokens=1e3", ("covariance", "tokens"), "1e3"),
         ("evaluation.stop_at_newline=false", ("evaluation", "stop_at_newline"), False),
