@@ -168,9 +168,7 @@ def test_the_list_knows_them(line: str, words: list[str]) -> None:
     assert british(line) == words
 
 
-NOUNS = (
-    "edit|fact|version|file|commit|batche|node|block|arm|record|evaluation|run|model|request|server|layer|worker"
-)
+NOUNS = "edit|fact|version|file|commit|batche|node|block|arm|record|evaluation|run|model|request|server|layer|worker"
 NEVER_ONE = {
     "orchestrator/history/log.py": "start with",
     "orchestrator/journal/versions.py": "start with",
