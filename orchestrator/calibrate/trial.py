@@ -18,11 +18,11 @@ from errata.editing.request import EditBatch
 from errata.editing.session import EditSession
 from errata.orchestrator.calibrate.questions import Fact, Question
 from errata.orchestrator.calibrate.space import Candidate, settings_of
+from errata.orchestrator.config.model_presets import ALLOWED_PERPLEXITY
 from errata.orchestrator.config.run import EditorUnion
 
 BATCH = 10
 """Edits per commit, as in a run; more than that are written one batch after the other."""
-ALLOWED_PERPLEXITY = 1.05
 _EDITOR: TypeAdapter[Any] = TypeAdapter(EditorUnion)
 
 

@@ -32,6 +32,8 @@ BASES = {
     "carried_over": "carried over from a relative of the model: not measured",
 }
 """Where a preset's settings come from."""
+ALLOWED_PERPLEXITY = 1.05
+"""Perplexity of held-out text over the unedited model's, up to which settings cost nothing in a calibration."""
 _FOLDER = "models"
 
 Reader = Callable[[Path], dict[str, Any]]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.orchestrator.config.loading import read_composed
-from errata.orchestrator.config.model_presets import BASES, shipped
+from errata.orchestrator.config.model_presets import ALLOWED_PERPLEXITY, BASES, shipped
 from errata.orchestrator.experiments.collect import Run, collect
 from errata.orchestrator.experiments.tables import figures_of
 
@@ -30,12 +30,13 @@ and, for figures of your own, by `errata leaderboard PRESET.yaml RUN...`: preset
 
 """
 
-_MEASURED = """\
+_MEASURED = f"""\
 Each preset's settings on facts that the model answers by itself, each edited to another one's answer, in batches of ten
 (`errata calibrate MODEL --preset NAME`): edits said after the prompt, after the other wording, neighbors' answers that
 stayed (every token the likeliest), perplexity of held-out text over that before, and seconds per edit on one core. The
 shipped presets were measured on the last 32 facts that each model knows, which a search for settings does not reach,
-and timed while another core was busy.
+and timed while another core was busy. A perplexity above {ALLOWED_PERPLEXITY} is
+*too much*: calibration marks settings down for it.
 
 """
 
@@ -75,7 +76,17 @@ def _preset_rows(presets: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
             figures = [found.get(key) for key in PRESET_COLUMNS]
             rows.append((figures, [_short(name), _model(preset), str(found.get("editor")), str(found.get("edits"))]))
     rows.sort(key=lambda row: -sum(float(value or 0.0) for value in row[0][:_SHARES]))
-    return [[*words, *_texts(figures)] for figures, words in rows]
+    return [
+        [*words, *_texts(figures)[:_SHARES], _ratio(figures[_SHARES]), *_texts(figures)[_SHARES + 1 :]]
+        for figures, words in rows
+    ]
+
+
+def _ratio(value: Any) -> str:
+    """Perplexity over that before; marked where it grew by more than a calibration lets a preset cost."""
+    if value is None:
+        return "-"
+    return f"{float(value):.3f}" + (" (too much)" if float(value) > ALLOWED_PERPLEXITY else "")
 
 
 def _run_rows(runs: Sequence[Run]) -> list[list[str]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from errata.editing.errors import UserError
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.decoder import layer_of
 from errata.editing.wording import counted
@@ -112,9 +113,18 @@ def geometry(
         documents: tokens of each, at least two.
         layers: whose maps' outputs are looked at, edited or not.
         versions: (sequence number, edits, gives the edited maps by layer).
+
+    Raises:
+        UserError: the documents are all alike.
     """
     before = pooled_outputs(model, documents, layers)
     bases = {layer: principal(states) for layer, states in before.items()}
+    for layer, base in bases.items():
+        if not base.values.numel():
+            raise UserError(
+                f"the {len(documents)} documents give no direction at layer {layer}: their states are all the same; "
+                "give texts that differ"
+            )
     for sequence, edits, weights in versions:
         maps = weights()
         with model.patched(sorted(maps)):

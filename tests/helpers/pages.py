@@ -15,6 +15,9 @@ PAGES = [
     if page.name != "CHANGELOG.md" and "decisions" not in page.parts
 ]
 FIRST_WORDS = ("errata", "make", "kubectl", "helm", "podman", "docker", "pip", "python")
+OURS = ("errata", "make")
+"""Of these a bare name in a sentence is a command; `ray` or `kind` there is a word like any other."""
+FIRST_WORDS += ("curl", "git", "k", "kind", "mlflow", "openssl", "pytest", "ray", "redis-cli")
 _FENCE = re.compile(r"^(```+|~~~+)\s*(\S*)")
 _SPAN = re.compile(r"(?<!`)(?:``?)([^`\n]+(?:\n[^`\n]+)?)(?:``?)(?!`)")
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=.*")
@@ -46,7 +49,7 @@ def commands_of(page: Path) -> list[Shown]:
     for span in _SPAN.finditer("\n".join(prose)):
         content = span[1].replace("\n", " ")
         line = "\n".join(prose)[: span.start()].count("\n") + 1
-        found += [Shown(page, line, words, False) for words in split(content)]
+        found += [Shown(page, line, words, False) for words in split(content) if len(words) > 1 or words[0] in OURS]
     return found
 
 
@@ -88,21 +91,29 @@ def split(content: str) -> Iterator[tuple[str, ...]]:
     except ValueError:
         return
     part: list[str] = []
+    told = False
     for word in [*words, ";"]:
         if word and set(word) <= set("&|;"):
             if (plain := _plain(part)) and plain[0] in FIRST_WORDS:
                 yield plain
-            part = []
-        else:
+            part, told = [], False
+        elif word in (">", ">>", "<"):
+            told = True  # where it goes, no word of the command
+        elif not told:
             part.append(word)
+
+
+def _without_brackets(word: str) -> str:
+    """A word of what is optional, `[--set` or `KEY=VALUE]`; brackets of its own stay: `errata-llm[eval]`, `x=[1]`."""
+    word = word.removeprefix("[")
+    return word.removesuffix("]") if word.count("]") > word.count("[") else word
 
 
 def _plain(words: list[str]) -> tuple[str, ...]:
     """Without assignments in front, and with what is optional taken as given: `[--set KEY=VALUE]`, `A B [C ...]`."""
     while words and _ASSIGNMENT.fullmatch(words[0]):
         words = words[1:]
-    # lists as values keep their brackets: --set editor.layers=[4,5]
-    stripped = [word if "=[" in word else word.strip("[]") for word in words]
+    stripped = [_without_brackets(word) for word in words]
     kept = []
     for word in stripped:
         if word not in ("...", "…", "") or (kept and kept[-1].startswith("--")):

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,6 +19,7 @@ from errata.editing.checkpoint.kept import imported_dir, imported_root
 from errata.editing.checkpoint.load import load_model, resolve_model
 from errata.editing.errors import UserError
 from errata.orchestrator.cli.main import app
+from tests.helpers.gguf_file import write_gguf
 from tests.helpers.tiny import save_tiny, tiny_hf
 
 PROMPT = "The capital of France is"
@@ -94,60 +93,6 @@ def multimodal(source: Path, target: Path, prefix: str) -> Path:
     renamed[f"{vision}.vision_model.embeddings.patch_embedding.weight"] = torch.ones(4, 3, 2, 2)
     renamed["multi_modal_projector.mm_input_projection_weight"] = torch.ones(4, 4)
     save_file(renamed, target / "model.safetensors", metadata={"format": "pt"})
-    return target
-
-
-def write_gguf(source: Path, target: Path) -> Path:
-    """The tiny llama as a GGUF file with its tokenizer, float32, rotary halves interleaved as the format has them."""
-    config = json.loads((source / "config.json").read_text())
-    tokenizer = json.loads((source / "tokenizer.json").read_text())
-    vocabulary = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
-    merges = [m if isinstance(m, str) else " ".join(m) for m in tokenizer["model"]["merges"]]
-    writer = gguf.GGUFWriter(target, "llama")
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(10_000.0)
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(vocabulary)
-    writer.add_token_merges(merges)
-    writer.add_eos_token_id(0)
-    names = {
-        "model.embed_tokens.weight": "token_embd.weight",
-        "model.norm.weight": "output_norm.weight",
-        "lm_head.weight": "output.weight",
-    }
-    parts = {
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-    }
-    for layer in range(config["num_hidden_layers"]):
-        for ours, theirs in parts.items():
-            names[f"model.layers.{layer}.{ours}.weight"] = f"blk.{layer}.{theirs}.weight"
-    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
-    for name, value in load_file(source / "model.safetensors").items():
-        array = value.numpy().astype(np.float32)
-        count = next((n for part, n in heads.items() if f".{part}.weight" in names[name]), None)
-        if count is not None:
-            rows = array.shape[0] // count // 2
-            array = array.reshape(count, 2, rows, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
-        writer.add_tensor(names[name], np.ascontiguousarray(array))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
     return target
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import pytest
 import yaml
 
 from errata.orchestrator.calibrate.job import Calibration
@@ -88,3 +90,12 @@ def test_runs_are_averaged_by_model_method_data_and_edits(make_run) -> None:
     assert ["`tiny`", "memit", "facts.jsonl", "2", "2", "75 %", "25 %", "-", "25", "0.5"] in found
     assert ["`tiny`", "rome", "facts.jsonl", "2", "1", "100 %", "-", "-", "25", "0.5"] in found
     assert len(found) == 2
+
+
+@pytest.mark.parametrize(("ratio", "said"), [(1.004, "1.004"), (1.05, "1.050"), (1.084, "1.084 (too much)")])
+def test_a_preset_that_costs_more_than_calibration_allows_says_so(ratio: float, said: str, tmp_path: Path) -> None:
+    own = tmp_path / "mine.yaml"
+    text = (configs_root() / "models" / "gemma-3-270m.yaml").read_text()
+    own.write_text(re.sub(r"(?m)^  perplexity: .*", f"  perplexity: {ratio}", text))
+    (row,) = [row for row in rows(leaderboard([own]), "Measured") if str(own) in row[0]]
+    assert row[-2] == said

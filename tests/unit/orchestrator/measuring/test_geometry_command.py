@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from errata.editing.checkpoint.load import load_model
+from errata.editing.errors import UserError
+from errata.orchestrator.measuring.geometry import geometry
 from tests.helpers.command import in_process
 from tests.helpers.small_run import SmallRun, make_run
+from tests.helpers.tiny import tiny_model
 
 TEXT = "\n".join(
     f"The capital of {name} is the city of {name} and the people of {name} speak."
@@ -70,3 +73,10 @@ def test_what_does_not_fit_is_said(
 ) -> None:
     code, _, err = in_process(monkeypatch, capsys)("geometry", "head", "--run", run.directory, *more)
     assert code == 2 and said in err and "Traceback" not in err
+
+
+def test_documents_that_are_all_the_same_are_refused_by_name() -> None:
+    model = tiny_model(layers=3)
+    documents = [model.text.encode_prompt("Rome lies in Italy")] * 4
+    with pytest.raises(UserError, match="the 4 documents give no direction at layer 1"):
+        list(geometry(model, documents, (1,), [(0, 0, lambda: {1: model.weight(1).clone()})]))

@@ -22,6 +22,7 @@ from errata.orchestrator.config.stream import RedisConfig
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.sources import take_in
 from errata.orchestrator.sources.redis_stream import PASSWORD, RedisStream
+from tests.helpers.page_commands import REDIS
 from tests.helpers.processes import PROCESSES
 from tests.helpers.streams import new_journal, record
 
@@ -99,6 +100,20 @@ def test_the_same_edit_sent_twice_is_one_edit(server: str, client: Any, journal:
     add(client, record(1), record(1), record(2, id="mine"), record(2, id="mine"))
     drain(open_stream(server), journal)
     assert subjects(journal) == ["S1", "S2"] and pending(client) == 0 and not client.exists("errata:edits:dead")
+
+
+def test_what_the_pages_add_by_hand_is_an_edit(server: str, journal: Journal) -> None:
+    program = shutil.which("redis-cli")
+    if program is None:
+        pytest.skip("redis-cli is not installed")
+    for text in REDIS:
+        words = text.split(" ", 5)[1:5]  # XADD errata:edits * edit
+        fields = [text.partition(" edit ")[2]] if words[3] == "edit" else ["France", "prompt", "The capital of {} is"]
+        fields += [] if words[3] == "edit" else ["target_new", "Lyon"]
+        assert " ".join(["redis-cli", *words, *fields]) == text
+        subprocess.run([program, "-u", server, *words, *fields], check=True, timeout=30, stdout=subprocess.DEVNULL)
+    drain(open_stream(server), journal)
+    assert subjects(journal) == ["France"], "the same edit in both forms"
 
 
 def test_what_is_no_request_goes_to_the_dead_letters_with_the_reason(
