@@ -111,7 +111,7 @@ def history(client: httpx.Client) -> None:
     until(settled, "evaluations and publication")
 
 
-ENDED = ("done", "failed", "cancelled")
+ENDED = ("done", "failed", "canceled")
 
 
 def service_pages(browser: Any, directory: Path) -> None:
