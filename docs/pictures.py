@@ -29,8 +29,8 @@ from tests.helpers.browser import chromium
 IMAGES = Path(__file__).parent / "images"
 STREAM = Path(__file__).parents[1] / "configs" / "streams" / "quickstart.jsonl"
 SETTINGS = (
-    *("batching.size=4", "evaluation.every=4", "evaluation.sample=3", "covariance.packed=true"),
-    *("ray.evaluation_workers=0", "tracking.system_seconds=null"),
+    *("batching.size=4", "evaluation.every=4", "evaluation.sample=2", "covariance.packed=true"),
+    *("ray.evaluation_workers=0", "tracking.system_seconds=null", "evaluation.held_out=null"),
 )
 HARD = {
     "id": "hard-0001",
@@ -177,7 +177,8 @@ def mlflow_pages(browser: Any, address: str) -> None:
     page.wait_for_timeout(5000)
     page.screenshot(path=str(IMAGES / "mlflow-metrics.png"))
     page.close()
-    places = (f"experiments/{run.experiment_id}/models/{version.model_id}/artifacts", "models/errata")
+    logged = re.findall(r"/(m-[0-9a-f]+)/", str(version.source))[0]
+    places = (f"experiments/{run.experiment_id}/models/{logged}/artifacts", "models/errata")
     for name, place in zip(("mlflow-model", "mlflow-registry"), places, strict=True):
         page = browser.new_page(viewport={"width": 1500, "height": 1100})
         page.set_default_timeout(120_000)

@@ -190,13 +190,18 @@ class Display:
                 self._log(stage, known, now)
 
     def under_way(self) -> list[dict[str, float | str]]:
-        """Stages that are not done: ``name``, ``done``, ``total`` and ``note`` of each."""
+        """Stages that are not done: ``name``, ``done``, ``total`` and ``note`` of each. Where there is none and
+        somebody is at work, what is being done, with a total of 0 and the time it takes so far as its note."""
         with self._lock:
-            return [
+            found: list[dict[str, float | str]] = [
                 {"name": name, "done": stage.done, "total": stage.total, "note": stage.note}
                 for name, stage in self._stages.items()
                 if stage.done < stage.total
             ]
+            if not found and self._at_work:
+                so_far = f"{duration(self._clock() - self._since)} so far"
+                found.append({"name": self._doing, "done": 0.0, "total": 0.0, "note": so_far})
+            return found
 
     def speak(self) -> None:
         """Log every stage that is under way and has something to say; called every second off a terminal."""

@@ -21,10 +21,11 @@ function showStatus(status) {
     + (status.paused ? ` · paused: ${status.paused}` : "");
   $("pause").hidden = status.paused !== null || !allowed("admin");
   $("resume").hidden = status.paused === null || !allowed("admin");
-  $("starting").hidden = status.state !== "starting" && !status.progress.length;
-  $("starting-title").textContent = status.state === "starting" ? "Starting" : "Under way";
-  $("starting-note").hidden = status.state !== "starting";
-  $("stages").replaceChildren(...(status.progress.length ? status.progress.map(stageItem) : [make("li", "loading the model and the memory")]));
+  const starting = status.state === "starting", stages = status.progress.filter((one) => one.total || starting);
+  $("starting").hidden = !starting && !stages.length;
+  $("starting-title").textContent = starting ? "Starting" : "Under way";
+  $("starting-note").hidden = !starting;
+  $("stages").replaceChildren(...(stages.length ? stages.map(stageItem) : [make("li", "loading the model and the memory", "told")]));
   if (status.problem) notice(`The service has failed and writes nothing: ${status.problem}`);
   else if (status.stream_stopped) notice(`The stream has stopped: ${status.stream_stopped}`);
   const figures = [
@@ -40,6 +41,7 @@ function showStatus(status) {
 }
 
 function stageItem(stage) {
+  if (!stage.total) return make("li", `${stage.name}, ${stage.note}`, "told");
   const item = make("li"), bar = make("progress");
   bar.max = stage.total || 1;
   bar.value = stage.done;

@@ -79,7 +79,7 @@ class Host:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def start(self, patience: float = 500) -> None:
+    def start(self, patience: float = 1200) -> None:
         """Start the service and wait until it edits."""
         began = time.monotonic()
         self.served = self.services.start("--port", str(self.port))

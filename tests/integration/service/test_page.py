@@ -137,6 +137,8 @@ def test_curves_evaluations_and_the_rest_are_there_and_data_never_runs(page: Any
     page.locator("#router [role=img]").wait_for()
     sizes = {round(box.bounding_box()["width"]) for box in page.locator(".chart").all()}
     assert len(sizes) <= 2 and max(sizes) < 600, "charts have one size; a lone one does not fill the page"
+    fields = page.locator("#filter input, #filter select, #filter button").all()
+    assert len({(round(one.bounding_box()["y"]), round(one.bounding_box()["height"])) for one in fields}) == 1
     spoken = [one.get_attribute("aria-label") for one in page.locator("#curves [role=img]").all()]
     assert any("Efficacy over edits applied. At the end: both 60.0%" in text for text in spoken)
     colors = page.evaluate(
@@ -234,6 +236,8 @@ def test_a_service_that_starts_says_what_it_is_at(page: Any, tmp_path: Path) -> 
         page.goto(address)
         page.locator("#state.starting").wait_for()
         page.get_by_text("1,500 of 7,500, 310 tokens/s").wait_for()
+        stages[:] = [{"name": "loading the editor", "done": 0, "total": 0, "note": "20 s so far"}]
+        page.get_by_text("loading the editor, 20 s so far").wait_for()
         page.get_by_label("A sentence to complete").fill("France")
         page.get_by_role("button", name="Ask").click()
         page.get_by_role("alert").get_by_text("the service is starting").wait_for()

@@ -77,7 +77,7 @@ def test_a_service_upgraded_under_load_loses_and_doubles_nothing(services: Servi
     services.config.write_text(yaml.safe_dump(data))
     path = services.output / "journal.sqlite"
     host = Host(services)
-    host.start()
+    host.start(900)
     clients = [HttpClient(f"client{number}", number, host.url) for number in range(3)]
     for client in clients:
         client.start()
@@ -91,7 +91,7 @@ def test_a_service_upgraded_under_load_loses_and_doubles_nothing(services: Servi
         if schema < len(MIGRATIONS):
             brought_back(path, schema)
         before = now
-        host.start()
+        host.start(900)
         assert schema_of(path) == len(MIGRATIONS)
         assert commits_of(path)[: len(before)] == before, "an upgrade changes no commit"
     for client in clients:

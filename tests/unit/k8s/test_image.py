@@ -101,10 +101,10 @@ def test_on_ray_says_what_it_lacks_and_becomes_its_command(tmp_path):
 
 
 def test_the_rules_of_a_token_stand_wherever_tokens_are_set():
-    from errata.orchestrator.service import auth
+    from errata.orchestrator.service import access
 
-    rule = f"at least {auth._MIN_LENGTH} characters out of A-Z a-z 0-9 . _ ~ + / = -"
-    assert re.fullmatch(auth._TOKEN, "AZaz09._~+/=-") and not re.fullmatch(auth._TOKEN, "a b")
+    rule = f"at least {access._MIN_LENGTH} characters out of A-Z a-z 0-9 . _ ~ + / = -"
+    assert re.fullmatch(access._TOKEN, "AZaz09._~+/=-") and not re.fullmatch(access._TOKEN, "a b")
     places = ("docs/kubernetes.md", "docs/compose.md", "docs/service.md", "k8s/overlays/mine/settings.yaml")
     for place in (*places, "k8s/helm/errata/values.yaml"):
         assert rule in " ".join((ROOT / place).read_text().split()), place

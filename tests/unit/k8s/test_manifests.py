@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from tests.helpers.k8s import schemas
-from tests.helpers.k8s.objects import K8S, KUBECTL, find, of_kind, pods
+from tests.helpers.k8s.objects import K8S, KUBECTL, cluster_specs, find, of_kind, pods
 from tests.unit.k8s.conftest import JOBS, SERVICES, crds
 
 CHECKS = (
@@ -127,3 +127,18 @@ def test_a_server_takes_the_manifests(objects):
         capture_output=True,
     )
     assert tried.returncode == 0, tried.stderr
+
+
+@pytest.mark.parametrize("name", [*SERVICES, *JOBS])
+def test_every_ray_wants_a_token_and_who_joins_one_has_it(name, objects):
+    these = objects(name)
+    for owner, spec in cluster_specs(these):
+        assert spec["authOptions"] == {"mode": "token", "secretName": "errata-ray"}, owner["metadata"]["name"]
+    for pod in pods(these):
+        for container in pod.containers:
+            given = {one["name"]: one for one in container.get("env", [])}
+            if container["name"] == "orchestrator":
+                assert given["RAY_AUTH_MODE"]["value"] == "token"
+            if "RAY_AUTH_MODE" in given:
+                source = given["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
+                assert source == {"name": "errata-ray", "key": "auth_token"}, container["name"]

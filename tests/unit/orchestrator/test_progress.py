@@ -143,6 +143,23 @@ def test_a_service_speaks_while_it_writes_and_not_while_it_waits(caplog, monkeyp
         assert silences(caplog, clock, shown, 60) == []
 
 
+def test_what_is_done_without_a_count_is_told_with_its_time_and_gives_way_to_stages():
+    clock = Clock()
+    shown = Display(quiet=True, console=Console(file=io.StringIO(), force_terminal=False), clock=clock)
+    with shown:
+        assert shown.under_way() == []
+        with shown.working():
+            shown.begin("loading the editor")
+            clock.now += 75
+            told = {"name": "loading the editor", "done": 0.0, "total": 0.0, "note": "1 min 15 s so far"}
+            assert shown.under_way() == [told]
+            shown.update("covariance", 10, 100, "310 tokens/s")
+            assert [one["name"] for one in shown.under_way()] == ["covariance"]
+            shown.update("covariance", 100, 100)
+            assert shown.under_way()[0]["total"] == 0
+        assert shown.under_way() == []
+
+
 def test_a_resumed_stage_counts_its_rate_from_where_it_began(caplog):
     clock = Clock()
     shown = logged(clock)
