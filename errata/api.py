@@ -48,7 +48,7 @@ from errata.orchestrator.history.modules import require_no_modules
 from errata.orchestrator.history.rebuild import BaseCheckpoint
 from errata.orchestrator.history.receipts import open_for_writing
 from errata.orchestrator.journal import JOURNAL_FILE
-from errata.orchestrator.journal.rows import RequestRow
+from errata.orchestrator.journal.rows import RequestRow, shown_state
 from errata.orchestrator.measuring.finding import QuestionFinder, demonstration_pool
 from errata.orchestrator.progress import Display
 from errata.orchestrator.run.assembly import make_pipeline
@@ -387,7 +387,7 @@ class Editor:
         if row.state == "applied" and outcome is None:
             (seen,) = Check(self._parts.shared.model, [row.request], ("",)).outcomes()
             outcome, figures = "landed" if seen.landed else "weak", figures | {"p_target": seen.p_target}
-        return EditResult(row.id, row.state, outcome, row.reason, figures)
+        return EditResult(row.id, shown_state(row.state), outcome, row.reason, figures)
 
     def _edition(self, checkpoint: BaseCheckpoint) -> export.Edition:
         return export.edition(self._pipeline.journal, self._pipeline.store, checkpoint, self._pipeline.head())

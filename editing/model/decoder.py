@@ -8,8 +8,10 @@ Letters: B rows, T tokens, d hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache as remembered
 from typing import Any, ClassVar
 
 import torch
@@ -111,10 +113,15 @@ class Positional:
     """Bool (B, T): the last tokens of prompts, where they are known; for modules."""
 
 
+@remembered
+def _cache_argument(layer: Any) -> str:
+    given = inspect.signature(layer.forward).parameters
+    return next((name for name in ("cache", "layer_past") if name in given), "past_key_values")
+
+
 class Decoder:
     """Rotary pre-norm decoders that name their parts as Llama does; the base of the other families."""
 
-    cache_argument = "past_key_values"
     post_norm_name: str | None = None
     """Attribute of a layer that normalizes the MLP's output before it joins the residual, if any."""
     layers_path = "model.layers"
@@ -181,6 +188,11 @@ class Decoder:
             layout=queries,
         )
 
+    def cache_argument(self, index: int) -> str:
+        """What a layer calls its key/value store; transformers has had three names for it, and warns of the old."""
+        kind: Any = type(self.layers[index])
+        return _cache_argument(kind)
+
     def layer(self, index: int, hidden: Tensor, positional: Positional, cache: Any = None) -> Tensor:
         """Run one layer: (B, T, d) to (B, T, d)."""
         kind = self.layer_kind(index)
@@ -189,7 +201,7 @@ class Decoder:
             attention_mask=positional.masks[kind],
             position_ids=positional.positions,
             position_embeddings=positional.rotary[kind],
-            **{self.cache_argument: cache},
+            **{self.cache_argument(index): cache},
         )
         result: Tensor = out[0] if isinstance(out, tuple) else out
         return result
@@ -294,7 +306,7 @@ class _GPT2(Decoder):
 
     def layer(self, index: int, hidden: Tensor, positional: Positional, cache: Any = None) -> Tensor:
         out = self.layers[index](
-            hidden, attention_mask=positional.masks[self.layer_kind(index)], **{self.cache_argument: cache}
+            hidden, attention_mask=positional.masks[self.layer_kind(index)], **{self.cache_argument(index): cache}
         )
         result: Tensor = out[0] if isinstance(out, tuple) else out
         return result
@@ -308,19 +320,25 @@ class _GPTJ(_GPT2):
         "o_proj": "attn.out_proj",
     }
     fused_attention: ClassVar[str | None] = None
-    cache_argument = "layer_past"
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         hidden: Tensor = self.body.wte(ids)
         return hidden
 
+    def rotary(self, hidden: Tensor, positions: Tensor, kind: str) -> Any:
+        # in transformers 5.24 the model makes the tables, before that each layer does
+        made = getattr(self.body, "rotary_emb", None)
+        return None if made is None else made(hidden, position_ids=positions)
+
     def layer(self, index: int, hidden: Tensor, positional: Positional, cache: Any = None) -> Tensor:
+        tables = positional.rotary[self.layer_kind(index)]
         out = self.layers[index](
             hidden,
             attention_mask=positional.masks[self.layer_kind(index)],
             # a table, like GPT-2's: beyond it stands padding only
             position_ids=positional.positions.clamp(max=int(self.config.n_positions) - 1),
-            **{self.cache_argument: cache},
+            **({} if tables is None else {"position_embeddings": tables}),
+            **{self.cache_argument(index): cache},
         )
         result: Tensor = out[0] if isinstance(out, tuple) else out
         return result
@@ -332,7 +350,6 @@ class _GPTNeoX(Decoder):
     attention_name = "attention"
     attention_maps: ClassVar[Mapping[str, str]] = {"o_proj": "attention.dense"}
     fused_attention: ClassVar[str | None] = "query_key_value"
-    cache_argument = "layer_past"
 
     def _body(self) -> Any:
         return self.model.gpt_neox

@@ -34,10 +34,12 @@ def calibrate(
         str | None,
         typer.Option(metavar="NAME", help="Do not search: measure this preset, and write it with its figures."),
     ] = None,
-    editor: Annotated[str, typer.Option(help="Whose settings are sought: alphaedit or memit.")] = "alphaedit",
+    editor: Annotated[
+        str, typer.Option(help="Editor whose settings are searched for: alphaedit or memit.")
+    ] = "alphaedit",
     dtype: Annotated[str, typer.Option(help="Number type of the forward pass.")] = "float32",
     tokens: Annotated[int, typer.Option(min=64, help="Self-generated tokens behind the covariance.")] = 4096,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for the facts that are drawn and the sampled texts.")] = 0,
     verbose: Verbose = False,
 ) -> None:
     """Find a model's layers and settings by measuring, and write them as a preset; needs no data of yours.

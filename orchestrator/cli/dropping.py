@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from errata.editing.errors import UserError
+from errata.editing.wording import counted
 from errata.orchestrator.cli.history import ModelOption, RunOption
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done.")]
@@ -41,7 +42,7 @@ def tag(
 
 def compact(
     run: RunOption = None,
-    days: Annotated[float, typer.Option(min=0, help="Versions of the last so many days stay provable.")] = 30.0,
+    days: Annotated[float, typer.Option(min=0, help="Versions of this many last days can still be rebuilt.")] = 30.0,
     reverts: Annotated[
         bool, typer.Option("--reverts/--no-reverts", help="Keep what a revert of an edit in the weights needs.")
     ] = True,
@@ -71,9 +72,9 @@ def compact(
             return
         floors = ", ".join(f"v{number}" for number in plan.floors)
         rests = f"; snapshots of {floors} {'would be' if dry_run else 'are'} kept" if floors else ""
-        typer.echo(f"{plan.versions} versions {done} names only{rests}")
+        typer.echo(f"{counted(plan.versions, 'version')} {done} names only{rests}")
         typer.echo(
-            f"{len(plan.files)} files, {plan.size} bytes {'would be' if dry_run else ''} deleted".replace("  ", " ")
+            f"{counted(len(plan.files), 'file')}, {counted(plan.size, 'byte')} {'would be ' if dry_run else ''}deleted"
         )
 
     if dry_run:
@@ -91,7 +92,9 @@ def erase(
         list[str] | None, typer.Argument(metavar="EDIT...", help="Ids; none to end what was cut short.")
     ] = None,
     run: RunOption = None,
-    reason: Annotated[str, typer.Option(help="Why; it stays, so it must not tell what goes.")] = "",
+    reason: Annotated[
+        str, typer.Option(help="Why; kept after the erasure, so do not repeat here what is erased.")
+    ] = "",
     dry_run: DryRun = False,
     model: ModelOption = None,
 ) -> None:
@@ -100,6 +103,7 @@ def erase(
     from errata.orchestrator.history.receipts import open_store
     from errata.orchestrator.history.text import clean
     from errata.orchestrator.journal import JOURNAL_FILE, Journal
+    from errata.orchestrator.journal.rows import shown_state
     from errata.orchestrator.run import erasing
     from errata.orchestrator.run.offline import OfflineRun
 
@@ -109,12 +113,15 @@ def erase(
             plan = erasing.plan_erasure(journal, edits or [])
             files = erasing.files_of(journal, open_store(directory), plan)
         for row in plan.rows:
-            typer.echo(clean(f"{row.id}\t{row.state}\twould be erased"))
+            typer.echo(clean(f"{row.id}\t{shown_state(row.state)}\twould be erased"))
         for name in plan.others:
             typer.echo(clean(f"{name}\tis a newer edit of the same fact and stays"))
         if plan.first is not None:
             typer.echo(f"versions from v{plan.first} to the newest would become names only")
-        typer.echo(f"{len(files)} stored files, {sum(file.size for file in files)} bytes would be deleted at least")
+        typer.echo(
+            f"{counted(len(files), 'stored file')}, {counted(sum(file.size for file in files), 'byte')} "
+            "would be deleted at least"
+        )
         return
     with OfflineRun(directory, model=model) as opened:
         done = erasing.finish_erasures(opened, directory)
@@ -131,7 +138,7 @@ def erase(
     if plan_ is not None:
         for name in plan_.others:
             typer.echo(clean(f"{name}\tis a newer edit of the same fact and stays"))
-        typer.echo(f"{len(plan_.rows)} edits erased, {len(plan_.reverts)} of them out of the weights")
+        typer.echo(f"{counted(len(plan_.rows), 'edit')} erased, {len(plan_.reverts)} of them out of the weights")
     elif not done:
         typer.echo("no erasure was cut short")
     for place in left:

@@ -25,7 +25,8 @@ def geometry(
         ),
     ] = None,
     run: Annotated[
-        str | None, typer.Option("--run", metavar="DIR", help="Directory or name of the run; the newest by default.")
+        str | None,
+        typer.Option("--run", metavar="DIR", help="Directory or name of the run, also bare; the newest by default."),
     ] = None,
     text: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Text of the documents, a paragraph each; the shipped prose.")

@@ -57,7 +57,8 @@ class PreserveOptions(Closed):
         ),
     ] = None
     run: Annotated[
-        str | None, typer.Option("--run", metavar="DIR", help="Directory or name of the run; the newest by default.")
+        str | None,
+        typer.Option("--run", metavar="DIR", help="Directory or name of the run, also bare; the newest by default."),
     ] = None
     tasks: Annotated[
         str,

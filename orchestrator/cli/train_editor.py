@@ -9,6 +9,7 @@ import typer
 
 from errata.editing.errors import UserError
 from errata.editing.texts import read_text
+from errata.editing.wording import counted
 
 train_editor = typer.Typer(help="Train what an editor needs before it can edit.", no_args_is_help=True)
 
@@ -38,7 +39,7 @@ def mend(
     edit_lr: Annotated[float, typer.Option(min=0, help="What each map's learned rate begins with.")] = 1e-4,
     lr_lr: Annotated[float, typer.Option(min=0, help="Adam's learning rate for those rates.")] = 1e-4,
     save_every: Annotated[int, typer.Option(min=1, help="Records between two writes of the file.")] = 100,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for the order of records and the first weights.")] = 0,
 ) -> None:
     """Train MEND's network on facts whose subjects nobody is tested on.
 
@@ -76,4 +77,4 @@ def mend(
             display.update("records", step, steps, f"edit {recent:.2f}, moved {moved:.2g}")
 
         trainer.train(steps, output, every=save_every, tell=tell)
-    typer.echo(f"{output}: {trainer.step} records of {len(found)}, digest {network_digest(trainer.network)}")
+    typer.echo(f"{output}: {trainer.step} of {counted(len(found), 'record')}, digest {network_digest(trainer.network)}")

@@ -218,6 +218,7 @@ _LATER: dict[str, tuple[object, ...]] = {
     "reasoning": (None,),
     "final": ("all",),
     "free_text": (None,),
+    "ike": (None,),
 }
 """Settings of the evaluation of which older releases know nothing, and what they were then."""
 

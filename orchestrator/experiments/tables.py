@@ -13,7 +13,7 @@ from errata.editing.wording import counted as counted_of
 from errata.evaluation.outcomes import Arm
 from errata.orchestrator.experiments.check import Mismatch, check_block
 from errata.orchestrator.experiments.collect import Collection, Run, changed_by
-from errata.orchestrator.experiments.labels import GROUP, SEED, title_of
+from errata.orchestrator.experiments.labels import EDITS, GROUP, SEED, title_of
 from errata.orchestrator.report.summary import ArmMetrics, Summary
 
 _REPEATED = (SEED, "covariance.seed")
@@ -179,9 +179,13 @@ def compare(
     for run in collection.runs:
         families.setdefault(tuple(run.coordinates.get(axis, "") for axis in split), []).append(run)
     notes, blocks = list(collection.notes), []
+    lengths = {run.summary.edits_applied for run in collection.runs}
+    untold = len(families) > 1 and len(lengths) > 1 and not {EDITS, "stream.limit"} & set(collection.axes)
     for labels, runs in families.items():
         coordinates = {axis: label for axis, label in zip(split, labels, strict=True) if label}
         title = title_of(coordinates)
+        if untold:  # tables split for their length among other things say it
+            title += ", " + " or ".join(counted_of(n, "edit") for n in sorted({r.summary.edits_applied for r in runs}))
         notes += _settled(check_block(runs, [*_REPEATED, *_AVERAGED]), title, anyway)
         rows = tuple(_rows(runs, free, changes, intervals))
         notes += _uneven(rows, title)

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from errata.editing.errors import UserError
 from errata.editing.extras import require
+from errata.editing.wording import counted
 from errata.orchestrator.guard.webhook import Outcome, Webhook
 
 NOTIFY: Final = "ERRATA_GUARD_NOTIFY"
@@ -55,10 +56,12 @@ def in_words(payload: Mapping[str, Any]) -> tuple[str, str]:
     """Title and text of an alert."""
     title = f"Errata: guard breach in run {payload.get('run')}"
     version = str(payload.get("version") or "")[:12]
-    lines = [f"Version v{payload.get('sequence')} ({version}) after {payload.get('edits')} edits does not hold."]
+    edits = counted(payload.get("edits") or 0, "edit")
+    lines = [f"Version v{payload.get('sequence')} ({version}) after {edits} does not hold."]
     lines += [f"- {reason}" for reason in payload.get("reasons") or ()]
     if payload.get("reverting"):
-        lines.append(f"{len(payload['reverting'])} edits are being taken back.")
+        one = len(payload["reverting"]) == 1
+        lines.append(f"{counted(len(payload['reverting']), 'edit')} {'is' if one else 'are'} being taken back.")
     if payload.get("paused"):
         lines.append("The stream is paused until somebody resumes it.")
     return title, "\n".join(lines)

@@ -68,8 +68,8 @@ def _alert(data: Mapping[str, Any]) -> str:
 
 def _round(data: Mapping[str, Any]) -> str:
     asked, lost = len(data["asked"]), len(data["lost"])
-    again = f"; {data['written']} written again, {data['landed']} of these are said now" if data["written"] else ""
-    return f"at {data['at']} edits: {asked - lost} of {asked} old facts are said{again}"
+    again = f"; {data['written']} written again, {data['landed']} of these said now" if data["written"] else ""
+    return f"at {counted(data['at'], 'edit')}: {asked - lost} of {counted(asked, 'old fact')} still said{again}"
 
 
 def _at(text: str) -> Callable[[Mapping[str, Any]], str]:

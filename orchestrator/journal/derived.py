@@ -82,7 +82,7 @@ _QUERIES: Final[tuple[tuple[str, str, str], ...]] = (
     ),
     (
         "commit",
-        "is said to hold {1} facts, its requests' fates say {2}",
+        "is said to hold so many facts: {1}; its requests' fates say {2}",
         "SELECT 'v' || c.sequence, c.holds, h.holds FROM commits c"
         f" JOIN ({HOLDS}) h ON h.sequence = c.sequence WHERE c.holds IS NOT h.holds",
     ),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from errata.editing.wording import counted
 from errata.evaluation.judge import Agreement, Case, ContainsJudge, Judge, agreement
 from errata.evaluation.outcomes import ALL_ARMS, Arm
 from errata.orchestrator.report.summary import FactRecord
@@ -100,6 +101,7 @@ def judgment_lines(judgment: Judgment) -> list[str]:
     if judgment.overall is not None:
         kappa = "" if judgment.overall.kappa is None else f", Cohen's kappa {judgment.overall.kappa:.3f}"
         lines.append(
-            f"agreement with containment over {judgment.overall.cases} answers: {judgment.overall.share:.3f}{kappa}"
+            f"agreement with containment over {counted(judgment.overall.cases, 'answer')}: "
+            f"{judgment.overall.share:.3f}{kappa}"
         )
     return lines

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from errata.editing.errors import ErrataError
+from errata.editing.wording import counted
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.rows import Version
@@ -123,7 +124,9 @@ def _upload(
         "errata.base": journal.meta.base_digest,
         "errata.weights": str(card["weights"]),
     }
-    description = f"v{version.sequence} of run {journal.meta.run_id}: {version.edits} edits on {card['base']['name']}"
+    description = (
+        f"v{version.sequence} of run {journal.meta.run_id}: {counted(version.edits, 'edit')} on {card['base']['name']}"
+    )
     number = client.create_model_version(
         name, made.artifact_location, run_id=run_id, tags=tags, description=description, model_id=made.model_id
     )

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from errata.editing.wording import counted as counted_of
 from errata.evaluation.strata import by_age
 from errata.orchestrator.config.evaluation import EvaluationConfig
 from errata.orchestrator.journal.rows import RequestRow
@@ -121,8 +122,9 @@ class RunLoop:
             # the timeline's last point is read off this evaluation, so its facts are asked too
             also = {request.id for request in timeline.sample()} if self._evaluation.every else set()
             requests = [row.request for row in rows if row.id in counted | also]
-            of = "" if len(counted) == len(rows) else f" of {len(rows)}"
-            self._display.say(f"final evaluation of {len(counted)}{of} facts on {len(self._evaluation.arms)} arms")
+            facts = counted_of(len(rows), "fact")
+            facts = facts if len(counted) == len(rows) else f"{len(counted)} of {facts}"
+            self._display.say(f"final evaluation: {facts}, {counted_of(len(self._evaluation.arms), 'arm')}")
             everything = timeline.measure(requests, head, FINAL, latency=True, counted=counted).result()
             timeline.close_with(everything, head)
             final = everything.only(counted)

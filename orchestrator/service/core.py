@@ -26,10 +26,11 @@ from errata.editing.errors import (
     UserError,
 )
 from errata.editing.request import EditRequest
+from errata.editing.wording import counted
 from errata.orchestrator.config.service import ServiceConfig
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.intake import Admit
-from errata.orchestrator.journal.rows import Accepted, Version
+from errata.orchestrator.journal.rows import Accepted, Version, shown_state
 from errata.orchestrator.run.repairing import REPAIR
 from errata.orchestrator.service.acceptor import Acceptor
 from errata.orchestrator.service.errors import ServiceError, busy, conflict, not_found, unavailable
@@ -262,7 +263,7 @@ class ServiceCore:
             if row is None:
                 raise not_found(f"there is no edit {name!r}")
             if row.state in ("rejected", "superseded"):
-                raise conflict(f"edit {name!r} is {row.state} and cannot be reverted")
+                raise conflict(f"edit {name!r} is {shown_state(row.state)} and cannot be reverted")
         self._room()
         number = self._reverting.intend(ids, reason=reason, by=by)
         return self._command(lambda: self._reverting.carry_out(number, ids, reason=reason, by=by), sure=True)
@@ -290,7 +291,10 @@ class ServiceCore:
             ServiceError: 404, 409: nothing to evaluate, 429: so many wait already.
         """
         if self.open_evaluations >= self.config.max_evaluations:
-            raise busy(f"{self.config.max_evaluations} evaluations wait or run; take one back or wait", retry_after=30)
+            raise busy(
+                f"{counted(self.config.max_evaluations, 'evaluation')} at most may wait or run; take one back or wait",
+                retry_after=30,
+            )
         rows = self.journal.applied_spread(sample or 24) if ids is None else [self._applied(name) for name in ids]
         if not rows:
             raise conflict("no edit is applied yet: there is nothing to evaluate")
@@ -515,7 +519,7 @@ class ServiceCore:
         if row is None:
             raise not_found(f"there is no edit {name!r}")
         if row.state != "applied":
-            raise conflict(f"edit {name!r} is {row.state}: only applied edits can be evaluated")
+            raise conflict(f"edit {name!r} is {shown_state(row.state)}: only applied edits can be evaluated")
         return row
 
     def _kept_pause(self) -> str | None:

@@ -111,12 +111,13 @@ QUICK: Mapping[str, str | tuple[str, ...]] = {
 }
 """Run in this process on a tiny run. `DRY`: hours as it stands, so every cell of it is listed (``--dry-run``)."""
 
-_SHORT = (
-    "--set stream.limit=2 --set covariance.tokens=300 --set covariance.sequences_per_unit=16 --set covariance.slots=16"
+_SMALL = (
+    "--set covariance.tokens=300 --set covariance.sequences_per_unit=16 --set covariance.slots=16 "
+    "--set covariance.max_new_tokens=16 --set editor.values.steps=4 --set evaluation.sample=2 "
+    "--set evaluation.latency_questions=1 --set evaluation.max_new_tokens=3 --set ray.generation_workers=1"
 )
-_SHORT += " --set editor.values.steps=4 --set evaluation.sample=2 --set evaluation.latency_questions=1"
-_SHORT += " --set ray.generation_workers=1 --set covariance.max_new_tokens=16"
-_SHORT += " --set evaluation.max_new_tokens=3"
+"""Options that make what a run does short."""
+_SHORT = f"--set stream.limit=2 {_SMALL}"
 
 _ON_A_RUN: Mapping[str, str | tuple[str, ...]] = {
     "errata models fetch smollm2-135m-instruct": SAME,
@@ -157,8 +158,8 @@ _ON_A_RUN: Mapping[str, str | tuple[str, ...]] = {
         "--maps down_proj --rank 8"
     ),
     "errata sweep experiments/revisiting-small-zsre --set stream.path=FILE": (
-        "errata sweep experiments/revisiting-small-zsre --set stream.path=facts.jsonl --only method=MEMIT "
-        f"-o runs/sweep {_SHORT}"
+        "errata sweep experiments/revisiting-small-zsre --set stream.path=facts.jsonl --set stream.schema=auto "
+        f"-o runs/sweep --only method=MEMIT --only edits=1 --only group=0 {_SMALL}"
     ),
     "errata compare DIR": "errata compare runs/sweep",
     "errata compare runs/revisiting": "errata compare runs/sweep",
@@ -245,8 +246,7 @@ NOT_RUN: tuple[tuple[str, str, str], ...] = (
 """(pattern of the whole command, the check that is made instead, why it is not run); `shell` is run as it stands."""
 
 
-ON_SHORT = _SHORT
-"""Options that make a run on the demo model a matter of a minute or two."""
+ON_SMALL = _SMALL
 
 
 def typed(shown: str, said: str | tuple[str, ...]) -> list[list[str]]:

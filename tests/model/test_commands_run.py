@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.helpers.page_commands import LONG, ON_SHORT, SERVED, typed
+from tests.helpers.page_commands import LONG, ON_SMALL, SERVED, typed
 from tests.helpers.pages import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -74,9 +74,7 @@ def test_a_command_of_the_pages_runs_on_the_demo_model(text: str, place: Path) -
 def served(place: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A service as the page starts it, on a port that is free."""
     shown = next(text for text in SERVED if text.startswith("errata serve service --output runs/service"))
-    # cut as a run is; it has no stream that could be
-    cut = ON_SHORT.replace("--set stream.limit=2", "").split()
-    words = [*shlex.split(shown)[1:], "--port", "0", *cut]
+    words = [*shlex.split(shown)[1:], "--port", "0", *ON_SMALL.split()]
     process = subprocess.Popen(
         [sys.executable, "-m", "errata.orchestrator.cli", *words],
         cwd=place,

@@ -74,6 +74,18 @@ def test_what_is_typed_has_every_option_that_is_shown(text: str) -> None:
         assert words[1] == text.split()[1]
 
 
+@pytest.mark.parametrize("text", sorted(LONG))
+def test_what_is_typed_on_the_demo_model_is_parsed_here(text: str) -> None:
+    """It takes minutes to run, so a slip in it is seen before."""
+    pages = importlib.import_module("tests.unit.test_commands_of_the_pages")
+    keys = pages.settings_known()
+    for words in typed(text, LONG[text]):
+        _, options, _ = pages.parsed(Shown(SHOWN[text].page, SHOWN[text].line, tuple(words), True))
+        for override in options.get("--set", []):
+            key = override.partition("=")[0]
+            assert key in keys or key.startswith("editor."), key
+
+
 def test_a_command_that_nobody_has_decided_is_found() -> None:
     assert decision("errata preserve v0 --tasks never --new", True) == ("", "")
     assert decision("errata log runs/other --new", False) == ("", "")

@@ -168,6 +168,35 @@ def test_the_list_knows_them(line: str, words: list[str]) -> None:
     assert british(line) == words
 
 
+NOUNS = "edit|fact|version|file|commit|batche|node|block|arm|record|evaluation|run|model|request|server|layer|worker"
+NEVER_ONE = {
+    "orchestrator/history/log.py": "start with",
+    "orchestrator/journal/versions.py": "start with",
+    "actors/reduction.py": "subtree of",
+    "evaluation/uncertainty.py": "_LEVEL_TEXTS",
+    "orchestrator/journal/records.py": "the refresh triggered at",
+}
+"""Numbers that are never one, or that nobody reads: the file, and what the line is known by."""
+
+
+def without_singular(line: str) -> bool:
+    """Whether a number stands before a plural that is written out: ``1 edits`` is no English; `counted` knows both."""
+    return re.search(rf"\{{[^{{}}]+\}} (?:old |stored |further )?(?:{NOUNS})s\b", line) is not None
+
+
+def test_numbers_of_things_know_the_singular() -> None:
+    wrong = [
+        f"{name}:{number}: {line.strip()}"
+        for name, text in texts()
+        if name.endswith(".py") and name.split("/")[0] in FOLDERS[:6]
+        for number, line in enumerate(text.splitlines(), start=1)
+        if without_singular(line) and not (name in NEVER_ONE and NEVER_ONE[name] in line)
+    ]
+    assert not wrong, "\n".join(wrong)
+    assert without_singular('say(f"{len(edits)} edits erased")') and without_singular("{n} stored files, {m} bytes")
+    assert not without_singular("""say(f"{counted(n, 'edit')} erased")""")
+
+
 def test_every_file_is_looked_at() -> None:
     names = {name for name, _ in texts()}
     assert {

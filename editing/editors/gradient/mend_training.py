@@ -33,6 +33,7 @@ from errata.editing.errors import UserError
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.decoder import layer_of
 from errata.editing.request import EditRequest
+from errata.editing.wording import counted
 
 
 class MendTrainingConfig(Closed):
@@ -78,7 +79,8 @@ class MendTrainer:
     ) -> None:
         if not records or not texts:
             raise UserError(
-                f"train-editor: {len(records)} records and {len(texts)} texts; at least one of each is needed"
+                f"train-editor: {counted(len(records), 'record')} and {counted(len(texts), 'text')}; "
+                "at least one of each is needed"
             )
         model.check_layers(editor.numbers)
         self.model, self.settings, self.numbers = model, settings, editor.numbers

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
 
@@ -17,7 +18,7 @@ from errata.editing.editors.closed_form.memit import MemitConfig
 from errata.editing.errors import ErrataError, UserError
 from errata.editing.model import decoder as decoder_module
 from errata.editing.model.adapter import EditableModel
-from errata.editing.model.decoder import FAMILIES, Decoder
+from errata.editing.model.decoder import FAMILIES, Decoder, _cache_argument
 from errata.editing.model.flat import flat_pass
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.session import EditSession
@@ -46,6 +47,26 @@ def test_padded_layer_by_layer_pass_equals_the_library(tiny: Tiny, family: str) 
             want = plain.logits(model, ids)
             error = (got[row, : len(ids)] - want).abs().max() / want.abs().max()
             assert error < 2e-5, f"row {row}: {error:.2g}"
+
+
+class OfNow(nn.Module):
+    def forward(self, hidden_states: object, attention_mask: object = None, cache: object = None) -> None: ...
+
+
+class OfBefore(nn.Module):
+    def forward(self, hidden_states: object, past_key_values: object = None, **more: object) -> None: ...
+
+
+class OfLongAgo(nn.Module):
+    def forward(self, hidden_states: object, layer_past: object = None, **more: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"), [(OfNow, "cache"), (OfBefore, "past_key_values"), (OfLongAgo, "layer_past")]
+)
+def test_a_layer_is_given_its_store_under_the_name_it_has_for_it(layer: type[nn.Module], name: str) -> None:
+    """transformers 5.24 renamed it, and every first edit began with a warning of the old name."""
+    assert _cache_argument(layer) == name
 
 
 @pytest.mark.parametrize("family", plain.FAMILIES)

@@ -273,6 +273,32 @@ def test_where_it_runs_and_where_the_stream_ends_may_change_on_resume(sections):
     assert build_config(plain(**sections)).digest == build_config(plain()).digest
 
 
+def test_a_setting_that_came_later_is_no_part_of_the_identity_unless_it_is_used():
+    """A run of a release before it goes on: what was not there then must not be asked of it now."""
+    known = {
+        "seed": None,
+        "model": {"dtype", "name"},
+        "editor": {"cov_weight", "l2", "layers", "past_keys", "tau", "type", "values"},
+        "contexts": {"count", "length"},
+        "stream": {"path", "schema", "skip", "target"},
+        "batching": {"size"},
+        "covariance": {
+            *("corpus", "max_new_tokens", "mixture", "seed", "seed_mode", "seed_tokens", "sequences", "server"),
+            *("sequences_per_unit", "slots", "source", "tokens", "units_per_block"),
+        },
+        "refresh": {"ema_weight", "every", "lag", "max_jsd", "mode", "model"},
+        "memory": {"embedder", "index", "scr"},
+        "evaluation": {
+            *("arms", "every", "held_out", "latency_questions", "max_new_tokens", "sample", "stop_at_newline"),
+        },
+    }
+    identity = build_config(plain()).identity()
+    assert set(identity) <= set(known)
+    for section, keys in known.items():
+        if keys is not None:
+            assert set(identity[section]) <= keys, section
+
+
 @pytest.mark.parametrize(
     "sections",
     [

@@ -256,6 +256,18 @@ def test_a_run_of_before_a_setting_has_its_default(make_run, key, value, before)
     assert labels[0] == before and labels[1] in (str(value), str(value).lower())
 
 
+def test_blocks_of_different_lengths_that_are_named_otherwise_say_their_lengths(make_run):
+    short = make_run("short", arms(), settings={"editor.regime": "retrieved", "stream.limit": 2})
+    long = make_run(
+        "long",
+        arms(),
+        settings={"editor.regime": "accumulated", "stream.limit": 3},
+        facts=(fact(1), fact(2), fact(3)),
+    )
+    titles = [block.title for block in compare(collect([short, long])).blocks]
+    assert titles == ["retrieved, 2 edits", "accumulated, 3 edits"]
+
+
 def test_runs_that_say_the_same_settings_are_left_as_they_are(make_run):
     first, second = make_run("a", arms(), settings={"seed": 0}), make_run("b", arms(), settings={"seed": 1})
     assert [dict(run.settings) for run in collect([first, second]).runs] == [
