@@ -34,3 +34,10 @@ def test_contributing_names_only_what_exists() -> None:
     assert places and not missing, missing
     patterns = re.findall(r"`((?:\.?[a-z_]+/)+)[\w.-]*<[^`]*`", text)
     assert patterns and all((ROOT / folder).is_dir() for folder in patterns), patterns
+
+
+def test_a_dead_link_ends_the_building_of_the_pages() -> None:
+    """`make docs` takes a warning for an error, so what is to be an error must be a warning."""
+    links = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["validation"]["links"]
+    assert links == dict.fromkeys(("not_found", "unrecognized_links", "anchors", "absolute_links"), "warn")
+    assert "mkdocs build --strict" in (ROOT / "Makefile").read_text()
