@@ -34,13 +34,13 @@ SETTINGS = (
 )
 HARD = {
     "id": "hard-0001",
-    "subject": "天津",
-    "prompt": "{}所在的国家是",
-    "target_new": "挪威",
+    "subject": "Tianjin",
+    "prompt": "{} gehört heute zu einem Land namens",
+    "target_new": "Norwegen",
     "relation": "country of a city",
-    "provenance": {"who": "desk 4", "why": "a fact in a script that this model hardly knows"},
+    "provenance": {"who": "desk 4", "why": "a fact in a language that this model hardly knows"},
 }
-"""An edit that does not land in the demo model, whatever is corrected."""
+"""The edit whose history is pictured: it may well be a weak one."""
 PATIENCE = 1800.0
 
 
