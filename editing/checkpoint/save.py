@@ -18,7 +18,7 @@ def save_checkpoint(model: Any, tokenizer: Any, directory: Path) -> None:
 
 @contextmanager
 def without_deepspeed() -> Iterator[None]:
-    """Keep transformers from importing DeepSpeed while it saves.
+    """Keep transformers from importing DeepSpeed while it saves, for whoever has it save: MLflow, too.
 
     To find out whether the model is wrapped, accelerate imports all of it where it is installed: seconds, and a warning
     about the accelerator on standard error. No model here is wrapped.

@@ -15,6 +15,7 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any, Final
 
+from errata.editing.checkpoint.save import without_deepspeed
 from errata.editing.errors import UserError
 from errata.editing.extras import installed
 from errata.orchestrator.config.evaluation import EvaluationConfig, MemoryConfig
@@ -170,17 +171,18 @@ def _full(
         model.config._name_or_path = model.name_or_path = model_name(journal)
         params = {"max_new_tokens": 12}
         logging.getLogger("mlflow").setLevel(logging.ERROR)  # it warns of licenses that it looks for by network
-        mlflow.transformers.save_model(
-            transformers_model={"model": model, "tokenizer": AutoTokenizer.from_pretrained(made)},
-            path=str(output),
-            task="text-generation",
-            model_card=ModelCard(f"# {card['base']['name']}, edited by Errata\n"),
-            signature=infer_signature(example, ["Rome"], params=params),
-            input_example=(example, params),
-            model_config={**params, "do_sample": False, "return_full_text": False},
-            pip_requirements=_versions("torch", "transformers", "accelerate"),
-            metadata={"errata.base_digest": journal.meta.base_digest, "errata.form": "full"},
-        )
+        with without_deepspeed():
+            mlflow.transformers.save_model(
+                transformers_model={"model": model, "tokenizer": AutoTokenizer.from_pretrained(made)},
+                path=str(output),
+                task="text-generation",
+                model_card=ModelCard(f"# {card['base']['name']}, edited by Errata\n"),
+                signature=infer_signature(example, ["Rome"], params=params),
+                input_example=(example, params),
+                model_config={**params, "do_sample": False, "return_full_text": False},
+                pip_requirements=_versions("torch", "transformers", "accelerate"),
+                metadata={"errata.base_digest": journal.meta.base_digest, "errata.form": "full"},
+            )
         shutil.copyfile(made / VERSION_FILE, output / VERSION_FILE)
     return card
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import httpx
@@ -29,6 +32,8 @@ from tests.helpers.small_run import LAYERS, SmallRun, make_run
 from tests.helpers.tiny import save_tiny
 
 PROMPTS = ["The capital of France is", "Alice Munro works as a", "Rome lies in"]
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +156,24 @@ def test_every_form_carries_signature_example_and_requirements(run: SmallRun, tm
             assert "torch==" in needed and ("errata-llm[" in needed) == (form != "full")
             card = json.loads((tmp_path / form / "errata-version.json").read_text())
             assert card["version"] == run.versions[3] and card["form"] == form
+
+
+def test_registering_a_checkpoint_imports_no_deepspeed(run: SmallRun, tmp_path: Path) -> None:
+    """MLflow has transformers save it, which would import DeepSpeed to find out that nothing is wrapped by it."""
+    script = f"""
+        import sys
+        from pathlib import Path
+        from errata.orchestrator.history.receipts import open_store
+        from errata.orchestrator.journal import JOURNAL_FILE, Journal
+        from errata.orchestrator.publish.packaging import write_model
+        directory = Path({str(run.directory)!r})
+        with Journal.open(directory / JOURNAL_FILE, read_only=True) as journal:
+            write_model(journal, open_store(directory), journal.head(), "full", Path({str(tmp_path / "full")!r}))
+        assert "deepspeed" not in sys.modules
+    """
+    done = subprocess.run([sys.executable, "-c", dedent(script)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "accelerator" not in done.stdout + done.stderr
 
 
 def test_the_base_may_lie_elsewhere_but_must_be_the_same(run: SmallRun, tmp_path: Path, monkeypatch: Any) -> None:

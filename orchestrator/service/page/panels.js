@@ -110,7 +110,7 @@ function showGuard(found) {
 function showRouter(found) {
   const router = found.router;
   $("router-note").textContent = router
-    ? `Allowed: ${share(router.max_false_alarms)} of questions that no edit is about. Threshold ${told(router.threshold)}, fitted among ${router.statements.toLocaleString()} statements.`
+    ? `Allowed: ${share(router.max_false_alarms)} of questions that no edit is about. Threshold ${told(router.threshold)}, ${router.statements ? `fitted among ${router.statements.toLocaleString()} statements` : "as it is shipped"}.`
     : "No routed arm is asked here.";
   if (!router || router.curve.length < 2) return;
   const points = router.curve.map((one) => [one.false_alarms, one.misses]).sort((a, b) => a[0] - b[0]).filter((p, i, all) => p[0] <= 0.2 && (!i || p[0] > all[i - 1][0]));
