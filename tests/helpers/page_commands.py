@@ -114,7 +114,8 @@ QUICK: Mapping[str, str | tuple[str, ...]] = {
 _SMALL = (
     "--set covariance.tokens=300 --set covariance.sequences_per_unit=16 --set covariance.slots=16 "
     "--set covariance.max_new_tokens=16 --set editor.values.steps=4 --set evaluation.sample=2 "
-    "--set evaluation.latency_questions=1 --set evaluation.max_new_tokens=3 --set ray.generation_workers=1"
+    "--set evaluation.latency_questions=1 --set evaluation.max_new_tokens=3 --set ray.generation_workers=1 "
+    "--set evaluation.held_out=null --set refresh.every=null --set evaluation.every=null"
 )
 """Options that make what a run does short."""
 _SHORT = f"--set stream.limit=2 {_SMALL}"
@@ -141,7 +142,6 @@ _ON_A_RUN: Mapping[str, str | tuple[str, ...]] = {
     "errata router fit": "errata router fit router.json",
     "errata run configs/quickstart.yaml --set editor.regime=retrieved --output runs/retrieved": (
         f"errata run configs/quickstart.yaml --set editor.regime=retrieved --output runs/retrieved {_SHORT}"
-        " --set refresh.every=null --set evaluation.every=null"
     ),
     "errata covariance estimate CONFIG --set KEY=VALUE --output FILE": (
         f"errata covariance estimate quickstart --output a.safetensors --store store {_SHORT}"
