@@ -21,6 +21,8 @@ GROUPS = (
     ("mistral", "qwen2", "qwen3", "gemma2"),
     ("olmo2", "phi3", "gptj", "gpt_neox"),
 )
+EVERY_DAY_AND_SLOW = (GROUPS[0], *(pytest.param(group, marks=pytest.mark.slow) for group in GROUPS[1:]))
+"""One group in the everyday tier; they share the code that devices are minded in."""
 CLOSE = 1e-5
 WIDER = {"gpt_neox ft_l": 1e-4, "gpt_neox evaluation": 2e-5}
 """Measured 4.6e-5 and 1.1e-5: this family's tiny model magnifies rounding, steps of gradient descent most."""
@@ -55,7 +57,7 @@ def test_every_family_is_run() -> None:
 
 
 @pytest.mark.timeout(1800)  # half a minute of an idle core
-@pytest.mark.parametrize("families", GROUPS, ids="+".join)
+@pytest.mark.parametrize("families", EVERY_DAY_AND_SLOW, ids="+".join)
 def test_every_editor_gives_the_cpus_weights(families: tuple[str, ...]) -> None:
     found = differences("edit", *families)
     assert set(found) == {f"{family} {editor}" for family in families for editor in NAMES}
@@ -63,7 +65,7 @@ def test_every_editor_gives_the_cpus_weights(families: tuple[str, ...]) -> None:
 
 
 @pytest.mark.timeout(1800)  # half a minute of an idle core
-@pytest.mark.parametrize("families", GROUPS, ids="+".join)
+@pytest.mark.parametrize("families", EVERY_DAY_AND_SLOW, ids="+".join)
 def test_estimation_evaluation_and_a_rank_give_the_cpus_numbers(families: tuple[str, ...]) -> None:
     found = differences("rest", *families)
     assert len(found) >= 2 * len(families)

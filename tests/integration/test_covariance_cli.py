@@ -43,6 +43,7 @@ def write_config(path: Path, model: Path, covariance: dict[str, Any]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_from_estimates_to_a_comparison(errata, tiny_checkpoint: Path, tmp_path: Path) -> None:
     sampled = {"tokens": 150, "max_new_tokens": 8, "sequences_per_unit": 4, "slots": 4}
     own = write_config(tmp_path / "own.yaml", tiny_checkpoint, sampled)

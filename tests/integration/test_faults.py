@@ -250,6 +250,7 @@ def test_an_editor_killed_between_and_during_batches_goes_on_as_if_nothing_had_b
     editor.close()
 
 
+@pytest.mark.slow
 def test_an_editor_killed_during_a_restoration_item_by_item(spec, lifetime):
     editor = EditorClient(RayConfig(max_revivals=10), spec, MEMIT, PREFIXES, lambda: iter(lifetime.history))
     murder(process(editor.actor))
@@ -341,6 +342,7 @@ def test_a_memory_that_was_killed_is_filled_again(local_ray):
 # ---------------------------------------------------------------- evaluation
 
 
+@pytest.mark.slow
 def test_an_evaluation_worker_killed_in_the_middle_changes_no_result(spec):
     arms = tuple(arm for arm in ARMS if arm != "routed")  # there is no router here
     settings = EvaluationSettings(ScrConfig(), arms, max_new_tokens=3)

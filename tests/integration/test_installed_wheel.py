@@ -89,6 +89,7 @@ def test_the_wheel_of_the_sdist_holds_one_package(wheel: Path) -> None:
         assert name in names
 
 
+@pytest.mark.timeout(900)
 def test_a_run_and_a_sweep_where_the_working_directory_has_rooms_too(
     environment: Path, project: Path, tiny_checkpoint: Path, stream: Path
 ) -> None:

@@ -183,8 +183,10 @@ def test_everything_was_killed_again_and_again(soak: Soak) -> None:
     assert sum(soak.host.kills[kind] for kind in ends) == len(soak.host.ready_seconds) - 1
     assert soak.host.kills["service process"] >= 1
     if SECONDS >= 300:
-        for kind in ("EditorActor", "RetrievalActor", "UnitActor", "EvaluationActor", "process tree"):
+        for kind in ("EditorActor", "RetrievalActor", "UnitActor", "EvaluationActor"):
             assert soak.host.kills[kind] >= 2, kind
+        for kind in ends:  # they take turns, and how many there are hangs on how long a start takes
+            assert soak.host.kills[kind] >= 1, kind
 
 
 def test_every_kind_of_attack_was_tried(soak: Soak) -> None:

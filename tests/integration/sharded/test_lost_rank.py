@@ -73,6 +73,7 @@ class Murder:
         assert self.in_time, "the call was over before the rank was killed; make it longer"
 
 
+@pytest.mark.slow
 def test_a_rank_killed_during_value_optimization_changes_nothing(sharded: ShardedModel, checkpoint: Path) -> None:
     sharded.apply(change(2))
     want = sharded.optimize_values(REQUESTS, layer=2, contexts=("",), config=LONG)
