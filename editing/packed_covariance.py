@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from errata.editing.covariance import KeyCovariance, SampleRecord
 from errata.editing.errors import DamagedFileError, UserError
-from errata.editing.tensors import read_tensors, write_tensors
+from errata.editing.tensors import format_of, read_tensors, write_tensors
 
 FORMAT = "errata-covariance-packed-1"
 PACKED = "packed"
@@ -108,11 +107,7 @@ def load_covariance(path: Path) -> KeyCovariance:
     Raises:
         DamagedFileError: it is neither, is cut short, or its bytes have changed.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            form = (file.metadata() or {}).get("format")
-    except Exception as error:  # safetensors raises its own type, which it does not export everywhere
-        raise DamagedFileError(f"covariance file {path.name!r} cannot be read: {error}") from error
+    form = format_of(path, "covariance file")
     return load_packed(path) if form == FORMAT else KeyCovariance.load(path)
 
 

@@ -22,6 +22,22 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], form: str, metadata
     save_file(dict(tensors), path, metadata={"format": form, **metadata})
 
 
+def format_of(path: Path, what: str) -> str | None:
+    """The format that a tensor file says it has; None where it says none.
+
+    Args:
+        what: names the file in messages, such as "delta file".
+
+    Raises:
+        DamagedFileError: it cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format")
+    except Exception as error:  # safetensors raises its own type, which it does not export everywhere
+        raise DamagedFileError(f"{what} {path.name!r} cannot be read: {error}") from error
+
+
 def read_tensors(path: Path, form: str | tuple[str, ...], what: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of a file, on the CPU.
 

@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from safetensors.numpy import save_file
 
 from errata.editing.closed import Closed
 from errata.editing.digest import digest_file
 from errata.editing.errors import DamagedFileError, UserError
+from errata.editing.tensors import write_tensors
 from errata.retrieval.index import VectorIndex
 
 MANIFEST = "memory.json"
 _PARTS = "parts"
+_VECTORS = "errata-vectors-1"
 
 
 class EmbedderRef(Closed):
@@ -62,7 +64,8 @@ def write(
     with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as temporary:
         place = Path(temporary)
         (place / "entries.jsonl").write_text("".join(line + "\n" for line in entries), encoding="utf-8")
-        save_file({"vectors": vectors}, str(place / "vectors.safetensors"))
+        rows = torch.from_numpy(np.ascontiguousarray(vectors))
+        write_tensors(place / "vectors.safetensors", {"vectors": rows}, _VECTORS, {})
         index.save(place)
         files = {}
         for path in sorted(place.iterdir()):
