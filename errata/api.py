@@ -49,12 +49,11 @@ from errata.orchestrator.history.rebuild import BaseCheckpoint
 from errata.orchestrator.history.receipts import open_for_writing
 from errata.orchestrator.journal import JOURNAL_FILE
 from errata.orchestrator.journal.rows import RequestRow, shown_state
-from errata.orchestrator.measuring.finding import QuestionFinder, demonstration_pool
+from errata.orchestrator.measuring.finding import QuestionFinder, demonstration_pool, findings
 from errata.orchestrator.progress import Display
 from errata.orchestrator.run.assembly import make_pipeline
 from errata.orchestrator.run.opening import check_output, open_journal
 from errata.orchestrator.tracking.tracker import NullTracker
-from errata.retrieval.router import Findings
 
 Fact = Mapping[str, Any] | EditRequest
 """``subject``, ``prompt`` (with ``{}`` for the subject, or spelling it out) and ``target_new``; the other fields of
@@ -358,9 +357,7 @@ class Editor:
             return {text: [] for text in texts}
         check_installed("faiss")
         unique = list(dict.fromkeys(texts))
-        k = self._config.memory.scr.k
-        routing = self._pipeline.memory.route(unique, k) if "routed" in arms else None
-        return Findings(dict(zip(unique, self._pipeline.memory.search(unique, k), strict=True)), routing)
+        return findings(self._pipeline.memory, unique, self._config.memory.scr.k, arms)
 
     def _found(self, requests: Sequence[EditRequest], arms: Sequence[Arm]) -> Mapping[str, Any]:
         """What the memory knows of the questions of facts."""

@@ -3,12 +3,10 @@ UltraEditBench (Gu et al. 2025, arXiv:2505.14679). Neither marks the subject wit
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
-from errata.evaluation.datasets.record import Draft, Loader, Raw, RecordError, optional_text, raw_id, text_of
-
-_WORD = re.compile(r"\w+")
+from errata.editing.scripts import spans_of_words
+from errata.evaluation.datasets.record import Draft, Loader, Raw, RecordError, optional_text, raw_id, text_of, texts
 
 
 def subject_in(question: str, subject: str) -> str:
@@ -18,8 +16,8 @@ def subject_in(question: str, subject: str) -> str:
     the first of equally long ones; else the question itself, whose last token is then where a method that reads keys
     at the subject takes them. Methods that need no subject see no difference.
     """
-    words = [match.group().casefold() for match in _WORD.finditer(subject)]
-    spans = [match.span() for match in _WORD.finditer(question)]
+    words = [subject[start:end].casefold() for start, end in spans_of_words(subject)]
+    spans = list(spans_of_words(question))
     here = [question[start:end].casefold() for start, end in spans]
     runs = [
         (end - start, -at, at)
@@ -55,7 +53,7 @@ def convert_wikibigedit(raw: Raw, target: str) -> Iterator[Draft]:
         "target_new": answer,
         # names the fact, which a record of a later month may update
         "relation": optional_text(raw, "relation_id") or optional_text(raw, "relation"),
-        "paraphrases": tuple(text for text in [optional_text(raw, "rephrase")] if text),
+        "paraphrases": tuple(texts(raw.get("rephrase"))),
         "neighborhood": _neighbor(raw),
         "portability": tuple(portability),
     }
@@ -69,7 +67,7 @@ def convert_ultraeditbench(raw: Raw, target: str) -> Iterator[Draft]:
         "subject": subject_in(question, optional_text(raw, "subject") or question),
         "prompt": question,
         "target_new": text_of(raw, "ans"),
-        "paraphrases": tuple(text for text in [optional_text(raw, "rephrase_prompt")] if text),
+        "paraphrases": tuple(texts(raw.get("rephrase_prompt"))),
         "neighborhood": _neighbor(raw),
     }
 

@@ -32,6 +32,9 @@ def facts_at(journal: JournalReader, fact_keys: Iterable[str], moment: Moment) -
     late counts, and what was taken back later than the time counts as well. Without one it is what the version held.
     """
     keys = list(dict.fromkeys(fact_keys))
+    if moment.as_of is None:
+        last = (moment.known or journal.head()).sequence
+        return [row for row in journal.held_of(keys, last) if row.erased_at is None]
     rows = [row for row in journal.requests_of_facts(keys) if row.erased_at is None]
     fates = journal.fates_of([row.seq for row in rows])
     ends = _ends(journal.retractions_of(keys), rows)
@@ -42,9 +45,6 @@ def facts_at(journal: JournalReader, fact_keys: Iterable[str], moment: Moment) -
             by_fact.setdefault(row.fact_key, []).append((row, then))
     found = []
     for told in by_fact.values():
-        if moment.as_of is None:
-            found += [row for row, then in told if then == "applied"]
-            continue
         newest: tuple[RequestRow, str] | None = None
         for row, then in told:
             if row.true_at <= moment.as_of and (newest is None or row.newer_than(newest[0])):

@@ -152,7 +152,7 @@ def load_receipt(store: ArtifactStore, version: Version, gaps: Gaps | None = Non
         request_ids=tuple(json.loads(metadata["request_ids"])),
         fact_keys=tuple(json.loads(metadata["fact_keys"])),
         superseded=tuple(json.loads(metadata["superseded"])),
-        keys={int(n.split(".")[1]): t for n, t in tensors.items() if n.startswith("keys.")},
+        keys=_keys_by_layer(tensors),
         targets=tensors.get("targets"),
         covariance_digest=metadata["covariance"] or None,
         seconds=version.seconds,
@@ -168,8 +168,11 @@ def load_receipt(store: ArtifactStore, version: Version, gaps: Gaps | None = Non
 def _sweep(tensors: Mapping[str, Tensor], number: int) -> Sweep:
     start = f"sweep.{number}."
     own = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
-    keys = {int(name.split(".")[1]): value for name, value in own.items() if name.startswith("keys.")}
-    return Sweep(own["targets"], own["ridge"], keys)
+    return Sweep(own["targets"], own["ridge"], _keys_by_layer(own))
+
+
+def _keys_by_layer(tensors: Mapping[str, Tensor]) -> dict[int, Tensor]:
+    return {int(name.split(".")[1]): value for name, value in tensors.items() if name.startswith("keys.")}
 
 
 def commit_data(
@@ -335,7 +338,7 @@ def _stored_keys(
     if keys is None or (again and gaps.lacks(sequence) and not store.contains("keys", keys)):
         return {}
     metadata, tensors = read_receipt_file(store.get("keys", keys))
-    columns = {int(name.split(".")[1]): matrix for name, matrix in tensors.items() if name.startswith("keys.")}
+    columns = _keys_by_layer(tensors)
     return {
         name: {layer: matrix[:, column] for layer, matrix in columns.items()}
         for column, name in enumerate(json.loads(metadata["request_ids"]))

@@ -306,9 +306,11 @@ def _check_recomputed(journal: JournalReader, store: ArtifactStore, report: Repo
     """What is looked up as computed again by a commit is what its receipt has, as far as one is left."""
     gaps = Gaps.of(journal)
     for version in journal.versions():
-        said = journal.recomputed_in(version.sequence)
         keys = gaps.receipt(version.keys)
-        if version.kind not in ("revert", "erase") or said == {0} or keys is None or not store.contains("keys", keys):
+        if version.kind not in ("revert", "erase") or keys is None or not store.contains("keys", keys):
+            continue
+        said = journal.recomputed_in(version.sequence)
+        if said == {0}:
             continue
         try:
             metadata, _ = read_receipt_file(store.get("keys", keys))

@@ -195,15 +195,14 @@ class JournalReader(VersionReader):
 
     def held_of(self, fact_keys: Iterable[str], sequence: int) -> list[RequestRow]:
         """As `held`, of some facts."""
-        rows = self.requests_of_facts(fact_keys)
-        last = "SELECT state FROM fates WHERE seq = ? AND sequence <= ? ORDER BY number DESC LIMIT 1"
-        return [
-            row
-            for row in rows
-            if row.applied_in is not None
-            and row.applied_in <= sequence
-            and [fate["state"] for fate in self._rows(last, row.seq, sequence)] == ["applied"]
-        ]
+        rows = [row for row in self.requests_of_facts(fact_keys) if (row.applied_in or sequence + 1) <= sequence]
+        fates = self.fates_of(row.seq for row in rows)
+
+        def then(row: RequestRow) -> str:
+            """Its state after the commit: each had at least been applied."""
+            return [f.state for f in fates[row.seq] if f.sequence is not None and f.sequence <= sequence][-1]
+
+        return [row for row in rows if then(row) == "applied"]
 
     def held_count(self, sequence: int) -> int:
         """How many requests `held` gives: kept with every commit, so that nothing is counted."""

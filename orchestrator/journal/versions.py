@@ -199,6 +199,7 @@ def _read_meta(connection: sqlite3.Connection) -> JournalMeta:
 
 
 def time_of(text: str) -> datetime:
+    """A time as the journal writes it."""
     return datetime.fromisoformat(text)
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Protocol
 
 from errata.actors.parts import MemoryPart
 from errata.actors.workers.evaluation import Hits
 from errata.editing.errors import UserError
 from errata.editing.request import EditRequest
 from errata.evaluation.datasets import ValidRecord, open_dataset
-from errata.evaluation.outcomes import IKE_ARMS, Arm
+from errata.evaluation.outcomes import IKE_ARMS, MEMORY_ARMS, Arm
 from errata.evaluation.probes import probes_of, questions_of
 from errata.retrieval.ike import Asked, DemonstrationPool, IkeConfig, InContext
-from errata.retrieval.router import Findings
+from errata.retrieval.memory import Hit
+from errata.retrieval.router import Findings, Routing
 
 
 def demonstration_pool(config: IkeConfig) -> DemonstrationPool:
@@ -27,6 +29,22 @@ def demonstration_pool(config: IkeConfig) -> DemonstrationPool:
     if not pool.demonstrations:
         raise UserError(f"evaluation.ike.demonstrations {config.demonstrations!r} holds no record to demonstrate with")
     return pool
+
+
+class Finds(Protocol):
+    """What of `errata.actors.parts.MemoryPart` is needed."""
+
+    def search(self, questions: Sequence[str], k: int) -> Sequence[Sequence[Hit]]: ...
+
+    def route(self, questions: Sequence[str], k: int) -> Routing: ...
+
+
+def findings(memory: Finds, questions: Sequence[str], k: int, arms: Collection[Arm]) -> Findings:
+    """What a memory finds for distinct questions, as far as the arms ask it: ``k`` statements each, and candidates for
+    the router."""
+    near = memory.search(questions, k) if MEMORY_ARMS & set(arms) else [[] for _ in questions]
+    routing = memory.route(questions, k) if "routed" in arms else None
+    return Findings(dict(zip(questions, near, strict=True)), routing)
 
 
 class QuestionFinder:
@@ -46,10 +64,9 @@ class QuestionFinder:
             UserError: an arm of in-context editing, and no demonstrations are configured.
         """
         questions = questions_of(requests)
-        near = self._memory.search(questions, self._k) if remembered else [[] for _ in questions]
-        routing = self._memory.route(questions if remembered else [], self._k) if "routed" in arms else None
+        found = findings(self._memory, questions if remembered else [], self._k, arms)
         shown = self._in_context(requests, remembered) if set(IKE_ARMS) & set(arms) else None
-        return Findings(dict(zip(questions, near, strict=True)), routing, shown)
+        return Findings({question: found.get(question, []) for question in questions}, found.routing, shown)
 
     def _in_context(self, requests: Sequence[EditRequest], remembered: bool) -> InContext:
         if self._pool is None:

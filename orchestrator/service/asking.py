@@ -20,6 +20,7 @@ from errata.evaluation.patience import ENDLESS, Patience
 from errata.evaluation.streaming import Opened, TextPiece
 from errata.orchestrator.history.past import Moment
 from errata.orchestrator.journal.rows import Version
+from errata.orchestrator.measuring.finding import findings
 from errata.orchestrator.service.core import Live
 from errata.orchestrator.service.errors import ServiceError, busy, unavailable
 from errata.orchestrator.service.past import Past
@@ -163,10 +164,10 @@ class Asking:
         k: int,
         arms: Sequence[AskedArm],
         limit: int,
+        past: Past,
         bounds: Bounds | None = None,
-        past: Past | None = None,
     ) -> None:
-        """``past`` finds what questions about another time rest on; None where none are taken."""
+        """``past`` finds what questions about another time rest on."""
         self._bounds, self.past = bounds, past
         self._live, self._memory, self._evaluators, self._k = live, memory, evaluators, k
         self.arms = tuple(arms)
@@ -301,16 +302,12 @@ class Asking:
         self, texts: Sequence[str], arms: Sequence[Arm], moment: Moment | None
     ) -> tuple[Findings, Mapping[int, str]]:
         """What the memory finds, and the edits of the statements found."""
-        if moment is not None and self.past is not None:
-            return (
-                self.past.find(texts, moment)
-                if {"memory", "routed"} & set(arms)
-                else (Findings({text: [] for text in texts}), {})
-            )
-        near = self._memory.search(texts, self._k) if MEMORY_ARMS & set(arms) else [[] for _ in texts]
-        routing = self._memory.route(texts, self._k) if "routed" in arms else None
-        edits = {hit.id: hit.request_id for row in near for hit in row}
-        return Findings(dict(zip(texts, near, strict=True)), routing), edits
+        if moment is not None:
+            if {"memory", "routed"} & set(arms):
+                return self.past.find(texts, moment)
+            return Findings({text: [] for text in texts}), {}
+        found = findings(self._memory, texts, self._k, arms)
+        return found, {hit.id: hit.request_id for row in found.values() for hit in row}
 
 
 def _no_answer(error: ErrataError, what: str = "the question could not be answered") -> ServiceError:

@@ -40,14 +40,12 @@ class Past:
         self._gone = GoneFacts(journal)
         self._lock = threading.Lock()
 
-    def moment(self, as_of: datetime | None, as_known_at: str | None) -> Moment | None:
-        """The moment that a question names; None where it names none.
+    def moment(self, as_of: datetime | None, as_known_at: str | None) -> Moment:
+        """The moment that a question names.
 
         Raises:
             ServiceError: 404 where there is no such version.
         """
-        if as_of is None and as_known_at is None:
-            return None
         if as_known_at is None:
             return Moment(as_of)
         tagged = self._journal.tags().get(as_known_at)

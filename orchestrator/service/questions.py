@@ -69,7 +69,7 @@ def question_routes(app: FastAPI, service: Service) -> None:
         if strange:
             raise ServiceError(422, "invalid", f"this run has no arm {strange[0]!r}; it has: {', '.join(asking.arms)}")
         moment = None
-        if asking.past is not None and (wanted.as_of is not None or wanted.as_known_at is not None):
+        if wanted.as_of is not None or wanted.as_known_at is not None:
             moment = await run_in_threadpool(asking.past.moment, wanted.as_of, wanted.as_known_at)
             arms = arms_then(wanted.arms, asking.arms)
         limit = _bounded(core, wanted.max_new_tokens)

@@ -95,6 +95,9 @@ def test_what_is_missing_is_said_by_name(tmp_path: Path) -> None:
         ("Where was Smith born?", "John Smith", "Smith"),
         ("Where did Mary Ann Evans write?", "Mary Ann Cross Evans", "Mary Ann"),
         ("法国的首都是哪里?", "法国的首都是哪里", "法国的首都是哪里"),
+        # scripts without spaces: a subject within the run of characters
+        ("法国的首都是哪里?", "法国", "法国"),
+        ("เชียงใหม่อยู่ที่ไหน", "เชียงใหม่", "เชียงใหม่"),
         # words that name nothing are no match, and neither are parts of words
         ("What is the sum of a and b?", "A of the", "What is the sum of a and b?"),
         ("Who runs Superacme?", "Acme", "Who runs Superacme?"),

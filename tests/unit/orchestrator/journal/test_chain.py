@@ -12,6 +12,7 @@ from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.chain import chain_head, check_chain
 from errata.orchestrator.journal.rows import CommitData, JournalMeta, RequestOutcome, VersionHash, VersionParts
 from errata.orchestrator.journal.schema import MIGRATIONS, V1, schema_of
+from tests.helpers.journals import RECORDED, restored
 
 META = JournalMeta("run", "b" * 64, "e" * 64, {"name": "run"})
 
@@ -122,10 +123,7 @@ def test_two_journals_of_the_same_requests_cannot_be_told_to_hold_the_same_text(
 
 
 def test_a_journal_of_schema_1_is_chained_when_it_is_migrated(tmp_path: Path) -> None:
-    path = tmp_path / "journal.sqlite"
-    connection = sqlite3.connect(path)
-    connection.executescript((Path(__file__).parents[3] / "assets" / "journals" / "v1.sql").read_text())
-    connection.close()
+    path = restored(RECORDED / "v1.sql", tmp_path / "journal.sqlite")
     assert schema_of(path) == 1 and V1
     with Journal.open(path) as journal:
         counts = journal.counts()

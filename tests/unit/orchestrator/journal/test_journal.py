@@ -24,6 +24,7 @@ from errata.orchestrator.journal.rows import (
     version_digest,
 )
 from errata.orchestrator.journal.schema import MIGRATIONS, V1, Migration, migrate, schema_version
+from tests.helpers.journals import RECORDED, restored
 from tests.helpers.processes import PROCESSES
 
 META = JournalMeta(run_id="run-1", base_digest="b" * 64, editor_digest="e" * 64, config={"editor": {"type": "memit"}})
@@ -155,9 +156,7 @@ def test_migrations_run_once_in_order_and_entirely_or_not_at_all(path):
 
 
 def test_a_journal_recorded_by_the_first_release_reads_the_same(path):
-    connection = sqlite3.connect(path)
-    connection.executescript((Path(__file__).parents[3] / "assets" / "journals" / "v1.sql").read_text())
-    connection.close()
+    restored(RECORDED / "v1.sql", path)
     with Journal.open(path, read_only=True) as journal:
         assert states(journal) == {
             "a": "superseded", "b": "reverted", "c": "applied", "record:s.jsonl:4": "rejected",
@@ -501,7 +500,7 @@ def test_any_history_equals_a_plain_dictionary(steps, tmp_path_factory):
 
 
 def test_the_recorded_schema_is_the_one_in_the_code():
-    recorded = (Path(__file__).parents[3] / "assets" / "journals" / "v1.sql").read_text()
+    recorded = (RECORDED / "v1.sql").read_text()
     for table in ("meta", "requests", "fates", "batches", "commits", "covariances", "swaps", "refreshes"):
         definition = V1[V1.index(f"CREATE TABLE {table} (") :].split(";")[0]
         assert definition in recorded, f"table {table}: migration 1 was changed after journals were made with it"

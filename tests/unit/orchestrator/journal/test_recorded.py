@@ -15,20 +15,12 @@ from errata.orchestrator.journal.derived import check_derived
 from errata.orchestrator.journal.rows import version_digest
 from errata.orchestrator.journal.schema import MIGRATIONS, schema_of
 from errata.orchestrator.run.reverting import gone
-
-JOURNALS = Path(__file__).parents[3] / "assets" / "journals"
-
-
-def restored(name: str, path: Path) -> Path:
-    connection = sqlite3.connect(path)
-    connection.executescript((JOURNALS / name).read_text(encoding="utf-8"))
-    connection.close()
-    return path
+from tests.helpers.journals import RECORDED, restored
 
 
 @pytest.fixture
 def recorded(tmp_path: Path) -> Path:
-    return restored("reverts.sql", tmp_path / "journal.sqlite")
+    return restored(RECORDED / "reverts.sql", tmp_path / "journal.sqlite")
 
 
 def test_it_reads_as_it_was_written(recorded: Path) -> None:
@@ -61,7 +53,7 @@ def test_it_is_migrated_and_goes_on(recorded: Path) -> None:
 def test_what_reverts_of_before_computed_again_is_not_known_and_may_be_every_batch(
     name: str, reverts: list[int], tmp_path: Path
 ) -> None:
-    path = restored(name, tmp_path / "journal.sqlite")
+    path = restored(RECORDED / name, tmp_path / "journal.sqlite")
     had = schema_of(path)
     with Journal.open(path) as journal:
         for batch in (1, 2, 3):
@@ -72,7 +64,7 @@ def test_what_reverts_of_before_computed_again_is_not_known_and_may_be_every_bat
 
 
 def test_a_commit_that_is_said_to_be_computed_again_by_an_edit_is_told(tmp_path: Path) -> None:
-    path = restored("v2.sql", tmp_path / "journal.sqlite")
+    path = restored(RECORDED / "v2.sql", tmp_path / "journal.sqlite")
     with Journal.open(path):
         pass
     connection = sqlite3.connect(path)

@@ -23,8 +23,9 @@ import pytest
 from errata.orchestrator.history.log import History
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.schema import MIGRATIONS, schema_of
+from tests.helpers.journals import RECORDED, restored
 
-RECORDED = sorted((Path(__file__).parents[3] / "assets" / "journals").glob("*.sql"))
+JOURNALS = sorted(RECORDED.glob("*.sql"))
 TAKER = dedent("""
     import json, sys
     from pathlib import Path
@@ -37,13 +38,6 @@ TAKER = dedent("""
             print(json.dumps([json.loads(line)["id"], answer.duplicate, answer.refused]), flush=True)
 """)
 SENT = 60
-
-
-def restored(recorded: Path, path: Path) -> Path:
-    connection = sqlite3.connect(path)
-    connection.executescript(recorded.read_text(encoding="utf-8"))
-    connection.close()
-    return path
 
 
 def rows(path: Path) -> dict[str, list[tuple[Any, ...]]]:
@@ -61,12 +55,12 @@ def rows(path: Path) -> dict[str, list[tuple[Any, ...]]]:
 
 
 def test_every_schema_of_a_release_is_recorded(tmp_path: Path) -> None:
-    found = {schema_of(restored(recorded, tmp_path / recorded.stem)) for recorded in RECORDED}
+    found = {schema_of(restored(recorded, tmp_path / recorded.stem)) for recorded in JOURNALS}
     # the newest is this release's own, which every other test writes
     assert found >= set(range(1, len(MIGRATIONS)))
 
 
-@pytest.mark.parametrize("recorded", RECORDED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("recorded", JOURNALS, ids=lambda path: path.stem)
 def test_an_upgrade_under_load_loses_and_doubles_nothing(recorded: Path, tmp_path: Path) -> None:
     path, random_ = restored(recorded, tmp_path / "journal.sqlite"), random.Random(11)
     before = rows(path)
