@@ -6,7 +6,7 @@ Of the run come the requests, the keys, the target values and the covariance of 
 residuals start from are read by the library's own pass with hooks, with the weights that the formulas gave before; no
 solver, factor or state of the editors is used. What is printed is, per layer, ``|W_run - W| / |W_run - W_0|``, the
 relative difference of everything that was written. A row that stands out in a table of editors and agrees here is the
-method's, or the model's, and not a fault of the implementation. For MOSE, whose V the paper defines by the target values
+method's, or the model's, and not a fault of the implementation. For MOSE, whose V the paper defines by target values
 and the code by moved outputs unless ``literal_values`` is set, both are evaluated: *literal* is the distance from the
 paper's.
 """
