@@ -6,7 +6,7 @@ For each subject, on the unedited model (RoSE, figures 2 to 4, 7 to 13, 19):
 
 * *key cosines* of one fact between statement, question and instructed question, and between different subjects;
 * *gradient conflict* ``1 - |cos|`` between the relations of a subject;
-* *tolerance radius* of the value of each fact alone (MEMIT), of one value for all (MEMIT-Merge), and of RoSE's, with two,
+* *tolerance radius* of the value of each fact alone (MEMIT), of one for all (MEMIT-Merge), and of RoSE's, with two,
   four and eight templates: the longest noise with which P(target) stays at .9 in nine of ten trials, in steps of
   ``--step`` of |h|;
 * *activation deviation* ``|dW (k' - k)|`` of the question and the instructed question, of the update with the
