@@ -64,6 +64,19 @@ class MemoryConfig(Closed):
     """The sentence under which an edit is remembered."""
     scr: ScrConfig = ScrConfig()
 
+    @model_validator(mode="after")
+    def _similarities_are_cosines(self) -> MemoryConfig:
+        if not self.unit and self.scr.style != "paper":
+            raise ValueError(
+                f"embedder.normalize false needs scr.style 'paper', got {self.scr.style!r}, which counts in cosines"
+            )
+        return self
+
+    @property
+    def unit(self) -> bool:
+        """Whether similarities are cosines."""
+        return not isinstance(self.embedder, SentenceEmbedderConfig) or self.embedder.normalize
+
 
 class FreeTextConfig(Closed):
     """Free continuations of texts about edited subjects: fluency, fluency*, consistency, and with them S_e."""

@@ -47,6 +47,8 @@ QUICK: Mapping[str, str | tuple[str, ...]] = {
     "errata geometry v5 head --run runs/demo --layers 4,8,12 --text news.txt --documents 2000 --json": (
         "errata geometry v5 head --run runs/demo --layers 0,1,2 --text news.txt --documents 2000 --json"
     ),
+    "errata norms --run runs/demo": SAME,
+    "errata norms v5 head --run runs/demo --each --json": SAME,
     # changing it
     "errata revert EDIT": "errata revert qs-0001",
     "errata revert EDIT --reason TEXT": "errata revert qs-0001 --reason wrong",

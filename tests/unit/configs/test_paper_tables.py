@@ -149,7 +149,7 @@ PRESETS = {
             method("RoSE", editor__type="rose", editor__layers=[4, 5, 6, 7, 8], editor__values__steps=35),
         ],
         {"reliability", "generalization_gen", "locality_true", "overall", "portability_f1"},
-        {"batching.size": 10},
+        {"batching.size": 10, "batching.by_subject": True},
     ),
     "revisiting": Preset(
         {1, 10, 20, 50, 100, 200, 500, 885, 1000, 1304},
