@@ -25,7 +25,7 @@ class TextConfig(Closed):
     """A text and how its documents are read."""
 
     path: str
-    """A file, or ``hub:NAME[:SPLIT]``, as that of ``covariance.corpus``."""
+    """A file, a URL or ``hub:NAME[:SPLIT]``, as that of ``covariance.corpus``."""
     format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
     """As that of ``covariance.corpus``."""
     fields: tuple[str, ...] = Field(("text",), min_length=1)
