@@ -105,4 +105,9 @@ class Variant:
     layers: tuple[int, ...] = ()
 
 
+def length_of(vector: Tensor) -> float | None:
+    """Euclidean norm in float64; None of an empty vector, which a method without target values has."""
+    return float(vector.double().norm()) if vector.numel() else None
+
+
 PLAIN = Variant()

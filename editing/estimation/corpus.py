@@ -32,6 +32,7 @@ from errata.editing.model.adapter import EditableModel
 from errata.editing.model.decoder import Layout, layer_of
 from errata.editing.model.flat import FlatPass, flat_pass
 from errata.editing.model.text import TextCodec
+from errata.editing.remote import here
 from errata.editing.texts import open_text
 from errata.editing.wording import counted as counted_of
 
@@ -66,7 +67,8 @@ class CorpusConfig(CorpusReading):
     """A text to take keys from."""
 
     path: str
-    """A file, or ``hub:NAME[:SPLIT]`` for a data set of the Hugging Face hub (needs the package ``datasets``)."""
+    """A file, a URL that fsspec opens (``s3://``, ``gs://``, ``https://``, ...), or ``hub:NAME[:SPLIT]`` for a data set
+    of the Hugging Face hub (needs the package ``datasets``)."""
 
     @property
     def name(self) -> str:
@@ -103,7 +105,7 @@ def corpus_digest(config: CorpusConfig) -> str:
     if config.path.startswith(HUB):
         rows = _hub_rows(config.path)
         return digest_json({"hub": config.path, "fingerprint": getattr(rows, "_fingerprint", None), "rows": len(rows)})
-    return digest_file(Path(config.path))
+    return digest_file(here(config.path, "corpus"))
 
 
 class CorpusReader:
@@ -159,11 +161,11 @@ def _records(config: CorpusConfig) -> Iterator[Any]:
     kind = _kind(config)
     if kind == "hub":
         return iter(_hub_rows(config.path))
-    path = Path(config.path)
+    path = here(config.path, "corpus")
     if not path.is_file():
         raise UserError(f"corpus {config.path!r} does not exist or is not a file")
     if kind == "parquet":
-        return _parquet(config)
+        return _parquet(config, path)
     return _named_errors(config, _array_or_lines(path) if kind == "jsonl" else _plain(path, config.split))
 
 
@@ -207,13 +209,13 @@ def _plain(path: Path, split: str) -> Iterator[str]:
             yield "".join(kept).strip()
 
 
-def _parquet(config: CorpusConfig) -> Iterator[Any]:
+def _parquet(config: CorpusConfig, path: Path) -> Iterator[Any]:
     try:
         import pyarrow.parquet as parquet  # type: ignore[import-untyped,unused-ignore]
     except ImportError as error:
         raise UserError(f"corpus {config.path!r} needs the package 'pyarrow' (pip install pyarrow)") from error
     try:
-        file = parquet.ParquetFile(config.path)
+        file = parquet.ParquetFile(path)
         names = [name for name in config.fields if name in file.schema_arrow.names]
         for batch in file.iter_batches(columns=names):
             yield from batch.to_pylist()

@@ -12,6 +12,7 @@ import typer
 import yaml
 
 from errata.editing.errors import UserError
+from errata.editing.remote import here
 from errata.editing.texts import clean_all, read_text
 from errata.editing.wording import counted
 from errata.orchestrator.cli.options import Overrides, Verbose
@@ -43,7 +44,8 @@ def locate(
     ] = None,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts to trace, the first ones with a true answer.")] = 100,
     data: Annotated[
-        Path | None, typer.Option(help="Prompts: a stream file or the known-facts layout; the stream by default.")
+        str | None,
+        typer.Option(metavar="FILE", help="Prompts: a stream file or the known-facts layout; the stream by default."),
     ] = None,
     draws: Annotated[int, typer.Option(min=1, help="Draws of noise for each prompt.")] = 5,
     window: Annotated[int, typer.Option(min=1, help="Contiguous layers to choose.")] = 6,
@@ -122,7 +124,7 @@ def load_for_tracing(name_or_path: str, overrides: list[str]) -> RunConfig:
 # ---------------------------------------------------------------- prompts
 
 
-def read_prompts(config: RunConfig, data: Path | None, count: int) -> list[TracePrompt]:
+def read_prompts(config: RunConfig, data: str | Path | None, count: int) -> list[TracePrompt]:
     """The first ``count`` facts with a true answer.
 
     ``data`` is a JSON array with ``subject``, ``attribute`` and ``template`` (the layout of ROME's known facts) or
@@ -135,13 +137,14 @@ def read_prompts(config: RunConfig, data: Path | None, count: int) -> list[Trace
     from errata.editing.tracing import TracePrompt
     from errata.orchestrator.sources.streams import open_stream
 
-    if data is not None and not data.is_file():
+    file = None if data is None else here(data, "--data")
+    if file is not None and not file.is_file():
         raise UserError(f"--data {str(data)!r} is not there; give a stream file or known facts")
-    known = _known_facts(data) if data is not None else None
+    known = _known_facts(file) if file is not None else None
     if known is not None:
         prompts = list(islice(known, count))
     else:
-        source, schema = (config.stream.path, config.stream.schema_) if data is None else (str(data), "auto")
+        source, schema = (config.stream.path, config.stream.schema_) if file is None else (str(file), "auto")
         requests = (record.request for record in open_stream(source, schema, target=config.stream.target))
         prompts = list(
             islice(

@@ -25,7 +25,7 @@ class TextConfig(Closed):
     """A text and how its documents are read."""
 
     path: str
-    """A file, or ``hub:NAME[:SPLIT]``, as that of ``covariance.corpus``."""
+    """A file, a URL or ``hub:NAME[:SPLIT]``, as that of ``covariance.corpus``."""
     format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
     """As that of ``covariance.corpus``."""
     fields: tuple[str, ...] = Field(("text",), min_length=1)
@@ -63,6 +63,19 @@ class MemoryConfig(Closed):
     statement: StatementConfig = StatementConfig()
     """The sentence under which an edit is remembered."""
     scr: ScrConfig = ScrConfig()
+
+    @model_validator(mode="after")
+    def _similarities_are_cosines(self) -> MemoryConfig:
+        if not self.unit and self.scr.style != "paper":
+            raise ValueError(
+                f"embedder.normalize false needs scr.style 'paper', got {self.scr.style!r}, which counts in cosines"
+            )
+        return self
+
+    @property
+    def unit(self) -> bool:
+        """Whether similarities are cosines."""
+        return not isinstance(self.embedder, SentenceEmbedderConfig) or self.embedder.normalize
 
 
 class FreeTextConfig(Closed):

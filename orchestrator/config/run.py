@@ -72,6 +72,14 @@ class BatchingConfig(Closed):
     """A batch is also written when its oldest update has waited that long; needs ``schedule: asap``."""
     distinct_subjects: bool = False
     """At most one update of a subject per batch: keys of one subject are nearly parallel, and split one direction."""
+    by_subject: bool = False
+    """A batch is what waits about one subject, up to ``size``: the same-subject protocol of RoSE."""
+
+    @model_validator(mode="after")
+    def _one_rule_about_subjects(self) -> BatchingConfig:
+        if self.by_subject and self.distinct_subjects:
+            raise ValueError("by_subject and distinct_subjects are opposites; give one of them")
+        return self
 
 
 class SnapshotConfig(Closed):
@@ -184,6 +192,15 @@ class RunConfig(Closed):
         return self.editor.type in _MODULES or self.retrieves
 
     @model_validator(mode="after")
+    def _router_counts_in_cosines(self) -> RunConfig:
+        if not self.memory.unit and "routed" in self.evaluation.arms:
+            raise ValueError(
+                "the arm 'routed' weighs cosines, which memory.embedder.normalize false does not give; leave it out of "
+                f"evaluation.arms, got {list(self.evaluation.arms)}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _age_needs_a_clock(self) -> RunConfig:
         if self.batching.max_age_seconds is not None and self.schedule == "deterministic":
             raise ValueError("batching.max_age_seconds needs schedule 'asap'; 'deterministic' forms batches by count")
@@ -241,7 +258,7 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     editor = kept.get("editor")
     if isinstance(editor, Mapping):
         usual = {"key": "averaged", "beyond": False, "norm_anchors": False, "units": "absolute"}
-        usual["regime"] = "accumulated"
+        usual |= {"regime": "accumulated", "literal_values": False}
         kept["editor"] = {key: value for key, value in editor.items() if key not in usual or value != usual[key]}
         if editor.get("type") == "mend":
             kept["editor"].pop("trained", None)  # what it is is in its digest, not where
@@ -260,7 +277,8 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(batching, Mapping):
         # runs of older releases know nothing of subjects; when batches form is in the journal
         known = {key: value for key, value in batching.items() if key != "max_age_seconds"}
-        kept["batching"] = {key: value for key, value in known.items() if key != "distinct_subjects" or value}
+        subjects = ("distinct_subjects", "by_subject")
+        kept["batching"] = {key: value for key, value in known.items() if key not in subjects or value}
     refresh = kept.get("refresh")
     if isinstance(refresh, Mapping):
         # when the clock triggers a refresh is in the journal; of the rest runs of older releases know nothing
@@ -280,6 +298,8 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(memory, Mapping):
         plain_statement = StatementConfig().model_dump(mode="json")
         kept["memory"] = {k: v for k, v in memory.items() if k != "statement" or v != plain_statement}
+        if isinstance(embedder := memory.get("embedder"), Mapping):
+            kept["memory"]["embedder"] = {k: v for k, v in embedder.items() if k != "normalize" or not v}
     covariance = kept.get("covariance")
     if isinstance(covariance, Mapping):
         # runs of older releases know nothing of a sampler; the one that was used is part of each covariance

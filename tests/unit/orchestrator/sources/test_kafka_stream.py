@@ -190,6 +190,7 @@ def test_kill_9_at_random_moments_over_5000_records(cluster: Cluster, topic: str
     assert deaths >= 4
     with Journal.open(path, read_only=True) as journal:
         assert subjects(journal) == sorted(f"S{number}" for number in range(total)), "0 lost, 0 doubled"
+    print({"records": total, "deaths": deaths})
 
 
 def test_mistakes_are_said_before_anything_is_read(cluster: Cluster, topic: str) -> None:
