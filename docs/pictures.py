@@ -38,7 +38,6 @@ FACTS = (
 RUNS: Mapping[str, Sequence[str]] = {
     "alphaedit": FACTS,
     "memit": (*FACTS, "editor.type=memit", "editor.cov_weight=1500"),
-    "retrieved": (*FACTS, "editor.regime=retrieved"),
 }
 """Runs that are compared: the same facts in the same batches, asked about at the same times."""
 SERVED = (
@@ -122,9 +121,9 @@ def run_pages(browser: Any, work: Path) -> None:
 
 
 def mlflow_pages(browser: Any, work: Path) -> None:
-    """A run in MLflow's own page, with its head registered as a model that answers and as a checkpoint."""
+    """A run in MLflow's own page, with its head registered in two forms."""
     run = run_of(work, "alphaedit")
-    for alias, form in (("checkpoint", "full"), ("champion", "routed")):
+    for alias, form in (("candidate", "delta"), ("champion", "routed")):
         where = ("--run", run, "--alias", alias, "--format", form, "--name", "errata")
         errata(work / "publish.log", "publish", "head", *where)
     tell("MLflow's page")
