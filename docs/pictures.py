@@ -32,8 +32,8 @@ STREAM = Path(__file__).parents[1] / "configs" / "streams" / "quickstart.jsonl"
 SHIPPED = ("covariance.packed=true", "covariance.tokens=7680")
 """The covariance that comes with the installation: nothing is sampled for it."""
 FACTS = (
-    *("stream.limit=12", "batching.size=4", "evaluation.every=4", "evaluation.sample=4", "refresh.every=null"),
-    *("tracking.system_seconds=5", *SHIPPED),
+    *("stream.limit=12", "batching.size=4", "evaluation.every=4", "evaluation.sample=2", "refresh.every=null"),
+    *("tracking.system_seconds=5", "evaluation.held_out=null", *SHIPPED),
 )
 RUNS: Mapping[str, Sequence[str]] = {
     "alphaedit": FACTS,
@@ -42,7 +42,8 @@ RUNS: Mapping[str, Sequence[str]] = {
 """Runs that are compared: the same facts in the same batches, asked about at the same times."""
 SERVED = (
     *("batching.size=4", "evaluation.every=4", "evaluation.sample=2"),
-    *("ray.evaluation_workers=0", "tracking.system_seconds=null", "service.end_seconds=30", *SHIPPED),
+    *("ray.evaluation_workers=0", "tracking.system_seconds=null", "service.end_seconds=30", "evaluation.held_out=null"),
+    *SHIPPED,
 )
 HARD = {
     "id": "hard-0001",
@@ -230,7 +231,7 @@ def hand_in(client: httpx.Client, edits: Sequence[Mapping[str, Any]]) -> None:
 
 def history(client: httpx.Client) -> None:
     """What happens to a service in a day, in minutes: each kind of thing that its page shows."""
-    facts = [json.loads(line) for line in STREAM.read_text(encoding="utf-8").splitlines()[:12]]
+    facts = [json.loads(line) for line in STREAM.read_text(encoding="utf-8").splitlines()[:8]]
     for begin in range(0, len(facts), 4):
         hand_in(client, facts[begin : begin + 4])
     late = {**facts[0], "id": "later-0001", "target_new": "Spain", "statement": None, "portability": []}
