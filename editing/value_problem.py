@@ -49,10 +49,10 @@ def edit_segments(
     segments = []
     for context in contexts:
         for prompt in prompts or (request.prompt,):
-            tokens, subject = model.text.encode_with_subject(context, prompt, request.subject)
+            tokens, subject = model.text.encode_for_edit(context, prompt, request.subject)
             segments.append(Segment(tokens + target[:-1], subject, target))
     model.require_fits([segment.tokens for segment in segments])
-    tokens, subject = model.text.encode_with_subject("", KL_TEMPLATE, request.subject)
+    tokens, subject = model.text.encode_for_edit("", KL_TEMPLATE, request.subject)
     # the distribution is read at the subject's last token, so what follows it is never run
     segments.append(Segment(tokens[: subject + 1], subject, []))
     return segments
