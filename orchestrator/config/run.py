@@ -263,8 +263,8 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
         if editor.get("type") == "mend":
             kept["editor"].pop("trained", None)  # what it is is in its digest, not where
         if isinstance(values := editor.get("values"), Mapping):
-            unsaid = {"units": "absolute", "kp_factor": 0.0, "kp_subjects": []}
-            kept["editor"]["values"] = {k: v for k, v in values.items() if k not in unsaid or v != unsaid[k]}
+            later: dict[str, object] = {"units": "absolute", "kp_factor": 0.0, "kp_subjects": []}
+            kept["editor"]["values"] = {k: v for k, v in values.items() if k not in later or v != later[k]}
     model = kept.get("model")
     if isinstance(model, Mapping):
         # runs of older releases know nothing of it
