@@ -258,7 +258,7 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     editor = kept.get("editor")
     if isinstance(editor, Mapping):
         usual = {"key": "averaged", "beyond": False, "norm_anchors": False, "units": "absolute"}
-        usual["regime"] = "accumulated"
+        usual |= {"regime": "accumulated", "literal_values": False}
         kept["editor"] = {key: value for key, value in editor.items() if key not in usual or value != usual[key]}
         if editor.get("type") == "mend":
             kept["editor"].pop("trained", None)  # what it is is in its digest, not where

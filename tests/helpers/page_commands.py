@@ -236,7 +236,7 @@ NOT_RUN: tuple[tuple[str, str, str], ...] = (
     (r"python requirements/make_lock.py", "none", "asks the package registry for every package's newest version"),
     (r"python -m docs.pictures|python -m tests\..*", "module", "rewrites pictures or golden traces of the checkout"),
     (r"python -m benchmarks\.\w+.*", "benchmark", "minutes to hours: its own parser reads the words"),
-    (r"errata preserve .*--tasks (rte,sst2,nq_open,samsum|mmlu,gsm8k,\S+ --data .*|uncertainty( .*)?)", "parse",
+    (r"errata preserve .*--tasks (rte,sst2 --data DIR|mose_rte|mmlu,gsm8k,\S+ --data .*|uncertainty( .*)?)", "parse",
      "wants benchmark files from the Hub: tests/integration/preservation runs every task on files like them"),
     (r"errata publish v40 .*", "parse", "wants vLLM servers: tests/model/test_publish_vllm.py and its stand-in"),
     (r"errata judge --run runs/demo --url .*", "parse", "wants a judge's endpoint: test_judging.py has one"),
