@@ -240,6 +240,13 @@ _LATER: dict[str, tuple[object, ...]] = {
 """Settings of the evaluation of which older releases know nothing, and what they were then."""
 
 
+def _as_of_old(corpus: Any) -> Any:
+    """A text's settings without those that came later and are not used."""
+    if not isinstance(corpus, Mapping):
+        return corpus
+    return {key: value for key, value in corpus.items() if key != "articles" or value != "cut"}
+
+
 def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     """`RunConfig.identity` of a configuration kept as plain data, perhaps by an older release."""
     elsewhere = (
@@ -308,6 +315,11 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
         unsaid += [] if covariance.get("seed_pool") == "words" else ["seed_pool"]
         unsaid += ["seed_bos"] if covariance.get("seed_bos") is None else []
         kept["covariance"] = {key: value for key, value in covariance.items() if key not in unsaid}
+        if isinstance(corpus := covariance.get("corpus"), Mapping):
+            kept["covariance"]["corpus"] = _as_of_old(corpus)
+        if isinstance(mixture := covariance.get("mixture"), Mapping):
+            parts = {name: _as_of_old(part) for name, part in mixture.get("components", {}).items()}
+            kept["covariance"]["mixture"] = {**mixture, "components": parts}
         if isinstance(server := covariance.get("server"), Mapping):
             kept["covariance"]["server"] = {"model": server.get("model")}  # not where it is and how it is asked
     return kept
