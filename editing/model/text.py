@@ -142,8 +142,11 @@ class TextCodec:
         tokens, last = self.encode_with_subject(prefix, template, subject)
         return tokens, 1 if last == 0 and len(tokens) > 1 else last
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+    def encode_chat(self, messages: list[dict[str, str]], *, reply: bool = True) -> list[int]:
         """Tokens of a conversation in the model's chat template, ending where the assistant begins.
+
+        Args:
+            reply: false for a conversation that is over: nobody is to speak next.
 
         Raises:
             UserError: the tokenizer has no chat template.
@@ -151,7 +154,7 @@ class TextCodec:
         if not self.has_chat_template:
             raise UserError("the model's tokenizer has no chat template; choose a plain-text answer style")
         told, meant = self._hidden(messages)
-        text: str = self.tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=True)
+        text: str = self.tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=reply)
         return self.encode_marked(text) if not meant else self._encode_template(text, meant)
 
     def _hidden(self, messages: list[dict[str, str]]) -> tuple[list[dict[str, str]], dict[str, str]]:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+_DEFAULT = ("v0", "timeline", "head")
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the command line."""
@@ -18,7 +20,7 @@ def norms(
     versions: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[VERSION]...", help="head, v3 or a digest; by default v0, those of the timeline, and head."
+            metavar="[VERSION]...", help="head, v3, a digest, or timeline for all of its versions; these by default."
         ),
     ] = None,
     run: Annotated[
@@ -46,16 +48,11 @@ def norms(
     from errata.orchestrator.history.text import plain
     from errata.orchestrator.journal import JOURNAL_FILE, Journal
     from errata.orchestrator.measuring import norms as measuring
+    from errata.orchestrator.measuring.points import named_versions
 
     directory = find_run(run)
     with Journal.open(directory / JOURNAL_FILE, read_only=True) as journal:
-        if versions:
-            chosen = [journal.find_version(name) for name in versions]
-        else:
-            points = {row.edits for row in journal.evaluations("timeline")}
-            by_edits = {v.edits: v for v in journal.versions() if v.edits in points}
-            chosen = [journal.find_version("v0"), *by_edits.values(), journal.head()]
-        chosen = sorted({v.sequence: v for v in chosen}.values(), key=lambda v: v.sequence)
+        chosen = sorted(named_versions(journal, versions or _DEFAULT), key=lambda v: v.sequence)
         checkpoint = rebuild.open_base(journal, model)
         base = {layer: checkpoint.map(layer) for layer in rebuild.edited_layers(journal) if not is_module(layer)}
         store = open_store(directory)
