@@ -59,6 +59,8 @@ class RequestResult:
     """|delta| of its target value, where the method optimizes one; of several parts together."""
     state_norm: float | None = None
     """|h| of what ``delta`` was added to; the clamp bounds their ratio."""
+    kp_loss: float | None = None
+    """L_kp of the change, where entities are protected."""
 
 
 @dataclass(frozen=True)
@@ -415,6 +417,7 @@ class EditSession:
                     v.clamped,
                     delta_norm=length_of(v.delta),
                     state_norm=length_of(v.h),
+                    kp_loss=v.kp_loss,
                 )
                 if (outcome := outcomes.get(request.id)) is not None:
                     figures = outcome.figures()

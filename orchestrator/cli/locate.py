@@ -60,6 +60,12 @@ def locate(
     ] = 0.01,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Another model's locate.json, whose profile is laid over this one's; repeatable."
+        ),
+    ] = None,
     write_preset: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the chosen layers into this model preset.")
     ] = None,
@@ -80,6 +86,7 @@ def locate(
         seed=seed,
     )
     asked = read_prompts(resolved, data, prompts)
+    others = [read_trace(path) for path in beside or []]
     if write_preset is not None and write_preset.exists():
         preset_with_layers(write_preset, (0,))  # a file that cannot be changed is found out before the work
     target = output or Path("runs") / f"locate-{Path(resolved.model.name).name}"
@@ -87,7 +94,7 @@ def locate(
         raise UserError(f"--output {str(target)!r} is a file; give a directory")
     configure_logging(verbose)
     trace = _trace(resolved, asked, settings, device)
-    _write(trace, target)
+    _write(trace, target, others)
     _print(trace)
     if trace.window is None:
         raise UserError(
@@ -200,7 +207,26 @@ def _trace(config: RunConfig, asked: list[TracePrompt], settings: Any, device: s
         return trace(model, asked, settings, lambda done: display.update("prompts", done, len(asked)))
 
 
-def _write(trace: Trace, target: Path) -> None:
+def read_trace(path: Path) -> Trace:
+    """A tracing that was kept, with a profile to show.
+
+    Raises:
+        UserError: the file is not there or no tracing, or none of its prompts counts.
+    """
+    from pydantic import ValidationError
+
+    from errata.editing.tracing import Trace
+
+    try:
+        trace = Trace.model_validate_json(read_text(path, "--beside"))
+    except ValidationError as error:
+        raise UserError(f"--beside {str(path)!r} is no {TRACE} of errata locate") from error
+    if "subject_last" not in trace.effects:
+        raise UserError(f"--beside {str(path)!r}: no prompt of it counts, so it has no profile")
+    return trace
+
+
+def _write(trace: Trace, target: Path, beside: list[Trace]) -> None:
     from errata.orchestrator.report.locate_page import render_trace
 
     try:
@@ -208,7 +234,7 @@ def _write(trace: Trace, target: Path) -> None:
         (target / TRACE).write_text(trace.model_dump_json(indent=1) + "\n", encoding="utf-8")
         written = [target / TRACE]
         if trace.window is not None:
-            (target / PAGE).write_text(render_trace(trace), encoding="utf-8")
+            (target / PAGE).write_text(render_trace(trace, beside), encoding="utf-8")
             written.append(target / PAGE)
     except OSError as error:
         raise UserError(f"--output {str(target)!r} cannot be written: {error.strerror or error}") from error

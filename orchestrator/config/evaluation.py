@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from errata.editing.closed import Closed
 from errata.editing.errors import UserError
-from errata.editing.estimation.corpus import CorpusConfig, CorpusReader
+from errata.editing.estimation.corpus import CorpusConfig, CorpusReader, plain_text
 from errata.evaluation.judge import ContainsJudgeConfig, JudgeConfig
 from errata.evaluation.outcomes import ARMS, IKE_ARMS, Arm
 from errata.evaluation.reasoning import ReasoningMarks
@@ -48,7 +48,7 @@ class TextConfig(Closed):
             UserError: the file is not there or malformed, or holds no document behind those passed over.
         """
         corpus = CorpusConfig(path=self.path, format=self.format, fields=self.fields, split=self.split)
-        documents = CorpusReader(corpus).take(self.skip, self.documents)
+        documents = [plain_text(document) for document in CorpusReader(corpus).take(self.skip, self.documents)]
         if not any(document.strip() for document in documents):
             raise UserError(f"{self.path!r} holds no text behind its first {self.skip} documents")
         return documents

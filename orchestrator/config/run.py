@@ -240,6 +240,13 @@ _LATER: dict[str, tuple[object, ...]] = {
 """Settings of the evaluation of which older releases know nothing, and what they were then."""
 
 
+def _as_of_old(corpus: Any) -> Any:
+    """A text's settings without those that came later and are not used."""
+    if not isinstance(corpus, Mapping):
+        return corpus
+    return {key: value for key, value in corpus.items() if key != "articles" or value != "cut"}
+
+
 def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     """`RunConfig.identity` of a configuration kept as plain data, perhaps by an older release."""
     elsewhere = (
@@ -263,7 +270,8 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
         if editor.get("type") == "mend":
             kept["editor"].pop("trained", None)  # what it is is in its digest, not where
         if isinstance(values := editor.get("values"), Mapping):
-            kept["editor"]["values"] = {k: v for k, v in values.items() if k != "units" or v != "absolute"}
+            later: dict[str, object] = {"units": "absolute", "kp_factor": 0.0, "kp_subjects": []}
+            kept["editor"]["values"] = {k: v for k, v in values.items() if k not in later or v != later[k]}
     model = kept.get("model")
     if isinstance(model, Mapping):
         # runs of older releases know nothing of it
@@ -307,6 +315,11 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
         unsaid += [] if covariance.get("seed_pool") == "words" else ["seed_pool"]
         unsaid += ["seed_bos"] if covariance.get("seed_bos") is None else []
         kept["covariance"] = {key: value for key, value in covariance.items() if key not in unsaid}
+        if isinstance(corpus := covariance.get("corpus"), Mapping):
+            kept["covariance"]["corpus"] = _as_of_old(corpus)
+        if isinstance(mixture := covariance.get("mixture"), Mapping):
+            parts = {name: _as_of_old(part) for name, part in mixture.get("components", {}).items()}
+            kept["covariance"]["mixture"] = {**mixture, "components": parts}
         if isinstance(server := covariance.get("server"), Mapping):
             kept["covariance"]["server"] = {"model": server.get("model")}  # not where it is and how it is asked
     return kept

@@ -367,6 +367,18 @@ def _settings(name: str, points: Any, label: Any) -> Settings:
     return list((points[label] or {}).items()) if isinstance(points, dict) else [(name, label)]
 
 
+def settings_of(config: SweepConfig, labels: Mapping[str, str]) -> dict[str, Any]:
+    """What labels of axes set, as sections, each over the ones before; axes that ``groups`` makes set nothing here."""
+    data: dict[str, Any] = {}
+    for name, points in config.axes.items():
+        if name not in labels:
+            continue
+        label = next(label for label in points if text_of(label) == labels[name])
+        for key, value in _settings(name, points, label):
+            data = overlaid(data, nested(key, value))
+    return data
+
+
 def _included(config: SweepConfig, entry: Mapping[str, Any]) -> tuple[Coordinates, Settings]:
     coordinates: Coordinates = {}
     settings: Settings = []

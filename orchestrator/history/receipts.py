@@ -372,5 +372,5 @@ def _figures(result: RequestResult) -> dict[str, Any]:
     if not result.applied:
         return {}
     kept = asdict(result)
-    norms = [name for name in ("delta_norm", "state_norm") if kept[name] is not None]
+    norms = [name for name in ("delta_norm", "state_norm", "kp_loss") if kept[name] is not None]
     return {name: kept[name] for name in ("loss", "steps", "converged", "clamped", *norms)}

@@ -32,6 +32,8 @@ class RequestNorms:
     loss: float
     converged: bool
     clamped: bool
+    kp_loss: float | None = None
+    """L_kp of the change, where entities are protected."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def request_norms(rows: Sequence[tuple[str, int | None, Mapping[str, Any]]]) -> 
             float("nan") if figures["loss"] is None else float(figures["loss"]),
             bool(figures["converged"]),
             bool(figures["clamped"]),
+            figures.get("kp_loss"),
         )
         for name, sequence, figures in rows
         if sequence is not None and "delta_norm" in figures
@@ -145,7 +148,8 @@ def norms_lines(report: NormsReport, *, each: bool = False) -> Iterator[str]:
             f"target values of {counted(count, 'request')}: {mean:.1f} steps each, {converged} converged, "
             f"{clamped} at the clamp"
         )
-        for name, spread in (("|delta|", report.delta), ("|delta| / |h|", report.ratio)):
+        protected = spread_of(one.kp_loss for one in report.requests if one.kp_loss is not None)
+        for name, spread in (("|delta|", report.delta), ("|delta| / |h|", report.ratio), ("L_kp", protected)):
             if spread is not None:
                 lowest = f"smallest {spread.smallest:.4g}"
                 yield f"  {name:<15}mean {spread.mean:.4g}  largest {spread.largest:.4g}  {lowest}"

@@ -139,6 +139,15 @@ PRESETS = {
         set(),
         {"batching.size": 1},
     ),
+    "uncertainty-beta": Preset(
+        {300},
+        [
+            Row({"beta": beta}, {"editor.values.kp_factor": float(beta), "editor.values.steps": 1000})
+            for beta in ("0", "0.001", "0.005", "0.01", "0.05", "0.1")
+        ],
+        set(),
+        {"batching.size": 1, "editor.type": "rome", "editor.values.stop_loss": 0.05},
+    ),
     "rose": Preset(
         {10},
         [
