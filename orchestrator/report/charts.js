@@ -47,6 +47,14 @@ const Charts = (() => {
     return `${sign}${plain}${form.suffix ?? ""}`;
   }
 
+  // marks of an axis in words: with as many digits as tell them apart
+  function apart(form, ticks) {
+    for (let digits = form.digits ?? null; ; digits++) {
+      const words = ticks.map((t) => text({ ...form, digits }, t));
+      if (digits === null || digits > 6 || new Set(words).size === words.length) return words;
+    }
+  }
+
   // positions near the wanted ones, at least `gap` apart, within [low, high] if they fit
   function spread(wanted, gap, low, high) {
     const order = wanted.map((_, i) => i).sort((a, b) => wanted[a] - wanted[b]);
@@ -226,7 +234,7 @@ const Charts = (() => {
       { ...axis, label: spec.xLabel, labelFont: axis.font, labelSize: 16, size: spec.time ? 40 : 26, gap: 4, grid: { show: false }, space: Math.max(34, 18 + 7 * Math.round(xMost).toLocaleString("en-US").length) },
       { ...axis, label: spec.yLabel, labelFont: axis.font, labelSize: 16, size: 50, gap: 4, space: 32 },
     ];
-    if (!spec.log) axes[1].values = (_, ticks) => ticks.map((t) => text(spec.tick || spec.form, t));
+    if (!spec.log) axes[1].values = (_, ticks) => apart(spec.tick || spec.form, ticks);
     if (spec.time) {
       axes[0].space = 64;
       axes[0].incrs = [1, 2, 5, 10, 20, 30, 60, 120, 180, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800, 1209600, 2592000, 7776000, 31536000];
