@@ -10,6 +10,7 @@ import pytest
 
 from errata.orchestrator.report import charts, render_report
 from tests.helpers.browser import chromium, find_chromium
+from tests.helpers.charts import contrast
 from tests.helpers.sample_report import SAMPLE_YAML, sample_facts, sample_summary
 
 pytest.importorskip("playwright")
@@ -141,6 +142,28 @@ def test_labels_are_whole_and_apart_and_marks_within_the_plot(browser: Any, widt
         for _, _, left, _, right, _ in marks:
             inside = left >= plot["left"] - 1 and right <= plot["left"] + plot["width"] + 1
             assert inside or SPECS[name].get("log"), f"{name}: a mark at {left:.0f} is outside the plot at {width} px"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_letters_of_every_color_can_be_read(browser: Any, scheme: str) -> None:
+    """The names at the ends of lines, by WCAG's 4.5 to 1 against the paper; lines themselves may be fainter."""
+    context = browser.new_context(viewport={"width": 600, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    page.set_content(f"<style>{charts.style()}</style><script>{charts.script()}</script>")
+    page.evaluate("() => { const paint = CanvasRenderingContext2D.prototype.fillText; window.inks = {};"
+                  " CanvasRenderingContext2D.prototype.fillText = function (text, ...at)"
+                  " { window.inks[text] = this.fillStyle; return paint.call(this, text, ...at); }; }")  # fmt: skip
+    names = [*ARMS, *(f"c{n}" for n in range(10)), *(f"shade{n}" for n in range(5)), "ike", "ike_oracle", "count"]
+    specs = [
+        {"series": [{"style": name, "label": name, "points": [[0, 0], [4, 1]]}], "form": COUNT, "range": [0, 1]}
+        for name in names
+    ]
+    page.evaluate(DRAW, specs)
+    inks = page.evaluate("window.inks")
+    paper = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--chart-paper').trim()")
+    context.close()
+    faint = {name: round(contrast(inks[f"{name} 1"], paper), 2) for name in names}
+    assert {name: found for name, found in faint.items() if found < 4.5} == {}
 
 
 @pytest.mark.parametrize("width", [320, 390, 800])
