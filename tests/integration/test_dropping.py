@@ -18,7 +18,7 @@ from errata.editing.request import EditRequest
 from errata.orchestrator.config.loading import build_config
 from errata.orchestrator.history.gaps import Gaps
 from errata.orchestrator.history.rebuild import BaseCheckpoint, edited_layers, weights_at
-from errata.orchestrator.history.receipts import open_store
+from errata.orchestrator.history.receipts import load_receipt, old_keys, open_store, read_receipt
 from errata.orchestrator.history.verify import collect_garbage, verify
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.fail_points import InjectedCrash, raise_once
@@ -287,6 +287,49 @@ def test_an_erasure_leaves_neither_text_nor_vectors(told: Path, tiny_checkpoint:
         assert not {"fact-42", "fact-9"} & set(held)
     sound(told, tiny_checkpoint)
     assert found(told) == []
+
+
+def keys_like(run: Path, wanted: torch.Tensor) -> list[str]:
+    """Matrices of stored receipts of which a column is a key, or nearly."""
+    store = open_store(run)
+    return [
+        f"{digest[:8]}:{name}"
+        for digest in store.digests("keys")
+        for name, matrix in read_receipt(store, digest)[1].items()
+        if matrix.ndim == 2 and matrix.shape[0] == len(wanted)
+        for column in matrix.T
+        if torch.allclose(column, wanted, rtol=1e-3)
+    ]
+
+
+def test_an_erasure_takes_a_key_out_of_the_receipt_that_it_left_with(
+    told: Path, tiny_checkpoint: Path, chosen: Any
+) -> None:
+    newer = {**secret(), "id": "zq2@example.org", "target_new": "Italy"}
+    with opened(chosen, told) as pipeline:
+        pipeline.journal.accept(asked(facts(58)[43:]))
+        pipeline.journal.accept(asked(facts(40)[18:]))
+        write_all(pipeline)
+        assert pipeline.editor._worker.session().state.wants_keys, "past d_in edits the raw keys are given up"
+        key = old_keys(pipeline.journal, pipeline.store, ["zq@example.org"], before=10**6)["zq@example.org"]
+        pipeline.journal.accept([EditRequest.model_validate(newer), *asked([fact(90, subject=fact(41)["subject"])])])
+        write_all(pipeline)
+        wrote = pipeline.head().sequence
+        left = load_receipt(pipeline.store, pipeline.head()).old_keys
+        assert set(left) == {"zq@example.org", "fact-41"}
+        expected = pipeline.editor.weights()
+    layer = next(iter(key))
+    assert torch.equal(left["zq@example.org"][layer], key[layer]) and len(keys_like(told, key[layer])) >= 2
+    sound(told, tiny_checkpoint)
+    assert equal(weights(told, tiny_checkpoint, "head"), expected)
+    with OfflineRun(told) as offline:
+        erase(offline, told, ["zq2@example.org"])
+    assert found(told) == [] and keys_like(told, key[layer]) == []
+    sound(told, tiny_checkpoint)
+    with opened(chosen, told) as pipeline:  # the other fact of that batch can still be taken back, its old key as well
+        assert pipeline.journal.version(wrote).kind == "edit"
+        pipeline.revert(["fact-90"])
+    sound(told, tiny_checkpoint)
 
 
 ERASURE = (
