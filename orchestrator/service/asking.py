@@ -18,12 +18,11 @@ from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.outcomes import MEMORY_ARMS, Arm, AskedArm
 from errata.evaluation.patience import ENDLESS, Patience
 from errata.evaluation.streaming import Opened, TextPiece
-from errata.orchestrator.history.past import Moment
+from errata.orchestrator.history.past import Moment, Past
 from errata.orchestrator.journal.rows import Version
 from errata.orchestrator.measuring.finding import findings
 from errata.orchestrator.service.core import Live
 from errata.orchestrator.service.errors import ServiceError, busy, unavailable
-from errata.orchestrator.service.past import Past
 from errata.retrieval.router import Findings, FittedRouter, Routing
 
 _LETTERS_PER_TOKEN: Final = 32
@@ -146,6 +145,8 @@ class Speaking:
     """Ids of the edits whose statements were found, by the number of the statement."""
     router: str | None
     """Digest of the router that decided, for the routed arm."""
+    moment: Moment | None
+    """The time that it is about, where it is not now."""
     next: Callable[[int], TextPiece]
     """Up to so many tokens more; waits for them."""
     close: Callable[[], None]
@@ -218,10 +219,12 @@ class Asking:
         *,
         plain: bool = False,
         patience: Patience = ENDLESS,
+        moment: Moment | None = None,
     ) -> Future[Speaking]:
         """Begin one arm's answer in the background; it counts as a question until it is closed.
 
         Args:
+            moment: the time that it is to be about, where that is not now.
             plain: the answer is continued text, so its leading space belongs to it.
             patience: of whoever asks, for the whole answer.
 
@@ -232,21 +235,32 @@ class Asking:
         if not self._room.acquire(blocking=False):
             raise busy("too many questions are under way", retry_after=2)
         try:
-            return self._threads.submit(self._speak, live, question, arm, sampling, plain, patience)
+            return self._threads.submit(self._speak, live, question, arm, sampling, plain, patience, moment)
         except RuntimeError:
             self._room.release()
             raise unavailable("the service is ending") from None
 
     def _speak(
-        self, live: Live, question: Question, arm: Arm, sampling: Sampling, plain: bool, patience: Patience
+        self,
+        live: Live,
+        question: Question,
+        arm: Arm,
+        sampling: Sampling,
+        plain: bool,
+        patience: Patience,
+        moment: Moment | None,
     ) -> Speaking:
         try:
             near: Sequence[Any] = []
             routing = None
-            if arm == "routed":
-                if len(question.messages) > 1:
-                    turns = [turn["content"] for turn in question.messages if turn["role"] != "system"]
-                    question = Question(self._memory.resolved(turns), question.messages)
+            edits: Mapping[int, str] = {}
+            if arm == "routed" and len(question.messages) > 1:
+                turns = [turn["content"] for turn in question.messages if turn["role"] != "system"]
+                question = Question(self._memory.resolved(turns), question.messages)
+            if moment is not None:
+                then, edits = self._found([question.text], [arm], moment)
+                near, routing = then[question.text], then.routing if arm == "routed" else None
+            elif arm == "routed":
                 routing = self._memory.route([question.text], self._k)
                 near = [candidate.hit for candidate in routing.candidates.get(question.text, ())]
             elif arm in MEMORY_ARMS:
@@ -274,7 +288,8 @@ class Asking:
                 raise _no_answer(error, "the answer could not be finished") from error
 
         digest = routing.fitted.digest if routing is not None else None
-        return Speaking(live.version, stream.opened, {hit.id: hit.request_id for hit in near}, digest, more, end)
+        names = edits or {hit.id: hit.request_id for hit in near}
+        return Speaking(live.version, stream.opened, names, digest, moment, more, end)
 
     def close(self) -> None:
         """Refuse further questions; those under way end by themselves or with the workers."""

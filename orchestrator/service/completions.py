@@ -8,7 +8,8 @@ from typing import Annotated, Any, Final
 from pydantic import Field, model_validator
 
 from errata.editing.model.streaming import Sampling
-from errata.orchestrator.service.bodies import Note, Prompt, StrictIn, TextTurn
+from errata.editing.request import EventTime
+from errata.orchestrator.service.bodies import KnownAt, Note, Prompt, StrictIn, TextTurn
 from errata.orchestrator.service.errors import ServiceError
 
 Tokens = Annotated[int, Field(ge=1)]
@@ -65,6 +66,10 @@ class _CompletionIn(StrictIn):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    as_of: EventTime | None = None
+    """Not OpenAI's: answer with what was true at this time (without a zone UTC), as `POST /v1/query` does."""
+    as_known_at: KnownAt | None = None
+    """Not OpenAI's: answer with what was known in this version (`v12`, digits of a digest, a tag)."""
 
     @model_validator(mode="before")
     @classmethod

@@ -542,3 +542,37 @@ def test_a_question_about_another_time_is_answered_with_what_held_then(tmp_path:
         # without arms: those that need no weights of then
         reply = client.post("/v1/query", json={"question": asked["question"], "as_known_at": "v1"}).json()
         assert set(reply["answers"][0]["arms"]) == {"base", "memory", "routed"} and reply["as_known_at"] == "v1"
+
+        # OpenAI's routes take the same fields, and refuse the same
+        def chosen(route: str, **more: Any) -> tuple[str | None, dict[str, Any]]:
+            bodies = {
+                "chat/completions": {"messages": [{"role": "user", "content": asked["question"]}]},
+                "completions": {"prompt": asked["question"]},
+            }
+            reply = client.post(f"/v1/{route}", json={"model": "errata-memory", **bodies[route], **more})
+            assert reply.status_code == 200, reply.text
+            view = reply.json()["errata"]
+            found = view["chosen"] and view["chosen"]["statement"].split()[-1]
+            assert found is None or reply.headers["x-errata-edit"] == view["chosen"]["edit"]
+            return found, view
+
+        for route in ("chat/completions", "completions"):
+            then, view = chosen(route, as_of="2026-03-05T00:00:00Z")
+            assert then == "Paris." and view["chosen"]["edit"] == "t0"
+            assert (view["as_of"], view["as_known_at"]) == ("2026-03-05T00:00:00+00:00", None)
+            now, view = chosen(route)
+            assert now == "Oslo." and not {"as_of", "as_known_at"} & view.keys()
+            assert chosen(route, as_known_at="v1")[0] == "Paris."
+            assert chosen(route, as_of="2026-02-01T00:00:00Z")[0] is None
+            for model in ("errata", "errata-base"):
+                assert chosen(route, model=model, as_known_at="v1")[1]["as_known_at"] == "v1"
+        body = {"model": "errata-memory", "messages": [{"role": "user", "content": asked["question"]}], "stream": True}
+        lines = client.post("/v1/chat/completions", json={**body, "as_known_at": "v1"}).text.splitlines()
+        first = json.loads(next(line for line in lines if line.startswith("data: ")).removeprefix("data: "))
+        assert first["errata"]["chosen"]["edit"] == "t0" and first["errata"]["as_known_at"] == "v1"
+        for model in ("errata-edited", "errata-edited-memory"):
+            refused = client.post("/v1/chat/completions", json={**body, "model": model, "as_known_at": "v1"})
+            assert refused.status_code == 422
+            assert "speaks with weights that hold what holds now" in refused.json()["error"]["message"]
+        assert client.post("/v1/chat/completions", json={**body, "as_known_at": "v99"}).status_code == 404
+        assert client.post("/v1/chat/completions", json={**body, "as_of": "yesterday"}).status_code == 422
