@@ -223,7 +223,8 @@ class Editor:
             max_new_tokens: end of an answer; ``evaluation.max_new_tokens`` of the settings by default.
             as_of: answer with what was true at this time (without a zone UTC; as text, ISO 8601), by the arms
                 ``base``, ``memory`` and ``routed``: edited weights hold what holds now.
-            as_known_at: answer with what was known in this version (``v12``, digits of a digest, a tag), by the same.
+            as_known_at: answer with what was known in this version (``v12``, digits of a digest, a tag), by the same
+                arms; by all where it is the version that the model is at.
 
         Raises:
             UserError: there is no such arm, version or time, or the arm needs the weights of then.
@@ -398,8 +399,10 @@ class Editor:
         self, texts: Sequence[str], arm: Arm, as_of: datetime | str | None, as_known_at: str | None
     ) -> Mapping[str, Any]:
         """What the memory knew of questions at another time."""
-        arms_then([arm], ARMS)
         moment = self._past.moment(_time(as_of), as_known_at)
+        if moment.is_of(self._pipeline.head()):
+            return self._hits(texts, [arm])
+        arms_then([arm], ARMS)
         if arm not in MEMORY_ARMS:
             return {text: [] for text in texts}
         check_installed("faiss")

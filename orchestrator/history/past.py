@@ -37,6 +37,10 @@ class Moment:
     known: Version | None = None
     """The last commit that counts; None for the newest."""
 
+    def is_of(self, loaded: Version) -> bool:
+        """Whether a question about it is one about a version as it stands, whose weights may answer then."""
+        return self.as_of is None and self.known is not None and self.known.digest == loaded.digest
+
 
 def facts_at(journal: JournalReader, fact_keys: Iterable[str], moment: Moment) -> list[RequestRow]:
     """Of some facts the requests that held at a moment, at most one each.

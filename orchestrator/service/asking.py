@@ -23,6 +23,7 @@ from errata.orchestrator.journal.rows import Version
 from errata.orchestrator.measuring.finding import findings
 from errata.orchestrator.service.core import Live
 from errata.orchestrator.service.errors import ServiceError, busy, unavailable
+from errata.orchestrator.service.past import arms_then
 from errata.retrieval.router import Findings, FittedRouter, Routing
 
 _LETTERS_PER_TOKEN: Final = 32
@@ -196,9 +197,11 @@ class Asking:
         """Ask in the background, for as long as ``patience`` lasts; about ``moment``, or now.
 
         Raises:
-            ServiceError: 429 when too many questions are under way, 503 before the first version is there.
+            ServiceError: 429 when too many questions are under way, 503 before the first version is there, 422 where an
+                arm needs the weights of another time.
         """
         live = self._live()
+        self._require_weights(arms, moment, live)
         if not self._room.acquire(blocking=False):
             raise busy("too many questions are under way", retry_after=2)
         try:
@@ -232,6 +235,7 @@ class Asking:
             ServiceError: as `submit`.
         """
         live = self._live()
+        self._require_weights([arm], moment, live)
         if not self._room.acquire(blocking=False):
             raise busy("too many questions are under way", retry_after=2)
         try:
@@ -239,6 +243,16 @@ class Asking:
         except RuntimeError:
             self._room.release()
             raise unavailable("the service is ending") from None
+
+    def arms_at(self, moment: Moment | None) -> list[Arm]:
+        """The arms that can answer a question about a moment."""
+        if moment is None or moment.is_of(self._live().version):
+            return list(self.arms)
+        return arms_then(None, self.arms)
+
+    def _require_weights(self, arms: Sequence[Arm], moment: Moment | None, live: Live) -> None:
+        if moment is not None and not moment.is_of(live.version):
+            arms_then(arms, self.arms)
 
     def _speak(
         self,
@@ -257,7 +271,7 @@ class Asking:
             if arm == "routed" and len(question.messages) > 1:
                 turns = [turn["content"] for turn in question.messages if turn["role"] != "system"]
                 question = Question(self._memory.resolved(turns), question.messages)
-            if moment is not None:
+            if moment is not None and not moment.is_of(live.version):
                 then, edits = self._found([question.text], [arm], moment)
                 near, routing = then[question.text], then.routing if arm == "routed" else None
             elif arm == "routed":
@@ -307,7 +321,8 @@ class Asking:
         started = time.perf_counter()
         texts = list(dict.fromkeys(question.text for question in questions))
         try:
-            hits, edits = self._found(texts, arms, moment)
+            then = None if moment is None or moment.is_of(live.version) else moment
+            hits, edits = self._found(texts, arms, then)
             answers = self._evaluators.answer(questions, live.weights, hits, arms, limit, patience=patience)
         except ErrataError as error:
             raise _no_answer(error) from error
@@ -318,7 +333,7 @@ class Asking:
     ) -> tuple[Findings, Mapping[int, str]]:
         """What the memory finds, and the edits of the statements found."""
         if moment is not None:
-            if {"memory", "routed"} & set(arms):
+            if MEMORY_ARMS & set(arms):
                 return self.past.find(texts, moment)
             return Findings({text: [] for text in texts}), {}
         found = findings(self._memory, texts, self._k, arms)

@@ -306,7 +306,9 @@ def test_a_question_may_be_about_another_time(checkpoint: Path) -> None:
         one.edit([{**fact, "target_new": "Paris", "event_at": "2026-03-01T00:00:00Z"}])
         then = one.ask([prompt, "Rome lies in"], arm="memory")
         one.edit([{**fact, "target_new": "Italy", "event_at": "2026-03-09T00:00:00Z"}])
-        assert one.ask(prompt, arm="memory") != then[0]
+        for moment, said in (((march, None), "Paris."), ((None, "v1"), "Paris."), ((None, "head"), "Italy.")):
+            (hit,) = one._hits_then([prompt], "memory", *moment)[prompt]
+            assert hit.statement.split()[-1] == said, "what the answer rests on"
         assert one.ask([prompt, "Rome lies in"], arm="memory", as_of=march) == then
         assert one.ask(prompt, arm="memory", as_of=datetime(2026, 3, 5)) == then[0]
         assert one.ask(prompt, arm="memory", as_known_at="v1") == then[0]
@@ -317,6 +319,7 @@ def test_a_question_may_be_about_another_time(checkpoint: Path) -> None:
         for arm in ("edited", "edited_memory"):
             with pytest.raises(UserError, match=rf"arm '{arm}' speaks with weights.*there are: base, memory, routed"):
                 one.ask(prompt, arm=arm, as_of=march)
+        assert one.ask(prompt, arm="edited", as_known_at="head") == one.ask(prompt), "the weights that are loaded"
         with pytest.raises(UserError, match="v9"):
             one.ask(prompt, arm="memory", as_known_at="v9")
         with pytest.raises(UserError, match="as_of 'yesterday' is not a time"):

@@ -539,6 +539,13 @@ def test_a_question_about_another_time_is_answered_with_what_held_then(tmp_path:
         assert "base, memory, routed" in refused.json()["error"]["message"]
         assert client.post("/v1/query", json={**asked, "as_known_at": "v99"}).status_code == 404
         assert client.post("/v1/query", json={**asked, "as_of": "yesterday"}).status_code == 422
+        # the version that is loaded is answered by every arm, as it stands
+        every = client.post("/v1/query", json={"question": asked["question"], "as_known_at": "head"}).json()
+        now = client.post("/v1/query", json={"question": asked["question"]}).json()
+        assert "edited" in every["answers"][0]["arms"] and every["as_known_at"] == "v2"
+        assert every["answers"][0]["arms"] == now["answers"][0]["arms"]
+        timed = {**asked, "arms": ["edited"], "as_known_at": "head", "as_of": "2026-03-20T00:00:00Z"}
+        assert client.post("/v1/query", json=timed).status_code == 422
         # without arms: those that need no weights of then
         reply = client.post("/v1/query", json={"question": asked["question"], "as_known_at": "v1"}).json()
         assert set(reply["answers"][0]["arms"]) == {"base", "memory", "routed"} and reply["as_known_at"] == "v1"
@@ -552,7 +559,7 @@ def test_a_question_about_another_time_is_answered_with_what_held_then(tmp_path:
             reply = client.post(f"/v1/{route}", json={"model": "errata-memory", **bodies[route], **more})
             assert reply.status_code == 200, reply.text
             view = reply.json()["errata"]
-            found = view["chosen"] and view["chosen"]["statement"].split()[-1]
+            found = view["chosen"]["statement"].split()[-1] if view.get("chosen") else None
             assert found is None or reply.headers["x-errata-edit"] == view["chosen"]["edit"]
             return found, view
 
@@ -575,4 +582,7 @@ def test_a_question_about_another_time_is_answered_with_what_held_then(tmp_path:
             assert refused.status_code == 422
             assert "speaks with weights that hold what holds now" in refused.json()["error"]["message"]
         assert client.post("/v1/chat/completions", json={**body, "as_known_at": "v99"}).status_code == 404
-        assert client.post("/v1/chat/completions", json={**body, "as_of": "yesterday"}).status_code == 422
+        plainly = {**body, "model": "errata-edited", "stream": False}
+        assert client.post("/v1/chat/completions", json={**plainly, "as_known_at": "v2"}).status_code == 200
+        for unfit in ("yesterday", 3, True):
+            assert client.post("/v1/chat/completions", json={**body, "as_of": unfit}).status_code == 422
