@@ -6,7 +6,9 @@ Of the run come the requests, the keys, the target values and the covariance of 
 residuals start from are read by the library's own pass with hooks, with the weights that the formulas gave before; no
 solver, factor or state of the editors is used. What is printed is, per layer, ``|W_run - W| / |W_run - W_0|``, the
 relative difference of everything that was written. A row that stands out in a table of editors and agrees here is the
-method's, or the model's, and not a fault of the implementation.
+method's, or the model's, and not a fault of the implementation. For MOSE, whose V the paper defines by target values
+and the code by moved outputs unless ``literal_values`` is set, both are evaluated: *literal* is the distance from the
+paper's.
 """
 
 from __future__ import annotations
@@ -96,10 +98,9 @@ def prune(at: Layer, K: Matrix, R: Matrix, set_: Mapping[str, Any]) -> Matrix:
     return at.W_0 + (U * np.where(s > largest, damped, s)) @ Vt
 
 
-def mose(at: Layer, K: Matrix, R: Matrix, set_: Mapping[str, Any]) -> Matrix:
-    """Q W with Q = U V^T of lam W C W^T + V (W K)^T."""
-    Y = at.W @ K
-    U, _, Vt = np.linalg.svd(set_["preservation"] * at.W @ at.C @ at.W.T + (Y + R) @ Y.T)
+def mose(at: Layer, K: Matrix, V: Matrix, set_: Mapping[str, Any]) -> Matrix:
+    """Q W with Q = U V^T of lam W C W^T + V (W K)^T; V (O, m) are what the map is to put out."""
+    U, _, Vt = np.linalg.svd(set_["preservation"] * at.W @ at.C @ at.W.T + V @ (at.W @ K).T)
     return (U @ Vt) @ at.W
 
 
@@ -125,11 +126,15 @@ def thinned(before: Matrix, after: Matrix, keep: float) -> Matrix:
     return before + np.where(relative >= least, change, 0.0)
 
 
-def states_at(model: EditableModel, requests: Sequence[EditRequest], layer: int, *, of_map: bool) -> Matrix:
-    """At the subjects' last tokens: outputs (d, m) of a layer, or of its edited map, with the weights as they are."""
+def states_at(
+    model: EditableModel, requests: Sequence[EditRequest], layer: int, *, of_map: bool, inputs: bool = False
+) -> Matrix:
+    """At the subjects' last tokens: outputs (d, m) of a layer, or of its edited map, or what goes into that, with the
+    weights as they are."""
     caught: list[torch.Tensor] = []
 
-    def hook(_: Any, __: Any, output: Any) -> None:
+    def hook(_: Any, given: Any, output: Any) -> None:
+        output = given if inputs else output
         caught.append(output[0] if isinstance(output, tuple) else output)
 
     block = model.decoder.layers[layer]
@@ -137,7 +142,7 @@ def states_at(model: EditableModel, requests: Sequence[EditRequest], layer: int,
     states = []
     try:
         for request in requests:
-            tokens, subject = model.text.encode_with_subject("", request.prompt, request.subject)
+            tokens, subject = model.text.encode_for_edit("", request.prompt, request.subject)
             with torch.no_grad():
                 model.hf(input_ids=torch.tensor([tokens]), use_cache=False, logits_to_keep=1)
             states.append(caught.pop().reshape(len(tokens), -1)[subject].double().numpy())
@@ -170,6 +175,8 @@ def _check(journal: Any, files: Any, batches: int | None) -> dict[str, Any]:
     asked = {row.id: row.request for row in journal.requests()}
     covariance = None
     maps: dict[int, Layer] = {}
+    literal: dict[int, Matrix] = {}
+    """Of the last batch: the maps by the paper's V, where a method has one of its own."""
     for version in versions:
         receipt = load_receipt(files, version)
         if covariance is None and receipt.covariance_digest is not None:
@@ -189,6 +196,13 @@ def _check(journal: Any, files: Any, batches: int | None) -> dict[str, Any]:
             before[layer] = at.W
             if name == "rome":
                 right = wanted
+            elif name == "mose":
+                reached = states_at(model, requests, used[-1], of_map=False)
+                # target values of the map at the bare prompts, which the paper calls v*
+                k = states_at(model, requests, layer, of_map=True, inputs=True)
+                V = at.W @ k + (wanted - reached) / (len(used) - place)
+                literal[layer] = formula(at, K, V, settings)
+                right = V if settings.get("literal_values") else V + at.W @ (K - k)
             else:
                 left = len(used) - place
                 reached = states_at(model, requests, used[-1], of_map=name == "pmet")
@@ -211,6 +225,10 @@ def _check(journal: Any, files: Any, batches: int | None) -> dict[str, Any]:
             for layer, at in maps.items()
         },
         "written": {layer: float(np.linalg.norm(moved[layer]) / np.linalg.norm(at.W_0)) for layer, at in maps.items()},
+        "literal": {
+            layer: float(np.linalg.norm(run[layer].double().numpy() - W) / np.linalg.norm(moved[layer]))
+            for layer, W in literal.items()
+        },
     }
 
 

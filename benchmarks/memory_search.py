@@ -52,7 +52,7 @@ def times_ms(call: Callable[[int], object], repeats: int) -> tuple[float, float]
 class _Fixed:
     """Stands for an embedder: the vectors are given."""
 
-    name, dim, digest = "fixed", DIM, "fixed"
+    name, dim, digest, unit = "fixed", DIM, "fixed", True
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         raise NotImplementedError

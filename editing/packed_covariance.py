@@ -26,7 +26,7 @@ from torch import Tensor
 
 from errata.editing.covariance import KeyCovariance, SampleRecord
 from errata.editing.errors import DamagedFileError, UserError
-from errata.editing.tensors import format_of, read_tensors, write_tensors
+from errata.editing.tensors import header_of, read_tensors, write_tensors
 
 FORMAT = "errata-covariance-packed-1"
 PACKED = "packed"
@@ -101,14 +101,30 @@ def load_packed(path: Path) -> KeyCovariance:
     return loaded
 
 
+def origin_of(path: Path) -> tuple[dict[str, Any], tuple[int, ...], int]:
+    """What a packed covariance was made from, its layers and the tokens that it counts, by its header alone.
+
+    Raises:
+        DamagedFileError: it is no such file.
+    """
+    metadata, names = header_of(path, "packed covariance")
+    try:
+        if metadata["format"] != FORMAT:
+            raise ValueError(f"its format is {metadata['format']!r}")
+        layers = tuple(sorted({int(name.partition(".")[0]) for name in names if name != _RECORD}))
+        return whole_source(json.loads(metadata["source"])), layers, int(metadata["tokens"])
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise DamagedFileError(f"packed covariance {path.name!r} cannot be read: {error}") from error
+
+
 def load_covariance(path: Path) -> KeyCovariance:
     """Read a covariance, packed or not.
 
     Raises:
         DamagedFileError: it is neither, is cut short, or its bytes have changed.
     """
-    form = format_of(path, "covariance file")
-    return load_packed(path) if form == FORMAT else KeyCovariance.load(path)
+    metadata, _ = header_of(path, "covariance file")
+    return load_packed(path) if metadata.get("format") == FORMAT else KeyCovariance.load(path)
 
 
 def relative_error(packed: KeyCovariance, whole: KeyCovariance, layer: int) -> float:

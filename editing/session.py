@@ -34,6 +34,7 @@ from errata.editing.limits import check_request
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.state import LifelongState, OldKeys
+from errata.editing.value_config import length_of
 from errata.editing.verify import Check, DamageError, HeldProbes, Outcome, VerifyConfig, held_prompts
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,12 @@ class RequestResult:
     """Of an applied request: whether the model says it, on the weights as they are served; None where nobody asked."""
     figures: Mapping[str, Any] | None = None
     """What was measured of it (`errata.editing.verify.Outcome`), of a refused one as well."""
+    delta_norm: float | None = None
+    """|delta| of its target value, where the method optimizes one; of several parts together."""
+    state_norm: float | None = None
+    """|h| of what ``delta`` was added to; the clamp bounds their ratio."""
+    kp_loss: float | None = None
+    """L_kp of the change, where entities are protected."""
 
 
 @dataclass(frozen=True)
@@ -399,7 +406,18 @@ class EditSession:
                 results.append(RequestResult(request.id, False, refused[request.id], figures=figures))
             elif request.id not in left:
                 v = values[request.id]
-                result = RequestResult(request.id, True, None, v.loss, v.steps, v.converged, v.clamped)
+                result = RequestResult(
+                    request.id,
+                    True,
+                    None,
+                    v.loss,
+                    v.steps,
+                    v.converged,
+                    v.clamped,
+                    delta_norm=length_of(v.delta),
+                    state_norm=length_of(v.h),
+                    kp_loss=v.kp_loss,
+                )
                 if (outcome := outcomes.get(request.id)) is not None:
                     figures = outcome.figures()
                     if computation is not None and len(computation.sweeps) > 1:

@@ -22,8 +22,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], form: str, metadata
     save_file(dict(tensors), path, metadata={"format": form, **metadata})
 
 
-def format_of(path: Path, what: str) -> str | None:
-    """The format that a tensor file says it has; None where it says none.
+def header_of(path: Path, what: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Metadata of a tensor file, ``format`` among them where it says one, and the names of its tensors.
 
     Args:
         what: names the file in messages, such as "delta file".
@@ -33,7 +33,7 @@ def format_of(path: Path, what: str) -> str | None:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("format")
+            return dict(file.metadata() or {}), tuple(file.keys())
     except Exception as error:  # safetensors raises its own type, which it does not export everywhere
         raise DamagedFileError(f"{what} {path.name!r} cannot be read: {error}") from error
 

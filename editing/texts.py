@@ -23,6 +23,7 @@ import regex
 
 from errata.editing.digest import digest_json
 from errata.editing.errors import UserError
+from errata.editing.remote import here
 from errata.editing.scripts import find_word
 
 SLOT: Final = "{}"
@@ -41,17 +42,19 @@ def open_text(path: Path) -> IO[str]:
     return path.open(encoding="utf-8-sig", newline="\n")
 
 
-def read_text(path: Path, what: str) -> str:
+def read_text(path: str | Path, what: str) -> str:
     """All of a text file that somebody wrote, as it stands, without a mark at its beginning.
 
     Args:
+        path: a file, or a URL that fsspec opens.
         what: names the file in errors, as the setting or option that it was given by.
 
     Raises:
         UserError: it cannot be read, is not UTF-8, or holds NUL.
     """
+    file_here = here(path, what)
     try:
-        with open_text(path) as file:
+        with open_text(file_here) as file:
             text = file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{what} {str(path)!r} cannot be read: {type(error).__name__}") from error

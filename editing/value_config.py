@@ -35,6 +35,11 @@ class ValueConfig(Closed):
     """Weight of |delta| / |h|^2 in the loss."""
     kl_factor: float = Field(0.0625, ge=0)
     """Weight of the divergence from the unedited model after "{subject} is a"."""
+    kp_factor: float = Field(0.0, ge=0)
+    """beta: weight of the preservation loss L_kp, the squared projections of protected states on the change's direction
+    ("uncertainty", eqs. 1 and 2); 0 for none."""
+    kp_subjects: tuple[str, ...] = ()
+    """Entities whose states at their last token in "{subject} is a" are protected; the paper takes five."""
     stop_loss: float = Field(5e-2, ge=0)
     """An edit stops when its total loss is below this, tested before the update."""
     units: Literal["absolute", "relative"] = "absolute"
@@ -46,6 +51,12 @@ class ValueConfig(Closed):
     (exact), or a change of the last layer's state that ignores them, as in published code."""
     batch_tokens: int = Field(2048, ge=1)
     """Positions run at once in one optimization step; bounds the memory."""
+
+    @model_validator(mode="after")
+    def _protects_somebody(self) -> ValueConfig:
+        if self.kp_factor and not self.kp_subjects:
+            raise ValueError("kp_factor needs kp_subjects, the entities that are protected")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -70,6 +81,8 @@ class TargetValue:
     steps: int
     converged: bool
     clamped: bool
+    kp_loss: float | None = None
+    """L_kp of the change that was found, unweighted; None where nothing is protected."""
 
     @property
     def z(self) -> Tensor:
@@ -103,6 +116,11 @@ class Variant:
     hit_weight: float = 1.0
     joint: bool = False
     layers: tuple[int, ...] = ()
+
+
+def length_of(vector: Tensor) -> float | None:
+    """Euclidean norm in float64; None of an empty vector, which a method without target values has."""
+    return float(vector.double().norm()) if vector.numel() else None
 
 
 PLAIN = Variant()

@@ -27,6 +27,7 @@ from errata.editing.request import EditRequest
 from errata.editing.value_config import PLAIN, ValueConfig, Variant
 
 KL_TEMPLATE = "{} is a"
+"""What is asked about a subject so that nothing but the edited fact changes, and about entities that are protected."""
 _PACKED_STEPS = 8
 """Packing weights for few rows takes about as long as it saves in so many steps."""
 
@@ -49,10 +50,10 @@ def edit_segments(
     segments = []
     for context in contexts:
         for prompt in prompts or (request.prompt,):
-            tokens, subject = model.text.encode_with_subject(context, prompt, request.subject)
+            tokens, subject = model.text.encode_for_edit(context, prompt, request.subject)
             segments.append(Segment(tokens + target[:-1], subject, target))
     model.require_fits([segment.tokens for segment in segments])
-    tokens, subject = model.text.encode_with_subject("", KL_TEMPLATE, request.subject)
+    tokens, subject = model.text.encode_for_edit("", KL_TEMPLATE, request.subject)
     # the distribution is read at the subject's last token, so what follows it is never run
     segments.append(Segment(tokens[: subject + 1], subject, []))
     return segments
@@ -74,6 +75,8 @@ class Problem:
         self.first = variant.layers[0] if variant.layers else layer if variant.joint else layer + 1
         """First layer that is run again in every step."""
         self.span: GatedSpan | None = None
+        self.protected: Tensor | None = None
+        """States (n, d) of the protected entities, in the space of the change; None where nothing is protected."""
         self.in_mlp = space == "mlp" or (config.post_norm == "exact" and model.decoder.post_norm(layer) is not None)
         self._first_pass(edits)
 
@@ -317,6 +320,8 @@ class Problem:
             total = torch.where(misses > 0, total, self.variant.hit_weight * total)
         if self.config.kl_factor:
             total = total + self.config.kl_factor * kl
+        if self.protected is not None:
+            total = total + self.config.kp_factor * projection_loss(delta, self.protected)
         if self.config.weight_decay:
             total = total + self.config.weight_decay * self._decay(delta, h, self.size if size is None else size)
         return total, baseline
@@ -396,6 +401,26 @@ class LayersProblem(Problem):
                 stack.enter_context(model.added(self.layer, attention=self.subject * parts[0][:, None]))
             hidden = model.run(self.hidden, self.first, self.layer + 1, self.positional, PrefixKV(self.past))
         return self._upper(hidden)
+
+
+def projection_loss(delta: Tensor, protected: Tensor) -> Tensor:
+    """L_kp (B,) of changes (B, d): ``sum_x |P x|^2`` over protected states x (n, d), P the projection on a change's
+    direction ("uncertainty", eq. 1); 0 for no change."""
+    along = (delta @ protected.to(delta).T).square().sum(dim=1)
+    return along / delta.square().sum(dim=1).clamp_min(1e-24)
+
+
+@torch.no_grad()
+def protected_states(model: EditableModel, subjects: Sequence[str], layer: int, *, in_mlp: bool) -> Tensor:
+    """States (n, d), float32, of entities at their last token in `KL_TEMPLATE`: what ``layer`` puts out, or its map."""
+    found = []
+    for subject in subjects:
+        tokens, last = model.text.encode_for_edit("", KL_TEMPLATE, subject)
+        rows = model.rows([tokens[: last + 1]])
+        with model.map_outputs([layer]) as mapped:
+            hidden = model.run(model.embed(rows), 0, layer + 1, model.positional(rows.layout))
+        found.append((mapped[layer] if in_mlp else hidden)[0, last].float())
+    return torch.stack(found)
 
 
 def _shortened(delta: Tensor, bound: Tensor) -> tuple[Tensor, bool]:

@@ -25,6 +25,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from errata.editing.errors import UserError
 from errata.editing.model.adapter import EditableModel
 from errata.editing.model.packed import multiplying
 from errata.editing.request import EditRequest
@@ -37,6 +38,8 @@ from errata.editing.value_problem import (
     Segment,
     edit_segments,
     lengths,
+    projection_loss,
+    protected_states,
 )
 
 __all__ = [
@@ -117,7 +120,14 @@ def problem_of(
     variant: Variant,
 ) -> Problem:
     kind = LayersProblem if variant.layers else JointProblem if variant.joint else Problem
-    return kind(model, edits, layer, config, space, variant)
+    problem = kind(model, edits, layer, config, space, variant)
+    if config.kp_factor:
+        if variant.layers or variant.joint:
+            raise UserError(
+                "editor.values.kp_factor is for methods that find one change, of one layer's state or output"
+            )
+        problem.protected = protected_states(model, config.kp_subjects, layer, in_mlp=problem.in_mlp)
+    return problem
 
 
 def _minimize(problem: Problem, config: ValueConfig, sizes: Sequence[int]) -> list[TargetValue]:
@@ -174,8 +184,18 @@ def _minimize(problem: Problem, config: ValueConfig, sizes: Sequence[int]) -> li
     final = torch.stack([d.detach() for d in deltas])
     final = final if units is None else final * units
     reached = states(final)
+    kept = None if problem.protected is None else projection_loss(final, problem.protected).tolist()
     return [
-        TargetValue(h[g].cpu(), final[g].cpu(), reached[g].cpu(), loss_of[g], steps_of[g], converged[g], clamped[g])
+        TargetValue(
+            h[g].cpu(),
+            final[g].cpu(),
+            reached[g].cpu(),
+            loss_of[g],
+            steps_of[g],
+            converged[g],
+            clamped[g],
+            None if kept is None else kept[g],
+        )
         for g in range(count)
     ]
 

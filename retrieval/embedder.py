@@ -1,4 +1,5 @@
-"""Sentences to unit vectors: the interface, a sentence-transformers model, and feature hashing."""
+"""Sentences to vectors, of unit length but where a model's own is asked for: the interface, a sentence-transformers
+model, and feature hashing."""
 
 from __future__ import annotations
 
@@ -43,8 +44,12 @@ class Embedder(Protocol):
     def digest(self) -> str:
         """Names the function text -> vector: equal digests give equal vectors, different ones never mix."""
 
+    @property
+    def unit(self) -> bool:
+        """Whether all vectors have unit Euclidean norm, so that inner products are cosines."""
+
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """Vectors (n, dim), float32, C-contiguous, unit Euclidean norm; (0, dim) for no text."""
+        """Vectors (n, dim), float32, C-contiguous, of unit norm where `unit` says so; (0, dim) for no text."""
 
 
 class HashEmbedderConfig(Closed):
@@ -65,6 +70,9 @@ class SentenceEmbedderConfig(Closed):
     device: str = "cpu"
     threads: int = Field(1, ge=0)
     """CPU threads used while embedding; one is fastest for single short texts, 0 leaves them as they are."""
+    normalize: bool = True
+    """Vectors of unit length, so that similarity is the cosine. False leaves the length that the model's pooling gives,
+    and similarity is the plain dot product: SCR as published, with Contriever; needs ``memory.scr.style: paper``."""
 
 
 EmbedderConfig = Annotated[SentenceEmbedderConfig | HashEmbedderConfig, Field(discriminator="type")]
@@ -78,7 +86,13 @@ def build_embedder(config: SentenceEmbedderConfig | HashEmbedderConfig) -> Embed
     """
     if isinstance(config, HashEmbedderConfig):
         return HashEmbedder(dim=config.dim, ngram=config.ngram)
-    return SentenceEmbedder(config.model, batch_size=config.batch_size, device=config.device, threads=config.threads)
+    return SentenceEmbedder(
+        config.model,
+        batch_size=config.batch_size,
+        device=config.device,
+        threads=config.threads,
+        normalize=config.normalize,
+    )
 
 
 def check_embedder(config: SentenceEmbedderConfig | HashEmbedderConfig) -> None:
@@ -101,6 +115,8 @@ class HashEmbedder:
     Deterministic across processes and machines. Finds statements that share words with the question, which is
     what tests and runs without a sentence model need; it knows no synonyms.
     """
+
+    unit: bool = True
 
     def __init__(self, *, dim: int = 256, ngram: int = 4) -> None:
         self._dim, self._ngram = dim, ngram
@@ -168,10 +184,14 @@ def _slot(feature: str) -> tuple[int, float]:
 class SentenceEmbedder:
     """A sentence-transformers model, for example all-minilm-l6-v2 (384 dimensions)."""
 
-    def __init__(self, model: str, *, batch_size: int = 32, device: str = "cpu", threads: int = 1) -> None:
-        self._name = model
+    def __init__(
+        self, model: str, *, batch_size: int = 32, device: str = "cpu", threads: int = 1, normalize: bool = True
+    ) -> None:
+        self._name, self.unit = model, normalize
         self._batch_size, self._threads = batch_size, threads
         self._model = _load_sentence_model(model, device)
+        if not normalize:
+            self._model = _without_normalization(self._model)
         # Asked of a vector: the accessor's name differs between releases of the library.
         self._dim = int(np.asarray(self._model.encode(["a"], show_progress_bar=False)).shape[1])
         # Of the weights, not of the files: the hub's copy and a fetched one are the same function.
@@ -181,6 +201,7 @@ class SentenceEmbedder:
                 "weights": digest_tensors(self._model.state_dict()),
                 "max_length": self._model.get_max_seq_length(),
                 "version": 1,
+                **({} if normalize else {"normalize": False}),
             }
         )
 
@@ -200,14 +221,24 @@ class SentenceEmbedder:
         return self._digest
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """Vectors (n, dim), float32, unit norm. Longer texts than the model's limit are cut by it."""
+        """Vectors (n, dim), float32, unit norm unless `unit` is false. Longer texts than the model's limit are cut."""
         if not texts:
             return np.zeros((0, self._dim), dtype=np.float32)
         with _torch_threads(self._threads):
             vectors = self._model.encode(
                 list(texts), batch_size=self._batch_size, convert_to_numpy=True, show_progress_bar=False
             )
-        return unit_rows(np.asarray(vectors, dtype=np.float32))
+        rows = np.asarray(vectors, dtype=np.float32)
+        return unit_rows(rows) if self.unit else np.ascontiguousarray(rows)
+
+
+def _without_normalization(model: Any) -> Any:
+    """The same encoder, its pooled vectors as they are: some, such as all-MiniLM, end in a module that scales them."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Normalize
+
+    kept = [part for part in model if not isinstance(part, Normalize)]
+    return model if len(kept) == len(model) else SentenceTransformer(modules=kept, device=str(model.device))
 
 
 def _load_sentence_model(model: str, device: str) -> Any:

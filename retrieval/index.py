@@ -126,7 +126,8 @@ class VectorIndex:
     def search(self, queries: Vectors, k: int) -> tuple[Vectors, Ids]:
         """Scan scores (n, k), descending, and ids (n, k), padded with ``-inf`` and ``-1``.
 
-        For unit vectors a score is within ``SCAN_ERROR`` of the inner product.
+        For unit vectors a score is within ``SCAN_ERROR`` of the inner product; for others of at least that length the
+        bound grows with the product of their lengths.
         """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         scores, ids = self._search_one(self._flat, queries, k)

@@ -20,7 +20,9 @@ _KEY: Final = 32
 
 
 class _Named:
-    """Stands for the embedder that made the vectors; nothing is embedded."""
+    """Stands for the embedder that made the vectors; nothing is embedded, nor searched."""
+
+    unit = True
 
     def __init__(self, reference: store.EmbedderRef) -> None:
         self.name, self.digest, self.dim = reference.name, reference.digest, reference.dim

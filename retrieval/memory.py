@@ -72,7 +72,7 @@ class MemoryEntry(Closed):
 
 @dataclass(frozen=True)
 class Hit:
-    """An active entry found for a query, with the cosine of the two vectors."""
+    """An active entry found for a query, with the inner product of the two vectors, the cosine where they are unit."""
 
     id: int
     score: float
@@ -111,6 +111,8 @@ class FactMemory:
         self._rows = RowStore(self.embedder.dim)
         self._row_of: dict[int, int] = {}
         self._id_at: list[int] = []
+        self._longest = 1.0
+        """Bound of the vectors' lengths; the scan's error grows with it."""
 
     # ---- content
 
@@ -195,7 +197,8 @@ class FactMemory:
             expected = (len(given), self.embedder.dim)
             if vectors.shape != expected:
                 raise UserError(f"memory needs vectors of shape {expected}, got {vectors.shape}")
-            rows = unit_rows(vectors[list(fresh.values())])
+            rows = vectors[list(fresh.values())]
+            rows = unit_rows(rows) if self.embedder.unit else rows
         if not new:
             return []
         before = {entry.fact_key: self._top(entry.fact_key) for entry in new}
@@ -249,6 +252,7 @@ class FactMemory:
         self._index, self._entries, self._chains = fresh._index, fresh._entries, fresh._chains
         self._subjects = fresh._subjects
         self._rows, self._row_of, self._id_at = fresh._rows, fresh._row_of, fresh._id_at
+        self._longest = fresh._longest
 
     def _top(self, key: str) -> int | None:
         chain = self._chains.get(key)
@@ -280,6 +284,7 @@ class FactMemory:
     def _append_rows(self, ids: list[int], rows: Vectors) -> None:
         start = len(self._id_at)
         self._rows.append(rows)
+        self._longest = max(self._longest, _longest(rows)) if not self.embedder.unit else 1.0
         self._id_at += ids
         self._row_of.update(zip(ids, range(start, start + len(ids)), strict=True))
 
@@ -307,7 +312,7 @@ class FactMemory:
         return np.stack([self._question_vectors[query] for query in queries])
 
     def search_vectors(self, queries: Vectors, k: int = 3) -> list[list[Hit]]:
-        """As :meth:`search`, for embedded queries (n, dim) of unit norm.
+        """As :meth:`search`, for embedded queries (n, dim), of unit norm where the embedder gives such.
 
         Raises:
             UserError: ``k`` is not positive, or the dimension is not the embedder's.
@@ -325,7 +330,8 @@ class FactMemory:
             for row, place in enumerate(pending):
                 results[place] = self._hits(queries[place], ids[row][ids[row] >= 0], k)
                 # whatever was not looked at scores at most this: the scan's last score and its error
-                outside = float(scores[row][-1]) + SCAN_ERROR
+                reach = 1.0 if self.embedder.unit else max(1.0, self._longest * _longest(queries[place][None]))
+                outside = float(scores[row][-1]) + SCAN_ERROR * reach
                 if candidates < len(self) and results[place][-1].score <= outside:
                     unsure.append(place)
             if not self._index.exact:  # lists promise no exactness, and looking at more would not bring it
@@ -342,7 +348,7 @@ class FactMemory:
         return resolved(turns, self._subjects)
 
     def hits(self, query: Vectors, ids: Sequence[int]) -> list[Hit]:
-        """Entries by id with the cosine to an embedded query (dim,), scored as by a search, best first."""
+        """Entries by id with the inner product with an embedded query (dim,), scored as by a search, best first."""
         return self._hits(query, np.asarray(ids, dtype=np.int64), len(ids)) if len(ids) else []
 
     def _hits(self, query: Vectors, ids: NDArray[np.int64], k: int) -> list[Hit]:
@@ -403,6 +409,8 @@ class FactMemory:
         memory._rows = RowStore(embedder.dim, store.map_vectors(directory, manifest))
         memory._id_at = [entry.id for entry in entries]
         memory._row_of = {id: row for row, id in enumerate(memory._id_at)}
+        if not embedder.unit:
+            memory._longest = max(1.0, _longest(memory.vectors(memory._id_at)))
         for entry in entries:
             memory._entries[entry.id] = entry
             insort(memory._chains.setdefault(entry.fact_key, []), entry.id)
@@ -416,6 +424,11 @@ class FactMemory:
             logger.warning("memory %s: %s; built again from %d stored vectors", directory, error, len(ids))
             memory._build_index()
         return memory
+
+
+def _longest(rows: Vectors) -> float:
+    """Largest Euclidean norm of rows (n, dim); 0 without any."""
+    return float(np.linalg.norm(rows.astype(np.float64), axis=1).max(initial=0.0))
 
 
 def _hit(entry: MemoryEntry, score: float) -> Hit:

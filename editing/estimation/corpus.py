@@ -32,6 +32,7 @@ from errata.editing.model.adapter import EditableModel
 from errata.editing.model.decoder import Layout, layer_of
 from errata.editing.model.flat import FlatPass, flat_pass
 from errata.editing.model.text import TextCodec
+from errata.editing.remote import here
 from errata.editing.texts import open_text
 from errata.editing.wording import counted as counted_of
 
@@ -41,17 +42,27 @@ _BLOCK = 1024
 """Keys multiplied at once; with fewer, adding the products to the float64 sum costs as much as a third of them."""
 
 
+Messages = list[dict[str, str]]
+"""A conversation: ``role`` and ``content`` of each turn."""
+Document = str | Messages
+
+
 class CorpusReading(Closed):
     """How a text is read and run."""
 
     format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
     """``auto`` goes by the name: ``.jsonl``/``.json`` (also ``.gz``), ``.parquet``, anything else is plain text."""
     fields: tuple[str, ...] = Field(("text",), min_length=1)
-    """Fields of a record that hold its text; several are joined by a newline. Plain text has none."""
+    """Fields of a record that hold its text; several are joined by a newline. Plain text has none. A single field may
+    hold a conversation, as SFT and preference data do (``messages``, ``chosen``): it goes through the model's chat
+    template, or is lines of ``role: content`` without one."""
     split: Literal["blank_line", "line", "file"] = "blank_line"
     """What ends a document of a plain text file."""
     window: int = Field(257, ge=2)
     """Tokens of a row and longest piece of a document; 257 scores 256 tokens, as many as a sampled sequence has."""
+    articles: Literal["cut", "whole"] = "cut"
+    """``cut``: a document longer than ``window`` makes several pieces. ``whole``: each document is one piece, cut off
+    at ``window``: ROME's code reads whole articles so, up to the model's length."""
     documents_per_unit: int = Field(16, ge=1)
     """Documents of one unit of work."""
     batch_tokens: int = Field(2048, ge=1)
@@ -66,7 +77,8 @@ class CorpusConfig(CorpusReading):
     """A text to take keys from."""
 
     path: str
-    """A file, or ``hub:NAME[:SPLIT]`` for a data set of the Hugging Face hub (needs the package ``datasets``)."""
+    """A file, a URL that fsspec opens (``s3://``, ``gs://``, ``https://``, ...), or ``hub:NAME[:SPLIT]`` for a data set
+    of the Hugging Face hub (needs the package ``datasets``)."""
 
     @property
     def name(self) -> str:
@@ -75,7 +87,9 @@ class CorpusConfig(CorpusReading):
 
     def identity(self) -> dict[str, Any]:
         """What decides the result besides the text itself; where the file lies does not."""
-        return {"name": self.name, **self.model_dump(mode="json", exclude={"path", "batch_tokens"})}
+        told = {"name": self.name, **self.model_dump(mode="json", exclude={"path", "batch_tokens"})}
+        # estimates of older releases know nothing of it
+        return {key: value for key, value in told.items() if key != "articles" or value != "cut"}
 
 
 @dataclass(frozen=True)
@@ -103,7 +117,7 @@ def corpus_digest(config: CorpusConfig) -> str:
     if config.path.startswith(HUB):
         rows = _hub_rows(config.path)
         return digest_json({"hub": config.path, "fingerprint": getattr(rows, "_fingerprint", None), "rows": len(rows)})
-    return digest_file(Path(config.path))
+    return digest_file(here(config.path, "corpus"))
 
 
 class CorpusReader:
@@ -115,7 +129,7 @@ class CorpusReader:
         self._at = 0
         self._records = _records(config)
 
-    def take(self, first: int, count: int) -> list[str]:
+    def take(self, first: int, count: int) -> list[Document]:
         """Documents ``first`` to ``first + count - 1``; fewer at the end of the text.
 
         Raises:
@@ -159,11 +173,11 @@ def _records(config: CorpusConfig) -> Iterator[Any]:
     kind = _kind(config)
     if kind == "hub":
         return iter(_hub_rows(config.path))
-    path = Path(config.path)
+    path = here(config.path, "corpus")
     if not path.is_file():
         raise UserError(f"corpus {config.path!r} does not exist or is not a file")
     if kind == "parquet":
-        return _parquet(config)
+        return _parquet(config, path)
     return _named_errors(config, _array_or_lines(path) if kind == "jsonl" else _plain(path, config.split))
 
 
@@ -207,13 +221,13 @@ def _plain(path: Path, split: str) -> Iterator[str]:
             yield "".join(kept).strip()
 
 
-def _parquet(config: CorpusConfig) -> Iterator[Any]:
+def _parquet(config: CorpusConfig, path: Path) -> Iterator[Any]:
     try:
         import pyarrow.parquet as parquet  # type: ignore[import-untyped,unused-ignore]
     except ImportError as error:
         raise UserError(f"corpus {config.path!r} needs the package 'pyarrow' (pip install pyarrow)") from error
     try:
-        file = parquet.ParquetFile(config.path)
+        file = parquet.ParquetFile(path)
         names = [name for name in config.fields if name in file.schema_arrow.names]
         for batch in file.iter_batches(columns=names):
             yield from batch.to_pylist()
@@ -233,12 +247,30 @@ def _hub_rows(path: str) -> Any:
         raise UserError(f"corpus {path!r} could not be loaded: {' '.join(str(error).split())}") from error
 
 
-def _text_of(config: CorpusConfig) -> Callable[[Any, int], str]:
-    """From a raw record and its number (from 0) to its text."""
+def plain_text(document: Document) -> str:
+    """A document as text: a conversation's turns are lines."""
+    if isinstance(document, str):
+        return document
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in document)
+
+
+def _messages(value: Any) -> Messages | None:
+    """A conversation; None for anything else."""
+    turns = value if isinstance(value, list) else None
+    if not turns or not all(
+        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+        for turn in turns
+    ):
+        return None
+    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+
+
+def _text_of(config: CorpusConfig) -> Callable[[Any, int], Document]:
+    """From a raw record and its number (from 0) to its text, or its conversation."""
     if _kind(config) == "text":
         return lambda record, _: str(record)
 
-    def text(record: Any, number: int) -> str:
+    def text(record: Any, number: int) -> Document:
         where = f"corpus {config.name!r}, record {number + 1}"
         if isinstance(record, str):
             try:
@@ -247,6 +279,8 @@ def _text_of(config: CorpusConfig) -> Callable[[Any, int], str]:
                 raise UserError(f"{where}: malformed JSON: {error.msg} (column {error.colno})") from error
         if not isinstance(record, dict):
             raise UserError(f"{where}: want an object with {', '.join(config.fields)}, got {type(record).__name__}")
+        if len(config.fields) == 1 and (messages := _messages(record.get(config.fields[0]))) is not None:
+            return messages
         for field in config.fields:
             if not isinstance(record.get(field), str):
                 raise UserError(f"{where}: field {field!r} holds no text; the record has {', '.join(sorted(record))}")
@@ -267,13 +301,22 @@ class Piece:
     scored: bool = False
 
 
-def cut(text: TextCodec, document: str, window: int) -> list[list[int]]:
+def _encoded(text: TextCodec, document: Document) -> list[int]:
+    """Tokens of a document without BOS."""
+    bos = list(text.bos)
+    if isinstance(document, str) or not text.has_chat_template:
+        return text.encode_prompt(plain_text(document))[len(bos) :]
+    ids = text.encode_chat(document, reply=False)
+    return ids[len(bos) :] if bos and ids[: len(bos)] == bos else ids
+
+
+def cut(text: TextCodec, document: Document, window: int) -> list[list[int]]:
     """Tokens of a document in pieces of at most ``window``, each with the tokenizer's BOS, if any, in front.
 
     A rest of a single token, which has neither a counted key nor a prediction, is dropped where there is no BOS.
     """
     room = window - len(text.bos)
-    ids = text.encode_prompt(document)[len(text.bos) :]
+    ids = _encoded(text, document)
     pieces = ([*text.bos, *ids[at : at + room]] for at in range(0, len(ids), room))
     return [piece for piece in pieces if len(piece) > 1]
 
@@ -455,7 +498,7 @@ def run_corpus_unit(
     model: EditableModel,
     unit_id: int,
     first: int,
-    documents: Sequence[str],
+    documents: Sequence[Document],
     layers: Sequence[int],
     config: CorpusReading,
 ) -> UnitResult:
@@ -473,7 +516,7 @@ def run_corpus_unit(
     pieces = [
         Piece(tuple(ids), skip, scored=first + place < config.nll_documents)
         for place, document in enumerate(documents)
-        for ids in cut(model.text, document, config.window)
+        for ids in cut(model.text, document, config.window)[: 1 if config.articles == "whole" else None]
     ]
     sums, tokens, scored = packed_pass(model, pieces, layers, window=config.window, batch_tokens=config.batch_tokens)
     return UnitResult(unit_id, sums, tokens, scored, time.perf_counter() - started)

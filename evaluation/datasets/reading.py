@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from errata.editing.errors import UserError, in_words
+from errata.editing.errors import UserError
+from errata.editing.remote import here, is_url
 from errata.editing.texts import open_text
 
 HUB = "hub:"
@@ -32,7 +31,7 @@ def read_records(source: str | Path) -> Iterator[tuple[str, Any]]:
     """
     if str(source).startswith(HUB):
         return _from_hub(str(source))
-    if "://" in str(source):
+    if is_url(source):
         return _from_url(str(source))
     path = Path(source).expanduser()
     if not path.is_file():
@@ -130,21 +129,12 @@ def _malformed(path: Path, error: json.JSONDecodeError | RecursionError, line: i
 
 def _from_url(url: str) -> Iterator[tuple[str, Any]]:
     """The records of a file that fsspec can open; it is fetched once, as a whole, and read like any other."""
-    import fsspec  # type: ignore[import-untyped,unused-ignore]
-
-    name = url.rsplit("/", 1)[-1].partition("?")[0] or "records"
-    with tempfile.TemporaryDirectory(prefix="errata-") as directory:
-        path = Path(directory) / name
-        try:
-            with fsspec.open(url, "rb") as remote, path.open("wb") as local:
-                shutil.copyfileobj(remote, local)
-        except Exception as error:  # every file system raises its own: for the user they mean one thing
-            raise UserError(f"data source {url!r} cannot be read: {in_words(error)}") from error
-        try:
-            records = [(url + at.removeprefix(str(path)), raw) for at, raw in read_records(path)]
-        except UserError as error:
-            raise UserError(str(error).replace(str(path), url)) from error
-    return iter(records)
+    path = here(url, "data source")
+    try:
+        records = read_records(path)
+    except UserError as error:
+        raise UserError(str(error).replace(str(path), url)) from error
+    return ((url + at.removeprefix(str(path)), raw) for at, raw in records)
 
 
 def _from_hub(source: str) -> Iterator[tuple[str, Any]]:

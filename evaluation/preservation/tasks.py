@@ -92,6 +92,36 @@ LOCAL: Mapping[str, LocalTask] = {
     "mrpc": LocalTask("glue/mrpc/default.yaml", {"validation": "glue/mrpc.jsonl"}, "validation"),
     "cola": LocalTask("glue/cola/default.yaml", {"validation": "glue/cola.jsonl"}, "validation"),
     "nq_open": LocalTask("nq_open/nq_open.yaml", {"validation": "nq_open/NQ-open.dev.jsonl"}, "validation"),
+    # MOSE's own forms of four tasks (table 5), zero-shot
+    "mose_rte": LocalTask(
+        "glue/rte/default.yaml",
+        {"validation": "glue/rte.jsonl"},
+        "validation",
+        _rte,
+        changes={"doc_to_text": "{{sentence1}} entails the {{sentence2}}. True or False? answer:"},
+    ),
+    "mose_sst2": LocalTask(
+        "glue/sst2/default.yaml",
+        {"validation": "glue/sst2.jsonl"},
+        "validation",
+        changes={
+            "doc_to_text": "For each snippet of text, label the sentiment of the text as positive or negative. The "
+            "answer should be exact 'positive' or 'negative'. text: {{sentence}} answer:"
+        },
+    ),
+    "mose_nq": LocalTask(
+        "nq_open/nq_open.yaml",
+        {"validation": "nq/dev.jsonl"},
+        "validation",
+        changes={
+            "description": "",
+            "doc_to_text": "Refer to the passage below and answer the following question. Passage: {{document}} "
+            "Question: {{question}}",
+        },
+    ),
+    "mose_samsum": LocalTask(
+        "", {"test": "samsum/test.jsonl"}, "test", changes=_SAMSUM | {"doc_to_text": "{{dialogue}} TL;DR:"}
+    ),
     # the harness has no such task
     "samsum": LocalTask("", {"test": "samsum/test.jsonl"}, "test", changes=_SAMSUM),
 }

@@ -15,7 +15,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Look": ("log", "show", "diff", "waiting", "verify", "bisect"),
     "Change": ("revert", "withdraw", "snapshot", "tag", "compact", "erase", "migrate", "gc", "checkout", "export"),
     "Serve": ("serve", "publish"),
-    "Compare": ("compare", "leaderboard", "judge", "preserve", "geometry"),
+    "Compare": ("compare", "choose", "leaderboard", "judge", "preserve", "geometry", "norms"),
     "Models": ("models", "calibrate", "covariance", "locate", "router", "train-editor"),
 }
 """Commands by what one wants, in the order in which they are listed."""

@@ -12,6 +12,7 @@ import typer
 import yaml
 
 from errata.editing.errors import UserError
+from errata.editing.remote import here
 from errata.editing.texts import clean_all, read_text
 from errata.editing.wording import counted
 from errata.orchestrator.cli.options import Overrides, Verbose
@@ -43,7 +44,8 @@ def locate(
     ] = None,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts to trace, the first ones with a true answer.")] = 100,
     data: Annotated[
-        Path | None, typer.Option(help="Prompts: a stream file or the known-facts layout; the stream by default.")
+        str | None,
+        typer.Option(metavar="FILE", help="Prompts: a stream file or the known-facts layout; the stream by default."),
     ] = None,
     draws: Annotated[int, typer.Option(min=1, help="Draws of noise for each prompt.")] = 5,
     window: Annotated[int, typer.Option(min=1, help="Contiguous layers to choose.")] = 6,
@@ -58,6 +60,12 @@ def locate(
     ] = 0.01,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Another model's locate.json, whose profile is laid over this one's; repeatable."
+        ),
+    ] = None,
     write_preset: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the chosen layers into this model preset.")
     ] = None,
@@ -78,6 +86,7 @@ def locate(
         seed=seed,
     )
     asked = read_prompts(resolved, data, prompts)
+    others = [read_trace(path) for path in beside or []]
     if write_preset is not None and write_preset.exists():
         preset_with_layers(write_preset, (0,))  # a file that cannot be changed is found out before the work
     target = output or Path("runs") / f"locate-{Path(resolved.model.name).name}"
@@ -85,7 +94,7 @@ def locate(
         raise UserError(f"--output {str(target)!r} is a file; give a directory")
     configure_logging(verbose)
     trace = _trace(resolved, asked, settings, device)
-    _write(trace, target)
+    _write(trace, target, others)
     _print(trace)
     if trace.window is None:
         raise UserError(
@@ -122,7 +131,7 @@ def load_for_tracing(name_or_path: str, overrides: list[str]) -> RunConfig:
 # ---------------------------------------------------------------- prompts
 
 
-def read_prompts(config: RunConfig, data: Path | None, count: int) -> list[TracePrompt]:
+def read_prompts(config: RunConfig, data: str | Path | None, count: int) -> list[TracePrompt]:
     """The first ``count`` facts with a true answer.
 
     ``data`` is a JSON array with ``subject``, ``attribute`` and ``template`` (the layout of ROME's known facts) or
@@ -135,13 +144,14 @@ def read_prompts(config: RunConfig, data: Path | None, count: int) -> list[Trace
     from errata.editing.tracing import TracePrompt
     from errata.orchestrator.sources.streams import open_stream
 
-    if data is not None and not data.is_file():
+    file = None if data is None else here(data, "--data")
+    if file is not None and not file.is_file():
         raise UserError(f"--data {str(data)!r} is not there; give a stream file or known facts")
-    known = _known_facts(data) if data is not None else None
+    known = _known_facts(file) if file is not None else None
     if known is not None:
         prompts = list(islice(known, count))
     else:
-        source, schema = (config.stream.path, config.stream.schema_) if data is None else (str(data), "auto")
+        source, schema = (config.stream.path, config.stream.schema_) if file is None else (str(file), "auto")
         requests = (record.request for record in open_stream(source, schema, target=config.stream.target))
         prompts = list(
             islice(
@@ -197,7 +207,26 @@ def _trace(config: RunConfig, asked: list[TracePrompt], settings: Any, device: s
         return trace(model, asked, settings, lambda done: display.update("prompts", done, len(asked)))
 
 
-def _write(trace: Trace, target: Path) -> None:
+def read_trace(path: Path) -> Trace:
+    """A tracing that was kept, with a profile to show.
+
+    Raises:
+        UserError: the file is not there or no tracing, or none of its prompts counts.
+    """
+    from pydantic import ValidationError
+
+    from errata.editing.tracing import Trace
+
+    try:
+        trace = Trace.model_validate_json(read_text(path, "--beside"))
+    except ValidationError as error:
+        raise UserError(f"--beside {str(path)!r} is no {TRACE} of errata locate") from error
+    if "subject_last" not in trace.effects:
+        raise UserError(f"--beside {str(path)!r}: no prompt of it counts, so it has no profile")
+    return trace
+
+
+def _write(trace: Trace, target: Path, beside: list[Trace]) -> None:
     from errata.orchestrator.report.locate_page import render_trace
 
     try:
@@ -205,7 +234,7 @@ def _write(trace: Trace, target: Path) -> None:
         (target / TRACE).write_text(trace.model_dump_json(indent=1) + "\n", encoding="utf-8")
         written = [target / TRACE]
         if trace.window is not None:
-            (target / PAGE).write_text(render_trace(trace), encoding="utf-8")
+            (target / PAGE).write_text(render_trace(trace, beside), encoding="utf-8")
             written.append(target / PAGE)
     except OSError as error:
         raise UserError(f"--output {str(target)!r} cannot be written: {error.strerror or error}") from error

@@ -29,6 +29,7 @@ from errata.orchestrator.cli.history import register as register_history
 from errata.orchestrator.cli.judge import register as register_judge
 from errata.orchestrator.cli.locate import register as register_locate
 from errata.orchestrator.cli.models import register as register_models
+from errata.orchestrator.cli.norms import register as register_norms
 from errata.orchestrator.cli.options import DryRun, Overrides, Preset, Verbose
 from errata.orchestrator.cli.preserve import register as register_preserve
 from errata.orchestrator.cli.publish import register as register_publish
@@ -51,6 +52,7 @@ register_change(app)
 register_dropping(app)
 register_covariance(app)
 register_geometry(app)
+register_norms(app)
 register_judge(app)
 register_locate(app)
 register_models(app)

@@ -20,6 +20,7 @@ from errata.orchestrator.cli.options import takes
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from errata.actors.settings import RayConfig
     from errata.editing.request import EditRequest
     from errata.evaluation.preservation.battery import Suite
     from errata.evaluation.preservation.suites import BatteryConfig
@@ -53,7 +54,9 @@ class PreserveOptions(Closed):
     versions: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[VERSION]...", help="head, v3 or a digest; the first is the reference. Default: v0 head."
+            metavar="[VERSION]...",
+            help="head, v3, a digest, or timeline for all of its versions; the first is the reference. "
+            "Default: v0 head.",
         ),
     ] = None
     run: Annotated[
@@ -95,7 +98,16 @@ class PreserveOptions(Closed):
     rephrase_key_env: Annotated[
         str | None, typer.Option(metavar="VARIABLE", help="Environment variable with the key for that endpoint.")
     ] = None
-    workers: Annotated[int, typer.Option(min=1, help="Processes that share the items; more than one uses Ray.")] = 1
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Processes that share the items; more than one uses Ray. The run's own number by default."
+        ),
+    ] = None
+    address: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Ray to work on, or local; the run's own by default.")
+    ] = None
+    device: Annotated[str | None, typer.Option(help="Torch device of the workers; the run's own by default.")] = None
     seed: Annotated[int, typer.Option(min=0, help="Seed for drawing items and sampling text.")] = 0
     model: Annotated[
         str | None, typer.Option("--model", help="Where the run's base model is, if not where its configuration says.")
@@ -160,12 +172,14 @@ def preserve(options: PreserveOptions) -> None:
     from errata.orchestrator.history.text import plain
     from errata.orchestrator.journal import JOURNAL_FILE, Journal
     from errata.orchestrator.measuring import preserve as preserving
+    from errata.orchestrator.measuring.points import named_versions
     from errata.orchestrator.measuring.retention import lifetime_lines
     from errata.orchestrator.progress import Display
+    from errata.orchestrator.report.preserved import keep_preserved
 
     directory = find_run(options.run)
     with Journal.open(directory / JOURNAL_FILE, read_only=True) as journal, Display() as display:
-        chosen = [journal.find_version(name) for name in options.versions or _DEFAULT]
+        chosen = named_versions(journal, options.versions or _DEFAULT)
         asked = list(dict.fromkeys(preserving.Asked(v.sequence, v.digest) for v in chosen))
         by_digest = {version.digest: version for version in chosen}
         checkpoint = rebuild.open_base(journal, options.model)
@@ -178,7 +192,8 @@ def preserve(options: PreserveOptions) -> None:
                 directory, requests, options.rephrase_url, options.rephrase_model, options.rephrase_key_env
             )
             battery = battery.model_copy(update={"wordings": wordings})
-        with _workers(journal, str(checkpoint.directory), battery, requests, options.workers) as (suites, ask):
+        ray = _ray_of(journal.meta.config, options)
+        with _workers(journal, str(checkpoint.directory), battery, requests, ray) as (suites, ask):
             report = preserving.preserve(
                 directory,
                 asked,
@@ -192,6 +207,8 @@ def preserve(options: PreserveOptions) -> None:
             if _RETENTION in options.names:
                 lives = _lifetimes(directory, journal, base, suites, ask, rows, options.limit, options.seed, display)
                 report = replace(report, lifetimes=lives)
+        edits = {version.digest: version.edits for version in [*chosen, journal.head()]}
+        keep_preserved(directory, preserving.kept_versions(report, edits, journal.head()))
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(plain(report) + "\n", encoding="utf-8")
@@ -287,26 +304,39 @@ def _lifetimes(
     return tuple(fates)
 
 
+def _ray_of(config: Mapping[str, Any], options: PreserveOptions) -> RayConfig:
+    """Where the run's own evaluations run, with what the options say otherwise; one process for a run that does not
+    tell."""
+    from errata.actors.settings import RayConfig
+
+    section = config.get("ray")
+    known = {key: section[key] for key in RayConfig.model_fields if key in section} if section else {}
+    ray = RayConfig.model_validate(known)
+    workers = options.workers or (max(1, ray.evaluation_workers) if known else 1)
+    evaluation = ray.evaluation.model_copy(update={"device": options.device or ray.evaluation.device})
+    changes = {"evaluation_workers": workers, "evaluation": evaluation, "address": options.address or ray.address}
+    return ray.model_copy(update=changes)
+
+
 @contextmanager
 def _workers(
-    journal: Journal, directory: str, battery: BatteryConfig, requests: Sequence[EditRequest], workers: int
+    journal: Journal, directory: str, battery: BatteryConfig, requests: Sequence[EditRequest], ray: RayConfig
 ) -> Iterator[tuple[Any, Ask]]:
     """The suites, and what puts them to a version: this process, or several through Ray."""
     from errata.actors.connection import connect, disconnect
     from errata.actors.preservation import PreservationPool, PreservationWorker
-    from errata.actors.settings import ModelSpec, RayConfig
+    from errata.actors.settings import ModelSpec
     from errata.evaluation.preservation.suites import build_suites
     from errata.orchestrator.history import rebuild
 
     embedder = _embedder(journal.meta.config)
     spec = ModelSpec(name=directory, dtype=rebuild.run_dtype(journal), digest=journal.meta.base_digest)
-    if workers == 1:
-        worker = PreservationWorker(spec, RayConfig().evaluation, battery, requests, embedder)
+    if ray.evaluation_workers == 1 and ray.address == "local":
+        worker = PreservationWorker(spec, ray.evaluation, battery, requests, embedder)
         yield worker.suites, worker.ask
         return
     # in this process the suites only count and score
     suites, held = build_suites(battery, requests=requests, embedder=embedder.model_dump(mode="json"))
-    ray = RayConfig(evaluation_workers=workers)
     owns = connect(ray)
     pool = PreservationPool(ray, spec, battery, requests, embedder)
     try:

@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command("sweep")(sweep)
     app.command("compare")(compare)
+    app.command("choose")(choose)
     app.command("leaderboard")(leaderboard)
 
 
@@ -143,6 +144,40 @@ def compare(
         typer.echo(text, nl=False)
     else:
         output.write_text(text, encoding="utf-8")
+        typer.echo(str(output))
+
+
+def choose(
+    directory: Annotated[Path, typer.Argument(help="Directory of a finished sweep over a validation split.")],
+    over: Annotated[list[str], typer.Option(metavar="AXIS", help="Axis along which the best is chosen; repeatable.")],
+    by: Annotated[
+        str, typer.Option(metavar="KEY", help="Figure of the edited model that decides, as in summary.json.")
+    ] = "edit_score",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write a sweep's file with the chosen settings."),
+    ] = None,
+) -> None:
+    """Choose settings on a validation split: the best run of each method, by one figure."""
+    from errata.orchestrator.experiments.choose import choice_lines, chosen_sweep
+    from errata.orchestrator.experiments.choose import choose as chosen_of
+    from errata.orchestrator.experiments.collect import collect
+    from errata.orchestrator.experiments.config import read_sweep
+
+    collection = collect([directory])
+    kept = directory / "sweep.yaml"
+    if not kept.is_file():
+        raise UserError(f"{str(directory)!r} is no directory of a sweep: it holds no sweep.yaml")
+    chosen = chosen_of(collection, over, by)
+    for note in collection.notes:
+        typer.echo(note, err=True)
+    for line in choice_lines(chosen):
+        typer.echo(line)
+    if output is not None:
+        try:
+            output.write_text(chosen_sweep(read_sweep(kept), chosen), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--output {str(output)!r} cannot be written: {error.strerror or error}") from error
         typer.echo(str(output))
 
 

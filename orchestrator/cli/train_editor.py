@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 @train_editor.command()
 def mend(
-    records: Annotated[Path, typer.Argument(help="Facts to learn from: any data set that a stream may be.")],
+    records: Annotated[str, typer.Argument(help="Facts to learn from: any data set that a stream may be.")],
     output: Annotated[Path, typer.Argument(help="The file to write, and to go on from; `editor.trained` names it.")],
     layers: Annotated[str, typer.Option(help="Layers that are edited, such as 27,28,29.")],
     model: Annotated[str, typer.Option(help="A directory, a hub name, or one of `errata models list`.")] = (
@@ -29,7 +29,8 @@ def mend(
     ),
     steps: Annotated[int, typer.Option(min=1, help="Records in all, earlier calls included.")] = 100_000,
     without: Annotated[
-        Path | None, typer.Option(help="Facts to be tested on: records about their subjects are left out.")
+        str | None,
+        typer.Option(metavar="FILE", help="Facts to be tested on: records about their subjects are left out."),
     ] = None,
     text: Annotated[Path | None, typer.Option(help="Unrelated text, a paragraph a line; the shipped one else.")] = None,
     maps: Annotated[str, typer.Option(help="Maps of each layer.")] = "gate_proj,up_proj,down_proj",

@@ -25,7 +25,8 @@ class CovarianceConfig(SelfGenerationConfig):
     """Directory or URL (``hf://ORG/NAME``, ``s3://``, ``https://``, ...) in which the first estimate is looked up, and
     kept for other runs; null to estimate anew."""
     packed: bool = False
-    """Take a packed covariance where no whole one is kept: of the store, or one that comes with the installation."""
+    """Take a packed covariance where no whole one is kept: of the store, or one that comes with the installation; one
+    estimated for more tokens will do."""
     seed: int = Field(0, ge=0)
     """Seed of the first estimate; a refresh adds the number of edits at which it was triggered."""
     tokens: int | None = Field(None, ge=1)

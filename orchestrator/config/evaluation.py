@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from errata.editing.closed import Closed
 from errata.editing.errors import UserError
-from errata.editing.estimation.corpus import CorpusConfig, CorpusReader
+from errata.editing.estimation.corpus import CorpusConfig, CorpusReader, plain_text
 from errata.evaluation.judge import ContainsJudgeConfig, JudgeConfig
 from errata.evaluation.outcomes import ARMS, IKE_ARMS, Arm
 from errata.evaluation.reasoning import ReasoningMarks
@@ -25,7 +25,7 @@ class TextConfig(Closed):
     """A text and how its documents are read."""
 
     path: str
-    """A file, or ``hub:NAME[:SPLIT]``, as that of ``covariance.corpus``."""
+    """A file, a URL or ``hub:NAME[:SPLIT]``, as that of ``covariance.corpus``."""
     format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
     """As that of ``covariance.corpus``."""
     fields: tuple[str, ...] = Field(("text",), min_length=1)
@@ -48,7 +48,7 @@ class TextConfig(Closed):
             UserError: the file is not there or malformed, or holds no document behind those passed over.
         """
         corpus = CorpusConfig(path=self.path, format=self.format, fields=self.fields, split=self.split)
-        documents = CorpusReader(corpus).take(self.skip, self.documents)
+        documents = [plain_text(document) for document in CorpusReader(corpus).take(self.skip, self.documents)]
         if not any(document.strip() for document in documents):
             raise UserError(f"{self.path!r} holds no text behind its first {self.skip} documents")
         return documents
@@ -63,6 +63,19 @@ class MemoryConfig(Closed):
     statement: StatementConfig = StatementConfig()
     """The sentence under which an edit is remembered."""
     scr: ScrConfig = ScrConfig()
+
+    @model_validator(mode="after")
+    def _similarities_are_cosines(self) -> MemoryConfig:
+        if not self.unit and self.scr.style != "paper":
+            raise ValueError(
+                f"embedder.normalize false needs scr.style 'paper', got {self.scr.style!r}, which counts in cosines"
+            )
+        return self
+
+    @property
+    def unit(self) -> bool:
+        """Whether similarities are cosines."""
+        return not isinstance(self.embedder, SentenceEmbedderConfig) or self.embedder.normalize
 
 
 class FreeTextConfig(Closed):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import errata
 from errata.editing.errors import UserError
+from errata.editing.remote import is_url
 
 
 def configs_root() -> Path:
@@ -38,7 +39,7 @@ def find_data(path: str, beside: Path | None = None) -> str:
 
     Returns the path as given when it is nowhere, so that whoever opens it names what is missing.
     """
-    if path.startswith("hub:"):
+    if path.startswith("hub:") or is_url(path):
         return path
     given = Path(path).expanduser()
     root = configs_root()

@@ -72,6 +72,14 @@ class BatchingConfig(Closed):
     """A batch is also written when its oldest update has waited that long; needs ``schedule: asap``."""
     distinct_subjects: bool = False
     """At most one update of a subject per batch: keys of one subject are nearly parallel, and split one direction."""
+    by_subject: bool = False
+    """A batch is what waits about one subject, up to ``size``: the same-subject protocol of RoSE."""
+
+    @model_validator(mode="after")
+    def _one_rule_about_subjects(self) -> BatchingConfig:
+        if self.by_subject and self.distinct_subjects:
+            raise ValueError("by_subject and distinct_subjects are opposites; give one of them")
+        return self
 
 
 class SnapshotConfig(Closed):
@@ -187,6 +195,15 @@ class RunConfig(Closed):
         return self.editor.type in _MODULES or self.retrieves
 
     @model_validator(mode="after")
+    def _router_counts_in_cosines(self) -> RunConfig:
+        if not self.memory.unit and "routed" in self.evaluation.arms:
+            raise ValueError(
+                "the arm 'routed' weighs cosines, which memory.embedder.normalize false does not give; leave it out of "
+                f"evaluation.arms, got {list(self.evaluation.arms)}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _age_needs_a_clock(self) -> RunConfig:
         if self.batching.max_age_seconds is not None and self.schedule == "deterministic":
             raise ValueError("batching.max_age_seconds needs schedule 'asap'; 'deterministic' forms batches by count")
@@ -226,6 +243,13 @@ _LATER: dict[str, tuple[object, ...]] = {
 """Settings of the evaluation of which older releases know nothing, and what they were then."""
 
 
+def _as_of_old(corpus: Any) -> Any:
+    """A text's settings without those that came later and are not used."""
+    if not isinstance(corpus, Mapping):
+        return corpus
+    return {key: value for key, value in corpus.items() if key != "articles" or value != "cut"}
+
+
 def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     """`RunConfig.identity` of a configuration kept as plain data, perhaps by an older release."""
     elsewhere = (
@@ -244,12 +268,13 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     editor = kept.get("editor")
     if isinstance(editor, Mapping):
         usual = {"key": "averaged", "beyond": False, "norm_anchors": False, "units": "absolute"}
-        usual["regime"] = "accumulated"
+        usual |= {"regime": "accumulated", "literal_values": False}
         kept["editor"] = {key: value for key, value in editor.items() if key not in usual or value != usual[key]}
         if editor.get("type") == "mend":
             kept["editor"].pop("trained", None)  # what it is is in its digest, not where
         if isinstance(values := editor.get("values"), Mapping):
-            kept["editor"]["values"] = {k: v for k, v in values.items() if k != "units" or v != "absolute"}
+            later: dict[str, object] = {"units": "absolute", "kp_factor": 0.0, "kp_subjects": []}
+            kept["editor"]["values"] = {k: v for k, v in values.items() if k not in later or v != later[k]}
     model = kept.get("model")
     if isinstance(model, Mapping):
         # runs of older releases know nothing of it
@@ -263,7 +288,8 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(batching, Mapping):
         # runs of older releases know nothing of subjects; when batches form is in the journal
         known = {key: value for key, value in batching.items() if key != "max_age_seconds"}
-        kept["batching"] = {key: value for key, value in known.items() if key != "distinct_subjects" or value}
+        subjects = ("distinct_subjects", "by_subject")
+        kept["batching"] = {key: value for key, value in known.items() if key not in subjects or value}
     refresh = kept.get("refresh")
     if isinstance(refresh, Mapping):
         # when the clock triggers a refresh is in the journal; of the rest runs of older releases know nothing
@@ -283,6 +309,8 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(memory, Mapping):
         plain_statement = StatementConfig().model_dump(mode="json")
         kept["memory"] = {k: v for k, v in memory.items() if k != "statement" or v != plain_statement}
+        if isinstance(embedder := memory.get("embedder"), Mapping):
+            kept["memory"]["embedder"] = {k: v for k, v in embedder.items() if k != "normalize" or not v}
     covariance = kept.get("covariance")
     if isinstance(covariance, Mapping):
         # runs of older releases know nothing of a sampler; the one that was used is part of each covariance
@@ -290,6 +318,11 @@ def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
         unsaid += [] if covariance.get("seed_pool") == "words" else ["seed_pool"]
         unsaid += ["seed_bos"] if covariance.get("seed_bos") is None else []
         kept["covariance"] = {key: value for key, value in covariance.items() if key not in unsaid}
+        if isinstance(corpus := covariance.get("corpus"), Mapping):
+            kept["covariance"]["corpus"] = _as_of_old(corpus)
+        if isinstance(mixture := covariance.get("mixture"), Mapping):
+            parts = {name: _as_of_old(part) for name, part in mixture.get("components", {}).items()}
+            kept["covariance"]["mixture"] = {**mixture, "components": parts}
         if isinstance(server := covariance.get("server"), Mapping):
             kept["covariance"]["server"] = {"model": server.get("model")}  # not where it is and how it is asked
     return kept

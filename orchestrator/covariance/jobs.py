@@ -9,6 +9,7 @@ from errata.actors.workers.covariance import CorpusShare, EstimateJob
 from errata.editing.estimation.corpus import HUB, CorpusConfig, survey
 from errata.editing.estimation.sampler import default_sampler
 from errata.editing.estimation.selfgen import SelfGenerationConfig
+from errata.editing.remote import is_url
 from errata.orchestrator.config.covariance import CovarianceConfig
 
 
@@ -51,7 +52,7 @@ def component_job(config: CovarianceConfig, name: str, layers: Sequence[int], ve
 
 
 def _corpus_job(config: CovarianceConfig, corpus: CorpusConfig, layers: Sequence[int], version: str) -> EstimateJob:
-    if not corpus.path.startswith(HUB):  # workers may have another working directory
+    if not corpus.path.startswith(HUB) and not is_url(corpus.path):  # workers may have another working directory
         corpus = corpus.model_copy(update={"path": str(Path(corpus.path).expanduser().resolve())})
     surveyed = survey(corpus)
     return EstimateJob(

@@ -23,7 +23,14 @@ from errata.editing.covariance import KeyCovariance
 from errata.editing.digest import digest_json
 from errata.editing.errors import DamagedFileError, UserError
 from errata.editing.estimation.mixture import compose
-from errata.editing.packed_covariance import is_packed, load_covariance, load_packed, save_packed, whole_source
+from errata.editing.packed_covariance import (
+    is_packed,
+    load_covariance,
+    load_packed,
+    origin_of,
+    save_packed,
+    whole_source,
+)
 from errata.orchestrator.config.covariance import CovarianceConfig
 from errata.orchestrator.covariance.jobs import component_job, estimate_job
 
@@ -91,7 +98,8 @@ class CovarianceStore:
         """The covariance of that origin, or None if it has not been kept.
 
         Args:
-            packed: one that is kept packed will do where no whole one is.
+            packed: one that is kept packed will do where no whole one is, also one of the same origin that was asked
+                for more tokens.
 
         Raises:
             UserError: the file under that name is damaged or was made from something else; the message says what
@@ -100,6 +108,8 @@ class CovarianceStore:
         path = self.path_of(source, layers)
         if packed and not path.is_file():
             path = self.packed_path_of(source, layers)
+            if not path.is_file() and (larger := self._larger_packed(source, layers)) is not None:
+                return load_packed(larger)
         if not path.is_file():
             return None
         try:
@@ -110,6 +120,24 @@ class CovarianceStore:
             return check_made_from(KeyCovariance.load(path), source, layers, name=str(path))
         except (DamagedFileError, UserError) as error:
             raise UserError(f"{error} ({path.parent}); delete the file to have it estimated again") from error
+
+    def _larger_packed(self, source: Mapping[str, Any], layers: Sequence[int]) -> Path | None:
+        """The packed one of the fewest tokens among those that differ from what is wanted by a larger budget alone."""
+        budget = source.get("tokens")
+        if budget is None:
+            return None
+        found = []
+        for path in sorted(self.root.glob(f"*{_PACKED_SUFFIX}")):
+            with suppress(DamagedFileError):  # nobody asked for that one
+                made_from, covered, tokens = origin_of(path)
+                larger = (made_from.get("tokens") or 0) >= budget and tokens >= budget
+                if (
+                    larger
+                    and covered == tuple(sorted(layers))
+                    and not differences({**made_from, "tokens": budget}, source)
+                ):
+                    found.append((tokens, path))
+        return min(found)[1] if found else None
 
     def put(self, covariance: KeyCovariance) -> Path:
         """Keep a covariance under its origin; an equal one that is there already is replaced."""

@@ -16,6 +16,7 @@ from errata.editing.errors import UserError
 from errata.editing.wording import counted, model_title
 from errata.orchestrator.experiments.labels import text_of
 from errata.orchestrator.experiments.record import SWEEP_FILE, read_record
+from errata.orchestrator.report.preserved import KeptVersion, read_preserved
 from errata.orchestrator.report.summary import Summary, read_summary
 
 _SUMMARY, _RESOLVED, _FACTS = "summary.json", "resolved.yaml", "facts.jsonl"
@@ -44,6 +45,12 @@ class Run:
     """Edit -> digest of its prompt, target and probes: the data behind the figures."""
     coordinates: Mapping[str, str] = field(default_factory=dict)
     """Label by axis."""
+    preserved: tuple[KeptVersion, ...] = ()
+    """What `errata preserve` has found of its versions."""
+
+    def version(self, digest: str) -> KeptVersion | None:
+        """What is known of one of them."""
+        return next((version for version in self.preserved if version.digest == digest), None)
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,8 @@ def read_run(path: Path, coordinates: Mapping[str, str] | None = None) -> Run:
     for key in _PATHS:
         # the same file may be named from several places; what was asked of it is compared by content
         settings[key] = Path(settings[key]).name if settings.get(key) else None
-    return Run(directory, summary, settings, read_asked(directory / _FACTS), dict(coordinates or {}))
+    asked = read_asked(directory / _FACTS)
+    return Run(directory, summary, settings, asked, dict(coordinates or {}), read_preserved(directory))
 
 
 def read_asked(path: Path) -> dict[str, str]:
@@ -246,7 +254,7 @@ def _titled(runs: Sequence[Run]) -> list[Run]:
 
 def _placed(run: Run, axes: Sequence[str]) -> Run:
     coordinates = {axis: text_of(run.settings.get(axis)) for axis in axes}
-    return Run(run.directory, run.summary, run.settings, run.asked, coordinates)
+    return replace(run, coordinates=coordinates)
 
 
 def _digest(value: Any) -> str:

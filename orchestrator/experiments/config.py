@@ -76,6 +76,41 @@ def _group(size: int, number: int, skip: int) -> tuple[Coordinates, Settings]:
     return {EDITS: str(size), GROUP: str(number)}, [("stream.skip", skip), ("stream.limit", size)]
 
 
+class PreserveConfig(Closed):
+    """What `errata preserve` asks of every finished run of a sweep, on that run's own Ray settings."""
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+    """As ``--tasks``: the harness's names, ``humaneval``, ``perplexity``, ``edits``, ``retention``, ``fluency``,
+    ``uncertainty``."""
+    versions: tuple[str, ...] = Field(("v0", "head"), min_length=1)
+    """The first is the reference; ``timeline`` stands for all versions at which the run was measured."""
+    limit: int | None = Field(None, ge=1)
+    """Items of each task, drawn at random; null for all."""
+    data: str | None = None
+    """Directory of benchmark files."""
+    task_files: str | None = None
+    """Directory of further task files for the harness."""
+    text: dict[str, str] = {}
+    """Held-out text by domain, for ``perplexity``."""
+    fewshot: dict[str, int] = {}
+    """Worked examples by task."""
+    chat: bool = False
+    """Put questions through the model's chat template."""
+    seed: int = Field(0, ge=0)
+
+    def arguments(self, directory: Path) -> list[str]:
+        """The words behind ``errata preserve`` for one run."""
+        words = [*self.versions, "--run", str(directory), "--tasks", ",".join(self.tasks), "--seed", str(self.seed)]
+        words += [] if self.limit is None else ["--limit", str(self.limit)]
+        for option, path in (("--data", self.data), ("--task-files", self.task_files)):
+            words += [] if path is None else [option, str(Path(path).expanduser().absolute())]
+        for name, path in self.text.items():
+            words += ["--text", f"{name}={Path(path).expanduser().absolute()}"]
+        for name, count in self.fewshot.items():
+            words += ["--fewshot", f"{name}={count}"]
+        return [*words, "--chat"] if self.chat else words
+
+
 class SweepConfig(Closed):
     """A grid of runs."""
 
@@ -99,6 +134,8 @@ class SweepConfig(Closed):
     where none is named."""
     covariances: str | None = None
     """Directory of the covariances that cells share; null for one in the sweep's directory."""
+    preserve: PreserveConfig | None = None
+    """Benchmarks put to versions of every run once it is finished; null for none."""
 
     @field_validator("axes", mode="before")
     @classmethod
@@ -328,6 +365,18 @@ def _grid(config: SweepConfig) -> Iterator[tuple[Coordinates, Settings]]:
 
 def _settings(name: str, points: Any, label: Any) -> Settings:
     return list((points[label] or {}).items()) if isinstance(points, dict) else [(name, label)]
+
+
+def settings_of(config: SweepConfig, labels: Mapping[str, str]) -> dict[str, Any]:
+    """What labels of axes set, as sections, each over the ones before; axes that ``groups`` makes set nothing here."""
+    data: dict[str, Any] = {}
+    for name, points in config.axes.items():
+        if name not in labels:
+            continue
+        label = next(label for label in points if text_of(label) == labels[name])
+        for key, value in _settings(name, points, label):
+            data = overlaid(data, nested(key, value))
+    return data
 
 
 def _included(config: SweepConfig, entry: Mapping[str, Any]) -> tuple[Coordinates, Settings]:

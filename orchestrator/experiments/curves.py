@@ -8,8 +8,19 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from errata.orchestrator.experiments.collect import Run
 from errata.orchestrator.experiments.labels import GROUP, SEED
-from errata.orchestrator.experiments.tables import WAYS, Block, Column, Figure, RunComparison, heading, mean_of
+from errata.orchestrator.experiments.tables import (
+    TASK,
+    WAYS,
+    Block,
+    Column,
+    Figure,
+    RunComparison,
+    heading,
+    mean_of,
+    preserved_figures,
+)
 from errata.orchestrator.report.charts import MARKS, SHARE, Form, Series, line_chart
 from errata.orchestrator.report.summary import TimelinePoint
 
@@ -34,6 +45,9 @@ _KEYS = (
     "specificity",
     "specificity_exact",
     "perplexity",
+    "s_p",
+    "retention",
+    "uncertainty_growth",
 )
 _SHORTEST = 2
 
@@ -86,7 +100,7 @@ def _panel(title: str, lines: Mapping[str, Sequence[Line]], comparison: RunCompa
     styles = styles_of(list(dict.fromkeys(line.label for chosen in lines.values() for line in chosen)))
     columns = {column.key: column for column in comparison.columns}
     charts = []
-    for key in _KEYS:
+    for key in (*_KEYS, *(key for key in columns if key.startswith(TASK))):
         chosen = [line for line in lines.get(key, ()) if len(line.points) >= _SHORTEST]
         if chosen and key in columns:
             column = columns[key]
@@ -153,7 +167,8 @@ def _timelines(block: Block) -> dict[str, list[Line]]:
         for run in row.runs:
             place = (run.coordinates.get(SEED, ""), run.coordinates.get(GROUP, ""))
             for point in run.summary.timeline:
-                for key, value in _figures_at(point, row.arm).items():
+                at_point = _figures_at(point, row.arm) | _kept_at(run, point, row.arm)
+                for key, value in at_point.items():
                     values.setdefault(key, {}).setdefault(point.edits, {}).setdefault(place, []).append(value)
         for key, at in values.items():
             marks = [(edits, mean_of(seen)) for edits, seen in sorted(at.items())]
@@ -167,6 +182,11 @@ def _figures_at(point: TimelinePoint, arm: str) -> dict[str, float]:
     figures = {} if metrics is None else metrics.model_dump()
     if arm == "edited":
         figures["perplexity"] = point.perplexity.edited
+    return {key: value for key, value in figures.items() if value is not None}
+
+
+def _kept_at(run: Run, point: TimelinePoint, arm: str) -> dict[str, float]:
+    figures = preserved_figures(run, "base" if arm == "edited" and not point.edits else arm, point.version)
     return {key: value for key, value in figures.items() if value is not None}
 
 

@@ -25,7 +25,7 @@ from typing import Any, Literal
 from errata.actors.sweep import SharedRay, shared_ray
 from errata.editing.errors import UserError
 from errata.editing.wording import counted
-from errata.orchestrator.experiments.config import Cell, Sweep
+from errata.orchestrator.experiments.config import Cell, PreserveConfig, Sweep
 from errata.orchestrator.experiments.plan import (
     Layout,
     Progress,
@@ -33,7 +33,9 @@ from errata.orchestrator.experiments.plan import (
     fresh_record,
     has_begun,
     is_done,
+    is_preserved,
     keep_other_cells,
+    note_preserved,
     progress_of,
     reason_of,
     write_cell_config,
@@ -61,6 +63,11 @@ def errata_run(config: Path, directory: Path, resume: bool) -> list[str]:
     """The command of a cell: ``errata run`` by the interpreter that runs the sweep."""
     command = [sys.executable, "-m", "errata.orchestrator.cli", "run", str(config), "--output", str(directory)]
     return [*command, "--resume"] if resume else command
+
+
+def errata_preserve(directory: Path, asked: PreserveConfig) -> list[str]:
+    """The command that puts a sweep's benchmarks to versions of a finished run."""
+    return [sys.executable, "-m", "errata.orchestrator.cli", "preserve", *asked.arguments(directory)]
 
 
 def prepare(sweep: Sweep, output: Path) -> tuple[Layout, SweepRecord]:
@@ -138,6 +145,7 @@ class _Running:
 
     cell: Cell
     process: subprocess.Popen[bytes]
+    stage: Literal["run", "preservation"] = "run"
     started: float = field(default_factory=time.monotonic)
     progress: Progress | None = None
 
@@ -228,22 +236,35 @@ class _Execution:
             raise
 
     def _start(self, cell: Cell) -> None:
-        directory, log = self._layout.run(cell), self._layout.log(cell)
+        directory = self._layout.run(cell)
+        if is_done(directory, cell):  # it came to its end before, and what is to be asked of it did not
+            self._preserve(cell)
+            return
         path = write_cell_config(cell, self._layout, shared=self._store, sections=self._sections)
-        log.parent.mkdir(parents=True, exist_ok=True)
         directory.parent.mkdir(parents=True, exist_ok=True)
+        self._spawn(cell, self._command(path, directory, has_begun(directory)), "run")
+        self._set(cell, "running")
+        self._view.say(f"begun: {cell.title}")
+
+    def _preserve(self, cell: Cell) -> None:
+        assert self._sweep.config.preserve is not None
+        self._spawn(cell, errata_preserve(self._layout.run(cell), self._sweep.config.preserve), "preservation")
+        self._set(cell, "running")
+        self._view.say(f"benchmarks: {cell.title}")
+
+    def _spawn(self, cell: Cell, command: list[str], stage: Literal["run", "preservation"]) -> None:
+        log = self._layout.log(cell)
+        log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
             process = subprocess.Popen(
-                self._command(path, directory, has_begun(directory)),
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 # Ctrl-C on the terminal is for the sweep, which tells its runs itself
                 start_new_session=True,
             )
-        self._running.append(_Running(cell, process))
-        self._set(cell, "running")
-        self._view.say(f"begun: {cell.title}")
+        self._running.append(_Running(cell, process, stage))
 
     def _look(self, schedule: Schedule) -> None:
         """Read how far the runs are; now and then, it opens their journals."""
@@ -263,7 +284,13 @@ class _Execution:
         if progress is not None and progress.covariance:
             schedule.has_covariance(cell)
         schedule.ended(cell)
-        if code == 0 and is_done(directory, cell):
+        asked = self._sweep.config.preserve
+        done = code == 0 and is_done(directory, cell)
+        if done and asked is not None and running.stage == "preservation":
+            note_preserved(directory, asked)
+        if done and not is_preserved(directory, asked):
+            self._preserve(cell)
+        elif done:
             self._set(cell, "done", seconds=seconds)
             self._view.say(f"done: {cell.title} ({clock(seconds)})")
         else:

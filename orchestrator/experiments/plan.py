@@ -17,12 +17,14 @@ from errata.editing.editors import make_editor
 from errata.editing.errors import ErrataError
 from errata.orchestrator.config.loading import check_config
 from errata.orchestrator.config.run import RunConfig, identity_of
-from errata.orchestrator.experiments.config import Cell, Sweep
+from errata.orchestrator.experiments.config import Cell, PreserveConfig, Sweep
 from errata.orchestrator.experiments.record import SWEEP_FILE, CellRecord, CellState, SweepRecord
 from errata.orchestrator.journal import JOURNAL_FILE, Journal
 from errata.orchestrator.report.summary import read_summary
 
 _KEY_DIGITS: Final = 16
+_PRESERVED: Final = "preservation/sweep"
+"""In a run's directory: the digest of what a sweep has had asked of it."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,27 @@ def is_done(directory: Path, cell: Cell) -> bool:
     limit = (kept.get("stream") or {}).get("limit") if isinstance(kept, Mapping) else None
     same = limit == cell.config.stream.limit
     return same and summary.config_digest == digest_json(identity_of(kept))
+
+
+def is_preserved(directory: Path, asked: PreserveConfig | None) -> bool:
+    """Whether a finished run was asked all that a sweep wants asked of it."""
+    if asked is None:
+        return True
+    try:
+        return (directory / _PRESERVED).read_text(encoding="utf-8").strip() == _digest_of(asked)
+    except OSError:
+        return False
+
+
+def note_preserved(directory: Path, asked: PreserveConfig) -> None:
+    """Remember that it was; what was found lies beside it."""
+    path = directory / _PRESERVED
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_digest_of(asked) + "\n", encoding="utf-8")
+
+
+def _digest_of(asked: PreserveConfig) -> str:
+    return digest_json(asked.model_dump(mode="json"))
 
 
 def has_begun(directory: Path) -> bool:
@@ -211,7 +234,8 @@ def fresh_record(sweep: Sweep, layout: Layout, *, sweep_id: str, now: datetime) 
     cells = []
     for cell in sweep.cells:
         directory = layout.run(cell)
-        state: CellState = "done" if is_done(directory, cell) else "interrupted" if has_begun(directory) else "waiting"
+        done = is_done(directory, cell) and is_preserved(directory, sweep.config.preserve)
+        state: CellState = "done" if done else "interrupted" if has_begun(directory) else "waiting"
         where = str(directory.relative_to(layout.root))
         cells.append(CellRecord(key=cell.key, coordinates=cell.coordinates, directory=where, state=state))
     return SweepRecord(

@@ -85,10 +85,22 @@ COLUMNS = (
         meaning="Frobenius norm of the edited matrices over that before the first edit, mean over the matrices",
         digits=4,
     ),
+    Column("s_p", "S_p", meaning="harmonic mean of six benchmarks, by errata preserve (MOIR eq. 20)"),
+    Column("retention", "Ret.", meaning="share of the efficacy right after each edit that is left at the end"),
+    Column(
+        "uncertainty_growth",
+        "ΔU",
+        higher=False,
+        share=False,
+        meaning="growth of the answers' uncertainty over the unedited model's, mean over the edits' questions",
+    ),
     Column("edit_seconds", "s/edit", higher=False, share=False, meaning="seconds of the editor for one edit"),
     Column("query_seconds", "s/query", higher=False, share=False, meaning="seconds of one question asked alone"),
 )
 _TEXT = "perplexity:"
+TASK: Final = "preserved:"
+"""Before a task's name: its score by `errata preserve`."""
+_PPL_TASK = f"{TASK}perplexity:"
 UNEDITED: Final[Mapping[Arm, str]] = {"base": "unedited", "memory": "memory", "ike": "IKE", "ike_oracle": "IKE oracle"}
 """Arms that need no editor, with what a row's label says."""
 WAYS: Final[Mapping[Arm, str]] = {"edited": "", "edited_memory": " + memory", "routed": ", routed"}
@@ -232,7 +244,19 @@ def all_columns(used: Iterable[str] = ()) -> list[Column]:
         Column(_TEXT + name, f"PPL {name}", higher=False, share=False, meaning=f"perplexity on the text {name!r}")
         for name in texts
     ]
-    return [*COLUMNS[:at], *more, COLUMNS[at], *by_text, *COLUMNS[at + 1 :]]
+    tasks = [
+        Column(
+            key,
+            key.removeprefix(TASK).replace("_", " ").replace("perplexity:", "PPL "),
+            higher=not key.startswith(_PPL_TASK),
+            share=not key.startswith(_PPL_TASK),
+            meaning=f"the task {key.removeprefix(TASK)!r} by errata preserve",
+        )
+        for key in sorted(used)
+        if key.startswith(TASK)
+    ]
+    after = known.index("s_p")
+    return [*COLUMNS[:at], *more, COLUMNS[at], *by_text, *COLUMNS[at + 1 : after], *tasks, *COLUMNS[after:]]
 
 
 def figures_of(run: Run, arm: Arm) -> dict[str, float | None]:
@@ -249,10 +273,27 @@ def figures_of(run: Run, arm: Arm) -> dict[str, float | None]:
         figures["perplexity"] = summary.perplexity.base if arm == "base" else summary.perplexity.edited
         for name, value in summary.perplexities.items():
             figures[_TEXT + name] = value.base if arm == "base" else value.edited
+    figures |= preserved_figures(run, arm, summary.version)
     if arm in WAYS:
         figures["edit_seconds"] = summary.edit_seconds_per_edit
     if arm == "edited":
         figures["norm_growth"] = _norm_growth(summary)
+    return figures
+
+
+def preserved_figures(run: Run, arm: str, version: str) -> dict[str, float | None]:
+    """What `errata preserve` found of a version of a run for `edited`, of the unedited one for `base`."""
+    if arm == "edited":
+        kept = run.version(version)
+    else:
+        kept = next((one for one in run.preserved if arm == "base" and not one.sequence), None)
+    if kept is None:
+        return {}
+    figures: dict[str, float | None] = {TASK + task: score.value for task, score in kept.tasks().items()}
+    figures["s_p"] = kept.s_p
+    if arm == "edited":
+        figures |= {"retention": kept.retention, "uncertainty_growth": kept.uncertainty_growth}
+        figures |= {"edit_score": kept.s_e} if kept.s_e is not None else {}
     return figures
 
 

@@ -38,6 +38,7 @@ def _at(run: Run, point: TimelinePoint) -> Run:
         "perplexity": point.perplexity,
         "perplexities": point.perplexities,
         "edits_applied": point.edits,
+        "version": point.version,
         "facts_measured": point.facts,
         "skipped_probes": point.skipped_probes,
         "intervals": {},

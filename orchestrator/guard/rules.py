@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from errata.editing.errors import UserError
 from errata.editing.wording import counted
@@ -82,6 +81,6 @@ def read_probes_of(path: str) -> list[RegressionProbe]:
         UserError: see `read_probes`.
     """
     try:
-        return read_probes(Path(path))
+        return read_probes(path)
     except UserError as error:
         raise UserError(f"guard.sentinels: {error}") from error

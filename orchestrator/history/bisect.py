@@ -88,13 +88,13 @@ class Bisection:
     """Every version that was evaluated, in the order of asking: both ends first."""
 
 
-def read_probes(path: Path) -> list[RegressionProbe]:
+def read_probes(path: str | Path) -> list[RegressionProbe]:
     """Probes from a JSON file (one object or a list) or JSON Lines.
 
     Raises:
         UserError: the file is not there, is neither, is empty, or a probe does not fit; the message says where.
     """
-    text = read_text(Path(path), "probe file")
+    text = read_text(path, "probe file")
     probes = []
     for where, record in _records(text, str(path)):
         try:

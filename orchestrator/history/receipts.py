@@ -411,5 +411,8 @@ def held_entries(
 
 
 def _figures(result: RequestResult) -> dict[str, Any]:
+    if not result.applied:
+        return {}
     kept = asdict(result)
-    return {name: kept[name] for name in ("loss", "steps", "converged", "clamped")} if result.applied else {}
+    norms = [name for name in ("delta_norm", "state_norm", "kp_loss") if kept[name] is not None]
+    return {name: kept[name] for name in ("loss", "steps", "converged", "clamped", *norms)}

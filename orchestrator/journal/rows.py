@@ -147,7 +147,7 @@ class RequestRow:
     """Batch that rejected, superseded or reverted it."""
     superseded_by: str | None = None
     result: Mapping[str, Any] | None = None
-    """The editor's figures: loss, steps, converged, clamped."""
+    """The editor's figures: loss, steps, converged, clamped, and of a target value the norms of delta and state."""
     outcome: Outcome | None = None
     """Of an applied request: whether the model says it (``landed``) or not yet (``weak``); None where nobody asked."""
     figures: Mapping[str, Any] | None = None

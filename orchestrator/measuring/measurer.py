@@ -228,7 +228,7 @@ def read_held_out(path: str | None) -> str | None:
     """
     if path is None:
         return None
-    text = read_text(Path(path), "evaluation.held_out")
+    text = read_text(path, "evaluation.held_out")
     if not text.strip():
         raise UserError(f"evaluation.held_out {path!r} holds no text")
     return text

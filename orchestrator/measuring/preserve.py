@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from errata.evaluation.metrics import edit_score
 from errata.evaluation.metrics.composite import EDIT_PARTS
 from errata.evaluation.preservation.battery import Change, Item, Outcomes, Score, Suite, change, s_p, sampled, scores_of
 from errata.evaluation.uncertainty import Uncertainty, UncertaintyGrowth, uncertainty_growth
+from errata.orchestrator.report.preserved import KeptScore, KeptVersion
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +158,43 @@ def _report(
 def _uncertainties(outcomes: Outcomes) -> dict[str, Uncertainty]:
     pairs = zip(outcomes["aleatoric"], outcomes["epistemic"], strict=True)
     return {str(number): Uncertainty(*pair) for number, pair in enumerate(pairs)}
+
+
+def kept_versions(report: PreservationReport, edits: Mapping[str, int], head: Any) -> list[KeptVersion]:
+    """What a comparison of runs needs of a report.
+
+    Args:
+        edits: of the versions, by digest.
+        head: the version that the edits' lifetimes end at.
+    """
+    reference = report.versions[0].version.digest
+    compared = {item.version.digest: item for item in report.comparisons}
+    found = []
+    for table in report.versions:
+        own = compared.get(table.version.digest)
+        growth = None if own is None or own.uncertainty is None else own.uncertainty.growth
+        found.append(
+            KeptVersion(
+                digest=table.version.digest,
+                sequence=table.version.sequence,
+                edits=edits[table.version.digest],
+                scores=tuple(KeptScore(**asdict(score), seed=report.seed) for score in table.scores),
+                s_p=table.s_p,
+                reference=None if own is None else reference,
+                s_e=None if own is None else own.s_e,
+                fluency_star=None if own is None else own.fluency_star,
+                uncertainty_growth=growth,
+            )
+        )
+    lives = {life.metric: life.retention.kept for life in report.lifetimes}
+    if "efficacy" in lives:
+        at_end = KeptVersion(
+            digest=head.digest, sequence=head.sequence, edits=edits[head.digest], retention=lives["efficacy"]
+        )
+        found = [one.updated(at_end) if one.digest == head.digest else one for one in found]
+        if head.digest not in {one.digest for one in found}:
+            found.append(at_end)
+    return found
 
 
 # ---------------------------------------------------------------- kept outcomes

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from errata.editing.errors import ErrataError
 from errata.editing.wording import counted
@@ -15,8 +16,12 @@ from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.rows import Version
 from errata.orchestrator.publish.packaging import check_form, write_model
 from errata.orchestrator.publish.rollout import EVENT
-from errata.orchestrator.tracking.library import load_mlflow
+from errata.orchestrator.tracking.library import addressed, load_mlflow
 from errata.orchestrator.tracking.store import MlflowStore
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +29,8 @@ _VERSION_TAG: Final = "errata.version"
 _FORM_TAG: Final = "errata.form"
 _MODEL_TAG: Final = "errata.mlmodel"
 """Of versions that MLflow can load; what releases before registered were bare files, and is registered anew."""
+_VERSIONS_TAG: Final = "mlflow.modelVersions"
+"""Of a logged model: where it is registered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +96,7 @@ def register_version(
 
 
 def _upload(
-    client: Any,
+    client: MlflowClient,
     run_id: str,
     journal: Journal,
     store: ArtifactStore,
@@ -98,22 +105,9 @@ def _upload(
     form: str,
     model: str | None,
 ) -> str:
-    with tempfile.TemporaryDirectory(prefix="errata-") as temporary:
-        output = Path(temporary) / form
-        card = write_model(journal, store, version, form, output, model)
-        made = client.create_logged_model(
-            client.get_run(run_id).info.experiment_id,
-            name=f"v{version.sequence}-{version.digest[:12]}-{form}",
-            source_run_id=run_id,
-            tags={_VERSION_TAG: version.digest, _FORM_TAG: form},
-            model_type="full" if form == "full" else "errata",
-        )
-        try:
-            client.log_model_artifacts(made.model_id, str(output))
-        except BaseException:
-            client.finalize_logged_model(made.model_id, "FAILED")
-            raise
-        client.finalize_logged_model(made.model_id, "READY")
+    """A logged model of the run, and a version of the registry whose source is that model, as `mlflow.register_model`
+    makes it; with a description, which that one takes none of."""
+    made, card = _log_model(client, run_id, journal, store, version, form, model)
     tags = {
         _VERSION_TAG: version.digest,
         _FORM_TAG: form,
@@ -127,7 +121,61 @@ def _upload(
     description = (
         f"v{version.sequence} of run {journal.meta.run_id}: {counted(version.edits, 'edit')} on {card['base']['name']}"
     )
-    number = client.create_model_version(
-        name, made.artifact_location, run_id=run_id, tags=tags, description=description, model_id=made.model_id
-    )
+    with addressed(client.tracking_uri):  # where a database looks the source up
+        number = client.create_model_version(
+            name,
+            f"models:/{made.model_id}",
+            run_id=run_id,
+            tags=tags,
+            description=description,
+            model_id=made.model_id,
+        )
+    _name_versions(client, made.model_id, name, number.version)
     return str(number.version)
+
+
+def _log_model(
+    client: MlflowClient,
+    run_id: str,
+    journal: Journal,
+    store: ArtifactStore,
+    version: Version,
+    form: str,
+    model: str | None,
+) -> tuple[LoggedModel, dict[str, Any]]:
+    """What `mlflow.models.Model.log` leaves: an output of the run with its parameters, whose ``MLmodel`` names both."""
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    run = client.get_run(run_id)
+    with tempfile.TemporaryDirectory(prefix="errata-") as temporary:
+        output = Path(temporary) / form
+        card = write_model(journal, store, version, form, output, model)
+        made = client.create_logged_model(
+            run.info.experiment_id,
+            name=f"v{version.sequence}-{version.digest[:12]}-{form}",
+            source_run_id=run_id,
+            tags={_VERSION_TAG: version.digest, _FORM_TAG: form},
+            params=dict(run.data.params),
+            model_type="full" if form == "full" else "errata",
+        )
+        try:
+            client.log_outputs(run_id, [LoggedModelOutput(made.model_id, step=version.sequence)])
+            described = Model.load(str(output))
+            described.run_id, described.artifact_path = run_id, made.artifact_location
+            described.model_id = described.model_uuid = made.model_id
+            described.save(str(output / "MLmodel"))
+            client.log_model_artifacts(made.model_id, str(output))
+        except BaseException:
+            client.finalize_logged_model(made.model_id, "FAILED")
+            raise
+        client.finalize_logged_model(made.model_id, "READY")
+    return made, card
+
+
+def _name_versions(client: MlflowClient, model_id: str, name: str, number: int | str) -> None:
+    """Where the model is registered, which its page links; a server has written it already, a database has not."""
+    known = json.loads(client.get_logged_model(model_id).tags.get(_VERSIONS_TAG, "[]"))
+    if all((one["name"], str(one["version"])) != (name, str(number)) for one in known):
+        told = json.dumps([*known, {"name": name, "version": number}])
+        client.set_logged_model_tags(model_id, {_VERSIONS_TAG: told})

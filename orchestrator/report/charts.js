@@ -1,7 +1,8 @@
 "use strict";
 // Every line chart of every page, drawn by uPlot. A chart is described by plain data: see report/charts.py.
 const Charts = (() => {
-  const HEIGHT = 214, GAP = 14;
+  // uPlot reads the size of a font as a whole number
+  const HEIGHT = 214, GAP = 14, SIZE = 12;
   const LOOKS = {
     base: ["base", [5, 4], "ring"], edited: ["edited", [], "dot"], memory: ["memory", [9, 4], "square"],
     edited_memory: ["edited_memory", [12, 3, 2, 3], "diamond"], routed: ["routed", [2, 3], "triangle"],
@@ -76,6 +77,18 @@ const Charts = (() => {
     return [xs, ...series.map((one) => { const at = new Map(one.points.map((p) => [p[0], p[1]])); return xs.map((x) => at.get(x)); })];
   }
 
+  // what stands at the ends of the lines, and its width; a name that has no room is cut short, a value never
+  function endings(series, form, font, most) {
+    const measure = document.createElement("canvas").getContext("2d");
+    measure.font = font;
+    return series.map((one) => {
+      const value = text(form, [...one.points].reverse().find((p) => p[1] !== null)[1]);
+      let name = one.label, whole = `${name} ${value}`;
+      while (name && measure.measureText(whole).width > most) { name = name.slice(0, -1); whole = `${name}… ${value}`; }
+      return { text: whole, width: measure.measureText(whole).width };
+    });
+  }
+
   function draw(node, spec) {
     node.chart?.destroy();
     node.replaceChildren();
@@ -84,7 +97,7 @@ const Charts = (() => {
     const looks = series.map((one) => look(one.style));
     const data = aligned(series), ratio = devicePixelRatio || 1;
     const ink = variable("chart-text"), rule = variable("chart-rule"), paper = variable("chart-paper");
-    const font = `${11.5 * ratio}px ${getComputedStyle(node).fontFamily}`;
+    const font = `${SIZE * ratio}px ${getComputedStyle(node).fontFamily}`;
     const labeled = spec.labels !== false;
     const tip = document.createElement("div");
     tip.className = "chart-tip";
@@ -99,8 +112,31 @@ const Charts = (() => {
       [low, high] = [spec.bars && low === 0 ? 0 : low - room, high + room];
     }
     const xMost = Math.max(...data[0], ...(spec.events || []).map((e) => e.x)), xLeast = Math.min(...data[0]);
-    const xRange = spec.log ? null : spec.time ? [Math.min(xLeast, xMost - 60), xMost] : spec.bars ? [xLeast - 0.6, xMost + 0.6]
-      : spec.tight ? (xMost > xLeast ? [xLeast, xMost] : [xLeast - 60, xMost + 60]) : [-0.04 * Math.max(xMost, 1), 1.04 * Math.max(xMost, 1)];
+    // marks that stand aside are within the plot, too
+    const few = (one) => one.points.length <= 60 && !spec.bars;
+    const aside = (place) => (place ? Math.ceil(place / 2) * 8 * (place % 2 ? 1 : -1) : 0);
+    const width = Math.max(node.clientWidth, 220);
+    const tails = labeled ? endings(series, spec.form, `${SIZE}px ${getComputedStyle(node).fontFamily}`, 0.46 * width) : [];
+    const room = labeled ? Math.max(...tails.map((one) => one.width)) + 18 : 22;
+    const yRoom = 50 + (spec.yLabel ? 16 : 0), plot = width - room - yRoom;
+    const edge = Math.min(0.3 * plot, Math.abs(aside(Math.max(0, series.filter(few).length - 1))) + 6);
+    const padded = (from, to) => { const more = (edge * (to - from)) / (plot - 2 * edge); return [from - more, to + more]; };
+    const xRange = spec.log ? null : spec.bars ? [xLeast - 0.6, xMost + 0.6]
+      : spec.time ? padded(Math.min(xLeast, xMost - 60), xMost)
+      : spec.tight ? padded(...(xMost > xLeast ? [xLeast, xMost] : [xLeast - 60, xMost + 60])) : padded(Math.min(0, xLeast), Math.max(xMost, 1));
+
+    // a label above the plot, in the middle of what it names as far as it has room there, and right of others; where it ends
+    function above(u, labels, middle, free) {
+      const c = u.ctx, left = u.bbox.left, right = left + u.bbox.width;
+      c.fillStyle = ink; c.font = font; c.textAlign = "center"; c.textBaseline = "alphabetic";
+      for (const label of labels) {
+        const half = c.measureText(label).width / 2, at = Math.max(left + half, Math.min(middle, right - half));
+        if (at - half < free) continue;
+        c.fillText(label, at, u.bbox.top - 10 * ratio);
+        return at + half + 4 * ratio;
+      }
+      return free;
+    }
 
     function under(u) {
       const c = u.ctx;
@@ -109,15 +145,15 @@ const Charts = (() => {
         const top = u.valToPos(spec.band.high, "y", true), bottom = u.valToPos(spec.band.low, "y", true);
         c.fillStyle = variable("chart-shade");
         c.fillRect(u.bbox.left, top, u.bbox.width, bottom - top);
-        c.fillStyle = ink; c.font = font; c.textAlign = "left";
+        c.fillStyle = ink; c.font = font; c.textAlign = "left"; c.textBaseline = "alphabetic";
         c.fillText(spec.band.label, u.bbox.left + 6 * ratio, bottom - 6 * ratio);
       }
+      let taken = -Infinity;
       for (const part of spec.spans || []) {
         const left = Math.max(u.bbox.left, u.valToPos(part.low, "x", true)), right = Math.min(u.bbox.left + u.bbox.width, u.valToPos(part.high, "x", true));
         c.fillStyle = variable("chart-shade");
         c.fillRect(left, u.bbox.top, right - left, u.bbox.height);
-        c.fillStyle = ink; c.font = font; c.textAlign = "center";
-        c.fillText(part.label, (left + right) / 2, u.bbox.top - 8 * ratio);
+        taken = above(u, [part.label], (left + right) / 2, taken);
       }
       series.forEach((one, n) => {
         if (!one.spread) return;
@@ -131,11 +167,8 @@ const Charts = (() => {
         const x = u.valToPos(event.x, "x", true);
         c.strokeStyle = ink; c.lineWidth = ratio; c.setLineDash([3 * ratio, 3 * ratio]);
         c.beginPath(); c.moveTo(x, u.bbox.top - 4 * ratio); c.lineTo(x, u.bbox.top + u.bbox.height); c.stroke();
-        c.setLineDash([]); c.fillStyle = ink; c.font = font; c.textAlign = "center";
-        for (const label of [event.label, event.short]) {
-          const half = c.measureText(label).width / 2;
-          if (x - half >= free) { c.fillText(label, x, u.bbox.top - 8 * ratio); free = x + half + 4 * ratio; break; }
-        }
+        c.setLineDash([]);
+        free = above(u, [event.label, event.short], x, free);
       }
       c.restore();
     }
@@ -147,19 +180,17 @@ const Charts = (() => {
       // marks that would cover each other stand side by side
       const taken = new Map();
       series.forEach((one, n) => {
-        const few = one.points.length <= 60 && !spec.bars;
         one.points.forEach(([px, py]) => {
           if (py === null) return;
           const x = u.valToPos(px, "x", true), y = u.valToPos(py, "y", true);
-          if (few) {
+          if (few(one)) {
             const key = `${Math.round(x)}/${Math.round(y / (6 * ratio))}`, before = taken.get(key) || 0;
             taken.set(key, before + 1);
-            const aside = before ? Math.ceil(before / 2) * 8 * ratio * (before % 2 ? 1 : -1) : 0;
-            mark(c, looks[n].mark, x + aside, y, 3.5 * ratio, looks[n].color, paper);
+            mark(c, looks[n].mark, x + aside(before) * ratio, y, 3.5 * ratio, looks[n].color, paper);
           }
         });
         const last = [...one.points].reverse().find((p) => p[1] !== null);
-        ends.push([u.valToPos(last[0], "x", true), u.valToPos(last[1], "y", true), last[1]]);
+        ends.push([u.valToPos(last[0], "x", true), u.valToPos(last[1], "y", true)]);
       });
       if (labeled) {
         const right = u.bbox.left + u.bbox.width;
@@ -169,7 +200,7 @@ const Charts = (() => {
           c.strokeStyle = c.fillStyle = looks[n].color; c.globalAlpha = 0.45; c.lineWidth = ratio;
           c.beginPath(); c.moveTo(ends[n][0] + 5 * ratio, ends[n][1]); c.lineTo(right + 11 * ratio, heights[n]); c.stroke();
           c.globalAlpha = 1;
-          c.fillText(`${one.label} ${text(spec.form, ends[n][2])}`, right + 14 * ratio, heights[n]);
+          c.fillText(tails[n].text, right + 14 * ratio, heights[n]);
         });
       }
       c.restore();
@@ -190,23 +221,21 @@ const Charts = (() => {
       tip.style.top = `${Math.max(0, top - box.height / 2)}px`;
     }
 
-    const axis = { stroke: ink, font: `11.5px ${getComputedStyle(node).fontFamily}`, grid: { stroke: rule, width: 1 }, ticks: { stroke: rule, width: 1, size: 4 } };
-    const width = Math.max(node.clientWidth, 220);
-    const room = labeled ? Math.min(118, 0.34 * width) : 14;
+    const axis = { stroke: ink, font: `${SIZE}px ${getComputedStyle(node).fontFamily}`, grid: { stroke: rule, width: 1 }, ticks: { stroke: rule, width: 1, size: 4 } };
     const axes = [
-      { ...axis, label: spec.xLabel, labelFont: axis.font, labelSize: 16, size: spec.time ? 40 : 26, gap: 4, grid: { show: false }, space: 44 },
+      { ...axis, label: spec.xLabel, labelFont: axis.font, labelSize: 16, size: spec.time ? 40 : 26, gap: 4, grid: { show: false }, space: 18 + 7 * Math.round(xMost).toLocaleString("en-US").length },
       { ...axis, label: spec.yLabel, labelFont: axis.font, labelSize: 16, size: 50, gap: 4, space: 32 },
     ];
     if (!spec.log) axes[1].values = (_, ticks) => ticks.map((t) => text(spec.tick || spec.form, t));
     if (spec.time) {
-      axes[0].space = 76;
-      axes[0].incrs = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800, 1209600, 2592000, 7776000, 31536000];
+      axes[0].space = 64;
+      axes[0].incrs = [1, 2, 5, 10, 20, 30, 60, 120, 180, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800, 1209600, 2592000, 7776000, 31536000];
       axes[0].values = (_, ticks, __, ___, step) => moments(ticks, step);
     } else if (spec.names) {
       Object.assign(axes[0], { values: (_, ticks) => ticks.map((t) => spec.names[t] ?? ""), splits: () => spec.names.map((_, i) => i), rotate: -40, size: 76, space: 1 });
-    } else if (!spec.log) axes[0].values = (_, ticks) => ticks.map((t) => (spec.x && spec.tight ? text(spec.x, t) : Number.isInteger(t) || spec.tight ? t.toLocaleString("en-US") : ""));
+    } else if (!spec.log) axes[0].values = (_, ticks) => ticks.map((t) => (spec.x && spec.tight ? text(spec.x, t) : spec.tight || (Number.isInteger(t) && t >= Math.min(0, xLeast)) ? t.toLocaleString("en-US") : ""));
     node.chart = new uPlot({
-      width, height: HEIGHT, legend: { show: false }, padding: [22, room, 0, 0],
+      width, height: HEIGHT, legend: { show: false }, padding: [26, room, 0, 0],
       scales: {
         x: spec.log ? { time: false, distr: 3 } : { time: Boolean(spec.time), range: xRange },
         y: spec.log ? { distr: 3 } : { range: [low, high] },

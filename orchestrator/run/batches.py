@@ -44,6 +44,7 @@ def plan_batch(
     size: int,
     *,
     distinct_subjects: bool = False,
+    by_subject: bool = False,
     arrived: Mapping[str, datetime] | None = None,
 ) -> BatchPlan | None:
     """The next batch: out of the first ``size`` requests that wait, the newest of each fact.
@@ -56,6 +57,7 @@ def plan_batch(
         size: most requests taken at once, at least 1.
         distinct_subjects: take one edit per subject; another one of the same subject waits for the next
             batch. Keys of one subject are nearly parallel, and written together they share out one direction.
+        by_subject: take the edits of one subject, that of the first in line; all others wait.
         arrived: when each was accepted, by id; stands for the event time of one that tells none, beside one that does.
 
     Returns:
@@ -74,6 +76,8 @@ def plan_batch(
     for request in window:
         subject = request.subject.casefold()
         if newest[request.fact_key] is not request or (distinct_subjects and subject in subjects):
+            continue
+        if by_subject and subjects and subject not in subjects:
             continue
         chosen.append(request)
         subjects.add(subject)
@@ -106,6 +110,7 @@ class Batcher:
     size: int
     max_age_seconds: float | None = None
     distinct_subjects: bool = False
+    by_subject: bool = False
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -134,7 +139,13 @@ class Batcher:
 
     def plan(self, pending: Sequence[EditRequest], arrived: Mapping[str, datetime] | None = None) -> BatchPlan | None:
         """:func:`plan_batch` with this batcher's settings."""
-        return plan_batch(pending, self.size, distinct_subjects=self.distinct_subjects, arrived=arrived)
+        return plan_batch(
+            pending,
+            self.size,
+            distinct_subjects=self.distinct_subjects,
+            by_subject=self.by_subject,
+            arrived=arrived,
+        )
 
 
 # ---------------------------------------------------------------- giving them to the editor

@@ -176,7 +176,9 @@ class Pipeline:
         self.measurer, self.timeline, self.refreshing = parts.measurer, parts.timeline, parts.refreshing
         self.base_perplexity: Future[float | None] = self.measurer.base_perplexity()
         self._past = parts.past
-        self._batcher = Batcher(batching.size, batching.max_age_seconds, batching.distinct_subjects)
+        self._batcher = Batcher(
+            batching.size, batching.max_age_seconds, batching.distinct_subjects, batching.by_subject
+        )
         self._attempts = Attempts(journal, self.editor, display.warn)
         self._repairs = Repairs(
             repair or RepairConfig(),

@@ -7,8 +7,11 @@ in it at once wait for each other's modules, and its protocol files cannot be lo
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _one_at_a_time = threading.Lock()
+_addressed = threading.Lock()
 
 
 def load_mlflow() -> None:
@@ -22,3 +25,18 @@ def load_mlflow() -> None:
         import mlflow.system_metrics.metrics.gpu_monitor
         import mlflow.system_metrics.metrics.network_monitor
         import mlflow.tracking  # noqa: F401
+
+
+@contextmanager
+def addressed(uri: str) -> Iterator[None]:
+    """MLflow as if ``uri`` were the process's tracking address, for what takes no address: traces, and versions whose
+    source is a logged model. One thread at a time; afterwards the address is what it was."""
+    import mlflow
+
+    with _addressed:
+        before = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(uri)
+        try:
+            yield
+        finally:
+            mlflow.set_tracking_uri(before)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from errata.orchestrator.tracking.library import load_mlflow
+from errata.orchestrator.tracking.library import addressed, load_mlflow
 from errata.orchestrator.tracking.moving import ARTIFACTS, DATABASE, follow_move
 from errata.orchestrator.tracking.spool import TOGETHER, Entry
 
@@ -276,30 +276,28 @@ def _log_table(client: MlflowClient, run_id: str, name: str, path: Path) -> None
 
 
 def _log_trace(uri: str, experiment_id: str, told: Mapping[str, Any]) -> None:
-    """One root span and its children, with the times at which they were. MLflow's tracing knows one address only, the
-    process's: it is set here, where nothing else in the process uses it."""
+    """One root span and its children, with the times at which they were."""
     import mlflow
 
-    if mlflow.get_tracking_uri() != uri:
-        mlflow.set_tracking_uri(uri)
     started, ended = int(told["started_ns"]), int(told["ended_ns"])
-    root = mlflow.start_span_no_context(
-        told["name"],
-        span_type="CHAIN",
-        inputs=told["inputs"],
-        attributes=told["attributes"],
-        tags=told["tags"],
-        experiment_id=experiment_id,
-        start_time_ns=started,
-    )
-    for child in told["children"]:
-        span = mlflow.start_span_no_context(
-            child["name"], span_type="LLM", parent_span=root, inputs=told["inputs"], start_time_ns=started
+    with addressed(uri):
+        root = mlflow.start_span_no_context(
+            told["name"],
+            span_type="CHAIN",
+            inputs=told["inputs"],
+            attributes=told["attributes"],
+            tags=told["tags"],
+            experiment_id=experiment_id,
+            start_time_ns=started,
         )
-        span.set_outputs(child["outputs"])
-        span.end(end_time_ns=ended)
-    root.set_outputs(told["outputs"])
-    root.end(end_time_ns=ended)
+        for child in told["children"]:
+            span = mlflow.start_span_no_context(
+                child["name"], span_type="LLM", parent_span=root, inputs=told["inputs"], start_time_ns=started
+            )
+            span.set_outputs(child["outputs"])
+            span.end(end_time_ns=ended)
+        root.set_outputs(told["outputs"])
+        root.end(end_time_ns=ended)
 
 
 def _not_from_tracking(record: logging.LogRecord) -> bool:

@@ -47,6 +47,9 @@ QUICK: Mapping[str, str | tuple[str, ...]] = {
     "errata geometry v5 head --run runs/demo --layers 4,8,12 --text news.txt --documents 2000 --json": (
         "errata geometry v5 head --run runs/demo --layers 0,1,2 --text news.txt --documents 2000 --json"
     ),
+    "errata sweep experiments/moir-validation-small --output runs/validation": "DRY",
+    "errata norms --run runs/demo": SAME,
+    "errata norms v5 head --run runs/demo --each --json": SAME,
     # changing it
     "errata revert EDIT": "errata revert qs-0001",
     "errata revert EDIT --reason TEXT": "errata revert qs-0001 --reason wrong",
@@ -234,8 +237,9 @@ NOT_RUN: tuple[tuple[str, str, str], ...] = (
     (r"python requirements/make_lock.py", "none", "asks the package registry for every package's newest version"),
     (r"python -m docs.pictures|python -m tests\..*", "module", "rewrites pictures or golden traces of the checkout"),
     (r"python -m benchmarks\.\w+.*", "benchmark", "minutes to hours: its own parser reads the words"),
-    (r"errata preserve .*--tasks (rte,sst2,nq_open,samsum|mmlu,gsm8k,\S+ --data .*|uncertainty( .*)?)", "parse",
+    (r"errata preserve .*--tasks (rte,sst2 --data DIR|mose_rte|mmlu,gsm8k,\S+ --data .*|uncertainty( .*)?)", "parse",
      "wants benchmark files from the Hub: tests/integration/preservation runs every task on files like them"),
+    (r"errata choose .*", "parse", "wants a finished sweep: test_choose.py chooses from one, by the command too"),
     (r"errata publish v40 .*", "parse", "wants vLLM servers: tests/model/test_publish_vllm.py and its stand-in"),
     (r"errata judge --run runs/demo --url .*", "parse", "wants a judge's endpoint: test_judging.py has one"),
     (r"errata run .*--preset models/gemma-3-270m .*", "parse",

@@ -28,6 +28,21 @@ def loaded(registry: str, uri: str, **options: Any) -> Any:
 @contextmanager
 def serving(registry: str, uri: str, directory: Path, seconds: float = 600) -> Iterator[str]:
     """The address of ``mlflow models serve``; the server binds a free port by itself."""
+    arguments = ("models", "serve", "-m", uri, "--env-manager", "local", "-w", "1", "-p", "0")
+    with _mlflow(arguments, registry, directory, seconds) as address:
+        yield address
+
+
+@contextmanager
+def tracking_server(registry: str, directory: Path, seconds: float = 600) -> Iterator[str]:
+    """The address of ``mlflow server`` over a database; likewise."""
+    arguments = ("server", "--backend-store-uri", registry, "--workers", "1", "--port", "0")
+    with _mlflow(arguments, registry, directory, seconds) as address:
+        yield address
+
+
+@contextmanager
+def _mlflow(arguments: tuple[str, ...], registry: str, directory: Path, seconds: float) -> Iterator[str]:
     script = directory / "bin" / "uvicorn"  # which MLflow runs by its name, as in an environment that is activated
     script.parent.mkdir(exist_ok=True)
     script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m uvicorn "$@"\n')
@@ -39,11 +54,10 @@ def serving(registry: str, uri: str, directory: Path, seconds: float = 600) -> I
         "UVICORN_PORT": "0",  # MLflow passes no port 0 on
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri, "--env-manager", "local"]
-    log = directory / "log.txt"
+    log = directory / f"mlflow-{arguments[0]}.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [*command, "-w", "1", "-p", "0"], env=environment, stdout=out, stderr=subprocess.STDOUT
+            [sys.executable, "-m", "mlflow", *arguments], env=environment, stdout=out, stderr=subprocess.STDOUT
         )
     try:
         deadline = time.monotonic() + seconds

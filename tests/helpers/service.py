@@ -175,11 +175,13 @@ class FakePipeline:
 
 
 def _outcome(request: EditRequest) -> RequestOutcome:
-    """What its target says is to become of an edit: ``weak ...``, ``refused ...``; else nothing was looked at."""
+    """What its target says is to become of an edit: ``weak``, ``landed``, ``refused``; else nothing was looked at."""
     if request.target_new.startswith("refused"):
         return RequestOutcome(request.id, False, "the subject is not in the prompt")
     if request.target_new.startswith("weak"):
         return RequestOutcome(request.id, True, outcome="weak", figures={"p_target": 0.12, "reached": 0.31})
+    if request.target_new.startswith("landed"):
+        return RequestOutcome(request.id, True, outcome="landed", figures={"p_target": 0.97, "reached": 0.98})
     return RequestOutcome(request.id, True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from errata.orchestrator.publish.answering import AnsweringModel
 from errata.orchestrator.publish.packaging import FORMS, write_model
 from errata.orchestrator.publish.registry import register_version
 from errata.orchestrator.publish.rollout import EVENT
+from errata.orchestrator.tracking.library import addressed
 from errata.retrieval.embedder import HashEmbedder
 from errata.retrieval.router_fit import shipped
 from tests.helpers.registered import loaded, serving
@@ -59,7 +61,11 @@ def registered(run: SmallRun) -> str:
 
 
 def publish(run: SmallRun, *arguments: object) -> Any:
-    result = CliRunner().invoke(app, ["publish", *map(str, arguments), "--run", str(run.directory)])
+    return publish_from(run.directory, *arguments)
+
+
+def publish_from(directory: Path, *arguments: object) -> Any:
+    result = CliRunner().invoke(app, ["publish", *map(str, arguments), "--run", str(directory)])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
@@ -94,6 +100,73 @@ def test_versions_are_registered_once_and_the_alias_moves(run: SmallRun, tmp_pat
     assert adapter == "v2 registered as other version 1, alias edge\n"
     with pytest.raises(UserError, match="form 'x' is unknown; allowed: delta, lora, full, routed"):
         publish(run, "v2", "--alias", "edge", "--format", "x")
+
+
+def test_a_version_and_its_logged_model_name_each_other(run: SmallRun, registered: str, tmp_path: Path) -> None:
+    """As MLflow's own `log_model(registered_model_name=...)` leaves them: what its users go by, and its pages link."""
+
+    class Echo(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+        def predict(self, context: Any, model_input: list[str]) -> list[str]:
+            return model_input
+
+    theirs = f"sqlite:///{tmp_path / 'theirs.db'}"
+    with addressed(theirs):
+        mlflow.create_experiment("e", artifact_location=(tmp_path / "files").as_uri())
+        mlflow.set_experiment("e")
+        with mlflow.start_run():
+            mlflow.log_param("seed", 0)
+            mlflow.pyfunc.log_model(name="m", python_model=Echo(), registered_model_name="errata", pip_requirements=[])
+        model = MlflowClient(theirs).get_model_version("errata", "1")
+        MlflowClient(theirs).set_registered_model_alias("errata", "delta", model.version)
+    before = mlflow.get_tracking_uri()
+    links = [_links(uri, "errata", "delta") for uri in (theirs, registered)]
+    assert mlflow.get_tracking_uri() == before, "the process's address is its own affair"
+    assert links[0] == links[1] and all(links[1].values())
+
+
+def _links(uri: str, name: str, alias: str) -> dict[str, bool]:
+    """Which places of a registry lead from a version to the logged model and the run, and back."""
+    client = MlflowClient(uri)
+    version = client.get_model_version_by_alias(name, alias)
+    source = str(version.source).removeprefix("models:/")
+    model = client.get_logged_model(source)
+    run = client.get_run(str(version.run_id))
+    with addressed(uri):
+        told = mlflow.models.get_model_info(f"models:/{name}@{alias}")
+        loaded_id = mlflow.pyfunc.load_model(f"models:/{name}@{alias}").model_id
+    return {
+        # a database keeps none of its own (MLflow 3.17), whoever registers
+        "version.model_id or its source": model.model_id == (version.model_id or source),
+        "run": version.run_id == model.source_run_id == told.run_id,
+        "tag": {"name": name, "version": int(version.version)} in json.loads(model.tags["mlflow.modelVersions"]),
+        "outputs": model.model_id in {one.model_id for one in run.outputs.model_outputs},
+        "MLmodel": told.model_id == loaded_id == model.model_id and told.model_uuid == model.model_id,
+        "parameters": model.params == run.data.params,
+        "ready": str(model.status) == "READY",
+    }
+
+
+def test_versions_of_the_release_before_stay_and_are_not_uploaded_again(run: SmallRun, tmp_path: Path) -> None:
+    """Their source was the place of the files, and no page led from the model to them."""
+    shutil.copytree(run.directory, tmp_path / "run")
+    there = tmp_path / "run"
+    arguments = ("v4", "--name", "before", "--alias", "champion")
+    client = MlflowClient(f"sqlite:///{there / 'mlflow.db'}")
+    assert "version 1" in publish_from(there, *arguments).stdout
+    new = client.get_model_version_by_alias("before", "champion")
+    model = client.get_logged_model(str(new.source).removeprefix("models:/"))
+    client.create_registered_model("old")
+    client.create_model_version(
+        "old", model.artifact_location, run_id=new.run_id, tags=new.tags, model_id=model.model_id
+    )
+    said = publish_from(there, "v4", "--name", "old", "--alias", "champion").stdout
+    assert "is already old version 1" in said
+    wanted = loaded(f"sqlite:///{there / 'mlflow.db'}", "models:/before@champion").predict(PROMPTS)
+    # and both answer from where the run is now, after it was moved
+    moved = there.rename(tmp_path / "elsewhere")
+    assert "is already" in publish_from(moved, *arguments).stdout
+    for name in ("before", "old"):
+        assert loaded(f"sqlite:///{moved / 'mlflow.db'}", f"models:/{name}@champion").predict(PROMPTS) == wanted
 
 
 def test_a_registry_that_does_not_answer_is_one_line(run: SmallRun) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
 
 from errata.editing.checkpoint import fetch
 from errata.editing.checkpoint.load import load_model
@@ -84,3 +87,26 @@ def test_the_instructed_chooser_and_the_chat_style_run_on_a_small_model(engine, 
         if answer.choice.hit is None:
             prompt = engine.model.text.encode_prompt(answer.question)
             assert answer.answer == engine.generate([prompt])[0]
+
+
+def test_unscaled_vectors_are_the_encoders_pooled_states(memory: FactMemory) -> None:
+    """SCR as published ranks by the dot product of mean-pooled states; all-MiniLM scales them unless told not."""
+    directory = need("all-minilm-l6-v2")
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    encoder = AutoModel.from_pretrained(directory).eval()
+    texts = [entry.statement for entry in memory.entries()] + [fact[3] for fact in FACTS]
+    rows = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
+    with torch.no_grad():
+        states = encoder(**rows).last_hidden_state.double().numpy()
+    mask = rows["attention_mask"].numpy()[:, :, None].astype(np.float64)
+    pooled = (states * mask).sum(axis=1) / mask.sum(axis=1)
+    embedder = SentenceEmbedder(directory, normalize=False)
+    np.testing.assert_allclose(embedder.embed(texts), pooled, rtol=1e-4, atol=1e-4)
+    assert not embedder.unit and embedder.digest != memory.embedder.digest
+    assert np.ptp(np.linalg.norm(pooled, axis=1)) > 0.1
+    subject = FactMemory(embedder)
+    subject.add(memory.entries())
+    products = pooled[len(FACTS) :] @ pooled[: len(FACTS)].T
+    for row, hits in zip(products, subject.search([fact[3] for fact in FACTS], k=len(FACTS)), strict=True):
+        assert [hit.id for hit in hits] == list(np.argsort(-row))
+        np.testing.assert_allclose([hit.score for hit in hits], np.sort(row)[::-1], rtol=1e-3)

@@ -199,6 +199,7 @@ class LocateEditor(Editor):
                     residual = wanted[:, place] - walk.states(layer)[1]
                 else:
                     residual = self.residual(model, walk, wanted, layer, layers[-1], self.spread(len(layers) - place))
+                residual = self.for_keys(model, walk, layer, columns, residual)
                 try:
                     changes[layer] = self.change(model, layer, columns, residual, state, ridge)
                 except DependentColumnsError as error:
@@ -216,6 +217,10 @@ class LocateEditor(Editor):
         if self.config.values.post_norm == "exact":
             _, mapped = walk.states(layer)
             residual = pull_back(model, layer, mapped, residual)
+        return residual
+
+    def for_keys(self, model: EditableModel, walk: SubjectPass, layer: int, keys: Tensor, residual: Tensor) -> Tensor:
+        """The residual (O, m) that is written at the averaged keys (I, m); found as it was for the bare prompts."""
         return residual
 
     def change(

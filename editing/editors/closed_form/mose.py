@@ -59,6 +59,9 @@ class MoseConfig(LocateConfig):
     that is the ablation of figure 4."""
     candidates: int = Field(5, ge=1)
     """Layers with the largest keys among which the score decides; each costs a value optimization."""
+    literal_values: bool = False
+    """V holds the target values themselves, ``v* = W k + R`` of the bare prompts, as the paper's eqs. 17-19 read. Else
+    it is the averaged keys' own output moved by the same R, as MEMIT and its kin have it."""
     beyond: bool = False
     """The layers beside the chosen one need not be among ``layers``, as in the paper; the lowest and the highest of
     ``layers`` then need a neighbor in the model."""
@@ -176,6 +179,14 @@ class Mose(LocateEditor):
             progress=progress,
             variant=replace(variant, layers=tuple(layers)) if self._together(model, layers) else variant,
         )
+
+    def for_keys(self, model: EditableModel, walk: SubjectPass, layer: int, keys: Tensor, residual: Tensor) -> Tensor:
+        if not self.config.literal_values:
+            return residual
+        bias = getattr(model.decoder.edited_map(layer), "bias", None)
+        outputs = walk.states(layer)[1].double()
+        outputs = outputs if bias is None else outputs - bias.detach().double()[:, None]
+        return residual.double() + outputs - model.weight(layer).double() @ keys.double()
 
     def change(
         self,

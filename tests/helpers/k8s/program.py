@@ -101,6 +101,7 @@ def check_configurations(objects: Sequence[Object], scratch: Path) -> list[str]:
             continue
         bad += [f"{where}: {problem}" for problem in _placement_problems(found.ray, objects)]
         bad += [f"{where}: {problem}" for problem in _address_problems(found, objects)]
+        bad += [f"{where}: {problem}" for problem in _publication_problems(found, objects)]
     return bad
 
 
@@ -113,6 +114,31 @@ def _address_problems(config: Any, objects: Sequence[Object]) -> list[str]:
         parts = urlsplit(address)
         if parts.hostname not in known or parts.port not in known[parts.hostname]:
             bad.append(f"{address} is no service's address")
+    return bad
+
+
+def _publication_problems(config: Any, objects: Sequence[Object]) -> list[str]:
+    """Whether versions reach each vLLM server that is there: without being asked, in a form that it takes."""
+    bad, publish = [], config.publish
+    told = {urlsplit(server.removeprefix("vllm=")).hostname for server in publish.to}
+    for pod in pods(objects):
+        for container in pod.containers:
+            if container.get("command", [])[:2] != ["vllm", "serve"]:
+                continue
+            options = dict(word.removeprefix("--").partition("=")[::2] for word in container["args"][1:])
+            mounts = [mount["mountPath"] for mount in container.get("volumeMounts", [])]
+            adapters = publish.adapters_on_server or publish.adapters
+            said = {
+                "publish.to does not name it": pod.owner["metadata"]["name"] in told,
+                "publish.every is not set": publish.every is not None,
+                f"it serves {container['args'][0]}, not {config.model.name}": container["args"][0] == config.model.name,
+                "it takes no adapters": "enable-lora" in options,
+                f"publish.max_rank {publish.max_rank} is more than it takes": (publish.max_rank or 10**9)
+                <= int(options.get("max-lora-rank", 16)),
+                f"publish.adapters {adapters} is in nothing that it mounts": adapters is not None
+                and any(adapters.startswith(f"{place}/") for place in mounts),
+            }
+            bad += [f"{pod.where}: {problem}" for problem, holds in said.items() if not holds]
     return bad
 
 

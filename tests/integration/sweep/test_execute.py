@@ -18,12 +18,13 @@ from rich.console import Console
 import errata.orchestrator.experiments.execute as execute
 from errata.actors.sweep import SharedRay
 from errata.editing.errors import UserError
-from errata.orchestrator.experiments.config import Sweep
+from errata.orchestrator.experiments.config import Sweep, load_sweep
 from errata.orchestrator.experiments.plan import Layout, absolute, fresh_record
 from errata.orchestrator.experiments.record import read_record
 from errata.orchestrator.experiments.view import SweepView, cells_table, clock, headline
 from errata.orchestrator.report.summary import ArmMetrics, ModelName, Summary, write_facts, write_summary
 from errata.orchestrator.tracking.tracker import NullTracker
+from tests.unit.orchestrator.experiments.conftest import write_sweep
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -238,3 +239,30 @@ def test_the_table_shows_what_runs_first_and_counts_what_does_not_fit(tmp_path, 
     assert lines[3] == ["and", "2", "more"]
     assert headline(record, 3700) == "demo: 1 done, 1 running, 1 waiting, 1 failed of 4 cells, 1:01:40"
     assert clock(None) == ""
+
+
+def test_benchmarks_follow_each_run_and_only_they_are_done_again(tmp_path, finished, monkeypatch):
+    """A run that came to its end and whose benchmarks did not is not run again."""
+    asked = {"tasks": ["rte"], "versions": ["v0", "timeline", "head"]}
+    sweep = load_sweep(str(write_sweep(tmp_path, preserve=asked)))
+    ran, preserved, broken = [], [], {name_of(sweep, 1)}
+
+    def command(config: Path, directory: Path, resume: bool) -> list[str]:
+        ran.append(directory.name)
+        return ["cp", "-r", str(finished / directory.name), str(directory)]
+
+    def benchmarks(directory: Path, config) -> list[str]:
+        assert directory.is_dir() and config.arguments(directory)[:3] == ["v0", "timeline", "head"]
+        preserved.append(directory.name)
+        return ["sh", "-c", "echo 'errata: no data' >&2; exit 2" if directory.name in broken else "true"]
+
+    monkeypatch.setattr(execute, "errata_preserve", benchmarks)
+    record = run(sweep, tmp_path / "out", command, jobs=2)
+    assert [cell.state for cell in record.cells] == ["done", "failed", "done", "done"]
+    assert record.cells[1].reason == "no data" and len(ran) == len(preserved) == 4
+    broken.clear()
+    record = run(sweep, tmp_path / "out", command)
+    assert [cell.state for cell in record.cells] == ["done"] * 4
+    assert len(ran) == 4 and preserved[4:] == [name_of(sweep, 1)]
+    run(sweep, tmp_path / "out", command)
+    assert len(preserved) == 5

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
+import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from errata.editing import values as values_module
+from errata.editing.errors import UserError
 from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest
-from errata.editing.values import PLAIN, Problem, TargetValue, ValueConfig, edit_segments, optimize_values
+from errata.editing.value_problem import projection_loss
+from errata.editing.values import (
+    PLAIN,
+    Problem,
+    TargetValue,
+    ValueConfig,
+    Variant,
+    edit_segments,
+    optimize_values,
+)
 from tests.unit.helpers import plain
 
 Tiny = Callable[[str], EditableModel]
@@ -215,3 +228,66 @@ def test_the_minimizer_changes_nothing_that_it_is_given(tiny: Tiny, requests: li
     assert all(torch.equal(before[name], after[name]) for name in before)
     again = values_module._minimize(problem, config, [1, 1, 1])
     assert [torch.equal(a.delta, b.delta) for a, b in zip(first, again, strict=True)] == [True] * 3
+
+
+# ---------------------------------------------------------------- preservation loss
+
+
+def test_the_preservation_loss_is_the_projection_on_the_change() -> None:
+    """sum_x |P x|^2 with P = V (V^T V)^-1 V^T of one direction ("uncertainty", eq. 1), in float64 NumPy."""
+    rng = np.random.default_rng(0)
+    deltas, states = rng.standard_normal((3, 9)), rng.standard_normal((5, 9))
+    want = []
+    for delta in deltas:
+        V = delta[:, None]
+        P = V @ np.linalg.inv(V.T @ V) @ V.T
+        want.append(sum(np.linalg.norm(P @ x) ** 2 for x in states))
+    found = projection_loss(torch.tensor(deltas), torch.tensor(states)).numpy()
+    np.testing.assert_allclose(found, want, rtol=1e-12)
+    nothing = torch.zeros(1, 9, requires_grad=True)
+    loss = projection_loss(nothing, torch.tensor(states).float())
+    loss.sum().backward()
+    assert float(loss.detach()) == 0.0 and nothing.grad is not None and not nothing.grad.any()
+
+
+@pytest.mark.parametrize(("family", "space"), [("llama", "block"), ("llama", "mlp"), ("gpt2", "mlp")])
+def test_protected_entities_count_in_the_loss_with_their_weight(
+    tiny: Tiny, requests: list[EditRequest], family: str, space: Literal["block", "mlp"]
+) -> None:
+    model, names, beta = tiny(family), ("Angola", "Canada"), 0.3
+    plain_config = ValueConfig(lr=0.2, steps=4, weight_decay=0.0)
+    config = plain_config.model_copy(update={"kp_factor": beta, "kp_subjects": names})
+    edits = [edit_segments(model, r, CONTEXTS[:1]) for r in requests[:2]]
+    without = values_module.problem_of(model, edits, 1, plain_config, space, PLAIN)
+    protecting = values_module.problem_of(model, edits, 1, config, space, PLAIN)
+    delta = torch.randn(2, model.hidden_size, generator=torch.Generator().manual_seed(1))
+    _, baseline = without.losses(torch.zeros_like(delta), without.h, None)
+    difference = protecting.losses(delta, protecting.h, baseline)[0] - without.losses(delta, without.h, baseline)[0]
+    states = []
+    for name in names:
+        ids, at = plain.subject_position(model, "", "{} is a", name)
+        module = plain.edited_map(model, 1) if space == "mlp" else plain.block(model, 1)
+        states.append(plain.read(model, module, ids)[at].double().numpy())
+    D = delta.double().numpy()
+    want = [beta * sum((x @ d) ** 2 / (d @ d) for x in states) for d in D]
+    np.testing.assert_allclose(difference.detach().double().numpy(), want, rtol=1e-3)
+    # one edit's protection does not depend on the others' of its batch, and is kept where some have finished
+    (left,) = protecting.kept(torch.tensor([1])).losses(delta[1:], protecting.h[1:], baseline[1:])[0].tolist()
+    assert left == pytest.approx(float(protecting.losses(delta, protecting.h, baseline)[0][1]), rel=1e-4)
+
+
+def test_a_heavier_protection_leaves_less_along_what_is_protected(tiny: Tiny, requests: list[EditRequest]) -> None:
+    model = tiny("llama")
+    found = {}
+    for beta in (0.0, 0.1, 10.0):
+        names = ("Angola", "Canada", "Italy") if beta else ()
+        config = ValueConfig(lr=0.2, steps=12, weight_decay=0.0, kp_factor=beta, kp_subjects=names)
+        (value,) = optimize_values(model, requests[:1], layer=1, contexts=CONTEXTS[:1], config=config, space="mlp")
+        found[beta] = value
+    assert found[0.0].kp_loss is None and found[0.1].kp_loss is not None and found[10.0].kp_loss is not None
+    assert found[10.0].kp_loss < found[0.1].kp_loss
+    with pytest.raises(ValidationError, match="kp_factor needs kp_subjects"):
+        ValueConfig(kp_factor=0.1)
+    config = ValueConfig(kp_factor=0.1, kp_subjects=("Angola",))
+    with pytest.raises(UserError, match="methods that find one change"):
+        optimize_values(model, requests[:1], layer=1, contexts=CONTEXTS[:1], config=config, variant=Variant(joint=True))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 
 import pytest
 
 from tests.helpers.k8s import schemas
-from tests.helpers.k8s.objects import K8S, KUBECTL, cluster_specs, find, of_kind, pods
+from tests.helpers.k8s.objects import K8S, KUBECTL, build, cluster_specs, find, of_kind, pods
 from tests.unit.k8s.conftest import JOBS, SERVICES, crds
 
 CHECKS = (
@@ -142,3 +143,51 @@ def test_every_ray_wants_a_token_and_who_joins_one_has_it(name, objects):
             if "RAY_AUTH_MODE" in given:
                 source = given["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
                 assert source == {"name": "errata-ray", "key": "auth_token"}, container["name"]
+
+
+def test_what_everyone_sets_is_in_one_folder_and_reaches_every_pod(tmp_path):
+    """The overlay to copy, copied: its settings, its image and its run, with the API under a host of one's own."""
+    import yaml
+
+    mine = tmp_path / "ours"
+    shutil.copytree(K8S / "overlays" / "mine", mine)
+    there = os.path.relpath(K8S, mine.resolve())
+    kustomization = (mine / "kustomization.yaml").read_text().replace("../../", f"{there}/")
+    tls = f"components:\n  - {there}/components/tls\n"
+    kustomization = kustomization.replace("components:\n", tls).replace("registry.example.com", "registry.ours")
+    (mine / "kustomization.yaml").write_text(kustomization)
+    settings = yaml.safe_load((mine / "settings.yaml").read_text())
+    values = {
+        "storageClass": "fast",
+        "sharedAccessMode": "ReadWriteOnce",
+        "sharedSize": "7Gi",
+        "stateSize": "9Gi",
+        "pullSecret": "ours",
+        "nodePool": "models",
+        "tokensSecret": "our-tokens",
+        "host": "facts.ours",
+    }
+    assert settings["data"].keys() == values.keys()
+    settings["data"] = values
+    (mine / "settings.yaml").write_text(yaml.safe_dump(settings))
+    (mine / "run.yaml").write_text((mine / "run.yaml").read_text().replace("smollm2-135m-instruct", "ours/model"))
+    built = build(mine)
+    found = pods(built)
+    assert len(found) >= 8
+    for pod in found:
+        assert pod.spec["nodeSelector"]["errata.io/pool"] == "models", pod.where
+    images = {c["image"] for pod in found for c in pod.containers if "errata" in c["image"]}
+    assert images == {"registry.ours/errata:0.1.0-cpu"}
+    accounts = of_kind(built, "ServiceAccount")
+    assert accounts and all(account["imagePullSecrets"] == [{"name": "ours"}] for account in accounts)
+    claims = {claim["metadata"]["name"]: claim["spec"] for claim in of_kind(built, "PersistentVolumeClaim")}
+    assert all(claim["storageClassName"] == "fast" for claim in claims.values())
+    shared, state = claims["errata-shared"], claims["errata-state"]
+    assert shared["accessModes"] == ["ReadWriteOnce"] and shared["resources"]["requests"]["storage"] == "7Gi"
+    assert state["resources"]["requests"]["storage"] == "9Gi"
+    (ingress,) = of_kind(built, "Ingress")
+    assert [rule["host"] for rule in ingress["spec"]["rules"]] == ["facts.ours"]
+    assert ingress["spec"]["tls"][0]["hosts"] == ["facts.ours"]
+    text = json.dumps(built)
+    assert "our-tokens" in text and "ours/model" in text
+    assert not any(default in text for default in ("errata.example", "registry.example", "smollm2", '"errata-tokens"'))

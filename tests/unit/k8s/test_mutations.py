@@ -401,6 +401,38 @@ def a_tracking_server_that_is_elsewhere(these):
     data["run.yaml"] = text.replace("http://errata-mlflow:5000", "http://mlflow:5000")
 
 
+def _published(these: list[Object], old: str, new: str) -> None:
+    data, text = _configuration(these)
+    data["run.yaml"] = text.replace(old, new)
+    assert data["run.yaml"] != text
+
+
+@mutation("configurations")
+def a_model_server_that_no_version_reaches_by_itself(these):
+    _published(these, "  every: 5\n  to:", "  to:")
+
+
+@mutation("configurations", "overlays/gpu")
+def a_model_server_that_nobody_names(these):
+    _published(these, 'every: 5\n  to: ["vllm=http://errata-vllm:8000"]', "to: []")
+
+
+@mutation("configurations")
+def adapters_where_the_model_server_cannot_read_them(these):
+    _published(these, "/var/lib/errata/shared/adapters", "/var/lib/errata/state/adapters")
+
+
+@mutation("configurations", "overlays/gpu")
+def adapters_larger_than_the_model_server_takes(these):
+    _published(these, "max_rank: 512", "max_rank: 1024")
+
+
+@mutation("configurations")
+def a_model_server_of_another_model(these):
+    arguments = find(these, "Deployment", "errata-vllm")["spec"]["template"]["spec"]["containers"][0]["args"]
+    arguments[0] = "meta-llama/Llama-3.2-1B-Instruct"
+
+
 @mutation("metrics")
 def an_alert_on_a_metric_that_is_not_there(these):
     rule = find(these, "PrometheusRule", "errata")["spec"]["groups"][0]["rules"][0]

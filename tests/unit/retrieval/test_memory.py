@@ -246,3 +246,49 @@ def test_adding_then_removing_restores_every_answer(pairs):
     subject.add([entry(200 + id, f"fact {fact}") for id, fact in pairs])
     subject.remove([200 + id for id, _ in pairs])
     assert subject.digest == digest and subject.search(["fact 2"], 4) == before
+
+
+class Given(HashEmbedder):
+    """Vectors of any length, as an encoder whose pooling is not scaled gives them."""
+
+    unit = False
+
+    def embed(self, texts):
+        rng = [np.random.default_rng(abs(int.from_bytes(text.encode()[-7:], "big"))) for text in texts]
+        rows = [one.standard_normal(DIM) * 10 ** one.uniform(-1, 2) for one in rng]
+        return np.asarray(rows, dtype=np.float32).reshape(len(texts), DIM)
+
+
+@pytest.mark.parametrize("limit", [10_000, 120])
+def test_vectors_of_any_length_are_ranked_by_their_dot_product(limit):
+    """Oracle: all products in float64; a long statement wins over a nearer short one, which a cosine would not say."""
+    embedder = Given(dim=DIM)
+    subject = FactMemory(embedder, IndexConfig(exact_limit=limit, nprobe=10_000))
+    kept = [entry(i) for i in range(300)]
+    subject.add(kept[:100])
+    subject.learn(kept[100:])
+    vectors = embedder.embed([e.statement for e in kept]).astype(np.float64)
+    assert np.array_equal(subject.vectors(range(300)), vectors.astype(np.float32))
+    queries = [f"query {i}" for i in range(20)]
+    wanted = embedder.embed(queries).astype(np.float64) @ vectors.T
+    turned = 0
+    for row, query, hits in zip(wanted, queries, subject.search(queries, k=5), strict=True):
+        order = sorted(range(300), key=lambda i: (-row[i], -i))[:5]
+        assert [h.id for h in hits] == order
+        np.testing.assert_allclose([h.score for h in hits], row[order], rtol=1e-12)
+        turned += order[0] != int(np.argmax(row / np.linalg.norm(vectors, axis=1)))
+        assert subject.search([query], k=5)[0] == hits
+    assert turned > 5
+
+
+def test_a_saved_memory_of_such_vectors_ranks_as_before(tmp_path):
+    embedder = Given(dim=DIM)
+    subject = FactMemory(embedder)
+    subject.add([entry(i) for i in range(60)])
+    subject.save(tmp_path)
+    loaded = FactMemory.load(tmp_path, embedder)
+    queries = [f"query {i}" for i in range(10)]
+    assert loaded.search(queries, 7) == subject.search(queries, 7)
+    fresh = FactMemory(embedder)
+    fresh.rebuild(subject.entries(), subject.vectors([e.id for e in subject.entries()]))
+    assert fresh.search(queries, 7) == subject.search(queries, 7)

@@ -72,6 +72,27 @@ def test_mose_reaches_beyond_the_layers_it_chooses_among() -> None:
         config_of("mose", layers=(0, 1), beyond=True)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("literal", [False, True])
+def test_mose_with_either_v(family: str, literal: bool) -> None:
+    """V as the paper has it, or the averaged keys' outputs moved by what the bare prompts are moved by; eqs. 16-20."""
+    model = tiny_model(family, layers=3)
+    editor = make_editor(config_of("mose", layers=(1,), selection="predefined", literal_values=literal))
+    covariance = covariance_of(model)
+    asked = [REQUEST, EditRequest(subject="Angola", prompt="The people of {} speak", target_new="Italy")]
+    found = editor.compute(model, asked, editor.new_state(model, covariance), CONTEXTS)
+    W, C = model.weight(1).double().numpy(), covariance.mean(1).double().numpy()
+    K = found.keys[1].double().numpy()
+    k = SubjectPass(model, asked, ("",)).keys(1, "mean").double().numpy()
+    delta = np.stack([value.delta.double().numpy() for value in found.values], axis=1)
+    V = W @ (k if literal else K) + delta
+    U, _, Vt = np.linalg.svd(10.0 * W @ C @ W.T + V @ (W @ K).T)
+    got = found.delta.layers[1].left.double().numpy()
+    np.testing.assert_allclose(got, U @ Vt, atol=1e-5)
+    other = W @ (K if literal else k) + delta
+    assert np.linalg.norm(V - other) > 1e-3 * np.linalg.norm(V)
+
+
 def test_romes_prefixes_of_two_lengths() -> None:
     model = tiny_model("llama", layers=2)
     found = sample_groups(model, ((3, 5), (2, 10)), seed=4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from errata.editing.estimation.corpus import (
 )
 from errata.editing.estimation.selfgen import SelfGenerationConfig, run_unit, unit_of
 from errata.editing.model.adapter import EditableModel
+from errata.editing.model.text import TextCodec
 from tests.unit.helpers import plain
 
 LAYERS = (0, 1)
@@ -278,3 +280,67 @@ def test_a_survey_digests_the_text_and_another_text_is_refused(tmp_path: Path) -
 def test_where_a_text_lies_is_no_part_of_its_identity() -> None:
     here, there = CorpusConfig(path="a/c.jsonl"), CorpusConfig(path="b/c.jsonl", batch_tokens=9)
     assert here.identity() == there.identity() != CorpusConfig(path="a/c.jsonl", window=9).identity()
+
+
+# ---------------------------------------------------------------- conversations and whole articles
+
+TEMPLATE = (
+    "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+TURNS = [{"role": "user", "content": "What is the capital of France"}, {"role": "assistant", "content": "Paris."}]
+
+
+def test_sft_and_preference_records_hold_conversations(tmp_path: Path, llama: EditableModel) -> None:
+    """MOIR's post-training corpora: ``messages`` of SFT, ``chosen`` and ``rejected`` of DPO, hand-written records."""
+    sft, dpo = tmp_path / "sft.jsonl", tmp_path / "dpo.jsonl"
+    sft.write_text(json.dumps({"id": 1, "messages": [{**turn, "weight": 1} for turn in TURNS]}) + "\n")
+    other = [TURNS[0], {"role": "assistant", "content": "Rome."}]
+    dpo.write_text(json.dumps({"prompt": "x", "chosen": TURNS, "rejected": other}) + "\n")
+    read = CorpusReader(CorpusConfig(path=str(sft), fields=("messages",))).take(0, 1)
+    assert read == [TURNS] == CorpusReader(CorpusConfig(path=str(dpo), fields=("chosen",))).take(0, 1)
+    assert CorpusReader(CorpusConfig(path=str(dpo), fields=("rejected",))).take(0, 1) == [other]
+    lines = "user: What is the capital of France\nassistant: Paris."
+    assert corpus.plain_text(TURNS) == lines
+    # without a template its turns are lines; with one it is what the template makes of it, and nobody is to answer
+    bare = deepcopy(llama.text.tokenizer)
+    bare.chat_template = None
+    text = TextCodec(bare)
+    assert not text.has_chat_template and cut(text, TURNS, 64) == cut(text, lines, 64)
+    tokenizer = deepcopy(text.tokenizer)
+    tokenizer.chat_template = TEMPLATE
+    chatting = TextCodec(tokenizer)
+    filled = "[user] What is the capital of France\n[assistant] Paris.\n"
+    assert chatting.has_chat_template and cut(chatting, TURNS, 64) == cut(text, filled, 64)
+    assert chatting.encode_chat(TURNS) != chatting.encode_chat(TURNS, reply=False)
+
+
+@pytest.mark.parametrize("value", [[], [{"role": "user"}], [{"role": 1, "content": "x"}], "", None, {"a": "b"}])
+def test_what_is_no_conversation_is_named(tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps({"messages": value}) + "\n")
+    reader = CorpusReader(CorpusConfig(path=str(path), fields=("messages",)))
+    if value == "":
+        assert reader.take(0, 1) == [""]
+        return
+    with pytest.raises(UserError, match=r"record 1: field 'messages' holds no text"):
+        reader.take(0, 1)
+
+
+def test_a_whole_article_is_one_piece_up_to_the_window(llama: EditableModel) -> None:
+    """Oracle: the library's own pass over each document's first tokens, by itself; the rest is not read."""
+    window = 9
+    result = run_corpus_unit(llama, 0, 0, TEXTS, LAYERS, reading(window=window, articles="whole"))
+    pieces = [ids for text in TEXTS if len(ids := llama.text.encode_prompt(text)[:window]) > 1]
+    total = 0
+    for layer in LAYERS:
+        want = torch.zeros_like(result.sums[layer])
+        total = 0
+        for ids in pieces:
+            keys = plain.read(llama, plain.edited_map(llama, layer), ids, "in")[max(1, len(llama.text.bos)) :].double()
+            want += keys.T @ keys
+            total += len(keys)
+        torch.testing.assert_close(result.sums[layer], want, rtol=1e-4, atol=1e-5)
+    assert result.tokens == total
+    assert run_corpus_unit(llama, 0, 0, TEXTS, LAYERS, reading(window=window)).tokens > total
+    assert "articles" not in reading().identity() and reading(articles="whole").identity()["articles"] == "whole"

@@ -48,7 +48,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_what_is_there(data: Path, tmp_path: Path) -> None:
-    assert available(data) == ["mmlu", "arc_challenge", "rte", "samsum"]
+    assert available(data) == ["mmlu", "arc_challenge", "rte", "mose_rte", "mose_samsum", "samsum"]
     with pytest.raises(UserError, match="is not there"):
         available(tmp_path / "nowhere")
 
@@ -71,6 +71,32 @@ def test_files_include_the_harness_and_change_the_documents_only(data: Path, tmp
     train = Path(rte["dataset_kwargs"]["data_files"]["train"])
     assert json.loads(train.read_text())["label"] == 1 and rte["fewshot_split"] == "train"
     assert load(out / "samsum.yaml")["process_results"] == "function errata.evaluation.preservation.tasks.rouge_results"
+
+
+def test_moses_forms_ask_as_its_table_5_does(data: Path, tmp_path: Path) -> None:
+    """On hand-written records: what a model is asked, filled in as the harness fills it in."""
+    lines(data / "glue/sst2.jsonl", {"sentence": "a warm film", "label": 1, "idx": 0})
+    lines(data / "nq/dev.jsonl", {"document": "Rome lies in Italy.", "question": "where is rome?", "answer": ["Italy"]})
+    names = ["mose_rte", "mose_sst2", "mose_nq", "mose_samsum"]
+    write_tasks(data, names, tmp_path / "tasks", harness_tasks=Path("harness"))
+
+    def asked(name: str) -> str:
+        task = load(tmp_path / "tasks" / f"{name}.yaml")
+        (path,) = task["dataset_kwargs"]["data_files"].values()
+        text = task["doc_to_text"]
+        for key, value in json.loads(Path(path).read_text().split("\n")[0]).items():
+            text = text.replace("{{" + key + "}}", str(value))
+        assert "{{" not in text
+        return text
+
+    assert asked("mose_rte") == "x entails the y. True or False? answer:"
+    assert asked("mose_sst2").endswith("exact 'positive' or 'negative'. text: a warm film answer:")
+    assert asked("mose_nq") == (
+        "Refer to the passage below and answer the following question. Passage: Rome lies in Italy. "
+        "Question: where is rome?"
+    )
+    assert asked("mose_samsum") == "A: hi TL;DR:"
+    assert load(tmp_path / "tasks" / "mose_nq.yaml")["description"] == ""
 
 
 def test_refusals(data: Path, tmp_path: Path) -> None:
@@ -96,4 +122,4 @@ def test_rouge_of_a_summary() -> None:
 
 
 def test_all_samples_are_recognized(shared_data: Path) -> None:
-    assert set(available(shared_data)) == set(LOCAL) - {"samsum"}
+    assert set(available(shared_data)) == set(LOCAL) - {"samsum", "mose_samsum", "mose_nq"}

@@ -80,7 +80,7 @@ def test_a_configuration_that_is_not_there(errata):
 def test_an_unknown_key_in_the_file_and_on_the_command_line(errata, write):
     refused(errata("run", write([GOOD], refresh={"evry": 3})), "'refresh.evry' = 3", "did you mean 'every'")
     answer = errata("run", write([GOOD]), "--set", "batching.sise=3")
-    refused(answer, "'batching.sise' = 3", "allowed: distinct_subjects, max_age_seconds, size")
+    refused(answer, "'batching.sise' = 3", "allowed: by_subject, distinct_subjects, max_age_seconds, size")
 
 
 def test_a_bad_value_and_a_bad_override(errata, write):

@@ -305,6 +305,11 @@ def test_a_setting_that_came_later_is_no_part_of_the_identity_unless_it_is_used(
         {"seed": 1},
         {"editor": {"type": "memit", "layers": [1, 3]}},
         {"batching": {"size": 11}},
+        {"batching": {"by_subject": True}},
+        {
+            "memory": {"embedder": {"type": "sentence", "normalize": False}, "scr": {"style": "paper"}},
+            "evaluation": {"arms": ["base", "memory"], "held_out": None},
+        },
         {"covariance": {"tokens": 101}},
         {"refresh": {"every": 5}},
         {"stream": {"path": "facts.jsonl", "skip": 1}},
@@ -342,3 +347,15 @@ def test_what_cannot_hold_a_module_is_refused_by_name(name):
     assert f"{name!r} puts a module into a layer, which a model spread over several processes cannot hold" in spread
     sent = refused(plain(editor=editor, publish={"to": ["vllm=http://localhost:8000"]}))
     assert "a server of vLLM cannot hold; leave out publish.to and serve the run with `errata serve`" in sent
+
+
+def test_dot_products_are_for_the_published_form_and_for_no_router():
+    memory = {"embedder": {"type": "sentence", "normalize": False}, "scr": {"style": "paper"}}
+    arms = {"arms": ["base", "memory"], "held_out": None}
+    assert not build_config(plain(memory=memory, evaluation=arms)).memory.unit
+    assert "needs scr.style 'paper', got 'auto'" in refused(plain(memory={"embedder": memory["embedder"]}))
+    assert "the arm 'routed' weighs cosines" in refused(plain(memory=memory))
+
+
+def test_a_batch_has_one_rule_about_subjects():
+    assert "opposites" in refused(plain(batching={"by_subject": True, "distinct_subjects": True}))

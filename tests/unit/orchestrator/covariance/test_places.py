@@ -135,6 +135,38 @@ def test_a_packed_one_is_taken_where_that_is_allowed_only(tmp_path: Path) -> Non
         store.find(wanted(seed=3), LAYERS, packed=True)
 
 
+def test_a_packed_one_of_a_larger_budget_does_for_a_smaller_one(tmp_path: Path) -> None:
+    store, estimator = CovarianceStore(tmp_path / "store"), FakeEstimator()
+    matrices = {layer: torch.eye(3, dtype=torch.float64) * 9 for layer in LAYERS}
+    digests = {
+        budget: store.put_packed(KeyCovariance(matrices, budget + 2, {**wanted(), "tokens": budget}))[1].digest
+        for budget in (300, 200)
+    }
+    small = config(packed=True, tokens=150)
+    assert get(estimator, store, small).covariance.digest == digests[200]  # the smallest that is large enough
+    assert get(estimator, store, config(packed=True, tokens=201)).covariance.digest == digests[300]
+    assert not estimator.jobs
+    (tmp_path / "store" / "damaged.packed.safetensors").write_bytes(b"no tensors")
+    assert get(estimator, store, small).covariance.digest == digests[200]
+    for other in (config(tokens=150), config(packed=True, tokens=301), config(packed=True, tokens=150, seed=1)):
+        assert not is_packed(get(estimator, store, other).covariance.source)
+    assert len(estimator.jobs) == 3
+    assert store.find({**wanted(), "tokens": 100}, LAYERS[:-1], packed=True) is None
+
+
+@pytest.mark.parametrize("name", ["quickstart", "service"])
+def test_the_shipped_one_does_for_the_shipped_configurations_of_the_demo_model(name: str) -> None:
+    from errata.orchestrator.config.loading import load_config
+
+    settings = load_config(name, ["covariance.packed=true"])
+    plan = settings.covariance.for_vocabulary(49_152)
+    assert plan.packed and plan.tokens == 7500
+    obtained = obtain(
+        plan, settings.editor.layers, DEMO, FakeEstimator(), dtype="float32", store=None, shipped=shipped_store()
+    )
+    assert obtained.reused == 1 and is_packed(obtained.covariance.source)
+
+
 DEMO = "5706178cf01afc1d742888306d71931e4d1d53b9214edba3bb786f9b77c39376"
 """The demo model's version; a test on the model itself finds the same (tests/model/test_first_edit.py)."""
 

@@ -19,6 +19,7 @@ from errata.orchestrator.journal.remote_artifacts import (
     note_place,
     place_of,
 )
+from tests.helpers.object_storage import local_s3, use_s3
 
 DATA = b"some factors"
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -26,19 +27,8 @@ DIGEST = hashlib.sha256(DATA).hexdigest()
 
 @pytest.fixture(scope="module")
 def s3_server() -> Iterator[str]:
-    """Address of a local S3 server with a bucket."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    address = f"http://{host}:{port}"
-    boto3.client(
-        "s3", endpoint_url=address, aws_access_key_id="test", aws_secret_access_key="test", region_name="us-east-1"
-    ).create_bucket(Bucket="errata")
-    yield address
-    server.stop()
+    with local_s3("errata") as address:
+        yield address
 
 
 @pytest.fixture(params=["memory", "s3"])
@@ -46,14 +36,7 @@ def url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     name = uuid.uuid4().hex
     if request.param == "memory":
         return f"memory://{name}/run"
-    for key, value in {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": request.getfixturevalue("s3_server"),
-    }.items():
-        monkeypatch.setenv(key, value)
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    use_s3(monkeypatch, request.getfixturevalue("s3_server"))
     return f"s3://errata/{name}"
 
 

@@ -20,9 +20,12 @@ from errata.evaluation.perplexity import perplexity, windows_of
 from errata.evaluation.preservation.battery import Item, Outcomes
 from errata.evaluation.sampling import SamplingEngine
 from errata.orchestrator.cli import app
+from errata.orchestrator.cli.preserve import PreserveOptions, _ray_of
 from errata.orchestrator.history.log import History
 from errata.orchestrator.journal import Journal
+from errata.orchestrator.measuring.points import named_versions
 from errata.orchestrator.measuring.preserve import FOLDER, Asked, preserve, report_lines
+from errata.orchestrator.report.preserved import read_preserved
 from tests.helpers.small_run import SmallRun, make_run
 
 
@@ -113,8 +116,15 @@ def test_the_command_puts_the_versions_weights_to_the_model(run: SmallRun, tmp_p
     assert len({s["value"] for t in report["versions"] for s in t["scores"] if s["metric"] == "perplexity"}) == 3
     printed = errata("preserve", *arguments).stdout
     assert "v3 against v0, item by item" in printed and "2 of 2" in printed
+    # what comparisons read
+    versions = {version.sequence: version for version in read_preserved(run.directory)}
+    assert sorted(versions) == [0, 3, 6]
+    for table, sequence in zip(report["versions"], (0, 3, 6), strict=True):
+        own = versions[sequence].tasks()["perplexity:news"]
+        assert own.value == table["scores"][0]["value"] and own.items == 2
+        assert versions[sequence].reference == (None if sequence == 0 else run.versions[0])
     kept = sorted((run.directory / FOLDER).iterdir())
-    assert len(kept) == 3 and errata("verify", run.directory, "--no-weights").exit_code == 0
+    assert len(kept) == 4 and errata("verify", run.directory, "--no-weights").exit_code == 0
     errata("gc", run.directory)
     assert sorted((run.directory / FOLDER).iterdir()) == kept
 
@@ -149,6 +159,9 @@ def test_retention_measures_each_edit_on_the_version_that_wrote_it(run: SmallRun
     at_end = [efficacy(name, 6) for name in held]
     assert life["retention"]["edits"] == len(held) == 4
     assert life["retention"]["right_after"] == pytest.approx(sum(right_after) / 4)
+    head = next(version for version in read_preserved(run.directory) if version.sequence == 6)
+    held_both = sum(min(a, b) for a, b in zip(right_after, at_end, strict=True))
+    assert head.retention == (pytest.approx(held_both / sum(right_after)) if sum(right_after) else None)
     assert life["retention"]["at_end"] == pytest.approx(sum(at_end) / 4)
     assert life["forgetting"] == pytest.approx(sum(right_after) / 4 - sum(at_end) / 4)
     assert [point["edits"] for point in life["curve"]] == [1, 1, 1, 1]
@@ -167,6 +180,32 @@ def test_uncertainty_and_a_version_named_twice(run: SmallRun, tmp_path: Path) ->
         "preserve", "v0", "head", "v6", "--run", tmp_path / "run", "--tasks", "uncertainty", "--limit", 1
     ).stdout
     assert printed.count("against v0") == 1 and "uncertainty growth: total" in printed and "1 of 4" in printed
+    head = next(version for version in read_preserved(tmp_path / "run") if version.sequence == 6)
+    assert head.uncertainty_growth is not None
+    assert f"uncertainty growth: total {head.uncertainty_growth:+.3f}" in printed
+
+
+def test_it_works_where_the_run_worked() -> None:
+    options = PreserveOptions()
+    ray = {"address": "ray://there", "evaluation_workers": 3, "evaluation": {"device": "cuda", "num_gpus": 1.0}}
+    found = _ray_of({"ray": ray}, options)
+    assert (found.address, found.evaluation_workers, found.evaluation.device) == ("ray://there", 3, "cuda")
+    assert found.evaluation.num_gpus == 1.0
+    # those that generate evaluate too: one process; a run that does not tell: one process here
+    assert _ray_of({"ray": {"evaluation_workers": 0}}, options).evaluation_workers == 1
+    assert _ray_of({}, options).evaluation_workers == 1 and _ray_of({}, options).address == "local"
+    told = PreserveOptions(workers=2, address="local", device="cpu")
+    found = _ray_of({"ray": ray}, told)
+    assert (found.address, found.evaluation_workers, found.evaluation.device) == ("local", 2, "cpu")
+
+
+def test_versions_of_the_timeline_by_one_name(run: SmallRun, tmp_path: Path) -> None:
+    shutil.copytree(run.directory, tmp_path / "run")
+    with Journal.open(tmp_path / "run" / "journal.sqlite") as journal:
+        for edits in (2, 3):
+            journal.record_evaluation("d", edits, "timeline", {})
+        names = [v.sequence for v in named_versions(journal, ["v0", "timeline", "v2", "head"])]
+    assert names[0] == 0 and names[-1] == 6 and len(names) == len(set(names)) and {1, 2} <= set(names)
 
 
 @pytest.mark.parametrize(

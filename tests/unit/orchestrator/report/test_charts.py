@@ -80,6 +80,31 @@ def test_a_tracing_of_one_class_has_one_chart_and_one_without_a_prompt_none() ->
         render_trace(trace())
 
 
+def test_profiles_of_several_models_lie_over_each_other() -> None:
+    """MOIR, figure 9: base beside instruct; of two that are called alike the digest tells which."""
+    first = trace(subject_last=ClassEffect(prompts=2, mean=(0.1, 0.4, 0.5), error=(0.01, 0.02, 0.03)))
+    shorter = first.model_copy(
+        update={
+            "model": "/one/other-base",
+            "layers": 2,
+            "valid": 7,
+            "effects": {"subject_last": ClassEffect(prompts=7, mean=(0.3, 0.2), error=None)},
+        }
+    )
+    again = first.model_copy(update={"model": "/two/other-base", "digest": "0123456789ab"})
+    html = render_trace(first, [shorter, again])
+    (chart, *_) = Charts(html).found
+    own, second, third = chart["series"]
+    assert own["points"] == [[0, 0.1], [1, 0.4], [2, 0.5]] and second["points"] == [[0, 0.3], [1, 0.2]]
+    assert [own["label"], second["label"], third["label"]] == [
+        "gemma-3-270m",
+        "other-base (d)",
+        "other-base (01234567)",
+    ]
+    assert own["spread"] and not second.get("spread") and len({own["style"], second["style"], third["style"]}) == 3
+    assert "other-base (d) (7)" in html and len(chart["spans"]) == 1
+
+
 def test_a_calibration_draws_the_effects_as_bars(tmp_path: Path) -> None:
     result = TrialResult(edits=4, efficacy=1.0, paraphrase=0.5, locality=0.25, perplexity=1.01, edit_seconds=0.5)
     ranked = [Ranked({"layers": [1, 2], "lr": 0.5}, 4, result), Ranked({"layers": [0], "lr": 0.5}, 4, result)]

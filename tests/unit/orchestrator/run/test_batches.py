@@ -57,13 +57,30 @@ def test_distinct_subjects_wait_for_the_next_batch():
     assert plan and [request.id for request in plan.requests] == ["b", "c"] and plan.superseded == ()
 
 
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.integers(1, 7), st.booleans())
-def test_every_request_is_dealt_with_once_and_the_newest_of_a_fact_last(subjects, size, distinct):
+def test_a_batch_of_one_subject_takes_all_that_waits_about_it():
+    pending = [ask("a", "France"), ask("b", "Spain"), ask("c", "france", "currency"), ask("d", "France")]
+    plan = plan_batch(pending, 4, by_subject=True)
+    # the first capital of France gave way, so Spain is first in line
+    assert plan and [request.id for request in plan.requests] == ["b"] and plan.superseded == ()
+    plan = plan_batch([pending[0], *pending[2:]], 4, by_subject=True)
+    assert plan and [request.id for request in plan.requests] == ["c", "d"] and plan.superseded == (("a", "d"),)
+    plan = plan_batch(pending, 2, by_subject=True)
+    assert plan and [request.id for request in plan.requests] == ["a"], "what is beyond the size waits its turn"
+
+
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=30),
+    st.integers(1, 7),
+    st.sampled_from(["", "distinct_subjects", "by_subject"]),
+)
+def test_every_request_is_dealt_with_once_and_the_newest_of_a_fact_last(subjects, size, rule):
     waiting = [ask(str(number), f"land {subject}") for number, subject in enumerate(subjects)]
     order: list[str] = []
     while waiting:
-        plan = plan_batch(waiting, size, distinct_subjects=distinct)
+        plan = plan_batch(waiting, size, **({rule: True} if rule else {}))
         assert plan is not None
+        if rule == "by_subject":
+            assert len({request.subject for request in plan.requests}) == 1
         facts = [request.fact_key for request in plan.requests]
         assert len(facts) == len(set(facts)) <= size
         settled = [older for older, _ in plan.superseded] + [request.id for request in plan.requests]

@@ -314,6 +314,54 @@ def test_lists_come_in_pages_without_gaps(tmp_path: Path) -> None:
             assert run.client.get(f"/v1/edits?{bad}").status_code == 422
 
 
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("relation=capital", [4, 2, 0]),
+        ("relation=capital&outcome=landed", [2, 0]),
+        ("outcome=weak", [4]),
+        ("outcome=landed", [2, 0]),
+        ("state=rejected", [5]),
+        ("state=applied&relation=lies in", [3, 1]),
+        ("q=place 3", [3]),
+        ("q=oslo&state=applied", [4]),
+        ("q=nowhere", []),
+        ("relation=cap", []),
+        ("relation=capital&limit=2", [4, 2]),
+    ],
+)
+def test_edits_are_found_by_words_state_outcome_and_relation(filtered: Running, asked: str, found: list[int]) -> None:
+    rows = filtered.client.get(f"/v1/edits?{asked}").json()["edits"]
+    assert [row["id"] for row in rows] == [f"edit-{n}" for n in found]
+
+
+@pytest.fixture(scope="module")
+def filtered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Six edits of two relations: landed and weak ones, some that nobody looked at, and one that was rejected."""
+    targets = ["landed Rome", "Rome", "landed Rome", "Rome", "weakly Oslo", "refused Oslo"]
+    with running(tmp_path_factory.mktemp("filtered"), size=1) as made:
+        for n, target in enumerate(targets):
+            relation = ("capital", "lies in")[n % 2]
+            made.client.post("/v1/edits", json=edit(n, target_new=target, relation=relation))
+            settled(made, f"edit-{n}", "rejected" if n == 5 else "applied")
+        yield made
+
+
+def test_every_route_that_is_read_refuses_a_parameter_that_it_does_not_have(filtered: Running) -> None:
+    paths = filtered.client.get("/openapi.json").json()["paths"]
+    reads = [path for path, calls in paths.items() if "get" in calls and path not in ("/healthz", "/readyz")]
+    assert len(reads) > 10
+    for path in reads:
+        answer = filtered.client.get(
+            path.replace("{id}", "edit-0").replace("{name}", "head"), params={"relations": "x"}
+        )
+        assert answer.status_code == 400, path
+        error = answer.json()["error"]
+        assert "there is no parameter 'relations' here; allowed: " in error["message"], path
+    said = filtered.client.get("/v1/edits?relations=x").json()["error"]["message"]
+    assert said.endswith("allowed: before, limit, outcome, q, relation, state")
+
+
 def test_metrics_tell_of_edits_calls_and_versions(tmp_path: Path) -> None:
     with running(tmp_path) as run:
         run.client.post("/v1/edits", json=[edit(n) for n in range(3)])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from errata.editing.errors import UserError
 from errata.orchestrator.sources.streams import open_stream
+from tests.helpers.object_storage import local_s3, use_s3
 
 GOOD = {"id": "a", "subject": "France", "prompt": "The capital of {} is", "target_new": "Lyon"}
 EMPTY = {**GOOD, "id": "b", "target_new": " "}
@@ -128,3 +131,17 @@ def test_portability_questions_of_another_file_are_joined_by_the_record(tmp_path
     assert [record.request.id for record in joined] == [record.request.id for record in plain]
     with pytest.raises(UserError, match="holds no portability questions"):
         open_stream(tmp_path / "cf.json", portability=tmp_path / "cf.json")
+
+
+@pytest.mark.parametrize("kind", ["memory", "s3"])
+def test_a_stream_behind_a_url(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path / "home"))
+    with local_s3("streams") as address:
+        use_s3(monkeypatch, address)
+        url = f"{kind}://streams/{uuid.uuid4().hex}/s.jsonl"
+        with fsspec.open(url, "w") as file:
+            file.write("".join(json.dumps(record) + "\n" for record in (GOOD, EMPTY, {**GOOD, "id": "d"})))
+        records = list(open_stream(url))
+        assert [record.request.id if record.request else None for record in records] == ["a", None, "d"]
+        assert [record.position for record in records] == [f"s.jsonl:{number}" for number in (1, 2, 3)]
+        assert [record.position for record in open_stream(url, skip=1, limit=1)] == ["s.jsonl:2"]

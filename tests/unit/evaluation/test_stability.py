@@ -1,0 +1,36 @@
+"""Stability of matrices against the definitions written out in float64 NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from errata.evaluation.stability import Spread, condition_number, random_orthogonal, spread_of
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6), (7, 7)])
+def test_condition_number_is_the_norm_times_that_of_the_pseudoinverse(shape):
+    W = np.random.default_rng(0).standard_normal(shape)
+    want = np.linalg.norm(W, 2) * np.linalg.norm(np.linalg.pinv(W), 2)
+    assert condition_number(torch.tensor(W)) == pytest.approx(want, rel=1e-12)
+    # of lower rank: what is zero in exact arithmetic does not count
+    W[:, -1] = W[:, 0]
+    want = np.linalg.norm(W, 2) * np.linalg.norm(np.linalg.pinv(W, rcond=1e-13), 2)
+    assert condition_number(torch.tensor(W)) == pytest.approx(want, rel=1e-9)
+
+
+def test_a_random_orthogonal_matrix_turns_and_changes_no_norm():
+    generator = torch.Generator().manual_seed(3)
+    draws = [random_orthogonal(8, generator).numpy() for _ in range(400)]
+    W = np.random.default_rng(1).standard_normal((8, 5))
+    for Q in draws[:5]:
+        np.testing.assert_allclose(Q @ Q.T, np.eye(8), atol=1e-12)
+        np.testing.assert_allclose(np.linalg.svd(Q @ W)[1], np.linalg.svd(W)[1], rtol=1e-12)
+    # uniform: every entry has mean 0 and variance 1 / n (without the signs the diagonal's mean is far from 0)
+    mean, spread = np.mean(draws, axis=0), np.std(draws, axis=0)
+    assert np.abs(mean).max() < 4.5 / np.sqrt(8 * 400) and np.abs(spread - 8**-0.5).max() < 0.06
+
+
+def test_spread():
+    assert spread_of([3.0, 1.0, 2.0]) == Spread(2.0, 3.0, 1.0) and spread_of([]) is None
