@@ -310,7 +310,8 @@ class Pipeline:
         return self.timeline.measure(requests, self.head(), kind, wanted=wanted)
 
     def give_up(self) -> None:
-        """Have the batch under way fail now, from any thread; it has left no trace, and nothing follows it."""
+        """Have the start or the batch under way fail, from any thread; it has left no trace, and nothing follows it."""
+        self.refreshing.give_up()
         self.editor.give_up()
 
     def wait_background(self) -> None:

@@ -88,6 +88,8 @@ class FakePipeline:
 
     def start(self) -> None:
         assert self.start_gate.wait(20)
+        if self.given_up:
+            raise ErrataError("it was given up")
 
     def head(self) -> Version:
         return self.journal.head()
@@ -125,6 +127,7 @@ class FakePipeline:
     def give_up(self) -> None:
         self.given_up = True
         self.gate.set()
+        self.start_gate.set()
 
     def measure(
         self,
