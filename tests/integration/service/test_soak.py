@@ -2,8 +2,8 @@
 process tree are killed at random, it is told to end, its clock is set, and clients and neighbors do what harms. At the
 end journal, weights, memory and what clients were told agree exactly.
 
-Ten minutes; ``ERRATA_SOAK_SECONDS`` changes that, and ``ERRATA_SOAK_EDITOR=gated_kv`` or ``grace`` puts modules in. One story
-for all tests of this file, whose counts are printed.
+Ten minutes; ``ERRATA_SOAK_SECONDS`` changes that, ``ERRATA_SOAK_EDITOR=gated_kv`` (or ``grace``) puts modules in. One
+story for all tests of this file, whose counts are printed.
 """
 
 from __future__ import annotations
