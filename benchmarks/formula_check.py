@@ -142,7 +142,7 @@ def states_at(
     states = []
     try:
         for request in requests:
-            tokens, subject = model.text.encode_with_subject("", request.prompt, request.subject)
+            tokens, subject = model.text.encode_for_edit("", request.prompt, request.subject)
             with torch.no_grad():
                 model.hf(input_ids=torch.tensor([tokens]), use_cache=False, logits_to_keep=1)
             states.append(caught.pop().reshape(len(tokens), -1)[subject].double().numpy())

@@ -35,8 +35,8 @@ def published(
 ) -> tuple[Tensor, float, int]:
     """One edit the published way: its delta (d,), the last loss, the number of steps."""
     target = model.text.encode_target(request.target_new)
-    runs = [model.text.encode_with_subject(c, request.prompt, request.subject) for c in contexts]
-    kl_ids, kl_at = model.text.encode_with_subject("", KL_TEMPLATE, request.subject)
+    runs = [model.text.encode_for_edit(c, request.prompt, request.subject) for c in contexts]
+    kl_ids, kl_at = model.text.encode_for_edit("", KL_TEMPLATE, request.subject)
     sequences = [tokens + target[:-1] for tokens, _ in runs] + [kl_ids]
     width = max(map(len, sequences))
     ids = torch.full((len(sequences), width), model.text.pad_id, dtype=torch.long)

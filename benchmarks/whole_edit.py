@@ -95,7 +95,7 @@ def published_reads(
     model: EditableModel, requests: Sequence[EditRequest], contexts: Sequence[str], layers: Sequence[int]
 ) -> tuple[dict[int, Tensor], Tensor]:
     """Keys (I, m) by layer and states (d, m) at the last one, as MEMIT's code reads them, 128 rows at a time."""
-    runs = [model.text.encode_with_subject(c, r.prompt, r.subject) for r in requests for c in contexts]
+    runs = [model.text.encode_for_edit(c, r.prompt, r.subject) for r in requests for c in contexts]
     keys = {}
     state = torch.empty(0)
     for layer in layers:

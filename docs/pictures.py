@@ -2,7 +2,7 @@
 
 Everything pictured is real: runs of the demo model over the same facts, MLflow's own page with what one of them
 registered, covariances of the model, and a service that is started, given facts of the shipped stream, asked, published
-from and paused. On two idle cores that takes half an hour. What was made is kept in ``--work``, and what is there is
+from and paused.  What was made is kept in ``--work``, and what is there is
 gone on with: a run is resumed, a service is started again on its directory. ``--run`` and ``--locate`` picture pages
 of `errata run` and `errata locate` that are there already, and nothing else.
 """
@@ -29,16 +29,21 @@ from tests.helpers.registered import tracking_server
 
 IMAGES = Path(__file__).parent / "images"
 STREAM = Path(__file__).parents[1] / "configs" / "streams" / "quickstart.jsonl"
-FACTS = ("stream.limit=16", "batching.size=4", "evaluation.every=4", "evaluation.sample=4", "refresh.every=null")
+SHIPPED = ("covariance.packed=true", "covariance.tokens=7680")
+"""The covariance that comes with the installation: nothing is sampled for it."""
+FACTS = (
+    *("stream.limit=12", "batching.size=4", "evaluation.every=4", "evaluation.sample=2", "refresh.every=null"),
+    *("tracking.system_seconds=5", "evaluation.held_out=null", *SHIPPED),
+)
 RUNS: Mapping[str, Sequence[str]] = {
     "alphaedit": FACTS,
     "memit": (*FACTS, "editor.type=memit", "editor.cov_weight=1500"),
-    "retrieved": (*FACTS, "editor.regime=retrieved"),
 }
 """Runs that are compared: the same facts in the same batches, asked about at the same times."""
 SERVED = (
     *("batching.size=4", "evaluation.every=4", "evaluation.sample=2"),
-    *("ray.evaluation_workers=0", "tracking.system_seconds=null", "service.end_seconds=30"),
+    *("ray.evaluation_workers=0", "tracking.system_seconds=null", "service.end_seconds=30", "evaluation.held_out=null"),
+    *SHIPPED,
 )
 HARD = {
     "id": "hard-0001",
@@ -100,8 +105,7 @@ def run_of(work: Path, name: str) -> Path:
     if not (directory / "report.html").exists():
         tell(f"run {name}, which says in {work / name}.log how far it is")
         resume = ["--resume"] if (directory / "journal.sqlite").exists() else []
-        settings = [*RUNS[name], f"covariance.store={work / 'covariances'}"]
-        errata(work / f"{name}.log", "run", "quickstart", "--output", directory, *resume, *sets(settings))
+        errata(work / f"{name}.log", "run", "quickstart", "--output", directory, *resume, *sets(RUNS[name]))
     return directory
 
 
@@ -118,9 +122,9 @@ def run_pages(browser: Any, work: Path) -> None:
 
 
 def mlflow_pages(browser: Any, work: Path) -> None:
-    """A run in MLflow's own page, with its head registered as a model that answers and as a checkpoint."""
+    """A run in MLflow's own page, with its head registered in two forms."""
     run = run_of(work, "alphaedit")
-    for alias, form in (("checkpoint", "full"), ("champion", "routed")):
+    for alias, form in (("candidate", "delta"), ("champion", "routed")):
         where = ("--run", run, "--alias", alias, "--format", form, "--name", "errata")
         errata(work / "publish.log", "publish", "head", *where)
     tell("MLflow's page")
@@ -182,8 +186,7 @@ def covariance_pages(browser: Any, work: Path) -> None:
     for file, settings in zip(files, ((), corpus), strict=True):
         if not file.exists():
             tell(f"covariance {file.stem}")
-            place = ("--store", work / "covariances", "--output", file)
-            errata(work / "covariance.log", "covariance", "estimate", "quickstart", *place, *sets(settings))
+            errata(work / "covariance.log", "covariance", "estimate", "quickstart", "--output", file, *sets(settings))
     page = work / "covariances.html"
     errata(work / "covariance.log", "covariance", "compare", *files, "--output", page)
     file_page(browser, page, "covariance", 900, whole=True)
@@ -197,11 +200,11 @@ TEXT = Path(__file__).parents[1] / "configs" / "text" / "heldout.txt"
 
 
 @contextmanager
-def service(directory: Path, *settings: str) -> Iterator[str]:
+def service(directory: Path) -> Iterator[str]:
     """The address of a service of the demo model, from its first moment on; ended in order afterwards."""
     command = [sys.executable, "-m", "errata.orchestrator.cli", "serve", "service", "--port", "0"]
     log = directory.with_name(f"{directory.name}.log")
-    command += ["--output", str(directory), *sets([*SERVED, *settings])]
+    command += ["--output", str(directory), *sets(SERVED)]
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **ENVIRONMENT})
 
@@ -228,7 +231,7 @@ def hand_in(client: httpx.Client, edits: Sequence[Mapping[str, Any]]) -> None:
 
 def history(client: httpx.Client) -> None:
     """What happens to a service in a day, in minutes: each kind of thing that its page shows."""
-    facts = [json.loads(line) for line in STREAM.read_text(encoding="utf-8").splitlines()[:12]]
+    facts = [json.loads(line) for line in STREAM.read_text(encoding="utf-8").splitlines()[:8]]
     for begin in range(0, len(facts), 4):
         hand_in(client, facts[begin : begin + 4])
     late = {**facts[0], "id": "later-0001", "target_new": "Spain", "statement": None, "portability": []}
@@ -251,8 +254,7 @@ def history(client: httpx.Client) -> None:
 
 def service_pages(browser: Any, work: Path) -> None:
     """The page while the service starts, running, dark, on a phone, with edits looked for, one open, and paused."""
-    store = f"covariance.store={work / 'covariances'}"
-    with service(work / "service", store) as address, httpx.Client(base_url=address, timeout=300) as client:
+    with service(work / "service") as address, httpx.Client(base_url=address, timeout=300) as client:
         tell(f"service at {address}, which says in {work / 'service.log'} how far it is")
         page = opened(browser, address, 1200, 620)
         page.locator("#state.starting").wait_for()

@@ -8,13 +8,13 @@ Letters: d width, p past keys, g keys that have left and are still part of a fac
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from errata.editing.bases import Base, cholesky
-from errata.editing.columns import Columns, Grid, Panels
+from errata.editing.bases import REMEMBERED, Base, cholesky
+from errata.editing.columns import HIGH, Columns, Grid, Panels
 from errata.editing.errors import NumericalError
 
 _FEW_GONE = 64
@@ -23,6 +23,24 @@ _GONE_SHARE = 4
 """... nor for fewer than one in so many of its columns: the work is then O(d p) for each key that left."""
 _BESIDE_SHARE, _FEW_BESIDE = 16, 8
 """Columns of change that stand beside a dense factor before it is computed afresh: one in so many of d, or the few."""
+
+
+class _Reach:
+    """What a form found on the way to its last solution: a batch's keys are solved for twice, for the update and when
+    they join. Of a value only a memory; whoever does not find its right side here computes the same bits."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def keep(self, right: Tensor, half: Tensor) -> None:
+        """Remember L^-1 K^T A_0^-1 right (p, m) of right (d, m)."""
+        self._last = (right.clone(), half) if right.shape[1] <= REMEMBERED else None
+
+    def found(self, right: Tensor) -> Tensor | None:
+        """It, where it is that of these columns, laid out alike."""
+        if self._last is None or self._last[0].stride() != right.stride() or not torch.equal(self._last[0], right):
+            return None
+        return self._last[1]
 
 
 @dataclass(frozen=True)
@@ -43,6 +61,7 @@ class CapacitanceForm:
     """L (p, p)."""
     gone: Grid
     """Y (p, g)."""
+    _reach: _Reach = field(default_factory=_Reach, init=False, repr=False, compare=False)
 
     @classmethod
     def start(cls, base: Base, like: Tensor) -> CapacitanceForm:
@@ -75,7 +94,8 @@ class CapacitanceForm:
         corner = torch.eye(new.shape[1], dtype=torch.float64, device=new.device) + new.T @ solved
         side = new.new_zeros(0, new.shape[1])
         if self.size:
-            side = self.factor.forward(self.past.tdot(solved))
+            known = self._reach.found(new)
+            side = self.factor.forward(self.past.tdot(solved)) if known is None else known
             corner = corner - side.T @ side
         corner = cholesky(corner, "capacitance of the past keys")
         gone = self.gone
@@ -114,9 +134,12 @@ class CapacitanceForm:
         if not self.size:
             return first
         inner = self.past.tdot(first)
-        if not self.changed:
+        if not self.changed and self.factor.whole:
             return first - self.solved.dot(self.factor.solve(inner))
         half, y = self.factor.forward(inner), self.gone.view()
+        self._reach.keep(right, half)
+        if not self.changed:
+            return first - self.solved.dot(self.factor.backward(half))
         share = torch.cholesky_solve(y.T @ half, cholesky(y.T @ y, "inverse capacitance of the keys that left"))
         answer = self.factor.backward(half - y @ share)
         answer[sorted(self.past.struck)] = 0.0
@@ -305,7 +328,10 @@ def gram_of(keys: Columns) -> Tensor:
 def _factor(base: Base, gram: Tensor) -> Tensor:
     full = base.completed(gram.shape[0])
     # of a symmetric matrix only the lower half is read
-    full += base.restrict(base.restrict(gram).T)
+    if gram.shape[0] > HIGH:
+        base.add_restricted(full, gram)
+    else:
+        full += base.restrict(base.restrict(gram).T)
     factor, info = torch.linalg.cholesky_ex(full)
     if int(info) or not bool(torch.isfinite(factor).all()):
         raise NumericalError(f"A_0 + K K^T could not be factored: leading minor {int(info)} of {gram.shape[0]}")

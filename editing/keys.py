@@ -49,7 +49,7 @@ class SubjectPass:
         sequences = []
         for request in requests:
             for context in contexts:
-                tokens, subject = model.text.encode_with_subject(context, request.prompt, request.subject)
+                tokens, subject = model.text.encode_for_edit(context, request.prompt, request.subject)
                 sequences.append(tokens[: subject + 1])
         self._at = 0
         self._parts = list(self._split(sequences))

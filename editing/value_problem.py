@@ -50,10 +50,10 @@ def edit_segments(
     segments = []
     for context in contexts:
         for prompt in prompts or (request.prompt,):
-            tokens, subject = model.text.encode_with_subject(context, prompt, request.subject)
+            tokens, subject = model.text.encode_for_edit(context, prompt, request.subject)
             segments.append(Segment(tokens + target[:-1], subject, target))
     model.require_fits([segment.tokens for segment in segments])
-    tokens, subject = model.text.encode_with_subject("", KL_TEMPLATE, request.subject)
+    tokens, subject = model.text.encode_for_edit("", KL_TEMPLATE, request.subject)
     # the distribution is read at the subject's last token, so what follows it is never run
     segments.append(Segment(tokens[: subject + 1], subject, []))
     return segments
@@ -415,7 +415,7 @@ def protected_states(model: EditableModel, subjects: Sequence[str], layer: int, 
     """States (n, d), float32, of entities at their last token in `KL_TEMPLATE`: what ``layer`` puts out, or its map."""
     found = []
     for subject in subjects:
-        tokens, last = model.text.encode_with_subject("", KL_TEMPLATE, subject)
+        tokens, last = model.text.encode_for_edit("", KL_TEMPLATE, subject)
         rows = model.rows([tokens[: last + 1]])
         with model.map_outputs([layer]) as mapped:
             hidden = model.run(model.embed(rows), 0, layer + 1, model.positional(rows.layout))

@@ -194,7 +194,7 @@ def states_with(
     """States (m, d) of the last of ``layers`` at the subjects, if the maps there put out ``targets`` (m, n, d)."""
     sequences = []
     for request in requests:
-        tokens, subject = model.text.encode_with_subject("", request.prompt, request.subject)
+        tokens, subject = model.text.encode_for_edit("", request.prompt, request.subject)
         sequences.append(tokens[: subject + 1])
     rows = model.rows(sequences)
     number, last = torch.arange(len(requests), device=model.device), rows.lengths - 1

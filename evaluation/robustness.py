@@ -79,7 +79,7 @@ def target_probabilities(
 ) -> Tensor:
     """P(target) (n,) after a request's own prompt, with each of ``deltas`` (n, d) added to the output of ``layer`` at
     the subject's last token: the product over the target's tokens."""
-    tokens, subject = model.text.encode_with_subject("", request.prompt, request.subject)
+    tokens, subject = model.text.encode_for_edit("", request.prompt, request.subject)
     wanted = model.text.encode_target(request.target_new if target is None else target)
     rows = model.rows([tokens + wanted[:-1]] * len(deltas))
     positional = model.positional(rows.layout)

@@ -131,6 +131,17 @@ class TextCodec:
             last = max(i for i, (start, _) in enumerate(offsets) if start < end)
         return self.bos + list(encoded.ids), len(self.bos) + last
 
+    def encode_for_edit(self, prefix: str, template: str, subject: str) -> tuple[list[int], int]:
+        """Tokens of ``prefix + template`` with the subject in the slot, and the index of the token an edit is made at.
+
+        That is the subject's last token (MEMIT, arXiv:2210.07229, Sec. 4), but never the first token of a text. In a
+        model that is given no BOS, attention rests on the first token, whatever it is: its state there is of a kind of
+        its own, alike for all words ("The Fall of ROME", arXiv:2406.11263), so that an edit made there reaches none
+        of its target and every other text. The token after it is the first that knows such a subject.
+        """
+        tokens, last = self.encode_with_subject(prefix, template, subject)
+        return tokens, 1 if last == 0 and len(tokens) > 1 else last
+
     def encode_chat(self, messages: list[dict[str, str]], *, reply: bool = True) -> list[int]:
         """Tokens of a conversation in the model's chat template, ending where the assistant begins.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from markupsafe import Markup
 from torch import Tensor
@@ -26,9 +27,7 @@ def render_comparison(comparison: CovarianceComparison) -> str:
     """The whole page, to be written as UTF-8."""
     return template("covariance", "page.html.j2").render(
         comparison=comparison,
-        sides=[
-            (side, key(style_of(index)), json.dumps(dict(side.source))) for index, side in enumerate(comparison.sides)
-        ],
+        sides=[(side, key(style_of(index)), _told(side.source)) for index, side in enumerate(comparison.sides)],
         density=density_chart(comparison),
         spectra=[(layer, spectrum_chart(comparison, layer)) for layer in comparison.layers],
         chart_style=Markup(style()),
@@ -106,6 +105,18 @@ def _series(comparison: CovarianceComparison, lines: Mapping[str, Points]) -> li
 def style_of(place: int) -> str:
     """Look of a side, by its place; the first six differ in color."""
     return f"c{2 + place % COLORS}{_DASHES[place % len(_DASHES)]}"
+
+
+def _told(source: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a covariance was made from, in words: digests short, what was not set left out."""
+    plain = {name: value for name, value in source.items() if value is not None}
+    return [
+        (
+            name.replace("_", " "),
+            value[:12] if name == "version" else value if isinstance(value, str) else json.dumps(value),
+        )
+        for name, value in plain.items()
+    ]
 
 
 def _points(x: Tensor, y: Tensor) -> Points:

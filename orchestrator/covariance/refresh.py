@@ -80,6 +80,16 @@ class Refresher:
         estimate = self._estimator.estimate(job, weights, progress, self._stop)
         return Looked(verdict, estimate, probe.seconds + estimate.seconds)
 
+    def estimate(
+        self, job: EstimateJob, weights: Any, progress: Callable[[EstimateProgress], None] | None = None
+    ) -> Estimate:
+        """One estimate that the caller waits for; it too is given up when all are."""
+        return self._estimator.estimate(job, weights, progress, self._stop)
+
+    def give_up(self) -> None:
+        """Have what is under way end with an error, from any thread; nothing is begun any more."""
+        self._stop.set()
+
     def close(self) -> None:
         """Give up whatever runs; returns when it has ended, within a second."""
         self._stop.set()

@@ -59,7 +59,7 @@ class Refreshing:
         plain = make_editor(method)
         self._method, self._layers, self._needed = method.type, plain.mapped_layers, plain.needs_covariance
         self._dtype, self._asap = dtype, asap
-        self._estimator, self._refresher = estimator, Refresher(estimator)
+        self._refresher = Refresher(estimator)
         self._pending: PendingRefresh | None = None
         self._watch = None if refresh.drift is None else DriftWatch(refresh.drift)
         self._clock: datetime | None = None
@@ -82,7 +82,7 @@ class Refreshing:
                 self._covariance,
                 self._layers,
                 self._journal.base().digest,
-                self._estimator,
+                self._refresher,
                 dtype=self._dtype,
                 store=None if place is None else open_store(place),
                 shipped=shipped_store(),
@@ -315,6 +315,10 @@ class Refreshing:
         if self._pending is not None:
             self._refresher.close()
             self._pending = None
+
+    def give_up(self) -> None:
+        """Have whatever estimate is under way, the first one included, end with an error; call from any thread."""
+        self._refresher.give_up()
 
     def close(self) -> None:
         """Stop what runs; the journal keeps where it stood."""

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from errata.editing.errors import UserError
+from errata.editing.wording import counted
 from errata.orchestrator.experiments.collect import Collection, Run
 from errata.orchestrator.experiments.config import SweepConfig, settings_of
 from errata.orchestrator.experiments.labels import GROUP, SEED, title_of
@@ -103,7 +104,7 @@ def _figure(runs: Sequence[Run], key: str) -> Figure | None:
 def _split(runs: Sequence[Run]) -> str:
     first = min(int(run.settings.get("stream.skip") or 0) for run in runs)
     edits = sum(run.summary.edits_applied + run.summary.edits_failed for run in runs)
-    return f"{edits} edits, from record {first + 1} on"
+    return f"{counted(edits, 'edit')}, from record {first + 1} on"
 
 
 def choice_lines(chosen: Sequence[Chosen]) -> Iterator[str]:

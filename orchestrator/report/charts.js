@@ -223,7 +223,7 @@ const Charts = (() => {
 
     const axis = { stroke: ink, font: `${SIZE}px ${getComputedStyle(node).fontFamily}`, grid: { stroke: rule, width: 1 }, ticks: { stroke: rule, width: 1, size: 4 } };
     const axes = [
-      { ...axis, label: spec.xLabel, labelFont: axis.font, labelSize: 16, size: spec.time ? 40 : 26, gap: 4, grid: { show: false }, space: 18 + 7 * Math.round(xMost).toLocaleString("en-US").length },
+      { ...axis, label: spec.xLabel, labelFont: axis.font, labelSize: 16, size: spec.time ? 40 : 26, gap: 4, grid: { show: false }, space: Math.max(34, 18 + 7 * Math.round(xMost).toLocaleString("en-US").length) },
       { ...axis, label: spec.yLabel, labelFont: axis.font, labelSize: 16, size: 50, gap: 4, space: 32 },
     ];
     if (!spec.log) axes[1].values = (_, ticks) => ticks.map((t) => text(spec.tick || spec.form, t));
@@ -237,7 +237,7 @@ const Charts = (() => {
     node.chart = new uPlot({
       width, height: HEIGHT, legend: { show: false }, padding: [26, room, 0, 0],
       scales: {
-        x: spec.log ? { time: false, distr: 3 } : { time: Boolean(spec.time), range: xRange },
+        x: spec.log ? { time: false, distr: 3, range: [xLeast, 1.1 * xMost] } : { time: Boolean(spec.time), range: xRange },
         y: spec.log ? { distr: 3 } : { range: [low, high] },
       },
       axes,

@@ -43,7 +43,14 @@ from errata.orchestrator.history.receipts import (
     store_receipt,
     with_old_keys,
 )
-from errata.orchestrator.history.snapshots import newest_snapshot, outlived, snapshots, store_snapshot
+from errata.orchestrator.history.snapshots import (
+    newest_snapshot,
+    outlived,
+    snapshots,
+    spacing,
+    store_snapshot,
+    worth_of,
+)
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.fail_points import reach
@@ -303,7 +310,8 @@ class Pipeline:
         return self.timeline.measure(requests, self.head(), kind, wanted=wanted)
 
     def give_up(self) -> None:
-        """Have the batch under way fail now, from any thread; it has left no trace, and nothing follows it."""
+        """Have the start or the batch under way fail, from any thread; it has left no trace, and nothing follows it."""
+        self.refreshing.give_up()
         self.editor.give_up()
 
     def wait_background(self) -> None:
@@ -516,15 +524,20 @@ class Pipeline:
         every = self._snapshots.every
         if every is not None and version.sequence % every == 0:
             # before a swap, which belongs to the next batch
-            self.snapshot()
-            there = set(self.store.digests("snapshots"))
-            floors = Gaps.of(self.journal).snapshots()
-            kept = [row for row in snapshots(self.journal) if row.digest in there and row.digest not in floors]
-            for row in outlived(kept, self._snapshots.keep):
-                self.store.discard("snapshots", row.digest)
+            self._thin_out(self.snapshot(), every)
         self._at_boundary(version, self._edits_before, replayed=False)
         for hook in self.after_commit:
             hook(version)
+
+    def _thin_out(self, newest: str, every: int) -> None:
+        """Delete the snapshots that the newest one makes superfluous."""
+        there = set(self.store.digests("snapshots"))
+        floors = Gaps.of(self.journal).snapshots()
+        kept = [row for row in snapshots(self.journal) if row.digest in there and row.digest not in floors]
+        worth = worth_of(self.journal, self.store, newest)
+        apart = spacing(every, self.head().sequence, self._snapshots.spread, worth)
+        for row in outlived(kept, self._snapshots.keep, apart):
+            self.store.discard("snapshots", row.digest)
 
     def _at_boundary(self, version: Version, before: int, *, replayed: bool) -> None:
         self._edits_before = version.edits

@@ -46,6 +46,8 @@ State = Literal["starting", "running", "paused", "draining", "failed"]
 PAUSED: Final = "service_paused"
 RESUMED: Final = "service_resumed"
 _KEPT_EVALUATIONS: Final = 100
+_START_GRACE: Final = 2.0
+"""Seconds in which a start that is nearly done may end by itself, once the service ends."""
 _ANSWER_GRACE: Final = 10.0
 """Seconds that answers under way get once the service ends; below the time after which its server cuts connections."""
 
@@ -226,16 +228,21 @@ class ServiceCore:
     def stop(self) -> None:
         """Take nothing more, let the batch under way end, close the pipeline; what waits stays in the journal.
 
-        A batch that takes longer than ``service.end_seconds`` is given up: it has left no trace, and is done again.
+        A batch that takes longer than ``service.end_seconds`` is given up: it has left no trace, and is done again. A
+        start, which nobody waits for any more, is given up at once.
         """
         self.drain()
         self.acceptor.close()
         self._wake.set()
         if self._writer.is_alive():
             began = self._draining_since or time.monotonic()
-            self._writer.join(max(0.0, began + self.config.end_seconds - time.monotonic()))
+            patience = self.config.end_seconds if self._started.is_set() else min(self.config.end_seconds, _START_GRACE)
+            self._writer.join(max(0.0, began + patience - time.monotonic()))
             if self._writer.is_alive():
-                logger.warning("the batch under way takes longer than service.end_seconds; it is given up")
+                if self._started.is_set():
+                    logger.warning("the batch under way takes longer than service.end_seconds; it is given up")
+                else:
+                    logger.info("the start is given up; the next one begins it again")
                 self.pipeline.give_up()
                 self._writer.join()
         self._fail_commands(unavailable("the service is ending; what was journaled is done after the next start"))

@@ -92,6 +92,28 @@ def test_the_last_of_several_subject_tokens_is_taken() -> None:
     assert at > first
 
 
+@pytest.mark.parametrize(
+    "prefix, template, subject, moved",
+    [
+        ("", "{} lies in", "R", True),
+        ("", "{}'s mayor is", "R", True),
+        ("", "{}の首都は", "R", True),
+        ("I think. ", "{} lies in", "R", False),
+        ("", "The city {} is", "Rome", False),
+        ("", "{} plays", "Thierry Henry", False),
+        ("", "{} lies in", "Rome", False),
+    ],
+)
+def test_an_edit_is_never_made_at_the_first_token(prefix: str, template: str, subject: str, moved: bool) -> None:
+    """Its state is alike for all words where no BOS stands in front (an attention sink)."""
+    codec = TextCodec(tiny_tokenizer())
+    tokens, last = codec.encode_with_subject(prefix, template, subject)
+    assert codec.encode_for_edit(prefix, template, subject) == (tokens, 1 if moved else last)
+    assert moved == (last == 0)
+    behind = TextCodec(with_bos())
+    assert behind.encode_for_edit(prefix, template, subject) == behind.encode_with_subject(prefix, template, subject)
+
+
 def test_prompts_start_as_the_tokenizer_starts_them() -> None:
     text = "Rome lies in Italy"
     for tokenizer in (tiny_tokenizer(), with_bos()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -88,3 +89,17 @@ def test_closing_gives_up_what_runs_and_returns_after_it_has_ended():
     with pytest.raises(ErrataError, match="given up"):
         pending.future.result(timeout=0)
     assert estimator.calls == [(JOB, {"weights": 1})]
+
+
+def test_an_estimate_that_somebody_waits_for_is_given_up_from_another_thread():
+    estimator = _Slow()
+    refresher = Refresher(estimator)  # type: ignore[arg-type]
+    with ThreadPoolExecutor(1) as pool:
+        waited = pool.submit(refresher.estimate, JOB, {}, None)
+        assert estimator.begun.wait(10)
+        refresher.give_up()
+        with pytest.raises(ErrataError, match="given up"):
+            waited.result(timeout=10)
+    with pytest.raises(ErrataError, match="given up"):  # nothing is begun after it
+        refresher.estimate(JOB, {}, None)
+    refresher.close()

@@ -228,6 +228,13 @@ def test_a_batch_that_takes_longer_than_the_end_may_is_given_up(tmp_path: Path) 
         assert run.pipeline.given_up and run.pipeline.closed and run.core.failure is None
 
 
+def test_a_start_is_given_up_at_once(tmp_path: Path) -> None:
+    """Nobody waits for it any more, and it has left no trace: it does not get the time that a batch gets."""
+    with running(tmp_path, end_seconds=500, prepare=lambda pipeline: pipeline.start_gate.clear()) as run:
+        run.core.stop()
+        assert run.pipeline.given_up and run.pipeline.closed and run.core.failure is None
+
+
 # ---------------------------------------------------------------- clocks
 
 
