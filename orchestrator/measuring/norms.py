@@ -207,4 +207,4 @@ def norms_lines(report: NormsReport, *, each: bool = False) -> Iterator[str]:
         )
     for drift in report.values:
         moved = f"{counted(drift.values, 'value')} moved by {drift.change:.3g} of their length since they were written"
-        yield f"layer {drift.layer}: {moved} (cosine {drift.cosine:.3f}, centroids {drift.separation:.3g} spreads apart)"
+        yield f"layer {drift.layer}: {moved} (cosine {drift.cosine:.3f}, centroids {drift.separation:.3g} apart)"
