@@ -2,6 +2,7 @@
 
     python -m benchmarks.long_life                       # under an hour
     python -m benchmarks.long_life --edits 5000 --facts 1000
+    python -m benchmarks.long_life --dir life --minutes 30   # goes on where it stopped, or was killed
 
 A tiny random model, so that what is measured is everything around the model: Ray and its actors, the journal, files,
 memory, snapshots. Four fifths of the edits update a fact that is known. By tenths of the life: wall and CPU seconds of
@@ -16,7 +17,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -45,6 +46,7 @@ from errata.orchestrator.tracking.tracker import NullTracker
 
 TENTHS = 10
 _AT_ONCE = 2000
+_REVERTS = 5
 _ACTORS = {"editor": "EditorActor", "memory": "RetrievalActor"}
 
 
@@ -181,21 +183,46 @@ def resident() -> dict[str, float]:
     return {name: sum(m.private_dirty for m in p.memory_maps()) / 2**20 for name, p in processes().items()}
 
 
-def write_all(life: Life) -> list[tuple[float, float]]:
-    """(wall, CPU) seconds of every batch until nothing waits; CPU of orchestrator, editor and memory together."""
+class Notes:
+    """What was measured so far, in a file that a kill leaves whole: one line for each batch, tenth, end and start."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        with path.open("wb") as file:  # without what a kill left of a line
+            file.write(b"".join(line + b"\n" for line in lines))
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """The rows of a kind, in their order."""
+        return [row["data"] for row in self.rows if row["kind"] == kind]
+
+    def add(self, kind: str, data: dict[str, Any]) -> None:
+        """Note one more."""
+        self.rows.append({"kind": kind, "data": data})
+        with self._path.open("ab") as file:
+            file.write(json.dumps(self.rows[-1]).encode() + b"\n")
+        if kind != "batch":
+            print(json.dumps(data), flush=True)
+
+
+def write_all(life: Life, notes: Notes, until: float = float("inf")) -> None:
+    """Write what waits, and note (wall, CPU) seconds of every batch; CPU of orchestrator, editor and memory together.
+
+    Args:
+        until: when to stop, by the monotonic clock.
+    """
     watched = processes()
 
     def cpu() -> float:
         times = [process.cpu_times() for process in watched.values()]
         return sum(t.user + t.system for t in times)
 
-    spent = []
     before = (time.perf_counter(), cpu())
-    while life.pipeline.write_next(ended=True) is not None:
+    while time.monotonic() < until and (version := life.pipeline.write_next(ended=True)) is not None:
         now = (time.perf_counter(), cpu())
-        spent.append((now[0] - before[0], now[1] - before[1]))
+        notes.add("batch", {"sequence": version.sequence, "wall_s": now[0] - before[0], "cpu_s": now[1] - before[1]})
         before = now
-    return spent
 
 
 def questions(life: Life, output: Path) -> dict[str, float]:
@@ -220,7 +247,8 @@ def questions(life: Life, output: Path) -> dict[str, float]:
 def reverts(life: Life, count: int, *, local: bool = False) -> list[float]:
     """Seconds of reverts of single edits from all over the history, none of them next to another."""
     journal = life.run.journal
-    chosen = journal.applied_spread(count + 2)[1:-1]
+    spread = journal.applied_spread(count + 2)
+    chosen = spread[1:-1] or spread
     times = []
     clock = time.process_time if local else time.perf_counter
     for row in chosen:
@@ -230,66 +258,91 @@ def reverts(life: Life, count: int, *, local: bool = False) -> list[float]:
     return times
 
 
-def measure(root: Path, edits: int, facts: int, batch: int, snapshots: int, *, local: bool = False) -> dict[str, Any]:
-    """The whole life."""
-    config, output = settings(save_model(root / "model"), batch, snapshots), root / "run"
-    records = iter(UpdatingStream(edits, facts))
-    result: dict[str, Any] = {"edits": edits, "facts": facts, "batch": batch, "tenths": [], "ends": []}
+def measure(
+    root: Path,
+    edits: int,
+    facts: int,
+    batch: int,
+    snapshots: int,
+    *,
+    local: bool = False,
+    minutes: float = float("inf"),
+) -> dict[str, Any]:
+    """The whole life, or as much of it as the minutes allow; what is in ``root`` is gone on with."""
+    until = time.monotonic() + 60 * minutes
+    model = root / "model" if (root / "model" / "config.json").exists() else save_model(root / "model")
+    config, output, notes = settings(model, batch, snapshots), root / "run", Notes(root / "notes.jsonl")
+    given = {"edits": edits, "facts": facts, "batch": batch, "snapshots": snapshots, "local": local}
+    for begun in notes.of("start"):
+        if begun["life"] != given:
+            raise SystemExit(f"{root} holds another life: {begun['life']}; asked for is {given}")
+    notes.add("start", {"life": given, "at": time.time()})
 
-    def live(life: Life, count: int) -> None:
-        intake_s = 0.0
-        left = count
-        while left > 0:
-            part = [EditRequest.model_validate(record) for record in islice(records, min(left, _AT_ONCE))]
+    def live(life: Life, upto: int) -> bool:
+        """Accept and write the stream up to some record; whether that was reached in time."""
+        counts = life.run.journal.counts()
+        intake_s, done = 0.0, counts.requests
+        records = islice(UpdatingStream(edits, facts), done, upto)
+        while part := [EditRequest.model_validate(record) for record in islice(records, _AT_ONCE)]:
             begun = time.perf_counter()
             life.run.intake.accept(part)
             intake_s += time.perf_counter() - begun
-            left -= len(part)
-            if not part:
-                break
-        spent = write_all(life)
-        head = life.run.journal.head()
+        write_all(life, notes, until)
+        if life.run.journal.counts().accepted:
+            return False
+        head, before = life.run.journal.head(), max((row["batches"] for row in notes.of("tenth")), default=0)
+        spent = [row for row in notes.of("batch") if before < row["sequence"] <= head.sequence]
         row = {
             "edits": head.edits,
             "batches": head.sequence,
-            "batch_wall_s": median([wall for wall, _ in spent]),
-            "batch_mean_wall_s": sum(wall for wall, _ in spent) / len(spent),
-            "batch_cpu_s": sum(cpu for _, cpu in spent) / len(spent),
+            "batch_wall_s": median([row["wall_s"] for row in spent]),
+            "batch_mean_wall_s": sum(row["wall_s"] for row in spent) / len(spent),
+            "batch_cpu_s": sum(row["cpu_s"] for row in spent) / len(spent),
             "intake_s": intake_s,
             "resident_MiB": resident(),
             "journal_MiB": (output / JOURNAL_FILE).stat().st_size / 2**20,
             **questions(life, output),
         }
-        result["tenths"].append(row)
-        print(json.dumps(row), flush=True)
+        notes.add("tenth", row)
+        return True
 
     def end() -> None:
         with living(config, output, local=local) as life:
-            times = reverts(life, 3, local=local)
+            times = reverts(life, _REVERTS, local=local)
+            head = life.run.journal.head()
             row = {
-                "edits": life.run.journal.head().edits,
+                "edits": head.edits,
+                "batches": head.sequence,
                 "restart_s": life.restart_s,
                 "restore_s": life.restore_s,
                 "revert_s": median(times),
                 "reverts_s": times,
             }
-        result["ends"].append(row)
-        print(json.dumps(row), flush=True)
+        notes.add("end", row)
 
-    with living(config, output, local=local) as life:
-        live(life, edits // TENTHS)
-    end()
-    with living(config, output, local=local) as life:
-        for _ in range(TENTHS - 1):
+    if not notes.of("tenth"):
+        with living(config, output, local=local) as life:
             live(life, edits // TENTHS)
-    end()
+    if notes.of("tenth") and not notes.of("end"):
+        end()
+    if 0 < len(notes.of("tenth")) < TENTHS:
+        with living(config, output, local=local) as life:
+            while len(notes.of("tenth")) < TENTHS and time.monotonic() < until:
+                if not live(life, (len(notes.of("tenth")) + 1) * (edits // TENTHS)):
+                    break
+    if notes.of("end") and notes.of("batch")[-1]["sequence"] > notes.of("end")[-1]["batches"]:
+        end()
+    result = {"edits": edits, "facts": facts, "batch": batch, "starts": len(notes.of("start"))}
+    result |= {"tenths": notes.of("tenth"), "ends": notes.of("end")}
     return result | {"ratios": ratios(result)}
 
 
 def ratios(result: dict[str, Any]) -> dict[str, Any]:
-    """What must stay bounded: the end against the beginning."""
-    tenths, (early, late) = result["tenths"], result["ends"]
-    first, second, last = tenths[0], tenths[1], tenths[-1]
+    """What must stay bounded: the end, or as far as the life came, against the beginning."""
+    tenths, ends = result["tenths"], result["ends"]
+    if len(tenths) < 3 or len(ends) < 2:
+        return {}
+    first, second, last, early, late = tenths[0], tenths[1], tenths[-1], ends[0], ends[-1]
     return {
         "batch_wall": last["batch_mean_wall_s"] / second["batch_mean_wall_s"],
         "batch_cpu": last["batch_cpu_s"] / second["batch_cpu_s"],
@@ -308,11 +361,22 @@ def main() -> None:
     parser.add_argument(
         "--local", action="store_true", help="every part in this process, without Ray; restarts in CPU seconds"
     )
+    parser.add_argument("--dir", type=Path, help="where the life is; the same command again goes on with it")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long, and measure the end")
     parser.add_argument("--json", type=Path, help="where to write; by default benchmarks/results/")
     given = parser.parse_args()
     begun = time.perf_counter()
-    with tempfile.TemporaryDirectory() as directory:
-        result = measure(Path(directory), given.edits, given.facts, given.batch, given.snapshots, local=given.local)
+    with tempfile.TemporaryDirectory() if given.dir is None else nullcontext(given.dir) as directory:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        result = measure(
+            Path(directory),
+            given.edits,
+            given.facts,
+            given.batch,
+            given.snapshots,
+            local=given.local,
+            minutes=given.minutes,
+        )
     result["wall_s"] = time.perf_counter() - begun
     print(json.dumps(result["ratios"], indent=1))
     print(store("long_life", {"context": context(), "local": given.local, **result}, given.json))

@@ -6,14 +6,15 @@
 What is timed: five keys leave, the right factor of the update for ten new keys is computed, the ten join. Starting
 afresh is what releases before 0.2 did for every such batch: the system of all remaining keys is computed anew, then
 the same factor. Work that is done now and then (a factor computed afresh after so many columns) is timed apart and
-added in shares: ``amortized``. A layer's matrices at d_in 14 336 take 1.6 GB each in float64; the form past d_in keys
-is measured at a smaller width.
+added in shares: ``amortized``. Of few keys half as many have left before as may, as a batch costs more by then. A
+layer's matrices at d_in 14 336 take 1.6 GB each in float64; past d_in keys the whole needs 7 GB.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from errata.editing.forms import CapacitanceForm, GramForm
 from errata.editing.linalg import Base, GrowingSystem, ProjectedIdentity, update_factor
 
 NEW, OLD = 10, 5
+SIZES = ((1536, 1000), (1536, 1700), (8192, 11_400), (14_336, 5_000), (14_336, 10_000), (14_336, 20_000))
 
 
 def base_of(width: int, generator: torch.Generator) -> Base:
@@ -53,21 +55,50 @@ def batches(system: GrowingSystem, held: torch.Tensor, generator: torch.Generato
     return min(seconds[1:]), system
 
 
-def measure(width: int, past: int, *, repeats: int = 3, afresh: bool = True, seed: int = 0) -> dict[str, Any]:
+def started_over(
+    base: Base, held: torch.Tensor, past: int, generator: torch.Generator
+) -> tuple[float, float, GrowingSystem]:
+    """CPU seconds of the system of ``past`` keys, the ``held`` ones first, computed afresh; of these, seconds of its
+    factor; and it."""
+    width = held.shape[0]
+    if past < width:
+        columns = Columns.of(held)
+        while columns.count < past:
+            columns = columns.append(some_keys(width, min(512, past - columns.count), generator))
+        seconds, system = timed(lambda: GrowingSystem.over(base, columns, keep=False))
+        return seconds, seconds, system
+    # `GrowingSystem.over` block by block: all keys at once would take a third as much room as everything else
+    gram = torch.zeros(width, width, dtype=torch.float64)
+    seconds, count, block = 0.0, 0, held
+    while count < past:
+        part = block.double()
+        seconds += timed(lambda part=part: gram.addmm_(part, part.T))[0]  # type: ignore[misc]
+        count += block.shape[1]
+        block = some_keys(width, min(512, past - count), generator) if count < past else block
+    took, form = timed(lambda: GramForm.start(base, gram))
+    return seconds + took, took, GrowingSystem(form, None)
+
+
+def measure(width: int, past: int, *, repeats: int = 3, seed: int = 0) -> dict[str, Any]:
     """One width and number of past keys."""
     generator = torch.Generator().manual_seed(seed)
     base = base_of(width, generator)
     held = some_keys(width, (repeats + 1) * OLD, generator)
-    columns = Columns.of(held)
-    while columns.count < past:
-        columns = columns.append(some_keys(width, min(512, past - columns.count), generator))
-    started, system = timed(lambda: GrowingSystem.over(base, columns, keep=False))
+    started, factored, system = started_over(base, held, past, generator)
+    gone = 0
+    if isinstance(system.form, CapacitanceForm):
+        # half of what may have left before a factor is computed afresh, so that a batch is an average one
+        gone = past // 8
+        for at in range(0, gone, 512):
+            system = system.append(some_keys(width, min(512, gone - at), generator))
+        system = system.without(list(range(held.shape[1], held.shape[1] + gone)))
     before = reset_peak()
     seconds, system = batches(system, held, generator, repeats)
     row: dict[str, Any] = {
         "d_in": width,
         "past": past,
         "form": type(system.form).__name__,
+        "gone": gone,
         "batch_s": seconds,
         "peak_MiB": peak() / MIB,
         "peak_over_state_MiB": max(0, peak() - before) / MIB,
@@ -78,7 +109,7 @@ def measure(width: int, past: int, *, repeats: int = 3, afresh: bool = True, see
     row["ratio"] = row["afresh_s"] / seconds
     if isinstance(system.form, GramForm):
         form = system.form
-        again = timed(form.folded)[0] if afresh else started
+        again = factored + timed(form.current_gram)[0]
         share = (NEW + OLD) / form.fold_at
     else:
         again, share = started, OLD / max(64, past // 4)
@@ -105,16 +136,16 @@ def append_and_without(width: int, past: int, *, repeats: int = 5, seed: int = 0
     return {"d_in": width, "past": past, **least, "ratio": least["without_s"] / least["append_s"]}
 
 
-def measure_all(*, small: bool = False) -> dict[str, Any]:
-    """Everything; ``small`` for the tests."""
+def measure_all(given: Sequence[tuple[int, int]] | None = None, *, small: bool = False) -> dict[str, Any]:
+    """Everything, or batches at some widths and numbers of past keys; ``small`` for the tests."""
     if small:
         return {"batches": [measure(96, 40), measure(96, 120)], "one_change": [append_and_without(96, 60)]}
     result: dict[str, Any] = {"batches": [], "one_change": []}
-    for width, past in ((1536, 1400), (1536, 1700)):
+    for width, past in ((1536, 1400), (1536, 1700)) if not given else ():
         result["one_change"].append(append_and_without(width, past))
         print(json.dumps(result["one_change"][-1]), flush=True)
-    for width, past in ((1536, 1000), (1536, 1700), (8192, 11_400), (14_336, 5_000), (14_336, 10_000)):
-        result["batches"].append(measure(width, past, repeats=2, afresh=False))
+    for width, past in (*(given or ()),) or SIZES:
+        result["batches"].append(measure(width, past, repeats=2))
         print(json.dumps(result["batches"][-1]), flush=True)
     return result
 
@@ -122,9 +153,11 @@ def measure_all(*, small: bool = False) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, help="where to write; by default benchmarks/results/")
+    parser.add_argument("--sizes", nargs="*", metavar="D_IN:PAST", help="instead of all: such as 14336:10000")
     options = parser.parse_args()
     one_thread()
-    result = {"context": context(), **measure_all()}
+    sizes = [(int(width), int(past)) for width, past in (size.split(":") for size in options.sizes or ())]
+    result = {"context": context(), **measure_all(sizes)}
     print(store("superseding", result, options.json))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from errata.editing.errors import NumericalError
 
-_REMEMBERED = 256
+REMEMBERED = 256
 """Right sides of at most so many columns are kept with their answer."""
 
 
@@ -35,6 +35,10 @@ class Base(ABC):
     def restrict(self, keys: Tensor) -> Tensor:
         """Keys (d, m) as the system sees them; a projection where the system lives in a subspace."""
         return keys
+
+    def add_restricted(self, full: Tensor, gram: Tensor) -> None:
+        """Add P G P of a symmetric G (d, d) to ``full`` (d, d) in place, without a third matrix of that size."""
+        full += gram
 
 
 class DenseBase(Base):
@@ -59,7 +63,7 @@ class DenseBase(Base):
         # two triangular solves read the factor where it lies; cholesky_solve copies all of it first
         half = torch.linalg.solve_triangular(self._factor, right, upper=False)
         answer = torch.linalg.solve_triangular(self._factor.mT, half, upper=True)
-        if right.shape[1] <= _REMEMBERED:
+        if right.shape[1] <= REMEMBERED:
             self._last = (*self._last[-1:], (right.clone(), answer))
         return answer
 
@@ -82,6 +86,18 @@ class ProjectedIdentity(Base):
     def restrict(self, keys: Tensor) -> Tensor:
         inside = self.basis @ (self.basis.T @ keys)
         return keys - inside if self.complement else inside
+
+    def add_restricted(self, full: Tensor, gram: Tensor) -> None:
+        side = self.basis.T @ gram
+        core = side @ self.basis
+        if not self.complement:
+            full.addmm_(self.basis @ core, self.basis.T)
+            return
+        # (I - V V^T) G (I - V V^T) term by term
+        full += gram
+        full.addmm_(self.basis, side, alpha=-1.0)
+        full.addmm_(side.T, self.basis.T, alpha=-1.0)
+        full.addmm_(self.basis @ core, self.basis.T)
 
     def solve(self, right: Tensor) -> Tensor:
         return self.restrict(right) / self.scale

@@ -17,6 +17,9 @@ BLOCK = 512
 """Columns of a block, and rows of a panel of a triangular factor."""
 _FIRST = 16
 """Columns that a new block has room for at first; it grows by doubling."""
+HIGH = 2048
+"""Above this height products are taken in another order than below, where recorded runs keep their last digits: the
+transposed one the other way round, which the CPU reads 1.5 to 2.2 times as fast (2 to 15 columns, height 14 336)."""
 
 
 class _Block:
@@ -130,7 +133,8 @@ class Columns:
 
     def tdot(self, x: Tensor) -> Tensor:
         """Transposed times x: (total, m) for x (d, m)."""
-        parts = [view.T @ x for _, view in self._views()]
+        high = self.height > HIGH
+        parts = [(x.T @ view).T if high else view.T @ x for _, view in self._views()]
         return parts[0] if len(parts) == 1 else torch.cat([self._like.new_zeros(0, x.shape[1]), *parts])
 
     def dot(self, t: Tensor) -> Tensor:
@@ -245,9 +249,14 @@ class Panels:
             end = start
         return parts[0] if len(parts) == 1 else torch.cat(parts[::-1])
 
+    @property
+    def whole(self) -> bool:
+        """Whether it is one panel, which is solved with in one call."""
+        return len(self._corners) == 1
+
     def solve(self, right: Tensor) -> Tensor:
         """(L L^T)^-1 right for right (n, m)."""
-        if len(self._corners) == 1:
+        if self.whole:
             return torch.cholesky_solve(right, self._corners[0])
         return self.backward(self.forward(right))
 

@@ -8,13 +8,13 @@ Letters: d width, p past keys, g keys that have left and are still part of a fac
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from errata.editing.bases import Base, cholesky
-from errata.editing.columns import Columns, Grid, Panels
+from errata.editing.bases import REMEMBERED, Base, cholesky
+from errata.editing.columns import HIGH, Columns, Grid, Panels
 from errata.editing.errors import NumericalError
 
 _FEW_GONE = 64
@@ -23,6 +23,24 @@ _GONE_SHARE = 4
 """... nor for fewer than one in so many of its columns: the work is then O(d p) for each key that left."""
 _BESIDE_SHARE, _FEW_BESIDE = 16, 8
 """Columns of change that stand beside a dense factor before it is computed afresh: one in so many of d, or the few."""
+
+
+class _Reach:
+    """What a form found on the way to its last solution: a batch's keys are solved for twice, for the update and when
+    they join. Of a value only a memory; whoever does not find its right side here computes the same bits."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def keep(self, right: Tensor, half: Tensor) -> None:
+        """Remember L^-1 K^T A_0^-1 right (p, m) of right (d, m)."""
+        self._last = (right.clone(), half) if right.shape[1] <= REMEMBERED else None
+
+    def found(self, right: Tensor) -> Tensor | None:
+        """It, where it is that of these columns, laid out alike."""
+        if self._last is None or self._last[0].stride() != right.stride() or not torch.equal(self._last[0], right):
+            return None
+        return self._last[1]
 
 
 @dataclass(frozen=True)
@@ -43,12 +61,16 @@ class CapacitanceForm:
     """L (p, p)."""
     gone: Grid
     """Y (p, g)."""
+    cross: Tensor
+    """Y^T Y (g, g) of high keys, as computing it takes O(p g^2); (0, 0) below, where every solve computes it."""
+    _reach: _Reach = field(default_factory=_Reach, init=False, repr=False, compare=False)
 
     @classmethod
     def start(cls, base: Base, like: Tensor) -> CapacitanceForm:
         """No keys; ``like`` is any float64 tensor (d, 0)."""
         columns = Columns.of(like)
-        return cls(base, columns, columns, Panels.empty(like), Grid.of(like.new_zeros(0, 0)))
+        none = like.new_zeros(0, 0)
+        return cls(base, columns, columns, Panels.empty(like), Grid.of(none), none)
 
     @property
     def changed(self) -> bool:
@@ -75,7 +97,8 @@ class CapacitanceForm:
         corner = torch.eye(new.shape[1], dtype=torch.float64, device=new.device) + new.T @ solved
         side = new.new_zeros(0, new.shape[1])
         if self.size:
-            side = self.factor.forward(self.past.tdot(solved))
+            known = self._reach.found(new)
+            side = self.factor.forward(self.past.tdot(solved)) if known is None else known
             corner = corner - side.T @ side
         corner = cholesky(corner, "capacitance of the past keys")
         gone = self.gone
@@ -89,6 +112,7 @@ class CapacitanceForm:
             solved=self.solved.append(solved),
             factor=self.factor.append(side.T, corner),
             gone=gone.rows(rows),
+            cross=torch.addmm(self.cross, rows.T, rows) if self._keeps_cross and self.changed else self.cross,
         )
 
     def without(self, columns: list[int]) -> CapacitanceForm:
@@ -99,7 +123,15 @@ class CapacitanceForm:
             return replace(self, past=_struck(self.past, struck)).afresh()
         unit = torch.zeros(self.size, len(places), dtype=torch.float64, device=self.gone.view().device)
         unit[places, range(len(places))] = 1.0
-        return replace(self, past=_struck(self.past, struck), gone=self.gone.columns(self.factor.forward(unit)))
+        more, cross = self.factor.forward(unit), self.cross
+        if self._keeps_cross:
+            beside, corner = self.gone.view().T @ more, more.T @ more
+            cross = torch.cat([torch.cat([cross, beside], dim=1), torch.cat([beside.T, corner], dim=1)])
+        return replace(self, past=_struck(self.past, struck), gone=self.gone.columns(more), cross=cross)
+
+    @property
+    def _keeps_cross(self) -> bool:
+        return self.past.height > HIGH
 
     def afresh(self) -> CapacitanceForm:
         """The same system with nothing but the keys that are held."""
@@ -114,10 +146,14 @@ class CapacitanceForm:
         if not self.size:
             return first
         inner = self.past.tdot(first)
-        if not self.changed:
+        if not self.changed and self.factor.whole:
             return first - self.solved.dot(self.factor.solve(inner))
         half, y = self.factor.forward(inner), self.gone.view()
-        share = torch.cholesky_solve(y.T @ half, cholesky(y.T @ y, "inverse capacitance of the keys that left"))
+        self._reach.keep(right, half)
+        if not self.changed:
+            return first - self.solved.dot(self.factor.backward(half))
+        cross = self.cross if self._keeps_cross else y.T @ y
+        share = torch.cholesky_solve(y.T @ half, cholesky(cross, "inverse capacitance of the keys that left"))
         answer = self.factor.backward(half - y @ share)
         answer[sorted(self.past.struck)] = 0.0
         return first - self.solved.dot(answer)
@@ -136,6 +172,8 @@ class CapacitanceForm:
         if self.changed:
             named["struck"] = torch.tensor(sorted(self.past.struck), dtype=torch.int64)
             named["gone"] = self.gone.view().clone()
+            if self._keeps_cross:
+                named["cross"] = self.cross.clone()
         return named
 
     @classmethod
@@ -149,7 +187,9 @@ class CapacitanceForm:
             factor = Panels.of([tensors[name] for name in names], past[:0, :0])
         gone = tensors.get("gone", past.new_zeros(past.shape[1], 0))
         columns = Columns.of(past, [] if struck is None else struck.tolist())
-        return cls(base, columns, Columns.of(tensors["solved"]), factor, Grid.of(gone))
+        high = columns.height > HIGH
+        cross = tensors.get("cross", gone.T @ gone) if high else past.new_zeros(0, 0)
+        return cls(base, columns, Columns.of(tensors["solved"]), factor, Grid.of(gone), cross)
 
 
 def _struck(columns: Columns, struck: frozenset[int]) -> Columns:
@@ -305,7 +345,10 @@ def gram_of(keys: Columns) -> Tensor:
 def _factor(base: Base, gram: Tensor) -> Tensor:
     full = base.completed(gram.shape[0])
     # of a symmetric matrix only the lower half is read
-    full += base.restrict(base.restrict(gram).T)
+    if gram.shape[0] > HIGH:
+        base.add_restricted(full, gram)
+    else:
+        full += base.restrict(base.restrict(gram).T)
     factor, info = torch.linalg.cholesky_ex(full)
     if int(info) or not bool(torch.isfinite(factor).all()):
         raise NumericalError(f"A_0 + K K^T could not be factored: leading minor {int(info)} of {gram.shape[0]}")

@@ -107,8 +107,7 @@ class EditReceipt:
     later: tuple[str, ...] = ()
     """Requests of the batch that stayed weak among the others, and are to be tried alone; they have no result."""
     old_keys: OldKeys = field(default_factory=dict)
-    """Keys that leave with this commit, of an editor that does not hold them any more (``EditSession.keys_wanted``);
-    read from the receipts of the commits that wrote them, never stored twice."""
+    """Keys that leave with this commit, of an editor that does not hold them any more (``EditSession.keys_wanted``)."""
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,12 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self, overload
 
 import torch
+from pydantic import TypeAdapter
 
 from errata.actors.local import LocalParts
 from errata.actors.settings import RoleConfig
@@ -31,7 +33,7 @@ from errata.editing.editors import make_editor
 from errata.editing.errors import UserError
 from errata.editing.extras import check_installed
 from errata.editing.model.adapter import EditableModel
-from errata.editing.request import EditRequest
+from errata.editing.request import EditRequest, EventTime
 from errata.editing.texts import clean
 from errata.editing.tracing import usual_layers
 from errata.editing.verify import Check
@@ -45,6 +47,7 @@ from errata.orchestrator.config.run import RunConfig
 from errata.orchestrator.covariance.store import default_store
 from errata.orchestrator.history import export
 from errata.orchestrator.history.modules import require_no_modules
+from errata.orchestrator.history.past import Past, arms_then
 from errata.orchestrator.history.rebuild import BaseCheckpoint
 from errata.orchestrator.history.receipts import open_for_writing
 from errata.orchestrator.journal import JOURNAL_FILE
@@ -184,11 +187,33 @@ class Editor:
         self._pipeline.revert([ids] if isinstance(ids, str) else list(ids), reason=reason)
 
     @overload
-    def ask(self, prompts: str, *, arm: str = ..., max_new_tokens: int | None = ...) -> str: ...
-    @overload
-    def ask(self, prompts: list[str], *, arm: str = ..., max_new_tokens: int | None = ...) -> list[str]: ...
     def ask(
-        self, prompts: str | list[str], *, arm: str = "edited", max_new_tokens: int | None = None
+        self,
+        prompts: str,
+        *,
+        arm: str = ...,
+        max_new_tokens: int | None = ...,
+        as_of: datetime | str | None = ...,
+        as_known_at: str | None = ...,
+    ) -> str: ...
+    @overload
+    def ask(
+        self,
+        prompts: list[str],
+        *,
+        arm: str = ...,
+        max_new_tokens: int | None = ...,
+        as_of: datetime | str | None = ...,
+        as_known_at: str | None = ...,
+    ) -> list[str]: ...
+    def ask(
+        self,
+        prompts: str | list[str],
+        *,
+        arm: str = "edited",
+        max_new_tokens: int | None = None,
+        as_of: datetime | str | None = None,
+        as_known_at: str | None = None,
     ) -> str | list[str]:
         """How the model goes on from prompts, greedily.
 
@@ -196,12 +221,22 @@ class Editor:
             arm: ``edited``, ``base`` (the unedited model), ``memory`` (the unedited model with the statements of the
                 edits before it), ``edited_memory``, or ``routed``. The last three need the extra ``memory``.
             max_new_tokens: end of an answer; ``evaluation.max_new_tokens`` of the settings by default.
+            as_of: answer with what was true at this time (without a zone UTC; as text, ISO 8601), by the arms
+                ``base``, ``memory`` and ``routed``: edited weights hold what holds now.
+            as_known_at: answer with what was known in this version (``v12``, digits of a digest, a tag), by the same
+                arms; by all where it is the version that the model is at.
+
+        Raises:
+            UserError: there is no such arm, version or time, or the arm needs the weights of then.
         """
         chosen = _arm(arm)
         texts = [
             _text(prompt, number) for number, prompt in enumerate([prompts] if isinstance(prompts, str) else prompts)
         ]
-        hits = self._hits(texts, [chosen])
+        if as_of is None and as_known_at is None:
+            hits = self._hits(texts, [chosen])
+        else:
+            hits = self._hits_then(texts, chosen, as_of, as_known_at)
         questions = [Question(text) for text in texts]
         found = self._pipeline.evaluators.answer(
             questions, self._pipeline.editor.weights(), hits, [chosen], max_new_tokens
@@ -343,6 +378,7 @@ class Editor:
         self._pipeline = make_pipeline(config, book, store, self._parts, tracker=NullTracker(), display=self._shown)
         evaluators = self._pipeline.evaluators
         self._evaluators: Any = evaluators
+        self._past = Past(book, self._pipeline.memory, config.memory.scr.k, config.memory.statement)
         self._stack.callback(self._pipeline.close)
         with self._display():
             self._pipeline.start()
@@ -358,6 +394,19 @@ class Editor:
         check_installed("faiss")
         unique = list(dict.fromkeys(texts))
         return findings(self._pipeline.memory, unique, self._config.memory.scr.k, arms)
+
+    def _hits_then(
+        self, texts: Sequence[str], arm: Arm, as_of: datetime | str | None, as_known_at: str | None
+    ) -> Mapping[str, Any]:
+        """What the memory knew of questions at another time."""
+        moment = self._past.moment(_time(as_of), as_known_at)
+        if moment.is_of(self._pipeline.head()):
+            return self._hits(texts, [arm])
+        arms_then([arm], ARMS)
+        if arm not in MEMORY_ARMS:
+            return {text: [] for text in texts}
+        check_installed("faiss")
+        return self._past.find(list(dict.fromkeys(texts)), moment)[0]
 
     def _found(self, requests: Sequence[EditRequest], arms: Sequence[Arm]) -> Mapping[str, Any]:
         """What the memory knows of the questions of facts."""
@@ -397,6 +446,18 @@ class Editor:
                 save_checkpoint(self._parts.shared.model.hf, self._parts.shared.model.text.tokenizer, place)
             self._directory = place
         return BaseCheckpoint(self._directory, dtype=self._config.model.dtype)
+
+
+def _time(at: datetime | str | None) -> datetime | None:
+    """A moment that somebody names.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        return TypeAdapter(EventTime | None).validate_python(at)
+    except ValueError as error:
+        raise UserError(f"as_of {at!r} is not a time such as 2026-03-05T00:00:00Z") from error
 
 
 def configuration(

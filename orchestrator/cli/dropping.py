@@ -113,9 +113,9 @@ def erase(
             plan = erasing.plan_erasure(journal, edits or [])
             files = erasing.files_of(journal, open_store(directory), plan)
         for row in plan.rows:
-            typer.echo(clean(f"{row.id}\t{shown_state(row.state)}\twould be erased"))
+            typer.echo(f"{clean(row.id)}\t{shown_state(row.state)}\twould be erased")
         for name in plan.others:
-            typer.echo(clean(f"{name}\tis a newer edit of the same fact and stays"))
+            typer.echo(f"{clean(name)}\tis a newer edit of the same fact and stays")
         if plan.first is not None:
             typer.echo(f"versions from v{plan.first} to the newest would become names only")
         typer.echo(
@@ -137,7 +137,7 @@ def erase(
                 typer.echo(f"{name}\t{word}")
     if plan_ is not None:
         for name in plan_.others:
-            typer.echo(clean(f"{name}\tis a newer edit of the same fact and stays"))
+            typer.echo(f"{clean(name)}\tis a newer edit of the same fact and stays")
         typer.echo(f"{counted(len(plan_.rows), 'edit')} erased, {len(plan_.reverts)} of them out of the weights")
     elif not done:
         typer.echo("no erasure was cut short")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from errata.actors.settings import RayConfig
     from errata.editing.request import EditRequest
+    from errata.evaluation.endpoint import EndpointConfig
     from errata.evaluation.preservation.battery import Suite
     from errata.evaluation.preservation.suites import BatteryConfig
     from errata.orchestrator.journal import Journal
@@ -67,7 +68,7 @@ class PreserveOptions(Closed):
         str,
         typer.Option(
             help="Comma-separated: lm-evaluation-harness's names, humaneval, perplexity, edits, retention, fluency, "
-            "uncertainty."
+            "uncertainty, rubric."
         ),
     ] = "perplexity,fluency"
     limit: Annotated[
@@ -97,6 +98,30 @@ class PreserveOptions(Closed):
     rephrase_model: Annotated[str | None, typer.Option(metavar="NAME", help="Model at that endpoint.")] = None
     rephrase_key_env: Annotated[
         str | None, typer.Option(metavar="VARIABLE", help="Environment variable with the key for that endpoint.")
+    ] = None
+    judge_url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="OpenAI-compatible endpoint that scores continuations, for the task rubric."),
+    ] = None
+    judge_model: Annotated[str | None, typer.Option(metavar="NAME", help="Model at that endpoint.")] = None
+    judge_key_env: Annotated[
+        str | None, typer.Option(metavar="VARIABLE", help="Environment variable with the key for that endpoint.")
+    ] = None
+    wordings: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Wordings of the edits' questions, for the task uncertainty."),
+    ] = None
+    keep_levels: Annotated[
+        bool,
+        typer.Option(
+            "--keep-levels", help="Of these only those that are as near to their question as their level asks."
+        ),
+    ] = False
+    system: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="System prompt, through the chat template, for the task uncertainty; or: cautious."
+        ),
     ] = None
     workers: Annotated[
         int | None,
@@ -131,6 +156,14 @@ class PreserveOptions(Closed):
             pass
         if self.rephrase_url is not None and not self.rephrase_model:
             raise ValueError(f"--rephrase-url {self.rephrase_url!r} needs --rephrase-model")
+        if self.wordings is not None and self.rephrase_url is not None:
+            raise ValueError("give one of --wordings and --rephrase-url")
+        if "rubric" in self.names and not (self.judge_url and self.judge_model):
+            raise ValueError("--tasks rubric needs --judge-url and --judge-model, a chat model that scores")
+        if self.judge_url is not None and not self.judge_url.startswith(("http://", "https://")):
+            raise ValueError(f"--judge-url {self.judge_url!r} must begin with http:// or https://")
+        if self.keep_levels and self.wordings is None:
+            raise ValueError("--keep-levels needs --wordings FILE")
         return self
 
     @property
@@ -142,6 +175,8 @@ class PreserveOptions(Closed):
         """What is asked of every version."""
         from errata.evaluation.preservation.sandbox import SandboxConfig
         from errata.evaluation.preservation.suites import BatteryConfig
+        from errata.evaluation.uncertainty import SpuqConfig
+        from errata.evaluation.wordings import CAUTIOUS
         from errata.orchestrator.config.presets import find_data
 
         # retention puts the edits' suite to more versions than are named
@@ -158,7 +193,20 @@ class PreserveOptions(Closed):
             texts=texts,
             samples=self.samples,
             sandbox=SandboxConfig(strength=self.sandbox.value),
+            spuq=SpuqConfig()
+            if self.system is None
+            else SpuqConfig(chat=True, system=CAUTIOUS if self.system == "cautious" else self.system),
+            rubric=self._judge(),
             seed=self.seed,
+        )
+
+    def _judge(self) -> EndpointConfig | None:
+        from errata.evaluation.endpoint import EndpointConfig
+
+        if not self.judge_url or not self.judge_model:
+            return None
+        return EndpointConfig(
+            base_url=self.judge_url, model=self.judge_model, api_key_env=self.judge_key_env, max_tokens=256
         )
 
 
@@ -191,6 +239,9 @@ def preserve(options: PreserveOptions) -> None:
             wordings = _rephrased(
                 directory, requests, options.rephrase_url, options.rephrase_model, options.rephrase_key_env
             )
+            battery = battery.model_copy(update={"wordings": wordings})
+        if options.wordings is not None and "uncertainty" in battery.tasks:
+            wordings = _from_file(options.wordings, requests, journal.meta.config, keep_levels=options.keep_levels)
             battery = battery.model_copy(update={"wordings": wordings})
         ray = _ray_of(journal.meta.config, options)
         with _workers(journal, str(checkpoint.directory), battery, requests, ray) as (suites, ask):
@@ -260,6 +311,21 @@ def _rephrased(
         return {name: tuple(wordings) for name, wordings in rephrased(endpoint, requests).items()}
     finally:
         endpoint.close()
+
+
+def _from_file(
+    path: Path, requests: Sequence[EditRequest], config: Mapping[str, Any], *, keep_levels: bool
+) -> dict[str, tuple[str, ...]]:
+    """Wordings of the edits' questions that somebody wrote down; those that keep to their levels, if that is asked."""
+    from errata.evaluation.wordings import filtered, read_wordings
+    from errata.retrieval.embedder import build_embedder
+
+    wordings, questions = read_wordings(path, requests)
+    if keep_levels:
+        wordings = filtered(wordings, questions, build_embedder(_embedder(config)))
+        if not wordings:
+            raise UserError(f"--wordings {str(path)!r}: of no question two wordings keep to their levels")
+    return {name: tuple(text for _, text in own) for name, own in wordings.items()}
 
 
 def _lifetimes(

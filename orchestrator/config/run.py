@@ -90,8 +90,11 @@ class SnapshotConfig(Closed):
     serving: int | None = Field(200, ge=1)
     """Commits between two snapshots of ``errata serve`` where ``every`` is null; null for none."""
     keep: int = Field(2, ge=1)
-    """The newest ones that ``errata gc`` leaves. Of older ones a run itself leaves ever fewer, the older they are: one
-    for each doubling of the age, so that a revert finds one not far from any commit."""
+    """The newest ones that ``errata gc`` leaves. Of older ones a run itself leaves one for each doubling of the age,
+    and those that ``spread`` says."""
+    spread: int = Field(64, ge=0)
+    """At most so many older ones, evenly spread over the run, as long as they take no more room than the commits do: a
+    revert of an old edit begins at the one before it."""
 
 
 class RunConfig(Closed):

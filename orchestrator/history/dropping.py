@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from errata.editing.tensors import write_tensors
 from errata.orchestrator.history.gaps import Gaps
-from errata.orchestrator.history.receipts import RECEIPTS, read_receipt_file
+from errata.orchestrator.history.receipts import RECEIPTS, read_receipt
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.fail_points import reach
 from errata.orchestrator.journal.reading import JournalReader
@@ -73,8 +72,10 @@ def drop(store: ArtifactStore, files: Sequence[Dropped]) -> None:
     reach("after_dropped")
 
 
-def without_names(path: Path, names: Mapping[str, str]) -> tuple[str, dict[str, Tensor], dict[str, str]] | None:
-    """A receipt without the columns of some requests, and with other names for them elsewhere.
+def without_names(
+    store: ArtifactStore, digest: str, names: Mapping[str, str]
+) -> tuple[str, dict[str, Tensor], dict[str, str]] | None:
+    """A stored receipt without the columns of some requests, and with other names for them elsewhere.
 
     Args:
         names: by id, what stands in its place.
@@ -82,7 +83,7 @@ def without_names(path: Path, names: Mapping[str, str]) -> tuple[str, dict[str, 
     Returns:
         Format, tensors and metadata to be written; None where no request is left in it.
     """
-    metadata, tensors = read_receipt_file(path)
+    metadata, tensors = read_receipt(store, digest)
     ids = json.loads(metadata["request_ids"])
     kept = [i for i, name in enumerate(ids) if name not in names]
     if not kept and metadata.get("kind") != "revert":
@@ -91,10 +92,16 @@ def without_names(path: Path, names: Mapping[str, str]) -> tuple[str, dict[str, 
     for key in ("superseded", "taken_out"):
         if key in metadata:
             shown[key] = [names.get(name, name) for name in json.loads(metadata[key])]
+    left = json.loads(metadata.get("left", "[]"))
+    stays = [i for i, name in enumerate(left) if name not in names]
+    if left:
+        shown["left"] = [left[i] for i in stays]
     changed = {**metadata, **{key: json.dumps(value) for key, value in shown.items()}}
     columns = torch.tensor(kept)
 
     def cut(name: str, value: Tensor) -> Tensor:
+        if name.startswith("left."):
+            return value[:, stays].contiguous()
         if value.ndim and name.split(".")[-2:-1] == ["keys"] and value.shape[1] == len(ids):
             return value[:, columns].contiguous()
         if name.split(".")[-1] in ("targets", "ridge") and len(value) == len(ids):
@@ -107,7 +114,7 @@ def without_names(path: Path, names: Mapping[str, str]) -> tuple[str, dict[str, 
 
 def store_cut(store: ArtifactStore, digest: str, names: Mapping[str, str]) -> str | None:
     """Keep a receipt without some requests beside the whole one; returns its digest, None where nothing is left."""
-    left = without_names(store.get("keys", digest), names)
+    left = without_names(store, digest, names)
     if left is None:
         return None
     form, tensors, metadata = left

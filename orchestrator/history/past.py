@@ -6,13 +6,26 @@ the commit that wrote it. A question may name either, or both: what held in May,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, Final, Protocol
 
+from errata.editing.errors import UserError
+from errata.evaluation.outcomes import Arm, AskedArm
+from errata.orchestrator.history.receipts import memory_entry
 from errata.orchestrator.journal.reading import JournalReader
 from errata.orchestrator.journal.rows import Fate, RequestRow, RetractionRow, Version
+from errata.retrieval.memory import MemoryEntry
 from errata.retrieval.naming import SubjectIndex
+from errata.retrieval.router import Findings
+from errata.retrieval.statements import StatementConfig
+
+ARMS_OF_THE_PAST: Final[frozenset[Arm]] = frozenset({"base", "memory", "routed"})
+"""Arms without edited weights: those hold what holds now, and no other version is loaded."""
+_WIDER: Final = 4
+"""As many times more statements of now are looked at for the facts that the past may have said otherwise."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +36,10 @@ class Moment:
     """Event time; None for what held last, as far as it was known."""
     known: Version | None = None
     """The last commit that counts; None for the newest."""
+
+    def is_of(self, loaded: Version) -> bool:
+        """Whether a question about it is one about a version as it stands, whose weights may answer then."""
+        return self.as_of is None and self.known is not None and self.known.digest == loaded.digest
 
 
 def facts_at(journal: JournalReader, fact_keys: Iterable[str], moment: Moment) -> list[RequestRow]:
@@ -97,3 +114,65 @@ class GoneFacts:
                 self._facts[row.seq] = row.fact_key
                 self._index.add(row.seq, str(row.payload.get("subject", "")))
         return {self._facts[id] for text in texts for id in self._index.named(text)}
+
+
+class Searches(Protocol):
+    """The memory, as `errata.actors.clients.MemoryClient` is."""
+
+    def search(self, questions: Sequence[str], k: int) -> Sequence[Sequence[Any]]: ...
+
+    def among(self, questions: Sequence[str], entries: Sequence[MemoryEntry], k: int) -> Findings: ...
+
+
+class Past:
+    """Finds what bore on a question at another time. Safe to use from several threads."""
+
+    def __init__(self, journal: JournalReader, memory: Searches, k: int, statement: StatementConfig | None) -> None:
+        """``k``: statements that are found for a question; ``statement``: how an edit becomes one."""
+        self._journal, self._memory, self._k, self._statement = journal, memory, k, statement
+        self._gone = GoneFacts(journal)
+        self._lock = threading.Lock()
+
+    def moment(self, as_of: datetime | None, as_known_at: str | None) -> Moment:
+        """The moment that a question names.
+
+        Raises:
+            UserError: there is no such version.
+        """
+        if as_known_at is None:
+            return Moment(as_of)
+        tagged = self._journal.tags().get(as_known_at)
+        return Moment(
+            as_of, self._journal.find_version(as_known_at) if tagged is None else self._journal.version(tagged)
+        )
+
+    def find(self, questions: Sequence[str], moment: Moment) -> tuple[Findings, Mapping[int, str]]:
+        """What a memory of that moment finds, and the edits that its statements are of, by number.
+
+        Facts are looked for among those that resemble a question now, whatever they say now, and among those of which
+        nothing holds any more and whose subject a question names.
+        """
+        near = self._memory.search(questions, _WIDER * self._k)
+        numbers = {hit.id for row in near for hit in row}
+        facts = {row.fact_key for row in self._journal.requests_by_number(numbers) if row.fact_key is not None}
+        with self._lock:
+            facts |= self._gone.named(questions)
+        held = facts_at(self._journal, sorted(facts), moment)
+        entries = [memory_entry(row, self._statement) for row in held]
+        return self._memory.among(questions, entries, self._k), {row.seq: row.id for row in held}
+
+
+def arms_then(wanted: Sequence[Arm] | None, there: Sequence[AskedArm]) -> list[Arm]:
+    """The arms that answer a question about another time.
+
+    Raises:
+        UserError: one that was asked for needs the weights of then.
+    """
+    for arm in wanted or ():
+        if arm not in ARMS_OF_THE_PAST:
+            allowed = ", ".join(arm for arm in there if arm in ARMS_OF_THE_PAST)
+            raise UserError(
+                f"arm {arm!r} speaks with weights that hold what holds now, and those of another time are not loaded; "
+                f"at another time there are: {allowed}"
+            )
+    return list(wanted or [arm for arm in there if arm in ARMS_OF_THE_PAST])

@@ -24,6 +24,7 @@ from errata.editing.model.decoder import FAMILIES, Decoder, is_module
 from errata.editing.modules.packed import EMPTY
 from errata.orchestrator.history.gaps import Gaps, load_floor, start_for
 from errata.orchestrator.history.modules import joined
+from errata.orchestrator.history.receipts import read_change
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.reading import JournalReader
 from errata.orchestrator.journal.rows import Version
@@ -184,7 +185,7 @@ def load_delta(store: ArtifactStore, version: Version) -> WeightDelta | None:
         DamagedFileError: its file is damaged or gone; the message names the commit.
     """
     try:
-        delta = None if version.delta is None else WeightDelta.load(store.get("deltas", version.delta))
+        delta = None if version.delta is None else read_change(store, version.delta)
         return joined(store, delta, version.parts)
     except FileNotFoundError as error:
         raise DamagedFileError(f"v{version.sequence}: its delta {str(version.delta)[:12]} is missing") from error

@@ -39,17 +39,40 @@ RECEIPTS = (_FORMAT, _CORRECTED)
 
 def receipt_digest(path: Path) -> str:
     """Digest of a receipt file's content, independent of how its header is laid out."""
-    metadata, tensors = read_tensors(path, (_FORMAT, _CORRECTED), "receipt file")
+    return _content_digest(*read_tensors(path, RECEIPTS, "receipt file"))
+
+
+def _content_digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     return digest_json({"metadata": metadata, "tensors": digest_tensors(tensors)})
 
 
-def read_receipt_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a receipt file.
+def read_receipt(store: ArtifactStore, digest: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a stored receipt, checked against its name; the file is read once.
 
     Raises:
-        DamagedFileError: it is damaged.
+        DamagedFileError, FileNotFoundError: it is damaged or gone.
     """
-    return read_tensors(path, RECEIPTS, "receipt file")
+    path = store.get("keys", digest, verify=False)
+    metadata, tensors = read_tensors(path, RECEIPTS, "receipt file")
+    _require_named(path, digest, _content_digest(metadata, tensors))
+    return metadata, tensors
+
+
+def read_change(store: ArtifactStore, digest: str) -> WeightDelta:
+    """A stored change, checked against its name; the file is read once.
+
+    Raises:
+        DamagedFileError, FileNotFoundError: it is damaged or gone.
+    """
+    path = store.get("deltas", digest, verify=False)
+    delta = WeightDelta.load(path)
+    _require_named(path, digest, delta.digest)
+    return delta
+
+
+def _require_named(path: Path, name: str, digest: str) -> None:
+    if digest != name:
+        raise DamagedFileError(f"{path} holds {digest}, not what its name says")
 
 
 def open_store(root: Path) -> ArtifactStore:
@@ -105,6 +128,11 @@ def store_receipt(store: ArtifactStore, receipt: EditReceipt) -> tuple[str | Non
             "parts": json.dumps([asdict(part) for part in receipt.parts]),
             "whole": json.dumps(receipt.whole),
         }
+    if leaving := {name: keys for name, keys in receipt.old_keys.items() if name in leaves_with(receipt)}:
+        # so that a replay reads one receipt for a commit, not one for each key that left with it
+        metadata["left"] = json.dumps(list(leaving))
+        layers = next(iter(leaving.values()))
+        tensors |= {f"left.{layer}": torch.stack([keys[layer] for keys in leaving.values()], 1) for layer in layers}
     form = _FORMAT
     if receipt.sweeps:
         form = _CORRECTED
@@ -141,8 +169,8 @@ def load_receipt(store: ArtifactStore, version: Version, gaps: Gaps | None = Non
     change = version.delta if gaps is None else gaps.change(version.delta)
     if keys is None:
         return EditReceipt(version.sequence, None, (), (), (), (), covariance_digest=version.covariance)
-    metadata, tensors = read_receipt_file(store.get("keys", keys))
-    delta = None if change is None else WeightDelta.load(store.get("deltas", change))
+    metadata, tensors = read_receipt(store, keys)
+    delta = None if change is None else read_change(store, change)
     dropped = gaps is not None and any(gap.lacks(version.sequence) for gap in gaps.all)
     delta = delta if dropped else joined(store, delta, version.parts)
     return EditReceipt(
@@ -162,7 +190,13 @@ def load_receipt(store: ArtifactStore, version: Version, gaps: Gaps | None = Non
         whole=bool(json.loads(metadata.get("whole", "false"))),
         memory={n.removeprefix("memory."): t for n, t in tensors.items() if n.startswith("memory.")},
         sweeps=tuple(_sweep(tensors, number) for number in range(int(metadata.get("sweeps", "0")))),
+        old_keys=_columns(json.loads(metadata.get("left", "[]")), tensors, "left"),
     )
+
+
+def leaves_with(receipt: EditReceipt) -> tuple[str, ...]:
+    """Requests whose keys of before leave the past keys with a commit, as far as they were among them."""
+    return receipt.superseded if receipt.kind != "revert" else (*receipt.taken_out, *receipt.request_ids)
 
 
 def _sweep(tensors: Mapping[str, Tensor], number: int) -> Sweep:
@@ -171,8 +205,17 @@ def _sweep(tensors: Mapping[str, Tensor], number: int) -> Sweep:
     return Sweep(own["targets"], own["ridge"], _keys_by_layer(own))
 
 
-def _keys_by_layer(tensors: Mapping[str, Tensor]) -> dict[int, Tensor]:
-    return {int(name.split(".")[1]): value for name, value in tensors.items() if name.startswith("keys.")}
+def _keys_by_layer(tensors: Mapping[str, Tensor], kind: str = "keys") -> dict[int, Tensor]:
+    return {int(name.split(".")[1]): value for name, value in tensors.items() if name.startswith(f"{kind}.")}
+
+
+def _columns(names: Sequence[str], tensors: Mapping[str, Tensor], kind: str = "keys") -> dict[str, dict[int, Tensor]]:
+    """Keys (d_in,) by request and layer: the columns of a receipt's matrices."""
+    matrices = _keys_by_layer(tensors, kind)
+    return {
+        name: {layer: matrix[:, column].clone() for layer, matrix in matrices.items()}
+        for column, name in enumerate(names)
+    }
 
 
 def commit_data(
@@ -289,12 +332,15 @@ def history_before(journal: JournalReader, store: ArtifactStore, batches: Sequen
 
 
 def with_old_keys(journal: JournalReader, store: ArtifactStore, receipt: EditReceipt, version: Version) -> EditReceipt:
-    """The receipt with the keys that leave by it, where the editor may not hold them any more."""
+    """The receipt with the keys that leave by it, where the editor may not hold them any more.
+
+    A receipt has them itself; one of a release before 0.2 has not, and they are looked for where they were written.
+    """
     widths = [keys.shape[0] for keys in receipt.keys.values()]
     # an editor gives raw keys up when it has d_in of them, which takes as many edits
-    if receipt.whole or not widths or version.edits < min(widths):
+    if receipt.old_keys or receipt.whole or not widths or version.edits < min(widths):
         return receipt
-    leaving = receipt.superseded if receipt.kind != "revert" else (*receipt.taken_out, *receipt.request_ids)
+    leaving = leaves_with(receipt)
     if not leaving:
         return receipt
     return replace(receipt, old_keys=old_keys(journal, store, leaving, before=version.sequence))
@@ -321,7 +367,7 @@ def old_keys(journal: JournalReader, store: ArtifactStore, names: Iterable[str],
         held = _stored_keys(journal, store, gaps, sequence)
         for name in members:
             if name in held:
-                found[name] = {layer: key.clone() for layer, key in held[name].items()}
+                found[name] = held[name]
             left[name] = [] if name in held else left[name][1:]
         left = {name: places for name, places in left.items() if places}
     return found
@@ -337,12 +383,8 @@ def _stored_keys(
     again = version.kind in ("revert", "erase")
     if keys is None or (again and gaps.lacks(sequence) and not store.contains("keys", keys)):
         return {}
-    metadata, tensors = read_receipt_file(store.get("keys", keys))
-    columns = _keys_by_layer(tensors)
-    return {
-        name: {layer: matrix[:, column] for layer, matrix in columns.items()}
-        for column, name in enumerate(json.loads(metadata["request_ids"]))
-    }
+    metadata, tensors = read_receipt(store, keys)
+    return _columns(json.loads(metadata["request_ids"]), tensors)
 
 
 def load_covariance(store: ArtifactStore, digest: str) -> KeyCovariance:

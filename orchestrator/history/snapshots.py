@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 SNAPSHOT: Final = "snapshot"
 """Kind of the journal's event for a stored snapshot."""
 _FORMAT: Final = "errata-snapshot-1"
+_SAMPLED: Final = 20
+"""Commits whose files are looked at to know how much room one takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,8 @@ def newest_snapshot(
     for row in reversed(snapshots(journal)):
         if row.sequence <= after or (before is not None and row.sequence >= before):
             continue
+        if not store.contains("snapshots", row.digest):
+            continue  # most old ones were deleted
         if row.sequence > head or journal.version(row.sequence).digest != row.version:
             logger.warning("the snapshot of v%d is of another history and is passed over", row.sequence)
             continue
@@ -120,20 +124,62 @@ def load_snapshot(store: ArtifactStore, row: SnapshotRow) -> Snapshot:
     return Snapshot(int(metadata["sequence"]), weights, json.loads(metadata["about"]), parts["state"])
 
 
-def outlived(rows: Sequence[SnapshotRow], keep: int) -> list[SnapshotRow]:
-    """Of snapshots, oldest first, those that a running run deletes: it keeps the newest ``keep``, and of the older ones
-    the oldest of each doubling of the age, in commits."""
+def outlived(rows: Sequence[SnapshotRow], keep: int, apart: int | None = None) -> list[SnapshotRow]:
+    """Of snapshots, oldest first, those that a running run deletes.
+
+    It keeps the newest ``keep``; of the older ones the oldest of each doubling of the age, in commits; and, where
+    ``apart`` is given, from the oldest on each that comes so many commits after the last one kept.
+    """
     if len(rows) <= keep:
         return []
     newest = rows[-1].sequence
     ages: set[int] = set()
-    out = []
+    out: list[SnapshotRow] = []
+    last: int | None = None
     for row in rows[: len(rows) - keep]:
         age = (newest - row.sequence).bit_length()
-        if age in ages:
+        spaced = apart is not None and (last is None or row.sequence - last >= apart)
+        if spaced:
+            last = row.sequence
+        if age in ages and not spaced:
             out.append(row)
         ages.add(age)
     return out
+
+
+def spacing(every: int, head: int, most: int, worth: float) -> int | None:
+    """Commits between two old snapshots, so that there are at most ``most`` of them and they take no more room than
+    the commits do; None where ``most`` is 0.
+
+    It is ``every`` times a power of two: what is kept at a spacing was kept at all smaller ones. With n commits it is
+    at most twice max(``every``, n / ``most``, ``worth``), so a revert replays no more than that for each batch it
+    computes again.
+
+    Args:
+        head: the newest commit's number.
+        worth: how many commits' files take as much room as one snapshot.
+    """
+    if most < 1:
+        return None
+    apart = every
+    while apart * most < head or apart < worth:
+        apart *= 2
+    return apart
+
+
+def worth_of(journal: JournalReader, store: ArtifactStore, digest: str) -> float:
+    """How many commits' files take as much room as a snapshot, by the newest commits'."""
+    commits = journal.version_page(_SAMPLED)
+    named = [(kind, name) for v in commits for kind, name in (("keys", v.keys), ("deltas", v.delta)) if name]
+    named += [("pieces", v.parts.pieces) for v in commits if v.parts.pieces]
+    named += [("modules", module) for v in commits for module in v.parts.modules]
+    room = sum(size_of(store, kind, name) for kind, name in named if store.contains(kind, name))
+    return size_of(store, "snapshots", digest) * len(commits) / max(1, room)
+
+
+def size_of(store: ArtifactStore, kind: str, digest: str) -> int:
+    """Bytes of a stored file."""
+    return store.get(kind, digest, verify=False).stat().st_size
 
 
 def superfluous(journal: JournalReader, store: ArtifactStore, keep: int) -> Iterator[str]:

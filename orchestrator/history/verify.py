@@ -21,8 +21,9 @@ from errata.orchestrator.history.gaps import Gaps, load_floor
 from errata.orchestrator.history.log import History
 from errata.orchestrator.history.modules import changed
 from errata.orchestrator.history.rebuild import BaseCheckpoint, advance, edited_layers, load_delta, weights_digest
-from errata.orchestrator.history.receipts import load_receipt, open_store, read_receipt_file
+from errata.orchestrator.history.receipts import load_receipt, open_store, read_receipt
 from errata.orchestrator.history.snapshots import snapshots, superfluous
+from errata.orchestrator.history.written import WrittenKeys
 from errata.orchestrator.journal import JOURNAL_FILE, Journal
 from errata.orchestrator.journal.artifacts import DIGEST, KINDS, ArtifactStore
 from errata.orchestrator.journal.chain import check_chain
@@ -275,20 +276,23 @@ def _check_commits(history: History, store: ArtifactStore, report: Report, progr
     swaps = {swap.after_sequence: swap.covariance for swap in history.journal.swaps()}
     in_force = swaps.get(0)
     gaps = Gaps.of(history.journal)
+    written = WrittenKeys()
     for version in history.versions[1:]:
         where = f"v{version.sequence}"
         if changed(version) and version.covariance != in_force:
             report.add(where, f"was made on covariance {_short(version.covariance)}, in force was {_short(in_force)}")
         in_force = swaps.get(version.sequence, in_force)
-        if gaps.lacks(version.sequence) or gaps.receipt(version.keys) != version.keys:
+        replaced = gaps.receipt(version.keys) != version.keys or gaps.change(version.delta) != version.delta
+        if gaps.lacks(version.sequence) or replaced:
+            written.forget()
             continue  # its files may be gone, or hold what is left of it
-        if gaps.change(version.delta) != version.delta:
-            continue
         try:
             receipt = load_receipt(store, version)
         except (DamagedFileError, FileNotFoundError):
+            written.forget()
             continue  # told already, or nothing to compare with
         except Exception as error:
+            written.forget()
             report.add(where, f"its receipt cannot be read: {_told(error)}")
             continue
         if receipt.sequence != version.sequence:
@@ -297,6 +301,8 @@ def _check_commits(history: History, store: ArtifactStore, report: Report, progr
             report.add(where, f"its receipt names the edits {sorted(receipt.request_ids)}, the journal others")
         if version.kind in ("revert", "erase") and not _fated(history, version, "reverted") <= set(receipt.taken_out):
             report.add(where, f"its receipt takes out {sorted(receipt.taken_out)}, the journal reverts others")
+        if others := list(written.differing(receipt)):
+            report.add(where, f"its receipt keeps other keys of the edits {others[:5]} than those that were written")
         if receipt.delta is not None:
             _compare_norms(where, "change", version.delta_norms, receipt.delta.norms(), report)
         progress("commits", version.sequence, len(history.versions) - 1)
@@ -313,7 +319,7 @@ def _check_recomputed(journal: JournalReader, store: ArtifactStore, report: Repo
         if said == {0}:
             continue
         try:
-            metadata, _ = read_receipt_file(store.get("keys", keys))
+            metadata, _ = read_receipt(store, keys)
             parts = {int(part["sequence"]) for part in json.loads(metadata.get("parts", "[]"))}
             whole = json.loads(metadata.get("whole", "false"))
         except (DamagedFileError, FileNotFoundError, ValueError, KeyError, TypeError):

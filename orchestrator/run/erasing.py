@@ -19,7 +19,7 @@ from errata.editing.errors import UserError
 from errata.editing.request import EditRequest
 from errata.orchestrator.history.dropping import Dropped, drop, droppable, store_cut
 from errata.orchestrator.history.gaps import FLOOR, Gap, Gaps
-from errata.orchestrator.history.receipts import load_receipt, read_receipt_file
+from errata.orchestrator.history.receipts import load_receipt, read_receipt
 from errata.orchestrator.history.scrubbing import Needles, Scrubbed, scrub
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.erasing import erased_id
@@ -32,7 +32,7 @@ from errata.orchestrator.run.offline import OfflineRun
 from errata.orchestrator.run.reverting import contributions
 from errata.retrieval.kept import forget_saved
 
-_NAMED: Final = ("request_ids", "superseded", "taken_out")
+_NAMED: Final = ("request_ids", "superseded", "taken_out", "left")
 ERASE: Final = "erase"
 """Kind of the journal's events, and of the commit."""
 
@@ -187,7 +187,7 @@ def _open_gap(run: OfflineRun, rows: Sequence[RequestRow], number: int) -> None:
         keys = gaps.receipt(journal.version(sequence).keys)
         if keys is None or not store.contains("keys", keys):
             continue
-        metadata, _ = read_receipt_file(store.get("keys", keys))
+        metadata, _ = read_receipt(store, keys)
         if {name for key in _NAMED for name in json.loads(metadata.get(key, "[]"))} & names.keys():
             replaced[keys] = store_cut(store, keys, names)
             affected.append(journal.version(sequence))

@@ -43,7 +43,14 @@ from errata.orchestrator.history.receipts import (
     store_receipt,
     with_old_keys,
 )
-from errata.orchestrator.history.snapshots import newest_snapshot, outlived, snapshots, store_snapshot
+from errata.orchestrator.history.snapshots import (
+    newest_snapshot,
+    outlived,
+    snapshots,
+    spacing,
+    store_snapshot,
+    worth_of,
+)
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.artifacts import ArtifactStore
 from errata.orchestrator.journal.fail_points import reach
@@ -57,6 +64,7 @@ from errata.orchestrator.run.reverting import commit_revert, forgotten
 from errata.orchestrator.run.updating import set_late_aside, settle_retractions
 from errata.orchestrator.tracking import names
 from errata.orchestrator.tracking.tracker import NullTracker, Tracker
+from errata.retrieval.memory import MemoryEntry
 from errata.retrieval.statements import StatementConfig
 
 logger = logging.getLogger(__name__)
@@ -201,7 +209,9 @@ class Pipeline:
                 self._restore()
         if self._retries:
             # what a batch had in hand and left waiting was weak there
-            given = [name for row in self.journal.attempts() if row.outcome == "committed" for name in row.request_ids]
+            oldest = next(iter(self.journal.pending(1)), None)
+            rows = [] if oldest is None else self.journal.attempts_since(oldest.accepted_at)
+            given = [name for row in rows if row.outcome == "committed" for name in row.request_ids]
             self._alone = list(dict.fromkeys(given))
 
     def head(self) -> Version:
@@ -361,7 +371,12 @@ class Pipeline:
                 self.memory.remove([number for number in others if number not in numbers])
                 self.memory.add([memory_entry(row, self._statement) for row in held])
                 return
-        self.memory.sync([memory_entry(row, self._statement) for row in self.journal.held(sequence)])
+        self.memory.sync(self._held(sequence))
+
+    def _held(self, sequence: int) -> Iterator[MemoryEntry]:
+        """What the memory held after a commit; read where somebody wants it."""
+        for row in self.journal.held(sequence):
+            yield memory_entry(row, self._statement)
 
     def _begin(self, since: Snapshot | None) -> None:
         """The editor at a snapshot, or at the beginning."""
@@ -517,15 +532,20 @@ class Pipeline:
         every = self._snapshots.every
         if every is not None and version.sequence % every == 0:
             # before a swap, which belongs to the next batch
-            self.snapshot()
-            there = set(self.store.digests("snapshots"))
-            floors = Gaps.of(self.journal).snapshots()
-            kept = [row for row in snapshots(self.journal) if row.digest in there and row.digest not in floors]
-            for row in outlived(kept, self._snapshots.keep):
-                self.store.discard("snapshots", row.digest)
+            self._thin_out(self.snapshot(), every)
         self._at_boundary(version, self._edits_before, replayed=False)
         for hook in self.after_commit:
             hook(version)
+
+    def _thin_out(self, newest: str, every: int) -> None:
+        """Delete the snapshots that the newest one makes superfluous."""
+        there = set(self.store.digests("snapshots"))
+        floors = Gaps.of(self.journal).snapshots()
+        kept = [row for row in snapshots(self.journal) if row.digest in there and row.digest not in floors]
+        worth = worth_of(self.journal, self.store, newest)
+        apart = spacing(every, self.head().sequence, self._snapshots.spread, worth)
+        for row in outlived(kept, self._snapshots.keep, apart):
+            self.store.discard("snapshots", row.digest)
 
     def _at_boundary(self, version: Version, before: int, *, replayed: bool) -> None:
         self._edits_before = version.edits

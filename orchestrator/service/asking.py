@@ -18,12 +18,12 @@ from errata.evaluation.answering import ArmAnswer, Question
 from errata.evaluation.outcomes import MEMORY_ARMS, Arm, AskedArm
 from errata.evaluation.patience import ENDLESS, Patience
 from errata.evaluation.streaming import Opened, TextPiece
-from errata.orchestrator.history.past import Moment
+from errata.orchestrator.history.past import Moment, Past
 from errata.orchestrator.journal.rows import Version
 from errata.orchestrator.measuring.finding import findings
 from errata.orchestrator.service.core import Live
 from errata.orchestrator.service.errors import ServiceError, busy, unavailable
-from errata.orchestrator.service.past import Past
+from errata.orchestrator.service.past import arms_then
 from errata.retrieval.router import Findings, FittedRouter, Routing
 
 _LETTERS_PER_TOKEN: Final = 32
@@ -146,6 +146,8 @@ class Speaking:
     """Ids of the edits whose statements were found, by the number of the statement."""
     router: str | None
     """Digest of the router that decided, for the routed arm."""
+    moment: Moment | None
+    """The time that it is about, where it is not now."""
     next: Callable[[int], TextPiece]
     """Up to so many tokens more; waits for them."""
     close: Callable[[], None]
@@ -195,9 +197,11 @@ class Asking:
         """Ask in the background, for as long as ``patience`` lasts; about ``moment``, or now.
 
         Raises:
-            ServiceError: 429 when too many questions are under way, 503 before the first version is there.
+            ServiceError: 429 when too many questions are under way, 503 before the first version is there, 422 where an
+                arm needs the weights of another time.
         """
         live = self._live()
+        self._require_weights(arms, moment, live)
         if not self._room.acquire(blocking=False):
             raise busy("too many questions are under way", retry_after=2)
         try:
@@ -218,10 +222,12 @@ class Asking:
         *,
         plain: bool = False,
         patience: Patience = ENDLESS,
+        moment: Moment | None = None,
     ) -> Future[Speaking]:
         """Begin one arm's answer in the background; it counts as a question until it is closed.
 
         Args:
+            moment: the time that it is to be about, where that is not now.
             plain: the answer is continued text, so its leading space belongs to it.
             patience: of whoever asks, for the whole answer.
 
@@ -229,24 +235,46 @@ class Asking:
             ServiceError: as `submit`.
         """
         live = self._live()
+        self._require_weights([arm], moment, live)
         if not self._room.acquire(blocking=False):
             raise busy("too many questions are under way", retry_after=2)
         try:
-            return self._threads.submit(self._speak, live, question, arm, sampling, plain, patience)
+            return self._threads.submit(self._speak, live, question, arm, sampling, plain, patience, moment)
         except RuntimeError:
             self._room.release()
             raise unavailable("the service is ending") from None
 
+    def arms_at(self, moment: Moment | None) -> list[Arm]:
+        """The arms that can answer a question about a moment."""
+        if moment is None or moment.is_of(self._live().version):
+            return list(self.arms)
+        return arms_then(None, self.arms)
+
+    def _require_weights(self, arms: Sequence[Arm], moment: Moment | None, live: Live) -> None:
+        if moment is not None and not moment.is_of(live.version):
+            arms_then(arms, self.arms)
+
     def _speak(
-        self, live: Live, question: Question, arm: Arm, sampling: Sampling, plain: bool, patience: Patience
+        self,
+        live: Live,
+        question: Question,
+        arm: Arm,
+        sampling: Sampling,
+        plain: bool,
+        patience: Patience,
+        moment: Moment | None,
     ) -> Speaking:
         try:
             near: Sequence[Any] = []
             routing = None
-            if arm == "routed":
-                if len(question.messages) > 1:
-                    turns = [turn["content"] for turn in question.messages if turn["role"] != "system"]
-                    question = Question(self._memory.resolved(turns), question.messages)
+            edits: Mapping[int, str] = {}
+            if arm == "routed" and len(question.messages) > 1:
+                turns = [turn["content"] for turn in question.messages if turn["role"] != "system"]
+                question = Question(self._memory.resolved(turns), question.messages)
+            if moment is not None and not moment.is_of(live.version):
+                then, edits = self._found([question.text], [arm], moment)
+                near, routing = then[question.text], then.routing if arm == "routed" else None
+            elif arm == "routed":
                 routing = self._memory.route([question.text], self._k)
                 near = [candidate.hit for candidate in routing.candidates.get(question.text, ())]
             elif arm in MEMORY_ARMS:
@@ -274,7 +302,8 @@ class Asking:
                 raise _no_answer(error, "the answer could not be finished") from error
 
         digest = routing.fitted.digest if routing is not None else None
-        return Speaking(live.version, stream.opened, {hit.id: hit.request_id for hit in near}, digest, more, end)
+        names = edits or {hit.id: hit.request_id for hit in near}
+        return Speaking(live.version, stream.opened, names, digest, moment, more, end)
 
     def close(self) -> None:
         """Refuse further questions; those under way end by themselves or with the workers."""
@@ -292,7 +321,8 @@ class Asking:
         started = time.perf_counter()
         texts = list(dict.fromkeys(question.text for question in questions))
         try:
-            hits, edits = self._found(texts, arms, moment)
+            then = None if moment is None or moment.is_of(live.version) else moment
+            hits, edits = self._found(texts, arms, then)
             answers = self._evaluators.answer(questions, live.weights, hits, arms, limit, patience=patience)
         except ErrataError as error:
             raise _no_answer(error) from error
@@ -303,7 +333,7 @@ class Asking:
     ) -> tuple[Findings, Mapping[int, str]]:
         """What the memory finds, and the edits of the statements found."""
         if moment is not None:
-            if {"memory", "routed"} & set(arms):
+            if MEMORY_ARMS & set(arms):
                 return self.past.find(texts, moment)
             return Findings({text: [] for text in texts}), {}
         found = findings(self._memory, texts, self._k, arms)

@@ -43,6 +43,8 @@ Subject = Annotated[str, StringConstraints(min_length=1, max_length=300, pattern
 Target = Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=_BODY)]
 Prompt = Annotated[str, StringConstraints(min_length=1, max_length=2000, pattern=_BODY)]
 Note = Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=_LINE)]
+KnownAt = Annotated[str, Field(min_length=1, max_length=200)]
+"""A version by number (`v12`), digits of its digest, or a tag."""
 Identifier = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
 
 
@@ -133,7 +135,7 @@ class QueryIn(StrictIn):
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
     as_of: EventTime | None = None
     """Answer with what was true at this time (without a zone UTC): by the arms without edited weights."""
-    as_known_at: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    as_known_at: KnownAt | None = None
     """Answer with what was known in this version (`v12`, digits of a digest, a tag): by the same arms."""
 
     @model_validator(mode="after")
@@ -443,7 +445,7 @@ def answers_view(answers: Answers, questions: list[str]) -> dict[str, Any]:
         "sequence": answers.version.sequence,
         "edits": answers.version.edits,
         "seconds": round(answers.seconds, 4),
-        **_moment(answers.moment),
+        **moment_view(answers.moment),
         "answers": [
             {"question": question, "arms": {arm: _answer(reply, answers.edits) for arm, reply in by_arm.items()}}
             for question, by_arm in zip(questions, answers.answers, strict=True)
@@ -451,7 +453,8 @@ def answers_view(answers: Answers, questions: list[str]) -> dict[str, Any]:
     }
 
 
-def _moment(moment: Moment | None) -> dict[str, Any]:
+def moment_view(moment: Moment | None) -> dict[str, Any]:
+    """The time that an answer is about; nothing where it is now."""
     if moment is None:
         return {}
     as_of = None if moment.as_of is None else moment.as_of.isoformat()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Annotated, Any, Final
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
 from errata.editing.model.streaming import Sampling
-from errata.orchestrator.service.bodies import Note, Prompt, StrictIn, TextTurn
+from errata.editing.request import EventTime
+from errata.orchestrator.service.bodies import KnownAt, Note, Prompt, StrictIn, TextTurn
 from errata.orchestrator.service.errors import ServiceError
 
 Tokens = Annotated[int, Field(ge=1)]
@@ -47,6 +49,15 @@ _ANY: Final = (
 """Parameters that change nothing about the answer here, whatever they say."""
 
 
+def _time(value: Any) -> Any:
+    """A time from its text: what a validator of the whole body has seen is no JSON any more, and strict of it."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError("a time is a text such as 2026-03-05T00:00:00Z")
+    return TypeAdapter(datetime).validate_python(value)
+
+
 class StreamOptions(StrictIn):
     """Options of ``stream: true``."""
 
@@ -65,6 +76,10 @@ class _CompletionIn(StrictIn):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    as_of: Annotated[EventTime | None, BeforeValidator(_time)] = None
+    """Not OpenAI's: answer with what was true at this time (without a zone UTC), as `POST /v1/query` does."""
+    as_known_at: KnownAt | None = None
+    """Not OpenAI's: answer with what was known in this version (`v12`, digits of a digest, a tag)."""
 
     @model_validator(mode="before")
     @classmethod

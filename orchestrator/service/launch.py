@@ -18,6 +18,7 @@ from errata.evaluation.outcomes import ARMS
 from errata.orchestrator.config.loading import build_config, composed
 from errata.orchestrator.config.presets import find_config
 from errata.orchestrator.config.run import RunConfig
+from errata.orchestrator.history.past import Past
 from errata.orchestrator.journal import JOURNAL_FILE, Journal
 from errata.orchestrator.progress import Display
 from errata.orchestrator.run.assembly import make_pipeline
@@ -31,7 +32,6 @@ from errata.orchestrator.service.calls import Service
 from errata.orchestrator.service.connections import ConnectionGuard, protocol
 from errata.orchestrator.service.core import ServiceCore
 from errata.orchestrator.service.metrics import Metrics
-from errata.orchestrator.service.past import Past
 from errata.orchestrator.service.publishing import publishing_of
 from errata.orchestrator.service.traces import Traces
 from errata.orchestrator.sources import Pump

@@ -17,7 +17,7 @@ from errata.evaluation.answering import Question
 from errata.evaluation.outcomes import Arm
 from errata.evaluation.streaming import TextPiece
 from errata.orchestrator.service.asking import Speaking
-from errata.orchestrator.service.bodies import statement_view
+from errata.orchestrator.service.bodies import moment_view, statement_view
 from errata.orchestrator.service.completions import ChatIn, TextIn
 from errata.orchestrator.service.errors import ServiceError, printable
 
@@ -99,6 +99,7 @@ def errata_view(said: Speaking) -> dict[str, Any]:
         "version": said.version.digest,
         "edits": said.version.edits,
         "weights": "edited" if said.opened.edited else "base",
+        **moment_view(said.moment),
     }
     if said.opened.reason is not None:
         view["decision"] = "out" if said.opened.chosen is None else "in"

@@ -27,7 +27,7 @@ from errata.orchestrator.service.calls import Service
 from errata.orchestrator.service.completions import ChatIn, TextIn
 from errata.orchestrator.service.core import ServiceCore
 from errata.orchestrator.service.errors import ServiceError, unavailable
-from errata.orchestrator.service.past import arms_then
+from errata.orchestrator.service.past import moment_of
 from errata.orchestrator.service.schema import takes
 
 T = TypeVar("T")
@@ -64,14 +64,11 @@ def question_routes(app: FastAPI, service: Service) -> None:
             raise ServiceError(
                 422, "invalid", f"at most {counted(core.config.max_questions_per_query, 'question')} at once"
             )
-        arms = wanted.arms or list(asking.arms)
-        strange = [arm for arm in arms if arm not in asking.arms]
+        strange = [arm for arm in wanted.arms or () if arm not in asking.arms]
         if strange:
             raise ServiceError(422, "invalid", f"this run has no arm {strange[0]!r}; it has: {', '.join(asking.arms)}")
-        moment = None
-        if wanted.as_of is not None or wanted.as_known_at is not None:
-            moment = await run_in_threadpool(asking.past.moment, wanted.as_of, wanted.as_known_at)
-            arms = arms_then(wanted.arms, asking.arms)
+        moment = await run_in_threadpool(moment_of, asking.past, wanted.as_of, wanted.as_known_at)
+        arms: list[Arm] = list(wanted.arms or asking.arms_at(moment))
         limit = _bounded(core, wanted.max_new_tokens)
         started = time.perf_counter()
         questions = [Question(text) for text in wanted.asked]
@@ -109,9 +106,10 @@ def question_routes(app: FastAPI, service: Service) -> None:
         sampling = wanted.sampling(min(limit, core.config.max_answer_tokens))
         plain = isinstance(wanted, TextIn)
         question = openai.question_of(wanted)
+        moment = await run_in_threadpool(moment_of, asking.past, wanted.as_of, wanted.as_known_at)
         await run_in_threadpool(asking.check, [question])
         waiter = Waiter(core, request)
-        future = asking.speak(question, arm, sampling, plain=plain, patience=waiter.patience)
+        future = asking.speak(question, arm, sampling, plain=plain, patience=waiter.patience, moment=moment)
         try:
             said = await waiter.wait(future)
         except BaseException:

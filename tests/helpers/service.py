@@ -25,6 +25,7 @@ from errata.evaluation.patience import ENDLESS, Patience
 from errata.evaluation.streaming import Opened, TextPiece
 from errata.orchestrator.config.publish import PublishConfig
 from errata.orchestrator.config.service import ServiceConfig
+from errata.orchestrator.history.past import Past
 from errata.orchestrator.journal import Journal
 from errata.orchestrator.journal.intake import Admission
 from errata.orchestrator.journal.rows import CommitData, JournalMeta, RequestOutcome, Version
@@ -39,7 +40,6 @@ from errata.orchestrator.service.bodies import PublicationIn
 from errata.orchestrator.service.calls import Service
 from errata.orchestrator.service.core import ServiceCore
 from errata.orchestrator.service.metrics import Metrics
-from errata.orchestrator.service.past import Past
 from errata.orchestrator.service.publishing import Publishing
 from errata.retrieval.embedder import HashEmbedderConfig
 from errata.retrieval.index import IndexConfig

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,18 +15,20 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from errata.editing.errors import UserError
 from errata.editing.request import EditRequest
+from errata.orchestrator.cli import app
 from errata.orchestrator.config.loading import build_config
 from errata.orchestrator.history.gaps import Gaps
 from errata.orchestrator.history.rebuild import BaseCheckpoint, edited_layers, weights_at
-from errata.orchestrator.history.receipts import open_store
+from errata.orchestrator.history.receipts import load_receipt, old_keys, open_store, read_receipt
 from errata.orchestrator.history.verify import collect_garbage, verify
 from errata.orchestrator.journal import Journal
-from errata.orchestrator.journal.fail_points import InjectedCrash, raise_once
+from errata.orchestrator.journal.fail_points import ENVIRONMENT_VARIABLE, EXIT_CODE, InjectedCrash, raise_once
 from errata.orchestrator.run.compacting import compact, plan_compaction
-from errata.orchestrator.run.erasing import ERASE, erase, finish_erasures, plan_erasure
+from errata.orchestrator.run.erasing import ERASE, erase, plan_erasure
 from errata.orchestrator.run.offline import OfflineRun
 from tests.integration.harness import asked, fact, facts, opened, settings, write_all, write_stream
 
@@ -73,6 +78,21 @@ def equal(left: dict[int, torch.Tensor], right: dict[int, torch.Tensor]) -> bool
 def sound(run: Path, tiny: Path) -> None:
     report = verify(run, BaseCheckpoint(tiny))
     assert report.sound, report.problems
+
+
+def errata(*arguments: object) -> str:
+    """What a command prints, run in this process; what it raises comes through."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def content(run: Path) -> dict[str, bytes]:
+    """Every file of a run but SQLite's index of its log, which readers write too."""
+    files = {str(path.relative_to(run)): path for path in run.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if not name.endswith(("-shm", "-wal", ".lock"))}
 
 
 # ---------------------------------------------------------------- compaction
@@ -142,14 +162,41 @@ def test_versions_of_the_last_days_stay(run: Path) -> None:
 COMPACTION = ("artifact_renamed", "after_floors_stored", "gap_in_transaction", "after_gap", "after_first_dropped")
 
 
+COMPACT = ("compact", "--days", 0, "--no-reverts", "--run")
+
+
+def test_the_commands_tag_and_compact(run: Path, tiny_checkpoint: Path) -> None:
+    assert errata("tag", "good", "v3", "--run", run).endswith(" is good\n")
+    for name, version, words in (
+        (" ", "v3", "must be printable and not blank"),
+        ("base", "v0", "v0 is the base model"),
+        ("late", "v99", "there is no version v99"),
+    ):
+        with pytest.raises(UserError, match=words):
+            errata("tag", name, version, "--run", run)
+    assert "nothing to do" in errata("compact", "--run", run), "versions of the last thirty days stay"
+    assert "those from the first edit" in errata("compact", "--days", 0, "--run", run), "and what reverts need"
+    before = content(run)
+    planned = errata(*COMPACT, run, "--dry-run").splitlines()
+    assert planned[0] == "5 versions would become names only; snapshots of v3, v7 would be kept"
+    assert planned[1].endswith("would be deleted") and content(run) == before
+    done = errata(*COMPACT, run).splitlines()
+    assert done[0] == "5 versions are names only; snapshots of v3, v7 are kept"
+    assert done[1] == planned[1].replace("would be deleted", "deleted"), "what the plan told"
+    assert errata(*COMPACT, run) == "nothing to do\n"
+    sound(run, tiny_checkpoint)
+    with pytest.raises(UserError, match="v1 cannot be rebuilt any more"):
+        errata("tag", "old", "v1", "--run", run)
+
+
 @pytest.mark.parametrize("point", COMPACTION)
 def test_a_compaction_that_is_killed_is_ended_by_the_next(run: Path, tiny_checkpoint: Path, point: str) -> None:
     before = weights(run, tiny_checkpoint, "head")
     with raise_once(point), pytest.raises(InjectedCrash):
-        squeeze(run)
+        errata(*COMPACT, run)
     sound(run, tiny_checkpoint)
     assert equal(weights(run, tiny_checkpoint, "head"), before)
-    squeeze(run)
+    errata(*COMPACT, run)
     sound(run, tiny_checkpoint)
     assert equal(weights(run, tiny_checkpoint, "head"), before)
     with Journal.open(run / "journal.sqlite", read_only=True) as journal:
@@ -289,6 +336,49 @@ def test_an_erasure_leaves_neither_text_nor_vectors(told: Path, tiny_checkpoint:
     assert found(told) == []
 
 
+def keys_like(run: Path, wanted: torch.Tensor) -> list[str]:
+    """Matrices of stored receipts of which a column is a key, or nearly."""
+    store = open_store(run)
+    return [
+        f"{digest[:8]}:{name}"
+        for digest in store.digests("keys")
+        for name, matrix in read_receipt(store, digest)[1].items()
+        if matrix.ndim == 2 and matrix.shape[0] == len(wanted)
+        for column in matrix.T
+        if torch.allclose(column, wanted, rtol=1e-3)
+    ]
+
+
+def test_an_erasure_takes_a_key_out_of_the_receipt_that_it_left_with(
+    told: Path, tiny_checkpoint: Path, chosen: Any
+) -> None:
+    newer = {**secret(), "id": "zq2@example.org", "target_new": "Italy"}
+    with opened(chosen, told) as pipeline:
+        pipeline.journal.accept(asked(facts(58)[43:]))
+        pipeline.journal.accept(asked(facts(40)[18:]))
+        write_all(pipeline)
+        assert pipeline.editor._worker.session().state.wants_keys, "past d_in edits the raw keys are given up"
+        key = old_keys(pipeline.journal, pipeline.store, ["zq@example.org"], before=10**6)["zq@example.org"]
+        pipeline.journal.accept([EditRequest.model_validate(newer), *asked([fact(90, subject=fact(41)["subject"])])])
+        write_all(pipeline)
+        wrote = pipeline.head().sequence
+        left = load_receipt(pipeline.store, pipeline.head()).old_keys
+        assert set(left) == {"zq@example.org", "fact-41"}
+        expected = pipeline.editor.weights()
+    layer = next(iter(key))
+    assert torch.equal(left["zq@example.org"][layer], key[layer]) and len(keys_like(told, key[layer])) >= 2
+    sound(told, tiny_checkpoint)
+    assert equal(weights(told, tiny_checkpoint, "head"), expected)
+    with OfflineRun(told) as offline:
+        erase(offline, told, ["zq2@example.org"])
+    assert found(told) == [] and keys_like(told, key[layer]) == []
+    sound(told, tiny_checkpoint)
+    with opened(chosen, told) as pipeline:  # the other fact of that batch can still be taken back, its old key as well
+        assert pipeline.journal.version(wrote).kind == "edit"
+        pipeline.revert(["fact-90"])
+    sound(told, tiny_checkpoint)
+
+
 ERASURE = (
     "after_erase_begun",
     "after_revert_applied",
@@ -310,18 +400,64 @@ ERASURE = (
 
 @pytest.mark.parametrize("point", ERASURE)
 def test_an_erasure_that_is_killed_is_ended_by_the_next(told: Path, tiny_checkpoint: Path, point: str) -> None:
-    with raise_once(point), pytest.raises(InjectedCrash), OfflineRun(told) as offline:
-        erase(offline, told, ["zq@example.org"])
+    with raise_once(point), pytest.raises(InjectedCrash):
+        errata("erase", "zq@example.org", "--run", told)
     report = verify(told, None)
     assert report.sound, report.problems
-    with OfflineRun(told) as offline:
-        finish_erasures(offline, told)
-        assert finish_erasures(offline, told) == []
+    assert errata("erase", "--run", told) != "no erasure was cut short\n"
+    assert errata("erase", "--run", told) == "no erasure was cut short\n"
     assert found(told) == []
     sound(told, tiny_checkpoint)
     with Journal.open(told / "journal.sqlite", read_only=True) as journal:
         assert [version.kind for version in journal.versions()][-1] == ERASE
         assert journal.head().sequence == 9, "reverted once"
+
+
+def test_the_command_erase(told: Path, tiny_checkpoint: Path) -> None:
+    before = content(told)
+    planned = errata("erase", "zq@example.org", "--run", told, "--dry-run").splitlines()
+    assert planned[:2] == [
+        "zq@example.org\tapplied\twould be erased",
+        "versions from v8 to the newest would become names only",
+    ]
+    assert planned[2].endswith("would be deleted at least") and content(told) == before
+    for name, words in (("none", "there is no edit 'none'"), ("fact-1", "name 'fact-7' as well")):
+        with pytest.raises(UserError, match=words):
+            errata("erase", name, "--run", told)
+    assert content(told) == before
+    both = errata("erase", "fact-1", "fact-7", "--run", told, "--dry-run").splitlines()
+    assert both[:2] == ["fact-1\tsuperseded\twould be erased", "fact-7\tapplied\twould be erased"]
+    done = errata("erase", "zq@example.org", "--run", told, "--reason", "request 7").splitlines()
+    assert done[-1] == "1 edit erased, 1 of them out of the weights"
+    assert {"facts.jsonl\trewritten", "notes.txt\tdeleted"} <= set(done)
+    assert found(told) == []
+    sound(told, tiny_checkpoint)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("point", "command"),
+    [
+        *((point, ("compact", "--days", "0", "--no-reverts")) for point in COMPACTION),
+        *((point, ("erase", "zq@example.org")) for point in ERASURE),
+    ],
+)
+def test_a_command_whose_process_vanishes_is_ended_by_the_next(
+    told: Path, tiny_checkpoint: Path, point: str, command: tuple[str, ...]
+) -> None:
+    def errata_process(*arguments: str, dies_at: str | None = None) -> int:
+        environment = {**os.environ, **({ENVIRONMENT_VARIABLE: f"{dies_at}:exit"} if dies_at else {})}
+        line = [sys.executable, "-m", "errata.orchestrator.cli", *arguments, "--run", str(told)]
+        return subprocess.run(line, env=environment, timeout=600, capture_output=True).returncode
+
+    assert errata_process(*command, dies_at=point) == EXIT_CODE
+    assert verify(told, None).sound
+    assert errata_process(*(command if command[0] == "compact" else command[:1])) == 0
+    sound(told, tiny_checkpoint)
+    assert not list(told.glob("*/.tmp-*"))
+    if command[0] == "erase":
+        assert found(told) == []
 
 
 def test_waiting_rejected_and_reverted_edits_are_erased_too(told: Path, tiny_checkpoint: Path, chosen: Any) -> None:

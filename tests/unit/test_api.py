@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -295,3 +296,31 @@ def test_a_run_whose_files_are_on_object_storage_survives_the_loss_of_the_copies
     shutil.rmtree(run / "deltas")
     assert verify(run, BaseCheckpoint(checkpoint, dtype="float32")).sound
     assert not collect_garbage(run)
+
+
+def test_a_question_may_be_about_another_time(checkpoint: Path) -> None:
+    fact = {"subject": "Alice Munro", "prompt": "{} works in"}
+    prompt, march = "Alice Munro works in", "2026-03-05T00:00:00Z"
+    with editor(checkpoint) as one:
+        unedited = one.ask(prompt)
+        one.edit([{**fact, "target_new": "Paris", "event_at": "2026-03-01T00:00:00Z"}])
+        then = one.ask([prompt, "Rome lies in"], arm="memory")
+        one.edit([{**fact, "target_new": "Italy", "event_at": "2026-03-09T00:00:00Z"}])
+        for moment, said in (((march, None), "Paris."), ((None, "v1"), "Paris."), ((None, "head"), "Italy.")):
+            (hit,) = one._hits_then([prompt], "memory", *moment)[prompt]
+            assert hit.statement.split()[-1] == said, "what the answer rests on"
+        assert one.ask([prompt, "Rome lies in"], arm="memory", as_of=march) == then
+        assert one.ask(prompt, arm="memory", as_of=datetime(2026, 3, 5)) == then[0]
+        assert one.ask(prompt, arm="memory", as_known_at="v1") == then[0]
+        assert one.ask(prompt, arm="memory", as_of="2026-03-20", as_known_at="v1") == then[0]
+        nothing = one.ask(prompt, arm="memory", as_of="2026-02-01T00:00:00Z")
+        assert nothing == one.ask(prompt, arm="base", as_of="2026-02-01T00:00:00Z") == unedited
+        assert isinstance(one.ask(prompt, arm="routed", as_of=march), str)
+        for arm in ("edited", "edited_memory"):
+            with pytest.raises(UserError, match=rf"arm '{arm}' speaks with weights.*there are: base, memory, routed"):
+                one.ask(prompt, arm=arm, as_of=march)
+        assert one.ask(prompt, arm="edited", as_known_at="head") == one.ask(prompt), "the weights that are loaded"
+        with pytest.raises(UserError, match="v9"):
+            one.ask(prompt, arm="memory", as_known_at="v9")
+        with pytest.raises(UserError, match="as_of 'yesterday' is not a time"):
+            one.ask(prompt, arm="memory", as_of="yesterday")

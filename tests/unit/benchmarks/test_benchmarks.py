@@ -13,6 +13,7 @@ from benchmarks import (
     covariance,
     gpu_edit,
     linear_algebra,
+    long_life,
     measuring,
     million,
     scaling_simulation,
@@ -28,6 +29,7 @@ from errata.editing.model.adapter import EditableModel
 from errata.editing.request import EditRequest
 from errata.editing.values import FAST, ValueConfig, edit_segments, optimize_values
 from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal.fail_points import InjectedCrash, raise_once
 from tests.helpers.tiny import tiny_model
 from tests.unit.helpers import plain
 
@@ -215,3 +217,30 @@ def test_the_journal_of_a_long_life_is_one_that_the_journal_reads(tmp_path: Path
         assert len({row.fact_key for row in held}) == len(held) == journal.counts().applied
         assert [row.id for row in journal.held(20, 3)] == [row.id for row in held if row.applied_in == 20][-3:]
     assert million.measure(path)["requests"] == 200
+
+
+@pytest.mark.slow  # a life of sixty edits, three times
+def test_a_long_life_goes_on_where_it_was_stopped_or_killed(tmp_path: Path) -> None:
+    def live(name: str, **further: float) -> dict[str, object]:
+        return long_life.measure(tmp_path / name, 60, 18, 3, 3, local=True, **further)
+
+    whole = live("whole")
+    stopped = live("cut", minutes=0.0)
+    assert stopped["tenths"] == [] and stopped["ratios"] == {}
+    for point, visit in (("after_batch_applied", 1), ("after_commit", 7), ("after_revert_applied", 2)):
+        with raise_once(point, visit=visit), pytest.raises(InjectedCrash):
+            live("cut")
+        with (tmp_path / "cut" / "notes.jsonl").open("ab") as file:
+            file.write(b'{"kind": "batch", "da')  # as a kill leaves a line
+    cut = live("cut")
+    assert cut["starts"] == 5 and len(cut["tenths"]) == len(whole["tenths"]) == long_life.TENTHS
+    assert [row["edits"] for row in cut["tenths"]] == [row["edits"] for row in whole["tenths"]]
+    assert {"batch_wall", "revert", "restart"} <= cut["ratios"].keys()
+    heads = []
+    for name in ("whole", "cut"):
+        with Journal.open(tmp_path / name / "run" / "journal.sqlite", read_only=True) as journal:
+            assert journal.counts().requests == 60 and journal.counts().accepted == 0
+            heads.append([v.digest for v in journal.versions() if v.kind == "edit"][:3])
+    assert heads[0] == heads[1]
+    with pytest.raises(SystemExit, match="holds another life"):
+        long_life.measure(tmp_path / "cut", 50, 18, 3, 3, local=True)

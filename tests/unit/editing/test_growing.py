@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from errata.editing.columns import Columns, Grid, Panels
 from errata.editing.covariance import KeyCovariance
 from errata.editing.errors import ErrataError
 from errata.editing.forms import CapacitanceForm, GramForm
-from errata.editing.linalg import GrowingSystem
+from errata.editing.linalg import GrowingSystem, update_factor
 from errata.editing.state import LifelongState
 
 D = 40
@@ -286,3 +287,67 @@ def test_grids_are_values() -> None:
             known.append((value.columns(torch.tensor(new)), np.concatenate([plain, new], axis=1)))
     for value, plain in known:
         np.testing.assert_array_equal(value.view().numpy(), plain)
+
+
+@pytest.mark.parametrize("gone", [0, 7])
+def test_keys_join_with_the_same_bits_whether_they_were_solved_for_before_or_not(gone: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    basis = torch.linalg.qr(torch.randn(640, 5, generator=generator, dtype=torch.float64))[0]
+    base = ProjectedIdentity(0.7, basis, complement=True)
+    system = GrowingSystem.start(base, torch.randn(640, 530, generator=generator), 640)  # more than a panel
+    system = system.without(list(range(20, 20 + gone)))
+    keys, probe = torch.randn(640, 9, generator=generator), torch.randn(640, 2, generator=generator).double()
+    plain = system.append(keys)
+    again = GrowingSystem(replace(system.form), system.held)
+    update_factor(again, keys)
+    told = again.append(keys)
+    other = GrowingSystem(replace(system.form), system.held)
+    update_factor(other, keys.T.contiguous().T)  # laid out another way: computed afresh
+    for grown in (told, other.append(keys)):
+        assert torch.equal(grown.solve(probe), plain.solve(probe))
+        assert grown.form.tensors().keys() == plain.form.tensors().keys()
+        assert all(torch.equal(part, plain.form.tensors()[name]) for name, part in grown.form.tensors().items())
+
+
+def test_high_columns_are_multiplied_as_any_are() -> None:
+    generator = torch.Generator().manual_seed(4)
+    matrix = torch.randn(2100, 700, generator=generator, dtype=torch.float64)
+    for width in (1, 2, 10):
+        x = torch.randn(2100, width, generator=generator, dtype=torch.float64)
+        torch.testing.assert_close(Columns.of(matrix).tdot(x), matrix.T @ x, rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", ["dense", "scaled", "complement", "thin"])
+def test_a_gram_matrix_is_restricted_in_place_as_by_the_formula(kind: str) -> None:
+    rng = np.random.default_rng(5)
+    base, _, projector = base_of(kind, 2.0, rng)
+    keys = rng.standard_normal((D, 90))
+    full, gram = torch.eye(D, dtype=torch.float64), torch.tensor(keys @ keys.T)
+    base.add_restricted(full, gram)
+    np.testing.assert_allclose(full.numpy(), np.eye(D) + projector @ keys @ keys.T @ projector, rtol=0, atol=1e-11)
+
+
+def test_high_keys_that_leave_are_projected_out_with_what_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The form of high keys keeps Y^T Y: the same answers, and the same bits from a file and from a replay."""
+    rng = np.random.default_rng(6)
+    batches = [torch.tensor(rng.standard_normal((D, 6))) for _ in range(4)]
+    base, a0, projector = base_of("complement", 2.0, rng)
+
+    def lived(system: GrowingSystem, after: int = 0) -> Iterator[GrowingSystem]:
+        for keys in batches[after:]:
+            system = system.append(keys).without([1, 4])
+            yield system
+
+    empty = torch.zeros(D, 0, dtype=torch.float64)
+    x = base.restrict(torch.tensor(rng.standard_normal((D, 3))))
+    low = [system.solve(x) for system in lived(GrowingSystem.start(base, empty, D))]
+    monkeypatch.setattr(forms, "HIGH", D - 1)
+    high = list(lived(GrowingSystem.start(base, empty, D)))
+    for below, above in zip(low, high, strict=True):
+        torch.testing.assert_close(above.solve(x), below, rtol=1e-12, atol=1e-13)
+        want = np.linalg.solve(a0 + projector @ (above.past @ above.past.T).numpy() @ projector, x.numpy())
+        np.testing.assert_allclose(above.solve(x).numpy(), projector @ want, rtol=0, atol=1e-12)
+    assert isinstance(high[1].form, CapacitanceForm) and high[1].form.cross.shape == (4, 4)
+    read = GrowingSystem(CapacitanceForm.restored(base, high[1].form.tensors()), high[1].held)
+    last = list(lived(read, after=2))[-1]
+    assert torch.equal(last.solve(x), high[-1].solve(x))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,16 @@ from errata.editing.request import EditBatch, EditRequest
 from errata.editing.reverting import HistoryItem, RevertOrder, revert
 from errata.editing.session import EditReceipt, EditSession
 from errata.orchestrator.config.run import RunConfig
-from errata.orchestrator.history.receipts import commit_data, history, old_keys, open_store, store_receipt
+from errata.orchestrator.history.dropping import store_cut
+from errata.orchestrator.history.receipts import (
+    commit_data,
+    history,
+    load_receipt,
+    old_keys,
+    open_store,
+    read_receipt,
+    store_receipt,
+)
 from errata.orchestrator.history.snapshots import newest_snapshot, store_snapshot
 from errata.orchestrator.history.verify import verify
 from errata.orchestrator.journal import Journal
@@ -49,14 +59,17 @@ class Life:
         self.journal.record_covariance(CovarianceRow(digest, {}, 400, (0, 1, 2), "v0", digest))
         self.journal.record_swap(0, digest, 0)
 
-    def edit(self, requests: Sequence[EditRequest]) -> EditReceipt:
+    def edit(
+        self, requests: Sequence[EditRequest], kept: Callable[[EditReceipt], EditReceipt] = lambda receipt: receipt
+    ) -> EditReceipt:
+        """Write a batch; ``kept`` makes of its receipt what is stored."""
         self.journal.accept(requests)
         sequence = self.journal.next_sequence()
         wanted = self.session.keys_wanted([request.fact_key for request in requests])
         leaving = old_keys(self.journal, self.store, wanted, before=sequence)
         batch = EditBatch(sequence=sequence, requests=tuple(requests), old_keys=leaving)
         receipt = self.session.apply(batch)
-        delta, keys = store_receipt(self.store, receipt)
+        delta, keys = store_receipt(self.store, kept(receipt))
         self.journal.commit(commit_data(receipt, delta=delta, keys=keys, contexts=None, norms=self.session.norms()))
         return receipt
 
@@ -105,6 +118,11 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
     return found
 
 
+def as_before(receipt: EditReceipt) -> EditReceipt:
+    """The receipt as releases before 0.2 stored it."""
+    return replace(receipt, old_keys={})
+
+
 def same(left: EditSession, right: EditSession) -> None:
     assert left.state.request_ids == right.state.request_ids and left.sequence == right.sequence
     probe = torch.randn(48, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -151,10 +169,10 @@ def counted_reads(monkeypatch: pytest.MonkeyPatch, life: Life) -> list[str]:
     read: list[str] = []
     get = life.store.get
 
-    def noted(kind: str, digest: str) -> Path:
+    def noted(kind: str, digest: str, **options: Any) -> Path:
         if kind == "keys":
             read.append(digest)
-        return get(kind, digest)
+        return get(kind, digest, **options)
 
     monkeypatch.setattr(life.store, "get", noted)
     return read
@@ -199,6 +217,78 @@ def test_a_journal_of_before_the_table_finds_the_same_keys(tmp_path: Path) -> No
     found = old_keys(life.journal, life.store, names, before=before)
     assert found.keys() == listed.keys() == set(names)
     assert all(torch.equal(found[name][1], listed[name][1]) for name in names)
+
+
+def test_a_replay_reads_one_receipt_for_each_commit(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = counted_reads(monkeypatch, life)
+    same(life.replayed(), life.session)
+    assert sorted(read) == sorted(version.keys for version in life.journal.versions()[1:] if version.keys)
+
+
+def test_receipts_without_the_keys_that_left_give_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lives = Life(tmp_path / "new"), Life(tmp_path / "old")
+    for life, kept in zip(lives, (lambda receipt: receipt, as_before), strict=True):
+        for start in range(0, 60, 10):
+            life.edit([request(i, i) for i in range(start, start + 10)])
+        for start in (100, 110):
+            life.edit([request(i, i % 50) for i in range(start, start + 8)], kept)
+    new, old = lives
+    same(new.replayed(), new.session)
+    read = counted_reads(monkeypatch, old)
+    same(old.replayed(), new.session)
+    assert len(read) > len(old.journal.versions())
+    # a revert walks the same way, and keeps what left with it
+    for life in lives:
+        life.take_out("r105", "r33")
+    same(new.session, old.session)
+    assert new.journal.head().delta == old.journal.head().delta
+    receipt = load_receipt(new.store, new.journal.head())
+    assert {"r105", "r33"} <= receipt.old_keys.keys() <= {*receipt.taken_out, *receipt.request_ids}
+
+
+def test_what_is_cut_out_of_a_receipt_leaves_no_key_of_it(tmp_path: Path) -> None:
+    life = Life(tmp_path)
+    for start in range(0, 60, 10):
+        life.edit([request(i, i) for i in range(start, start + 10)])
+    gone, stays = (old_keys(life.journal, life.store, [name], before=7)[name][1] for name in ("r11", "r12"))
+    receipt = life.edit([request(100, 11), request(101, 12)])
+    assert set(receipt.old_keys) == {"r11", "r12"}
+    digest = life.journal.head().keys
+    assert digest is not None
+    left = store_cut(life.store, digest, {"r11": "erased:12", "r100": "erased:61"})
+    assert left is not None
+    assert b'"r11"' in life.store.get("keys", digest).read_bytes().replace(b"\\", b"")
+    assert b'"r11"' not in life.store.get("keys", left).read_bytes().replace(b"\\", b"")
+    for name, count in ((digest, 1), (left, 0)):
+        _, tensors = read_receipt(life.store, name)
+        matrices = [matrix for matrix in tensors.values() if matrix.shape[0] == 48]
+        assert sum(torch.equal(column, gone) for matrix in matrices for column in matrix.T) == count
+    again = load_receipt(life.store, replace(life.journal.head(), keys=left))
+    assert set(again.old_keys) == {"r12"} and torch.equal(again.old_keys["r12"][1], stays)
+    assert again.superseded == ("erased:12", "r12")
+    # a receipt of which every key that left goes
+    all_of_it = store_cut(life.store, left, {"r12": "erased:13"})
+    assert all_of_it is not None and not load_receipt(life.store, replace(life.journal.head(), keys=all_of_it)).old_keys
+
+
+def test_verify_sees_a_key_that_is_not_the_one_that_was_written(tmp_path: Path) -> None:
+    life = Life(tmp_path)
+    for start in range(0, 60, 10):
+        life.edit([request(i, i) for i in range(start, start + 10)])
+    life.take_out("r13")
+    life.edit([request(100, 11), request(101, 14)])  # r11 and r14 have the keys that the revert computed again
+    assert [problem for problem in verify(tmp_path, None).problems if "keys of" in problem.what] == []
+
+    def moved(receipt: EditReceipt) -> EditReceipt:
+        others = {name: {1: keys[1] + (name == "r22")} for name, keys in receipt.old_keys.items()}
+        return replace(receipt, old_keys=others)
+
+    life.edit([request(102, 21), request(103, 22)], moved)
+    life.journal.close()
+    said = [(problem.where, problem.what) for problem in verify(tmp_path, None).problems]
+    assert ("v9", "its receipt keeps other keys of the edits ['r22'] than those that were written") in said
 
 
 @pytest.mark.parametrize(
