@@ -61,13 +61,16 @@ class CapacitanceForm:
     """L (p, p)."""
     gone: Grid
     """Y (p, g)."""
+    cross: Tensor
+    """Y^T Y (g, g) of high keys, as computing it takes O(p g^2); (0, 0) below, where every solve computes it."""
     _reach: _Reach = field(default_factory=_Reach, init=False, repr=False, compare=False)
 
     @classmethod
     def start(cls, base: Base, like: Tensor) -> CapacitanceForm:
         """No keys; ``like`` is any float64 tensor (d, 0)."""
         columns = Columns.of(like)
-        return cls(base, columns, columns, Panels.empty(like), Grid.of(like.new_zeros(0, 0)))
+        none = like.new_zeros(0, 0)
+        return cls(base, columns, columns, Panels.empty(like), Grid.of(none), none)
 
     @property
     def changed(self) -> bool:
@@ -109,6 +112,7 @@ class CapacitanceForm:
             solved=self.solved.append(solved),
             factor=self.factor.append(side.T, corner),
             gone=gone.rows(rows),
+            cross=torch.addmm(self.cross, rows.T, rows) if self._keeps_cross and self.changed else self.cross,
         )
 
     def without(self, columns: list[int]) -> CapacitanceForm:
@@ -119,7 +123,15 @@ class CapacitanceForm:
             return replace(self, past=_struck(self.past, struck)).afresh()
         unit = torch.zeros(self.size, len(places), dtype=torch.float64, device=self.gone.view().device)
         unit[places, range(len(places))] = 1.0
-        return replace(self, past=_struck(self.past, struck), gone=self.gone.columns(self.factor.forward(unit)))
+        more, cross = self.factor.forward(unit), self.cross
+        if self._keeps_cross:
+            beside, corner = self.gone.view().T @ more, more.T @ more
+            cross = torch.cat([torch.cat([cross, beside], dim=1), torch.cat([beside.T, corner], dim=1)])
+        return replace(self, past=_struck(self.past, struck), gone=self.gone.columns(more), cross=cross)
+
+    @property
+    def _keeps_cross(self) -> bool:
+        return self.past.height > HIGH
 
     def afresh(self) -> CapacitanceForm:
         """The same system with nothing but the keys that are held."""
@@ -140,7 +152,8 @@ class CapacitanceForm:
         self._reach.keep(right, half)
         if not self.changed:
             return first - self.solved.dot(self.factor.backward(half))
-        share = torch.cholesky_solve(y.T @ half, cholesky(y.T @ y, "inverse capacitance of the keys that left"))
+        cross = self.cross if self._keeps_cross else y.T @ y
+        share = torch.cholesky_solve(y.T @ half, cholesky(cross, "inverse capacitance of the keys that left"))
         answer = self.factor.backward(half - y @ share)
         answer[sorted(self.past.struck)] = 0.0
         return first - self.solved.dot(answer)
@@ -159,6 +172,8 @@ class CapacitanceForm:
         if self.changed:
             named["struck"] = torch.tensor(sorted(self.past.struck), dtype=torch.int64)
             named["gone"] = self.gone.view().clone()
+            if self._keeps_cross:
+                named["cross"] = self.cross.clone()
         return named
 
     @classmethod
@@ -172,7 +187,9 @@ class CapacitanceForm:
             factor = Panels.of([tensors[name] for name in names], past[:0, :0])
         gone = tensors.get("gone", past.new_zeros(past.shape[1], 0))
         columns = Columns.of(past, [] if struck is None else struck.tolist())
-        return cls(base, columns, Columns.of(tensors["solved"]), factor, Grid.of(gone))
+        high = columns.height > HIGH
+        cross = tensors.get("cross", gone.T @ gone) if high else past.new_zeros(0, 0)
+        return cls(base, columns, Columns.of(tensors["solved"]), factor, Grid.of(gone), cross)
 
 
 def _struck(columns: Columns, struck: frozenset[int]) -> Columns:

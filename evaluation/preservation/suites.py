@@ -179,6 +179,19 @@ class SpuqSuite:
             "total": [u.total for u in own],
         }
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What belongs beside a figure of it: M as it was, K, the embedder."""
+        counts = [min(len(self._wordings(request)), self._config.paraphrases) for request in self._requests]
+        embedder = str(self._embedder.get("model") or self._embedder.get("type") or "unknown")
+        return {
+            "wordings": sum(counts) / len(counts) if counts else 0.0,
+            "asked_for": self._config.paraphrases,
+            "samples": self._config.samples,
+            "embedder": embedder,
+            "chat": self._config.chat,
+        }
+
     def _wordings(self, request: EditRequest) -> list[str]:
         given = self._given.get(request.id)
         return list(given) if given else wordings_of(request, levels=self._config.paraphrases)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from errata.evaluation.stability import ValueDrift
 
 _DEFAULT = ("v0", "timeline", "head")
 
@@ -32,6 +38,12 @@ def norms(
         bool, typer.Option(help="Turn the unedited maps at random beside them, once for each commit.")
     ] = True,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random orthogonal matrices.")] = 0,
+    values: Annotated[
+        int | None,
+        typer.Option(
+            min=3, metavar="N", help="What became of the first N values that were written too, with their projection."
+        ),
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="Where the run's base model is, if not where its configuration says.")
     ] = None,
@@ -54,7 +66,8 @@ def norms(
     with Journal.open(directory / JOURNAL_FILE, read_only=True) as journal:
         chosen = sorted(named_versions(journal, versions or _DEFAULT), key=lambda v: v.sequence)
         checkpoint = rebuild.open_base(journal, model)
-        base = {layer: checkpoint.map(layer) for layer in rebuild.edited_layers(journal) if not is_module(layer)}
+        whole = {layer: checkpoint.map(layer) for layer in rebuild.edited_layers(journal)}
+        base = {layer: weight for layer, weight in whole.items() if not is_module(layer)}
         store = open_store(directory)
         matrices = list(
             measuring.matrix_norms(
@@ -63,7 +76,7 @@ def norms(
                     (
                         v.sequence,
                         v.edits,
-                        partial(rebuild.weights_at, journal, store, base, v),
+                        partial(rebuild.weights_at, journal, store, whole, v),
                         partial(rebuild.load_delta, store, v),
                     )
                     for v in chosen
@@ -71,8 +84,9 @@ def norms(
                 control=seed if control else None,
             )
         )
+        drifts = () if values is None else _drifts(journal, store, whole, values)
         requests = measuring.request_norms([(row.id, row.applied_in, row.result or {}) for row in journal.requests()])
-    report = measuring.report_of(requests, matrices)
+    report = measuring.report_of(requests, matrices, drifts)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(plain(report) + "\n", encoding="utf-8")
@@ -81,3 +95,20 @@ def norms(
     else:
         for line in measuring.norms_lines(report, each=each):
             typer.echo(line)
+
+
+def _drifts(journal: Any, store: Any, base: Mapping[int, Tensor], count: int) -> tuple[ValueDrift, ...]:
+    from errata.editing.model.decoder import is_module
+    from errata.orchestrator.history import rebuild
+    from errata.orchestrator.history.receipts import load_receipt
+    from errata.orchestrator.measuring.norms import values_over
+
+    head = journal.head()
+
+    def commits() -> Iterator[tuple[Mapping[int, Tensor], Mapping[int, Tensor]]]:
+        for version, weights in rebuild.states(journal, store, base, head.sequence):
+            if version.kind == "edit":
+                keys = load_receipt(store, version).keys
+                yield {layer: columns for layer, columns in keys.items() if not is_module(layer)}, weights
+
+    return values_over(commits(), rebuild.weights_at(journal, store, base, head), count)

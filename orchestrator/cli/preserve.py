@@ -98,6 +98,22 @@ class PreserveOptions(Closed):
     rephrase_key_env: Annotated[
         str | None, typer.Option(metavar="VARIABLE", help="Environment variable with the key for that endpoint.")
     ] = None
+    wordings: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Wordings of the edits' questions, for the task uncertainty."),
+    ] = None
+    keep_levels: Annotated[
+        bool,
+        typer.Option(
+            "--keep-levels", help="Of these only those that are as near to their question as their level asks."
+        ),
+    ] = False
+    system: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="System prompt, through the chat template, for the task uncertainty; or: cautious."
+        ),
+    ] = None
     workers: Annotated[
         int | None,
         typer.Option(
@@ -131,6 +147,10 @@ class PreserveOptions(Closed):
             pass
         if self.rephrase_url is not None and not self.rephrase_model:
             raise ValueError(f"--rephrase-url {self.rephrase_url!r} needs --rephrase-model")
+        if self.wordings is not None and self.rephrase_url is not None:
+            raise ValueError("give one of --wordings and --rephrase-url")
+        if self.keep_levels and self.wordings is None:
+            raise ValueError("--keep-levels needs --wordings FILE")
         return self
 
     @property
@@ -142,6 +162,8 @@ class PreserveOptions(Closed):
         """What is asked of every version."""
         from errata.evaluation.preservation.sandbox import SandboxConfig
         from errata.evaluation.preservation.suites import BatteryConfig
+        from errata.evaluation.uncertainty import SpuqConfig
+        from errata.evaluation.wordings import CAUTIOUS
         from errata.orchestrator.config.presets import find_data
 
         # retention puts the edits' suite to more versions than are named
@@ -158,6 +180,9 @@ class PreserveOptions(Closed):
             texts=texts,
             samples=self.samples,
             sandbox=SandboxConfig(strength=self.sandbox.value),
+            spuq=SpuqConfig()
+            if self.system is None
+            else SpuqConfig(chat=True, system=CAUTIOUS if self.system == "cautious" else self.system),
             seed=self.seed,
         )
 
@@ -191,6 +216,9 @@ def preserve(options: PreserveOptions) -> None:
             wordings = _rephrased(
                 directory, requests, options.rephrase_url, options.rephrase_model, options.rephrase_key_env
             )
+            battery = battery.model_copy(update={"wordings": wordings})
+        if options.wordings is not None and "uncertainty" in battery.tasks:
+            wordings = _from_file(options.wordings, requests, journal.meta.config, keep_levels=options.keep_levels)
             battery = battery.model_copy(update={"wordings": wordings})
         ray = _ray_of(journal.meta.config, options)
         with _workers(journal, str(checkpoint.directory), battery, requests, ray) as (suites, ask):
@@ -260,6 +288,21 @@ def _rephrased(
         return {name: tuple(wordings) for name, wordings in rephrased(endpoint, requests).items()}
     finally:
         endpoint.close()
+
+
+def _from_file(
+    path: Path, requests: Sequence[EditRequest], config: Mapping[str, Any], *, keep_levels: bool
+) -> dict[str, tuple[str, ...]]:
+    """Wordings of the edits' questions that somebody wrote down; those that keep to their levels, if that is asked."""
+    from errata.evaluation.wordings import filtered, read_wordings
+    from errata.retrieval.embedder import build_embedder
+
+    wordings, questions = read_wordings(path, requests)
+    if keep_levels:
+        wordings = filtered(wordings, questions, build_embedder(_embedder(config)))
+        if not wordings:
+            raise UserError(f"--wordings {str(path)!r}: of no question two wordings keep to their levels")
+    return {name: tuple(text for _, text in own) for name, own in wordings.items()}
 
 
 def _lifetimes(

@@ -25,12 +25,14 @@ from errata.orchestrator.journal.rows import (
     SwapRow,
 )
 from errata.orchestrator.journal.searching import where
-from errata.orchestrator.journal.versions import AFTER, VersionReader, time_of
+from errata.orchestrator.journal.versions import AFTER, NEWEST, VersionReader, time_of
 
 _REDACTED = '{"redacted":'
 """How the data of an event begins that an erasure has emptied: such events are not told of."""
 _AT_ONCE = 500
 """Values looked up by one query."""
+_PAGE = 200
+"""Attempts read at one go."""
 
 
 class JournalReader(VersionReader):
@@ -268,18 +270,19 @@ class JournalReader(VersionReader):
 
     def attempts(self, sequence: int | None = None) -> list[AttemptRow]:
         """Times that the editor was given a batch, oldest first; those of one sequence number, or all."""
-        return [
-            AttemptRow(
-                number=row["number"],
-                sequence=row["sequence"],
-                request_ids=tuple(json.loads(row["request_ids"])),
-                started_at=time_of(row["started_at"]),
-                ended_at=None if row["ended_at"] is None else time_of(row["ended_at"]),
-                outcome=row["outcome"],
-                reason=row["reason"],
-            )
-            for row in self._of("attempts", "sequence", sequence)
-        ]
+        return [_attempt(row) for row in self._of("attempts", "sequence", sequence)]
+
+    def attempts_since(self, at: datetime) -> list[AttemptRow]:
+        """Attempts that began at a time or later, oldest first; nothing older is read than a page of them."""
+        found: list[AttemptRow] = []
+        before = NEWEST
+        while True:
+            query = "SELECT * FROM attempts WHERE number < ? ORDER BY number DESC LIMIT ?"
+            page = [_attempt(row) for row in self._rows(query, before, _PAGE)]
+            found += [row for row in page if row.started_at >= at]
+            if len(page) < _PAGE or page[-1].started_at < at:
+                return found[::-1]
+            before = page[-1].number
 
     def retractions_due(self, limit: int = 100) -> list[RetractionRow]:
         """Retractions that wait and whose request is there, oldest first."""
@@ -451,3 +454,15 @@ class JournalReader(VersionReader):
             )
             for row in self._rows(query, *values, -1 if limit is None else limit)
         ]
+
+
+def _attempt(row: sqlite3.Row) -> AttemptRow:
+    return AttemptRow(
+        number=row["number"],
+        sequence=row["sequence"],
+        request_ids=tuple(json.loads(row["request_ids"])),
+        started_at=time_of(row["started_at"]),
+        ended_at=None if row["ended_at"] is None else time_of(row["ended_at"]),
+        outcome=row["outcome"],
+        reason=row["reason"],
+    )

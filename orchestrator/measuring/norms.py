@@ -6,7 +6,7 @@ MOSE, figure 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,14 @@ from torch import Tensor
 
 from errata.editing.delta import WeightDelta
 from errata.editing.wording import counted
-from errata.evaluation.stability import Spread, condition_number, random_orthogonal, spread_of
+from errata.evaluation.stability import (
+    Spread,
+    ValueDrift,
+    condition_number,
+    random_orthogonal,
+    spread_of,
+    value_drift,
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,8 @@ class NormsReport:
     """Of ``delta / state``."""
     requests: tuple[RequestNorms, ...]
     matrices: tuple[MatrixNorms, ...]
+    values: tuple[ValueDrift, ...] = ()
+    """By layer, where it was asked for."""
 
 
 def request_norms(rows: Sequence[tuple[str, int | None, Mapping[str, Any]]]) -> tuple[RequestNorms, ...]:
@@ -126,13 +135,38 @@ def matrix_norms(
         turned_to = max(turned_to, sequence)
 
 
-def report_of(requests: Sequence[RequestNorms], matrices: Sequence[MatrixNorms]) -> NormsReport:
+def values_over(
+    commits: Iterable[tuple[Mapping[int, Tensor], Mapping[int, Tensor]]], last: Mapping[int, Tensor], count: int
+) -> tuple[ValueDrift, ...]:
+    """What became of the first ``count`` values that were written, by layer; of layers with fewer than three, nothing.
+
+    Args:
+        commits: of each commit in order the keys (I, m) that it wrote at, by layer, and the maps (O, I) right after it.
+        last: the maps at the end.
+    """
+    then: dict[int, list[Tensor]] = {}
+    now: dict[int, list[Tensor]] = {}
+    for keys, maps in commits:
+        for layer, columns in keys.items():
+            room = count - sum(len(part) for part in then.get(layer, ()))
+            if room > 0 and layer in maps and layer in last:
+                taken = columns[:, :room].double()
+                then.setdefault(layer, []).append((maps[layer].double() @ taken).T)
+                now.setdefault(layer, []).append((last[layer].double() @ taken).T)
+    found = [(layer, torch.cat(parts), torch.cat(now[layer])) for layer, parts in sorted(then.items())]
+    return tuple(value_drift(layer, before, after) for layer, before, after in found if len(before) > 2)
+
+
+def report_of(
+    requests: Sequence[RequestNorms], matrices: Sequence[MatrixNorms], values: Sequence[ValueDrift] = ()
+) -> NormsReport:
     """Both, with the spread over the requests."""
     return NormsReport(
         spread_of(one.delta for one in requests),
         spread_of(one.delta / one.state for one in requests if one.state),
         tuple(requests),
         tuple(matrices),
+        tuple(values),
     )
 
 
@@ -171,3 +205,6 @@ def norms_lines(report: NormsReport, *, each: bool = False) -> Iterator[str]:
             f"v{row.sequence:<8}{row.edits:>6}{row.layer:>6}{row.frobenius:>10.5g}{row.condition:>10.5g}"
             f"{turned:>10}{other:>10}{right:>10}"
         )
+    for drift in report.values:
+        moved = f"{counted(drift.values, 'value')} moved by {drift.change:.3g} of their length since they were written"
+        yield f"layer {drift.layer}: {moved} (cosine {drift.cosine:.3f}, centroids {drift.separation:.3g} apart)"

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from errata.editing.wording import counted
 from errata.evaluation.metrics import edit_score
 from errata.evaluation.metrics.composite import EDIT_PARTS
 from errata.evaluation.preservation.battery import Change, Item, Outcomes, Score, Suite, change, s_p, sampled, scores_of
+from errata.evaluation.preservation.suites import SpuqSuite
 from errata.evaluation.uncertainty import Uncertainty, UncertaintyGrowth, uncertainty_growth
 from errata.orchestrator.report.preserved import KeptScore, KeptVersion
 
@@ -76,6 +77,8 @@ class PreservationReport:
     seed: int
     versions: tuple[VersionScores, ...]
     comparisons: tuple[VersionComparison, ...]
+    told: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By suite what belongs beside its figures: of ``uncertainty`` wordings, samples and embedder."""
     lifetimes: tuple[Any, ...] = ()
     """What became of the edits (`errata.orchestrator.measuring.retention.Lifetime`), where that was asked."""
 
@@ -152,7 +155,8 @@ def _report(
             parts["fluency_star"] = star
             s_e = edit_score(parts) if all(isfinite(value) and value >= 0 for value in parts.values()) else None
         comparisons.append(VersionComparison(version, tuple(changes), steadiness, star, s_e))
-    return PreservationReport(limit, seed, tuple(tables), tuple(comparisons))
+    told = {name: suite.told for name, suite in suites.items() if isinstance(suite, SpuqSuite)}
+    return PreservationReport(limit, seed, tuple(tables), tuple(comparisons), told)
 
 
 def _uncertainties(outcomes: Outcomes) -> dict[str, Uncertainty]:
@@ -259,3 +263,6 @@ def report_lines(report: PreservationReport) -> Iterator[str]:
             parts = (("total", grown.growth), ("of means", grown.growth_of_means))
             shown = ", ".join(f"{name} {value:+.3f}" for name, value in parts if value is not None)
             yield f"  uncertainty growth: {shown} ({counted(grown.questions, 'question')})"
+            if told := report.told.get("uncertainty"):
+                wordings = f"{told['wordings']:.3g} of {told['asked_for']} wordings each"
+                yield f"    {wordings}, {told['samples']} answers to each, embedded by {told['embedder']}"

@@ -208,7 +208,9 @@ class Pipeline:
                 self._restore()
         if self._retries:
             # what a batch had in hand and left waiting was weak there
-            given = [name for row in self.journal.attempts() if row.outcome == "committed" for name in row.request_ids]
+            oldest = next(iter(self.journal.pending(1)), None)
+            rows = [] if oldest is None else self.journal.attempts_since(oldest.accepted_at)
+            given = [name for row in rows if row.outcome == "committed" for name in row.request_ids]
             self._alone = list(dict.fromkeys(given))
 
     def head(self) -> Version:

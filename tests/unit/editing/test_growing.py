@@ -325,3 +325,29 @@ def test_a_gram_matrix_is_restricted_in_place_as_by_the_formula(kind: str) -> No
     full, gram = torch.eye(D, dtype=torch.float64), torch.tensor(keys @ keys.T)
     base.add_restricted(full, gram)
     np.testing.assert_allclose(full.numpy(), np.eye(D) + projector @ keys @ keys.T @ projector, rtol=0, atol=1e-11)
+
+
+def test_high_keys_that_leave_are_projected_out_with_what_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The form of high keys keeps Y^T Y: the same answers, and the same bits from a file and from a replay."""
+    rng = np.random.default_rng(6)
+    batches = [torch.tensor(rng.standard_normal((D, 6))) for _ in range(4)]
+    base, a0, projector = base_of("complement", 2.0, rng)
+
+    def lived(system: GrowingSystem, after: int = 0) -> Iterator[GrowingSystem]:
+        for keys in batches[after:]:
+            system = system.append(keys).without([1, 4])
+            yield system
+
+    empty = torch.zeros(D, 0, dtype=torch.float64)
+    x = base.restrict(torch.tensor(rng.standard_normal((D, 3))))
+    low = [system.solve(x) for system in lived(GrowingSystem.start(base, empty, D))]
+    monkeypatch.setattr(forms, "HIGH", D - 1)
+    high = list(lived(GrowingSystem.start(base, empty, D)))
+    for below, above in zip(low, high, strict=True):
+        torch.testing.assert_close(above.solve(x), below, rtol=1e-12, atol=1e-13)
+        want = np.linalg.solve(a0 + projector @ (above.past @ above.past.T).numpy() @ projector, x.numpy())
+        np.testing.assert_allclose(above.solve(x).numpy(), projector @ want, rtol=0, atol=1e-12)
+    assert isinstance(high[1].form, CapacitanceForm) and high[1].form.cross.shape == (4, 4)
+    read = GrowingSystem(CapacitanceForm.restored(base, high[1].form.tensors()), high[1].held)
+    last = list(lived(read, after=2))[-1]
+    assert torch.equal(last.solve(x), high[-1].solve(x))

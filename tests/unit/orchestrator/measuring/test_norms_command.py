@@ -68,6 +68,29 @@ def test_norms_of_matrices_their_control_and_of_target_values(
     assert len(out.strip().split("\n")) == 3 + 6 + 3
 
 
+def test_what_became_of_the_values_that_were_written(
+    run: SmallRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against the run's own weights: v = W k right after its commit, and with the weights of the head."""
+    errata = in_process(monkeypatch, capsys)
+    code, out, _ = errata("norms", "head", "--run", run.directory, "--values", 4, "--no-control", "--json")
+    assert code == 0
+    found = json.loads(out)["values"]
+    assert [row["layer"] for row in found] == list(LAYERS) and all(row["values"] == 4 for row in found)
+    with run.journal() as journal:
+        keys = {n: load_receipt(run.store(), journal.version(n)).keys for n in (1, 2, 3)}
+    for row in found:
+        layer, ratios = row["layer"], []
+        for sequence in (1, 2, 3):
+            for k in keys[sequence][layer].double().numpy().T:
+                v = run.weights[sequence][layer].double().numpy() @ k
+                w = run.weights[6][layer].double().numpy() @ k
+                ratios.append(np.linalg.norm(w - v) / np.linalg.norm(v))
+        assert row["change"] == pytest.approx(np.mean(ratios[:4]), rel=1e-9)
+    code, out, _ = errata("norms", "head", "--run", run.directory, "--values", 4)
+    assert code == 0 and out.count("4 values moved by") == 2
+
+
 def test_a_run_of_an_older_release_tells_no_norms_and_its_matrices(run: SmallRun) -> None:
     old = {"loss": 1.0, "steps": 3, "converged": False, "clamped": False}
     assert request_norms([("a", 1, old), ("b", None, {**old, "delta_norm": 1.0, "state_norm": 2.0})]) == ()

@@ -183,6 +183,15 @@ def test_uncertainty_and_a_version_named_twice(run: SmallRun, tmp_path: Path) ->
     head = next(version for version in read_preserved(tmp_path / "run") if version.sequence == 6)
     assert head.uncertainty_growth is not None
     assert f"uncertainty growth: total {head.uncertainty_growth:+.3f}" in printed
+    assert "6 of 6 wordings each, 5 answers to each, embedded by hash" in printed
+    # wordings that somebody wrote down, for one of the edits that hold
+    file = tmp_path / "wordings.jsonl"
+    own = [{"level": 3, "rephrase": "Rome is in which country?"}, {"level": 4, "rephrase": "In which state is Rome?"}]
+    file.write_text(json.dumps({"id": "rome", "question": "Rome lies in", "generated_questions": own}))
+    asked = ("preserve", "v0", "head", "--run", tmp_path / "run", "--tasks", "uncertainty", "--limit", 1)
+    assert "5 of 6 wordings each" in errata(*asked, "--wordings", file).stdout, "one of four edits has two, not six"
+    battery = PreserveOptions(tasks="uncertainty", system="cautious").battery()
+    assert battery.spuq.chat and "do not know the answer" in battery.spuq.system
 
 
 def test_it_works_where_the_run_worked() -> None:
@@ -218,6 +227,8 @@ def test_versions_of_the_timeline_by_one_name(run: SmallRun, tmp_path: Path) -> 
         (("--tasks", "uncertainty", "--rephrase-url", "http://model/v1"), "needs --rephrase-model"),
         (("--tasks", "uncertainty", "--rephrase-url", "model", "--rephrase-model", "m"), "must begin with http"),
         (("--tasks", "humaneval"), "needs a data directory"),
+        (("--tasks", "uncertainty", "--keep-levels"), "--keep-levels needs --wordings FILE"),
+        (("--tasks", "uncertainty", "--wordings", "gone.jsonl"), "gone.jsonl"),
         (("--tasks", "fluency", "--data", "nowhere"), "--data 'nowhere' is not a directory"),
         (("v9", "--tasks", "fluency"), "there is no version v9"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from errata.editing.errors import EditorFaultError, ErrataError
 from errata.editing.request import EditBatch, EditRequest
 from errata.editing.session import EditReceipt, RequestResult
-from errata.orchestrator.journal import Journal
+from errata.orchestrator.journal import Journal, reading
 from errata.orchestrator.journal.rows import JournalMeta
 from errata.orchestrator.run.batches import Attempts
 
@@ -125,6 +126,19 @@ def test_what_killed_this_process_too_is_known_to_the_next(journal: Journal) -> 
     assert starts == 3 + 3 + 1, "three deaths of the whole, one for each half that holds it, then it is known"
     row = journal.request("r5")
     assert row is not None and row.state == "rejected" and "this process ended as well" in str(row.reason)
+
+
+def test_attempts_since_a_time_are_read_from_the_newest_on(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_PAGE", 3)
+    for _ in range(8):
+        attempts = Attempts(journal, MortalEditor(), print)
+        attempts.apply(batch())
+        attempts.committed()
+    rows = journal.attempts()
+    assert journal.attempts_since(datetime(2001, 1, 1, tzinfo=UTC)) == rows and len(rows) == 8
+    assert journal.attempts_since(datetime.now(UTC) + timedelta(days=1)) == []
+    for row in rows:
+        assert journal.attempts_since(row.started_at) == [one for one in rows if one.started_at >= row.started_at]
 
 
 def test_an_interruption_is_no_death(journal: Journal) -> None:
