@@ -450,9 +450,10 @@ class MemoryClient(RevivingClient):
         """Hold what the journal says, and nothing else."""
         return self.sync(self._entries())
 
-    def sync(self, entries: Sequence[MemoryEntry]) -> int:
+    def sync(self, entries: Iterable[MemoryEntry]) -> int:
         """Hold these statements and no others."""
-        return int(self._call(lambda actor: actor.sync.remote(list(entries))))
+        held = list(entries)
+        return int(self._call(lambda actor: actor.sync.remote(held)))
 
     def mark(self) -> Mark | None:
         """Which version the memory was found saved at, when its actor was made; None where it began empty."""

@@ -177,7 +177,7 @@ class LocalMemory:
         """Forget statements; a memory that is not made yet never has them."""
         return 0 if self._made is None else self._made.remove(ids)
 
-    def sync(self, entries: Sequence[MemoryEntry]) -> int:
+    def sync(self, entries: Iterable[MemoryEntry]) -> int:
         """Hold these statements and no others; a memory that is not made yet will find them in the journal."""
         return 0 if self._made is None else self._made.sync(entries)
 

@@ -92,8 +92,9 @@ class MemoryPart(Protocol):
     def remove(self, ids: Sequence[int]) -> int:
         """Forget statements by id."""
 
-    def sync(self, entries: Sequence[MemoryEntry]) -> int:
-        """Hold these statements and no others; returns how many are active."""
+    def sync(self, entries: Iterable[MemoryEntry]) -> int:
+        """Hold these statements and no others; returns how many are active. A part that does not need them yet does
+        not iterate."""
 
     def mark(self) -> tuple[int, str] | None:
         """Number and digest of the version that the memory was found saved at; None where it began empty."""

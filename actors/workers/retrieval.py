@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +57,12 @@ class RetrievalWorker:
         self.memory.remove(ids, missing_ok=True)
         return len(self.memory)
 
-    def sync(self, entries: Sequence[MemoryEntry]) -> int:
+    def sync(self, entries: Iterable[MemoryEntry]) -> int:
         """Hold these statements and no others; what is held already is not embedded again. Returns how many."""
-        wanted = {entry.id: entry for entry in entries}
+        told = list(entries)
+        wanted = {entry.id: entry for entry in told}
         self.memory.remove([held.id for held in self.memory.entries() if wanted.get(held.id) != held])
-        return self.memory.learn(entries)
+        return self.memory.learn(told)
 
     def mark(self) -> Mark | None:
         """Which version the memory that was found saved is of; None where it began empty."""

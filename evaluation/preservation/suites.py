@@ -14,19 +14,21 @@ from errata.editing.digest import digest_json
 from errata.editing.errors import UserError
 from errata.editing.request import EditRequest
 from errata.evaluation.edit_scores import EditScores, edit_scores
+from errata.evaluation.endpoint import EndpointConfig
 from errata.evaluation.free_text import SAMPLING, free_texts, prompts_of
 from errata.evaluation.metrics import answer_contains, fluency
 from errata.evaluation.preservation.battery import Item, Outcomes, Suite
 from errata.evaluation.preservation.domains import PerplexitySuite, read_domains
 from errata.evaluation.preservation.humaneval import FILE, HumanEvalSuite
+from errata.evaluation.preservation.rubric import RubricSuite
 from errata.evaluation.preservation.sandbox import SandboxConfig
 from errata.evaluation.probes import probes_of
 from errata.evaluation.sampling import SamplingConfig, SamplingEngine
 from errata.evaluation.uncertainty import Embedding, SpuqConfig, sampled_answers, uncertainties, wordings_of
 
-OWN = ("humaneval", "perplexity", "edits", "fluency", "uncertainty")
+OWN = ("humaneval", "perplexity", "edits", "fluency", "uncertainty", "rubric")
 """Names that are not the harness's."""
-ABOUT_EDITS = ("edits", "fluency", "uncertainty")
+ABOUT_EDITS = ("edits", "fluency", "uncertainty", "rubric")
 """Those whose items are the edits."""
 EDIT_SCORES = tuple(name for name in EditScores.__dataclass_fields__ if name != "request_id")
 
@@ -54,6 +56,8 @@ class BatteryConfig(Closed):
     spuq: SpuqConfig = SpuqConfig()
     wordings: dict[str, tuple[str, ...]] = {}
     """Request id -> wordings of its question, for ``uncertainty``; where there are none, `wordings_of`."""
+    rubric: EndpointConfig | None = None
+    """The chat model that scores continuations, for ``rubric``."""
     seed: int = Field(0, ge=0)
     """Of whatever is sampled."""
 
@@ -250,6 +254,10 @@ def build_suites(
         suites["uncertainty"] = SpuqSuite(
             requests, embedding, config.spuq, embedder=embedder or {}, wordings=config.wordings
         )
+    if "rubric" in config.tasks:
+        if config.rubric is None:
+            raise UserError("task 'rubric' needs a chat model that scores (--judge-url URL --judge-model NAME)")
+        suites["rubric"] = RubricSuite(requests, config.rubric)
     return suites, held
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from errata.actors.settings import RayConfig
     from errata.editing.request import EditRequest
+    from errata.evaluation.endpoint import EndpointConfig
     from errata.evaluation.preservation.battery import Suite
     from errata.evaluation.preservation.suites import BatteryConfig
     from errata.orchestrator.journal import Journal
@@ -67,7 +68,7 @@ class PreserveOptions(Closed):
         str,
         typer.Option(
             help="Comma-separated: lm-evaluation-harness's names, humaneval, perplexity, edits, retention, fluency, "
-            "uncertainty."
+            "uncertainty, rubric."
         ),
     ] = "perplexity,fluency"
     limit: Annotated[
@@ -96,6 +97,14 @@ class PreserveOptions(Closed):
     ] = None
     rephrase_model: Annotated[str | None, typer.Option(metavar="NAME", help="Model at that endpoint.")] = None
     rephrase_key_env: Annotated[
+        str | None, typer.Option(metavar="VARIABLE", help="Environment variable with the key for that endpoint.")
+    ] = None
+    judge_url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="OpenAI-compatible endpoint that scores continuations, for the task rubric."),
+    ] = None
+    judge_model: Annotated[str | None, typer.Option(metavar="NAME", help="Model at that endpoint.")] = None
+    judge_key_env: Annotated[
         str | None, typer.Option(metavar="VARIABLE", help="Environment variable with the key for that endpoint.")
     ] = None
     wordings: Annotated[
@@ -149,6 +158,10 @@ class PreserveOptions(Closed):
             raise ValueError(f"--rephrase-url {self.rephrase_url!r} needs --rephrase-model")
         if self.wordings is not None and self.rephrase_url is not None:
             raise ValueError("give one of --wordings and --rephrase-url")
+        if "rubric" in self.names and not (self.judge_url and self.judge_model):
+            raise ValueError("--tasks rubric needs --judge-url and --judge-model, a chat model that scores")
+        if self.judge_url is not None and not self.judge_url.startswith(("http://", "https://")):
+            raise ValueError(f"--judge-url {self.judge_url!r} must begin with http:// or https://")
         if self.keep_levels and self.wordings is None:
             raise ValueError("--keep-levels needs --wordings FILE")
         return self
@@ -183,7 +196,17 @@ class PreserveOptions(Closed):
             spuq=SpuqConfig()
             if self.system is None
             else SpuqConfig(chat=True, system=CAUTIOUS if self.system == "cautious" else self.system),
+            rubric=self._judge(),
             seed=self.seed,
+        )
+
+    def _judge(self) -> EndpointConfig | None:
+        from errata.evaluation.endpoint import EndpointConfig
+
+        if not self.judge_url or not self.judge_model:
+            return None
+        return EndpointConfig(
+            base_url=self.judge_url, model=self.judge_model, api_key_env=self.judge_key_env, max_tokens=256
         )
 
 

@@ -19,11 +19,13 @@ from torch import Tensor
 
 from errata.editing.digest import digest_json
 from errata.editing.wording import counted
+from errata.evaluation.geometry import spearman
 from errata.evaluation.metrics import edit_score
 from errata.evaluation.metrics.composite import EDIT_PARTS
 from errata.evaluation.preservation.battery import Change, Item, Outcomes, Score, Suite, change, s_p, sampled, scores_of
+from errata.evaluation.preservation.rubric import falls
 from errata.evaluation.preservation.suites import SpuqSuite
-from errata.evaluation.uncertainty import Uncertainty, UncertaintyGrowth, uncertainty_growth
+from errata.evaluation.uncertainty import Uncertainty, UncertaintyGrowth, growth, uncertainty_growth
 from errata.orchestrator.report.preserved import KeptScore, KeptVersion
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,8 @@ class VersionComparison:
     uncertainty: UncertaintyGrowth | None
     fluency_star: float | None
     """Mean log-probability of the version's own continuations over the first version's (moir C.3)."""
+    rubric_correlation: float | None = None
+    """Spearman's rho over the edits between the fall of their rubric scores and the growth of their uncertainty."""
     s_e: float | None = None
     """Harmonic mean of the edits' efficacy, generalization, specificity, portability and fluency* (moir eq. 19)."""
 
@@ -154,9 +158,24 @@ def _report(
             parts = {part: edits.aggregate(m, outcomes[m]) for part, m in named.items() if m in outcomes}
             parts["fluency_star"] = star
             s_e = edit_score(parts) if all(isfinite(value) and value >= 0 for value in parts.values()) else None
-        comparisons.append(VersionComparison(version, tuple(changes), steadiness, star, s_e))
+        rho = None
+        if {"rubric", "uncertainty"} <= set(suites):
+            rho = _rubric_correlation(by_version, first, version.digest)
+        comparisons.append(VersionComparison(version, tuple(changes), steadiness, star, rho, s_e))
     told = {name: suite.told for name, suite in suites.items() if isinstance(suite, SpuqSuite)}
     return PreservationReport(limit, seed, tuple(tables), tuple(comparisons), told)
+
+
+def _rubric_correlation(by_version: Mapping[tuple[str, str], Outcomes], first: str, last: str) -> float | None:
+    """Over the edits that have both; None for fewer than three."""
+    fallen = falls(by_version[first, "rubric"], by_version[last, "rubric"])
+    totals = zip(by_version[first, "uncertainty"]["total"], by_version[last, "uncertainty"]["total"], strict=True)
+    pairs = [
+        (fall, grown)
+        for fall, (before, after) in zip(fallen, totals, strict=True)
+        if fall is not None and (grown := growth(before, after)) is not None
+    ]
+    return spearman([fall for fall, _ in pairs], [grown for _, grown in pairs]) if len(pairs) > 2 else None
 
 
 def _uncertainties(outcomes: Outcomes) -> dict[str, Uncertainty]:
@@ -256,6 +275,9 @@ def report_lines(report: PreservationReport) -> Iterator[str]:
             yield f"  {moved.task:<22}{moved.metric:<28}{difference:+8.3f}{sure}"
         if compared.fluency_star is not None:
             yield f"  fluency* {compared.fluency_star:.3f}"
+        if compared.rubric_correlation is not None:
+            rho = f"Spearman {compared.rubric_correlation:+.3f} over the edits"
+            yield f"  rubric scores fall as uncertainty grows: {rho}"
         if compared.s_e is not None:
             yield f"  S_e {compared.s_e:.3f}"
         if compared.uncertainty is not None and compared.uncertainty.growth is not None:

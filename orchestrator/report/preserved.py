@@ -30,7 +30,7 @@ _MAIN: Final[Mapping[str, str]] = {
     "mose_samsum": "rouge_mean",
 }
 """Which of a task's metrics stands for it, where it has several: S_p's (moir, table 3) and MOSE's; else the first."""
-_ABOUT_EDITS: Final = ("edits", "fluency", "uncertainty")
+_ABOUT_EDITS: Final = ("edits", "fluency", "uncertainty", "rubric")
 """Suites whose figures are not of tasks: what they are for is in the fields beside the scores."""
 
 

@@ -64,6 +64,7 @@ from errata.orchestrator.run.reverting import commit_revert, forgotten
 from errata.orchestrator.run.updating import set_late_aside, settle_retractions
 from errata.orchestrator.tracking import names
 from errata.orchestrator.tracking.tracker import NullTracker, Tracker
+from errata.retrieval.memory import MemoryEntry
 from errata.retrieval.statements import StatementConfig
 
 logger = logging.getLogger(__name__)
@@ -370,7 +371,12 @@ class Pipeline:
                 self.memory.remove([number for number in others if number not in numbers])
                 self.memory.add([memory_entry(row, self._statement) for row in held])
                 return
-        self.memory.sync([memory_entry(row, self._statement) for row in self.journal.held(sequence)])
+        self.memory.sync(self._held(sequence))
+
+    def _held(self, sequence: int) -> Iterator[MemoryEntry]:
+        """What the memory held after a commit; read where somebody wants it."""
+        for row in self.journal.held(sequence):
+            yield memory_entry(row, self._statement)
 
     def _begin(self, since: Snapshot | None) -> None:
         """The editor at a snapshot, or at the beginning."""

@@ -48,6 +48,7 @@ QUICK: Mapping[str, str | tuple[str, ...]] = {
         "errata geometry v5 head --run runs/demo --layers 0,1,2 --text news.txt --documents 2000 --json"
     ),
     "errata sweep experiments/moir-validation-small --output runs/validation": "DRY",
+    "errata norms --run RUN --values 100": "errata norms --run runs/demo --values 100",
     "errata norms --run runs/demo": SAME,
     "errata norms v5 head --run runs/demo --each --json": SAME,
     # changing it
@@ -235,9 +236,11 @@ NOT_RUN: tuple[tuple[str, str, str], ...] = (
     (r"curl localhost:5000/invocations .*", "none", "tests/integration/tracking asks a served version in this way"),
     (r"python docs/configuration_page.py", "page", "run in the test's own process"),
     (r"python requirements/make_lock.py", "none", "asks the package registry for every package's newest version"),
-    (r"python -m docs.pictures|python -m tests\..*", "module", "rewrites pictures or golden traces of the checkout"),
+    (r"python -m docs\.pictures( \w+)?|python -m tests\..*", "module",
+     "rewrites pictures or golden traces of the checkout"),
     (r"python -m benchmarks\.\w+.*", "benchmark", "minutes to hours: its own parser reads the words"),
-    (r"errata preserve .*--tasks (rte,sst2 --data DIR|mose_rte|mmlu,gsm8k,\S+ --data .*|uncertainty( .*)?)", "parse",
+    (r"errata preserve .*--tasks (rte,sst2 --data DIR|mose_rte|rubric|mmlu,gsm8k,\S+ --data .*|uncertainty( .*)?)",
+     "parse",
      "wants benchmark files from the Hub: tests/integration/preservation runs every task on files like them"),
     (r"errata choose .*", "parse", "wants a finished sweep: test_choose.py chooses from one, by the command too"),
     (r"errata publish v40 .*", "parse", "wants vLLM servers: tests/model/test_publish_vllm.py and its stand-in"),

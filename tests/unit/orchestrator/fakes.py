@@ -166,9 +166,9 @@ class FakeMemory:
         self.entries |= {entry.id: entry for entry in entries}
         return len(self.entries)
 
-    def sync(self, entries: Sequence[MemoryEntry]) -> int:
+    def sync(self, entries: Iterable[MemoryEntry]) -> int:
         self.entries = {}
-        return self.add(entries)
+        return self.add(list(entries))
 
     def mark(self) -> None:
         return None
