@@ -96,6 +96,7 @@ COLUMNS = (
     ),
     Column("edit_seconds", "s/edit", higher=False, share=False, meaning="seconds of the editor for one edit"),
     Column("query_seconds", "s/query", higher=False, share=False, meaning="seconds of one question asked alone"),
+    Column("query_ratio", "x base", higher=False, share=False, meaning="these seconds over the unedited model's"),
 )
 _TEXT = "perplexity:"
 TASK: Final = "preserved:"
@@ -274,6 +275,9 @@ def figures_of(run: Run, arm: Arm) -> dict[str, float | None]:
         for name, value in summary.perplexities.items():
             figures[_TEXT + name] = value.base if arm == "base" else value.edited
     figures |= preserved_figures(run, arm, summary.version)
+    alone = summary.arms["base"].query_seconds if "base" in summary.arms else None
+    if arm != "base" and alone and metrics.query_seconds is not None:
+        figures["query_ratio"] = metrics.query_seconds / alone
     if arm in WAYS:
         figures["edit_seconds"] = summary.edit_seconds_per_edit
     if arm == "edited":

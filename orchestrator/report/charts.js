@@ -25,6 +25,18 @@ const Charts = (() => {
     };
   }
 
+  // a line's color as one for letters: mixed with ink until it stands out from the paper as WCAG wants of small text (4.5 to 1)
+  const channels = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+  const light = (rgb) => rgb.map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  function legible(color) {
+    const [from, to, paper] = [color, variable("chart-ink"), variable("chart-paper")].map(channels);
+    for (let share = 0; ; share += 0.1) {
+      const mixed = from.map((v, i) => Math.round(v + share * (to[i] - v))), both = [light(mixed), light(paper)].sort((a, b) => b - a);
+      if (share >= 1 || (both[0] + 0.05) / (both[1] + 0.05) >= 4.5) return `rgb(${mixed.join(" ")})`;
+    }
+  }
+
   // times of day for an axis: seconds where marks are that near, the date where it is another day than that of the mark before
   const two = (n) => String(n).padStart(2, "0");
   function moments(ticks, step) {
@@ -45,6 +57,14 @@ const Charts = (() => {
     const plain = Math.abs(scaled).toLocaleString("en-US", { minimumFractionDigits: form.digits, maximumFractionDigits: form.digits });
     const sign = scaled < 0 ? "\u2212" : form.sign && scaled > 0 ? "+" : "";
     return `${sign}${plain}${form.suffix ?? ""}`;
+  }
+
+  // marks of an axis in words: with as many digits as tell them apart
+  function apart(form, ticks) {
+    for (let digits = form.digits ?? null; ; digits++) {
+      const words = ticks.map((t) => text({ ...form, digits }, t));
+      if (digits === null || digits > 6 || new Set(words).size === words.length) return words;
+    }
   }
 
   // positions near the wanted ones, at least `gap` apart, within [low, high] if they fit
@@ -200,6 +220,7 @@ const Charts = (() => {
           c.strokeStyle = c.fillStyle = looks[n].color; c.globalAlpha = 0.45; c.lineWidth = ratio;
           c.beginPath(); c.moveTo(ends[n][0] + 5 * ratio, ends[n][1]); c.lineTo(right + 11 * ratio, heights[n]); c.stroke();
           c.globalAlpha = 1;
+          c.fillStyle = legible(looks[n].color);
           c.fillText(tails[n].text, right + 14 * ratio, heights[n]);
         });
       }
@@ -226,7 +247,7 @@ const Charts = (() => {
       { ...axis, label: spec.xLabel, labelFont: axis.font, labelSize: 16, size: spec.time ? 40 : 26, gap: 4, grid: { show: false }, space: Math.max(34, 18 + 7 * Math.round(xMost).toLocaleString("en-US").length) },
       { ...axis, label: spec.yLabel, labelFont: axis.font, labelSize: 16, size: 50, gap: 4, space: 32 },
     ];
-    if (!spec.log) axes[1].values = (_, ticks) => ticks.map((t) => text(spec.tick || spec.form, t));
+    if (!spec.log) axes[1].values = (_, ticks) => apart(spec.tick || spec.form, ticks);
     if (spec.time) {
       axes[0].space = 64;
       axes[0].incrs = [1, 2, 5, 10, 20, 30, 60, 120, 180, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800, 1209600, 2592000, 7776000, 31536000];

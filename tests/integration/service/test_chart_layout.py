@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from errata.orchestrator.report import charts
+from errata.orchestrator.report import charts, render_report
 from tests.helpers.browser import chromium, find_chromium
+from tests.helpers.charts import contrast
+from tests.helpers.sample_report import SAMPLE_YAML, sample_facts, sample_summary
 
 pytest.importorskip("playwright")
 
@@ -97,6 +99,10 @@ SPECS: dict[str, dict[str, Any]] = {
         "series": [{"style": "c1 ring", "label": "missed", "points": [[0.01, 0.3], [0.05, 0.2], [0.2, 0.1]]}],
         "tight": True, "form": PERCENT, "x": PERCENT,
     },
+    "nearly equal": {
+        "series": [{"style": "c1 ring", "label": "p", "points": [[0, 29.27], [4, 29.26], [8, 29.35], [16, 29.41]]}],
+        "form": {"digits": 1},
+    },
     "powers of ten": {
         "series": [{"style": "c1 ring", "label": "l4", "points": [[10**n, 10 ** (4 - n)] for n in range(5)]}],
         "log": True, "labels": False, "form": {"digits": None}, "xLabel": "eigenvalue", "yLabel": "value",
@@ -128,12 +134,48 @@ def test_labels_are_whole_and_apart_and_marks_within_the_plot(browser: Any, widt
             assert inside, f"{name}: {text!r} is cut off at {width} px"
         for one, two in combinations(texts, 2):
             assert not overlap(one, two), f"{name}: {one[1]!r} lies on {two[1]!r} at {width} px"
+        sides = [one[1] for one in texts if one[4] < chart["plot"]["left"] and one[1] != SPECS[name].get("yLabel")]
+        assert len(sides) == len(set(sides)), f"{name}: marks of the y axis are called the same: {sides}"
         plot = chart["plot"]
         marks = [one for one in chart["drawn"] if one[0] == "mark"]
         assert marks, name
         for _, _, left, _, right, _ in marks:
             inside = left >= plot["left"] - 1 and right <= plot["left"] + plot["width"] + 1
             assert inside or SPECS[name].get("log"), f"{name}: a mark at {left:.0f} is outside the plot at {width} px"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_letters_of_every_color_can_be_read(browser: Any, scheme: str) -> None:
+    """The names at the ends of lines, by WCAG's 4.5 to 1 against the paper; lines themselves may be fainter."""
+    context = browser.new_context(viewport={"width": 600, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    page.set_content(f"<style>{charts.style()}</style><script>{charts.script()}</script>")
+    page.evaluate("() => { const paint = CanvasRenderingContext2D.prototype.fillText; window.inks = {};"
+                  " CanvasRenderingContext2D.prototype.fillText = function (text, ...at)"
+                  " { window.inks[text] = this.fillStyle; return paint.call(this, text, ...at); }; }")  # fmt: skip
+    names = [*ARMS, *(f"c{n}" for n in range(10)), *(f"shade{n}" for n in range(5)), "ike", "ike_oracle", "count"]
+    specs = [
+        {"series": [{"style": name, "label": name, "points": [[0, 0], [4, 1]]}], "form": COUNT, "range": [0, 1]}
+        for name in names
+    ]
+    page.evaluate(DRAW, specs)
+    inks = page.evaluate("window.inks")
+    paper = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--chart-paper').trim()")
+    context.close()
+    faint = {name: round(contrast(inks[f"{name} 1"], paper), 2) for name in names}
+    assert {name: found for name, found in faint.items() if found < 4.5} == {}
+
+
+@pytest.mark.parametrize("width", [320, 390, 800])
+def test_a_report_is_no_wider_than_its_screen(browser: Any, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.set_content(render_report(sample_summary(), sample_facts(3), SAMPLE_YAML))
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    rows = page.locator(".arms tbody tr:not(.group)").all()
+    heads = page.locator(".arms thead .arm-name").count()
+    tops = [{round(cell.bounding_box()["y"]) for cell in row.locator("td").all()} for row in rows]
+    assert heads >= 4 and all(len(of) == 1 for of in tops), "the arms of a metric stand beside each other"
+    page.close()
 
 
 def overlap(one: list[Any], two: list[Any]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from errata.editing.editors import REGISTRY
 from errata.editing.errors import ErrataError, UserError
 from errata.orchestrator.config.loading import build_config
 from errata.orchestrator.journal import Journal
@@ -257,3 +258,12 @@ def test_models_are_listed_and_an_unknown_one_is_refused(errata):
 def test_help_is_there_without_a_heavy_import(errata):
     code, out, _ = errata("run", "--help")
     assert code == 0 and all(option in out for option in ("--set", "--output", "--resume", "--dry-run"))
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_every_method_passes_a_dry_run_on_its_defaults(errata, write, name):
+    code, out, err = errata("run", write([GOOD], editor={"type": name, "layers": [1]}), "--dry-run")
+    assert code == 0, err
+    resolved = yaml.safe_load(out)
+    defaults = REGISTRY[name][0](type=name, layers=(1,)).model_dump(mode="json")
+    assert resolved["editor"] == defaults

@@ -396,3 +396,17 @@ def test_questions_that_were_not_asked_are_a_note(make_run):
     three = make_run("three", figures, skipped_probes=5, settings={"editor.type": "rose"})
     assert "2 to 5 questions a run not asked" in " ".join(compare(collect([one, two, three])).notes)
     assert not compare(collect([two])).notes
+
+
+def test_seconds_of_a_question_are_set_in_relation_to_the_unedited_models(tmp_path, make_run):
+    """Revisiting, figures 5, 9 and 10: each run by its own unedited model, then the mean."""
+    cells = {}
+    for seed, (base, edited, memory) in enumerate(((2.0, 3.0, 8.0), (4.0, 4.0, 10.0))):
+        name = f"run{seed}"
+        seconds = {"base": base, "edited": edited, "memory": memory}
+        make_run(name, {arm: {"query_seconds": value} for arm, value in seconds.items()}, settings={"seed": seed})
+        cells[name] = {"seed": str(seed)}
+    comparison = compare(collect([write_sweep_record(tmp_path, cells)]))
+    rows = {row.arm: row.figures.get("query_ratio") for row in comparison.blocks[0].rows}
+    assert rows["edited"].mean == pytest.approx((3.0 / 2.0 + 4.0 / 4.0) / 2)
+    assert rows["memory"].mean == pytest.approx((8.0 / 2.0 + 10.0 / 4.0) / 2) and rows["base"] is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from errata.orchestrator.calibrate.page import render_calibration
 from errata.orchestrator.calibrate.trial import TrialResult
 from errata.orchestrator.report.charts import Span, spans_of
 from errata.orchestrator.report.locate_page import render_trace
-from tests.helpers.charts import charts_of
+from errata.orchestrator.report.pages import asset
+from tests.helpers.charts import charts_of, contrast
 
 MODEL = "/srv/models/gemma-3-270m"
 
@@ -113,3 +115,15 @@ def test_a_calibration_draws_the_effects_as_bars(tmp_path: Path) -> None:
     assert chart["bars"] and chart["series"][0]["points"] == [[0, 0.1], [1, 0.4], [2, 0.5]]
     assert chart["spans"] == [{"low": 0.5, "high": 2.5, "label": "chosen layers 1-2"}]
     assert MODEL not in html and "gemma-3-270m" in html
+
+
+def test_every_line_stands_out_from_its_paper_in_light_and_dark() -> None:
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    schemes = asset("report", "colors.css").split("@media")
+    assert len(schemes) == 2
+    for scheme in schemes:
+        named = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", scheme))
+        assert len(named) > 20
+        lines = {name: color for name, color in named.items() if name not in ("chart-rule", "chart-paper")}
+        faint = {name: color for name, color in lines.items() if contrast(color, named["chart-paper"]) < 3}
+        assert faint == {}
