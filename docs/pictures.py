@@ -37,7 +37,7 @@ FACTS = (
 )
 RUNS: Mapping[str, Sequence[str]] = {
     "alphaedit": FACTS,
-    "memit": (*FACTS, "editor.type=memit", "editor.cov_weight=1500"),
+    "retrieved": (*FACTS, "editor.regime=retrieved"),
 }
 """Runs that are compared: the same facts in the same batches, asked about at the same times."""
 SERVED = (
