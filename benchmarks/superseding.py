@@ -7,7 +7,8 @@ What is timed: five keys leave, the right factor of the update for ten new keys 
 afresh is what releases before 0.2 did for every such batch: the system of all remaining keys is computed anew, then
 the same factor. Work that is done now and then (a factor computed afresh after so many columns) is timed apart and
 added in shares: ``amortized``. Of few keys half as many have left before as may, as a batch costs more by then. A
-layer's matrices at d_in 14 336 take 1.6 GB each in float64; past d_in keys the whole needs 7 GB.
+layer's matrices at d_in 14 336 take 1.6 GB each in float64; past d_in keys two of them are
+held, and up to four while a factor is computed.
 """
 
 from __future__ import annotations
