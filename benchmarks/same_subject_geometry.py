@@ -9,6 +9,7 @@ For each subject, on the unedited model (RoSE, figures 2 to 4, 7 to 13, 19):
 * *tolerance radius* of the value of each fact alone (MEMIT), of one for all (MEMIT-Merge), and of RoSE's, with two,
   four and eight templates: the longest noise with which P(target) stays at .9 in nine of ten trials, in steps of
   ``--step`` of |h|;
+  *values that hold*: the share that reaches .9 without noise; the radius of the others is 0;
 * *activation deviation* ``|dW (k' - k)|`` of the question and the instructed question, of the update with the
   covariance and with the identity in its place (RoSE's IGA), at every edited layer;
 * *escapes*: the share of facts whose deviation at the last layer is beyond the radius.
@@ -51,6 +52,7 @@ from errata.evaluation.robustness import (
 
 FORMS = ("question", "instruction")
 PROBABILITY = 0.9
+_KEYS = ("key_cosines", "gradient_conflict", "values_that_hold", "tolerance_radius")
 
 
 def in_form(request: EditRequest, form: str) -> EditRequest:
@@ -60,10 +62,12 @@ def in_form(request: EditRequest, form: str) -> EditRequest:
     return request.model_copy(update={"prompt": prompt})
 
 
-def editors(layers: tuple[int, ...], steps: int, cov_weight: float) -> dict[str, LocateEditor]:
+def editors(
+    layers: tuple[int, ...], steps: int, cov_weight: float, clamp: float | None = 0.75
+) -> dict[str, LocateEditor]:
     """Whose values are compared, with like settings of the optimization."""
     common: dict[str, Any] = {"layers": layers, "cov_weight": cov_weight, "past_keys": False}
-    plain, merged = ValueConfig(steps=steps), MergeValues(steps=steps)
+    plain, merged = ValueConfig(steps=steps, clamp=clamp), MergeValues(steps=steps, clamp=clamp)
     rose = {
         f"RoSE, {n} templates": Rose(
             RoseConfig(**common, values=merged, templates=tuple(TEMPLATES[i * len(TEMPLATES) // n] for i in range(n)))
@@ -143,20 +147,22 @@ def measure(
     cov_weight: float,
     step: float,
     tokens: int,
+    clamp: float | None = 0.75,
 ) -> dict[str, Any]:
     """Everything, as means over facts."""
     contexts = sample_contexts(model, count=1, length=10, seed=0)
     covariance = self_generated(model, layers, tokens)
-    methods = editors(layers, steps, cov_weight)
+    methods = editors(layers, steps, cov_weight, clamp)
     merge = methods["MEMIT-Merge"]
     by_constraint: Mapping[str, LocateEditor] = {
         "covariance": merge,
-        "identity": Rose(RoseConfig(layers=layers, hki=False, values=MergeValues(steps=steps))),
+        "identity": Rose(RoseConfig(layers=layers, hki=False, values=MergeValues(steps=steps, clamp=clamp))),
     }
     states = {name: editor.new_state(model, covariance) for name, editor in by_constraint.items()}
     last = layers[-1]
     keys: dict[str, list[Tensor]] = {form: [] for form in ("statement", *FORMS)}
     radius: dict[str, list[float]] = {name: [] for name in methods}
+    holding: dict[str, list[float]] = {name: [] for name in methods}
     moved: dict[str, dict[str, dict[int, list[float]]]] = {
         name: {form: {layer: [] for layer in layers} for form in FORMS} for name in by_constraint
     }
@@ -174,6 +180,10 @@ def measure(
             else:
                 deltas, at = deltas_of(model, editor, facts, contexts)
             sizes = at.norm(dim=1)
+            holding[name] += [
+                float(target_probabilities(model, fact, last, delta[None])[0] >= PROBABILITY)
+                for fact, delta in zip(facts, deltas, strict=True)
+            ]
             radius[name] += radii(model, facts, last, deltas, sizes, step, number)
             if editor is merge:
                 for constraint, one in by_constraint.items():
@@ -192,6 +202,7 @@ def measure(
             "other subjects": float(across.mean()) if across.numel() else None,
         },
         "gradient_conflict": mean(conflicts),
+        "values_that_hold": {name: mean(values) for name, values in holding.items()},
         "tolerance_radius": {name: mean(values) for name, values in radius.items()},
         "activation_deviation": {
             name: {form: {layer: mean(values) for layer, values in rows.items()} for form, rows in forms.items()}
@@ -214,6 +225,7 @@ def main() -> None:
     parser.add_argument("--stream", type=Path, default=STREAM)
     parser.add_argument("--subjects", type=int, default=12)
     parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--clamp", type=float, default=0.75, help="bound on |delta| / |h|; the paper names none")
     parser.add_argument("--cov-weight", type=float, default=1500.0)
     parser.add_argument("--step", type=float, default=0.1, help="of the radius, as a share of |h|")
     parser.add_argument("--tokens", type=int, default=7500, help="of the covariance")
@@ -232,11 +244,12 @@ def main() -> None:
         cov_weight=options.cov_weight,
         step=options.step,
         tokens=options.tokens,
+        clamp=options.clamp,
     )
     named = {k: v.name if isinstance(v, Path) else v for k, v in vars(options).items() if k not in ("json", "model")}
     result = {"context": context(model=model.name), "settings": named, **result}
     print(store("same_subject_geometry", result, options.json))
-    for key in ("key_cosines", "gradient_conflict", "tolerance_radius", "activation_deviation", "escapes"):
+    for key in (*_KEYS, "activation_deviation", "escapes"):
         print(key, result[key], flush=True)
 
 

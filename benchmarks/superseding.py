@@ -7,7 +7,8 @@ What is timed: five keys leave, the right factor of the update for ten new keys 
 afresh is what releases before 0.2 did for every such batch: the system of all remaining keys is computed anew, then
 the same factor. Work that is done now and then (a factor computed afresh after so many columns) is timed apart and
 added in shares: ``amortized``. Of few keys half as many have left before as may, as a batch costs more by then. A
-layer's matrices at d_in 14 336 take 1.6 GB each in float64; past d_in keys the whole needs 7 GB.
+layer's matrices at d_in 14 336 take 1.6 GB each in float64; past d_in keys two of them are
+held, and up to four while a factor is computed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ import torch
 
 from benchmarks.linear_algebra import L2, LEADING, MIB, some_keys
 from benchmarks.measuring import context, one_thread, peak, reset_peak, store, timed
-from errata.editing.columns import Columns
 from errata.editing.forms import CapacitanceForm, GramForm
 from errata.editing.linalg import Base, GrowingSystem, ProjectedIdentity, update_factor
 
@@ -60,23 +60,22 @@ def started_over(
 ) -> tuple[float, float, GrowingSystem]:
     """CPU seconds of the system of ``past`` keys, the ``held`` ones first, computed afresh; of these, seconds of its
     factor; and it."""
-    width = held.shape[0]
-    if past < width:
-        columns = Columns.of(held)
-        while columns.count < past:
-            columns = columns.append(some_keys(width, min(512, past - columns.count), generator))
-        seconds, system = timed(lambda: GrowingSystem.over(base, columns, keep=False))
-        return seconds, seconds, system
     # `GrowingSystem.over` block by block: all keys at once would take a third as much room as everything else
-    gram = torch.zeros(width, width, dtype=torch.float64)
-    seconds, count, block = 0.0, 0, held
+    width, count, block, seconds = held.shape[0], 0, held, 0.0
+    form = CapacitanceForm.start(base, torch.zeros(width, 0, dtype=torch.float64))
+    gram = torch.zeros(width, width, dtype=torch.float64) if past >= width else None
     while count < past:
         part = block.double()
-        seconds += timed(lambda part=part: gram.addmm_(part, part.T))[0]  # type: ignore[misc]
-        count += block.shape[1]
+        if gram is None:
+            took, form = timed(lambda form=form, part=part: form.append(base.restrict(part)))  # type: ignore[misc]
+        else:
+            took = timed(lambda part=part: gram.addmm_(part, part.T))[0]  # type: ignore[misc]
+        seconds, count = seconds + took, count + block.shape[1]
         block = some_keys(width, min(512, past - count), generator) if count < past else block
-    took, form = timed(lambda: GramForm.start(base, gram))
-    return seconds + took, took, GrowingSystem(form, None)
+    if gram is None:
+        return seconds, seconds, GrowingSystem(form, None)
+    took, dense = timed(lambda: GramForm.start(base, gram))
+    return seconds + took, took, GrowingSystem(dense, None)
 
 
 def measure(width: int, past: int, *, repeats: int = 3, seed: int = 0) -> dict[str, Any]:

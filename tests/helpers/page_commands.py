@@ -48,6 +48,9 @@ QUICK: Mapping[str, str | tuple[str, ...]] = {
         "errata geometry v5 head --run runs/demo --layers 0,1,2 --text news.txt --documents 2000 --json"
     ),
     "errata sweep experiments/moir-validation-small --output runs/validation": "DRY",
+    "errata geometry head --run RUN --text wiki.test.raw --documents 400 --tokens 48": (
+        "errata geometry head --run runs/demo --text news.txt --documents 400 --tokens 48"
+    ),
     "errata norms --run RUN --values 100": "errata norms --run runs/demo --values 100",
     "errata norms --run runs/demo": SAME,
     "errata norms v5 head --run runs/demo --each --json": SAME,

@@ -132,5 +132,8 @@ def test_the_benchmark_on_a_tiny_model() -> None:
     assert found["facts"] == 4 and set(found["tolerance_radius"]) == {
         "MEMIT, alone", "MEMIT-Merge", "RoSE, 2 templates", "RoSE, 4 templates", "RoSE, 8 templates"
     }  # fmt: skip
+    held = found["values_that_hold"]
+    assert set(held) == set(found["tolerance_radius"]) and all(0 <= share <= 1 for share in held.values())
+    assert all(found["tolerance_radius"][name] == 0 for name, share in held.items() if share == 0)
     assert 0 <= found["gradient_conflict"] <= 1 and set(found["activation_deviation"]["identity"]["question"]) == {0, 1}
     assert all(0 <= share <= 1 for forms in found["escapes"].values() for share in forms.values())
