@@ -320,7 +320,7 @@ def main() -> None:
             file_page(browser, chosen.run / "report.html", "report-dark", 1150, scheme="dark")
             look(browser, work, chosen.run / "report.html")
         if chosen.locate is not None:
-            file_page(browser, chosen.locate, "locate-smollm2", 900, whole=True)
+            file_page(browser, chosen.locate, "locate-smollm2", 600, whole=True)
             look(browser, work, chosen.locate)
         if chosen.run is None and chosen.locate is None:
             for part in chosen.parts or PARTS:
