@@ -1,10 +1,10 @@
 """Pictures of the documentation, taken in headless Chromium: ``python -m docs.pictures [PART ...]`` in a checkout.
 
 Everything pictured is real: runs of the demo model over the same facts, MLflow's own page with what one of them
-registered, covariances of the model, and a service that is started, given facts of the shipped stream, asked, published
-from and paused.  What was made is kept in ``--work``, and what is there is
-gone on with: a run is resumed, a service is started again on its directory. ``--run`` and ``--locate`` picture pages
-of `errata run` (`make demo`) and `errata locate` that are there already, and nothing else.
+registered, and a service that is started, given facts of the shipped stream, asked, published from and paused. What was
+made is kept in ``--work``, and what is there is gone on with: a run is resumed, a service is started again on its
+directory. ``--run`` and ``--locate`` picture pages of `errata run` (`make demo`) and `errata locate` that are there
+already, and nothing else.
 """
 
 from __future__ import annotations
@@ -168,31 +168,6 @@ def _without_assistant(page: Any) -> None:
     max(shut, key=lambda pair: pair[0])[1].click()
 
 
-# --- covariances ---
-
-
-def covariance_pages(browser: Any, work: Path) -> None:
-    """What the model writes by itself beside what people write, as `errata covariance compare` shows them."""
-    files = [work / f"{name}.safetensors" for name in ("self-generated", "held-out")]
-    corpus = (
-        "covariance.source=corpus",
-        f"covariance.corpus.path={TEXT}",
-        "covariance.tokens=3000",
-        "covariance.corpus.nll_documents=40",
-    )
-    for file, settings in zip(files, ((), corpus), strict=True):
-        if not file.exists():
-            tell(f"covariance {file.stem}")
-            errata(work / "covariance.log", "covariance", "estimate", "quickstart", "--output", file, *sets(settings))
-    page = work / "covariances.html"
-    errata(work / "covariance.log", "covariance", "compare", *files, "--output", page)
-    file_page(browser, page, "covariance", 900, whole=True)
-    look(browser, work, page)
-
-
-TEXT = Path(__file__).parents[1] / "configs" / "text" / "heldout.txt"
-
-
 # --- a service ---
 
 
@@ -325,7 +300,7 @@ def look(browser: Any, work: Path, *sources: Path) -> None:
             file_page(browser, source, name, 900, whole=True, scheme=scheme, width=width, folder=work / "looks")
 
 
-PARTS = {"runs": run_pages, "mlflow": mlflow_pages, "covariance": covariance_pages, "service": service_pages}
+PARTS = {"runs": run_pages, "mlflow": mlflow_pages, "service": service_pages}
 
 
 def main() -> None:
