@@ -86,7 +86,7 @@ def test_every_command_on_a_run_is_looked_at() -> None:
     names = set(commands_on_a_run())
     assert names == {
         *("log", "show", "diff", "waiting", "verify", "bisect", "revert", "withdraw", "snapshot", "tag", "compact"),
-        *("erase", "migrate", "gc", "checkout", "export", "publish", "judge", "preserve", "geometry"),
+        *("erase", "migrate", "gc", "checkout", "export", "publish", "judge", "preserve", "geometry", "norms"),
     }
 
 
