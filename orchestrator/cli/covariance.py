@@ -13,7 +13,7 @@ from rich.table import Table
 
 from errata.editing.errors import ErrataError, UserError
 from errata.editing.wording import counted
-from errata.orchestrator.cli.options import Overrides, Verbose
+from errata.orchestrator.cli.options import Overrides, Verbose, show_result
 
 if TYPE_CHECKING:
     from errata.actors.workers.covariance import Estimate, EstimateJob, EstimateProgress, KeyCheck
@@ -155,7 +155,6 @@ def coverage(
     """Say what share of a domain's key energy lies inside each covariance."""
     from errata.orchestrator.covariance.coverage import coverage as covered
     from errata.orchestrator.covariance.coverage import coverage_lines
-    from errata.orchestrator.history.text import plain
 
     named = dict(_load(files, store))
     domains = {}
@@ -165,11 +164,7 @@ def coverage(
             raise UserError(f"--domain {item!r} is not of the form NAME=FILE")
         domains[name] = _load([file], store)[0][1]
     shares = covered(named, domains, energy=energy, layers=layers)
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(plain(shares) + "\n", encoding="utf-8")
-    for line in coverage_lines(shares, energy):
-        typer.echo(line)
+    show_result(shares, coverage_lines(shares, energy), output=output)
 
 
 @covariance.command("merge")

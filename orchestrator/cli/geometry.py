@@ -10,6 +10,7 @@ import typer
 
 from errata.editing.errors import UserError
 from errata.editing.texts import read_text
+from errata.orchestrator.cli.options import show_result
 
 
 def register(app: typer.Typer) -> None:
@@ -51,7 +52,6 @@ def geometry(
     from errata.orchestrator.history import rebuild
     from errata.orchestrator.history.log import find_run
     from errata.orchestrator.history.receipts import open_store
-    from errata.orchestrator.history.text import plain
     from errata.orchestrator.journal import JOURNAL_FILE, Journal
     from errata.orchestrator.measuring import geometry as measuring
     from errata.orchestrator.report.summary import read_summary
@@ -89,14 +89,7 @@ def geometry(
     edited = {point.edits: point.arms["edited"].model_dump() for point in points if "edited" in point.arms}
     rows = measuring.correlations(by_version, edited)
     result = {"versions": by_version, "correlations": rows}
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(plain(result) + "\n", encoding="utf-8")
-    if as_json:
-        typer.echo(plain(result))
-    else:
-        for line in measuring.geometry_lines(by_version, rows):
-            typer.echo(line)
+    show_result(result, measuring.geometry_lines(by_version, rows), output=output, as_json=as_json)
 
 
 def _layers(given: str | None, base: Any) -> list[int]:

@@ -10,6 +10,7 @@ import typer
 
 from errata.editing.errors import UserError
 from errata.orchestrator.cli.history import RunOption
+from errata.orchestrator.cli.options import show_result
 
 if TYPE_CHECKING:
     from errata.evaluation.judge import Judge
@@ -48,21 +49,13 @@ def judge(
 ) -> None:
     """Put every answer of a finished run to another judge, and say how far it agrees with containment."""
     from errata.orchestrator.history.log import find_run
-    from errata.orchestrator.history.text import plain
     from errata.orchestrator.measuring.judging import judge_again, judgment_lines
     from errata.orchestrator.report.summary import read_facts
 
     directory = find_run(run)
     facts = list(read_facts(directory / "facts.jsonl"))
     judgment = judge_again(facts, _judge(by, threshold, url, model, key_env, directory))
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(plain(judgment) + "\n", encoding="utf-8")
-    if as_json:
-        typer.echo(plain(judgment))
-    else:
-        for line in judgment_lines(judgment):
-            typer.echo(line)
+    show_result(judgment, judgment_lines(judgment), output=output, as_json=as_json)
 
 
 def _judge(by: Kind, threshold: float, url: str | None, model: str | None, key_env: str | None, run: Path) -> Judge:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from errata.orchestrator.cli.options import show_result
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -57,7 +59,6 @@ def norms(
     from errata.orchestrator.history import rebuild
     from errata.orchestrator.history.log import find_run
     from errata.orchestrator.history.receipts import open_store
-    from errata.orchestrator.history.text import plain
     from errata.orchestrator.journal import JOURNAL_FILE, Journal
     from errata.orchestrator.measuring import norms as measuring
     from errata.orchestrator.measuring.points import named_versions
@@ -87,14 +88,7 @@ def norms(
         drifts = () if values is None else _drifts(journal, store, whole, values)
         requests = measuring.request_norms([(row.id, row.applied_in, row.result or {}) for row in journal.requests()])
     report = measuring.report_of(requests, matrices, drifts)
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(plain(report) + "\n", encoding="utf-8")
-    if as_json:
-        typer.echo(plain(report))
-    else:
-        for line in measuring.norms_lines(report, each=each):
-            typer.echo(line)
+    show_result(report, measuring.norms_lines(report, each=each), output=output, as_json=as_json)
 
 
 def _drifts(journal: Any, store: Any, base: Mapping[int, Tensor], count: int) -> tuple[ValueDrift, ...]:

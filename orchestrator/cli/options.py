@@ -4,7 +4,8 @@ as one value."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
@@ -53,3 +54,14 @@ def takes(model: type[M]) -> Callable[[Callable[[M], None]], Callable[..., None]
         return called
 
     return decorate
+
+
+def show_result(result: Any, lines: Iterable[str], *, output: Path | None, as_json: bool = False) -> None:
+    """Print what a command found, as lines or as JSON, and write the JSON to ``output`` where one is named."""
+    from errata.orchestrator.history.text import plain
+
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(plain(result) + "\n", encoding="utf-8")
+    for line in [plain(result)] if as_json else lines:
+        typer.echo(line)

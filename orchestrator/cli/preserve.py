@@ -15,7 +15,7 @@ from pydantic import model_validator
 
 from errata.editing.closed import Closed
 from errata.editing.errors import UserError
-from errata.orchestrator.cli.options import takes
+from errata.orchestrator.cli.options import show_result, takes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -217,7 +217,6 @@ def preserve(options: PreserveOptions) -> None:
     from errata.orchestrator.history import rebuild
     from errata.orchestrator.history.log import find_run
     from errata.orchestrator.history.receipts import open_store
-    from errata.orchestrator.history.text import plain
     from errata.orchestrator.journal import JOURNAL_FILE, Journal
     from errata.orchestrator.measuring import preserve as preserving
     from errata.orchestrator.measuring.points import named_versions
@@ -260,17 +259,8 @@ def preserve(options: PreserveOptions) -> None:
                 report = replace(report, lifetimes=lives)
         edits = {version.digest: version.edits for version in [*chosen, journal.head()]}
         keep_preserved(directory, preserving.kept_versions(report, edits, journal.head()))
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(plain(report) + "\n", encoding="utf-8")
-    if options.as_json:
-        typer.echo(plain(report))
-    else:
-        for line in preserving.report_lines(report):
-            typer.echo(line)
-        if report.lifetimes:
-            for line in lifetime_lines(report.lifetimes):
-                typer.echo(line)
+    lines = [*preserving.report_lines(report), *(lifetime_lines(report.lifetimes) if report.lifetimes else ())]
+    show_result(report, lines, output=options.output, as_json=options.as_json)
 
 
 def _pairs(option: str, given: Sequence[str] | None) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ import httpx
 import pytest
 import yaml
 
+from tests.helpers.browser import chromium, find_chromium
 from tests.integration.harness import settings
 
 
@@ -117,11 +117,10 @@ def services(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) ->
     made.kill_all()
 
 
-@pytest.fixture(scope="session")
-def chromium() -> str:
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
     """A headless browser; skips where there is none."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        found = shutil.which(name)
-        if found is not None:
-            return found
-    pytest.skip("no Chromium on this machine")
+    if find_chromium() is None:
+        pytest.skip("no Chromium on this machine")
+    with chromium() as made:
+        yield made

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
 
 import pytest
 
 from errata.orchestrator.report import charts, render_report
-from tests.helpers.browser import chromium, find_chromium
 from tests.helpers.charts import contrast
 from tests.helpers.sample_report import SAMPLE_YAML, sample_facts, sample_summary
 
@@ -108,14 +106,6 @@ SPECS: dict[str, dict[str, Any]] = {
         "log": True, "labels": False, "form": {"digits": None}, "xLabel": "eigenvalue", "yLabel": "value",
     },
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if find_chromium() is None:
-        pytest.skip("no Chromium on this machine")
-    with chromium() as made:
-        yield made
 
 
 @pytest.mark.parametrize(("width", "ratio"), [(330, 1), (330, 2), (240, 1), (700, 1.5)])

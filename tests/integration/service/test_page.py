@@ -12,21 +12,13 @@ import pytest
 
 from errata.editing.errors import ErrataError
 from errata.evaluation.outcomes import ARMS
-from tests.helpers.browser import chromium, find_chromium, listening, serious
+from tests.helpers.browser import listening, serious
 from tests.helpers.service import ADMIN, READ, TOKENS, Running, bearer, edit, running
 
 pytest.importorskip("playwright")
 
 PAGE = Path(__file__).parents[3] / "orchestrator" / "service" / "page"
 EVIL = "<img src=x onerror=document.title='broken'>"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if find_chromium() is None:
-        pytest.skip("no Chromium on this machine")
-    with chromium() as made:
-        yield made
 
 
 @pytest.fixture
